@@ -1,0 +1,47 @@
+//! What can go wrong with a model, and with a call of it. Protocol statuses are not decided here.
+
+use std::path::{Path, PathBuf};
+
+/// Why a model cannot be loaded: which file, and what is wrong with it.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{}: {reason}", file.display())]
+pub struct LoadError {
+    /// The file or directory at fault, relative to the repository where possible.
+    pub file: PathBuf,
+    /// What is wrong.
+    pub reason: String,
+}
+
+impl LoadError {
+    /// `file` is refused for `reason`.
+    pub fn new(file: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        LoadError { file: file.as_ref().to_path_buf(), reason: reason.into() }
+    }
+}
+
+/// Why a call failed.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum InferError {
+    /// The request is at fault; says what, where, and what would be right.
+    #[error("{0}")]
+    Invalid(String),
+    /// The model cannot do this.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The deadline passed before the answer was ready.
+    #[error("the request's deadline passed before its answer was ready")]
+    Deadline,
+    /// Nobody waits for the answer.
+    #[error("the request was cancelled")]
+    Cancelled,
+    /// The model is at fault.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl InferError {
+    /// The request is at fault.
+    pub fn invalid(what: impl Into<String>) -> Self {
+        InferError::Invalid(what.into())
+    }
+}
