@@ -1,1 +1,11 @@
-//! placeholder
+//! The wire: the Open Inference Protocol v1 and v2 as this server reads and writes them.
+//!
+//! Nothing here knows a runtime, a socket or a tensor of the engine. Reading checks form (is this the JSON that the
+//! protocol describes?), never meaning (does the model want it?).
+
+pub mod binary;
+pub mod grpc;
+pub mod json;
+pub mod v1;
+pub mod v2;
+pub mod write;

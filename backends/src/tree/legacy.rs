@@ -113,6 +113,10 @@ pub(crate) fn read(data: &[u8]) -> Result<Booster, Fault> {
             }
         }
     }
+    // Before 1.0 the Poisson objective's one parameter follows as text.
+    if booster.objective == "count:poisson" && bytes.at < data.len() {
+        bytes.text("max_delta_step")?;
+    }
     if metrics {
         for _ in 0..bytes.length(8, "metrics")? {
             bytes.text("metric")?;

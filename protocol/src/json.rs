@@ -1,0 +1,388 @@
+//! A pull reader for request bodies. Numbers go from text to the wanted type in one step, tensors never become trees of
+//! values, and where Triton's clients send `NaN`, `Infinity` or `-Infinity` they are numbers.
+//!
+//! Objects and arrays may lie [`MAX_DEPTH`] deep; errors carry the byte at which they arose.
+
+use std::borrow::Cow;
+use std::fmt;
+
+/// Deeper nesting than this is refused.
+pub const MAX_DEPTH: usize = 100;
+
+/// Text that is not what it should be: what, and at which byte.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JsonError {
+    /// What is wrong.
+    pub what: String,
+    /// Byte offset in the body.
+    pub at: usize,
+}
+
+impl fmt::Display for JsonError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at byte {}", self.what, self.at)
+    }
+}
+impl std::error::Error for JsonError {}
+
+/// What kind of value comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `{`
+    Object,
+    /// `[`
+    Array,
+    /// `"`
+    String,
+    /// A digit, a sign, `NaN` or `Infinity`.
+    Number,
+    /// `true` or `false`.
+    Bool,
+    /// `null`.
+    Null,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Object => "an object",
+            Kind::Array => "a list",
+            Kind::String => "a string",
+            Kind::Number => "a number",
+            Kind::Bool => "true or false",
+            Kind::Null => "null",
+        }
+    }
+}
+
+/// Reads one document front to back.
+#[derive(Debug)]
+pub struct Reader<'a> {
+    text: &'a [u8],
+    at: usize,
+    depth: usize,
+}
+
+/// Walks the entries of an object or array: has the first been read?
+#[derive(Debug, Default)]
+pub struct Entries(bool);
+
+type Result<T> = std::result::Result<T, JsonError>;
+
+impl<'a> Reader<'a> {
+    /// At the beginning of `text`.
+    pub fn new(text: &'a [u8]) -> Self {
+        Reader { text, at: 0, depth: 0 }
+    }
+
+    /// An error at the current place.
+    pub fn error(&self, what: impl Into<String>) -> JsonError {
+        JsonError { what: what.into(), at: self.at.min(self.text.len()) }
+    }
+
+    /// The byte that is read next.
+    pub fn position(&self) -> usize {
+        self.at
+    }
+
+    #[inline]
+    fn space(&mut self) {
+        while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.text.get(self.at) {
+            self.at += 1;
+        }
+    }
+
+    #[inline]
+    fn peek(&mut self) -> Option<u8> {
+        self.space();
+        self.text.get(self.at).copied()
+    }
+
+    /// What kind of value comes next.
+    pub fn kind(&mut self) -> Result<Kind> {
+        match self.peek() {
+            Some(b'{') => Ok(Kind::Object),
+            Some(b'[') => Ok(Kind::Array),
+            Some(b'"') => Ok(Kind::String),
+            Some(b't' | b'f') => Ok(Kind::Bool),
+            Some(b'n') => Ok(Kind::Null),
+            Some(b'0'..=b'9' | b'-' | b'N' | b'I') => Ok(Kind::Number),
+            Some(byte) => Err(self.error(format!("unexpected '{}'", byte.escape_ascii()))),
+            None => Err(self.error("the text ends where a value is expected")),
+        }
+    }
+
+    fn expect(&mut self, byte: u8) -> Result<()> {
+        match self.peek() {
+            Some(found) if found == byte => {
+                self.at += 1;
+                Ok(())
+            }
+            Some(found) => Err(self.error(format!("expected '{}', found '{}'", byte as char, found.escape_ascii()))),
+            None => Err(self.error(format!("the text ends where '{}' is expected", byte as char))),
+        }
+    }
+
+    fn enter(&mut self, byte: u8) -> Result<Entries> {
+        self.expect(byte)?;
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            return Err(self.error(format!("nested deeper than {MAX_DEPTH}")));
+        }
+        Ok(Entries(false))
+    }
+
+    #[inline]
+    fn advance(&mut self, entries: &mut Entries, close: u8) -> Result<bool> {
+        match self.peek() {
+            Some(byte) if byte == close => {
+                self.at += 1;
+                self.depth -= 1;
+                return Ok(false);
+            }
+            Some(b',') if entries.0 => {
+                self.at += 1;
+                if self.peek() == Some(close) {
+                    return Err(self.error("nothing follows the comma"));
+                }
+            }
+            Some(_) if !entries.0 => {}
+            Some(found) => {
+                return Err(self.error(format!(
+                    "expected ',' or '{}', found '{}'",
+                    close as char,
+                    found.escape_ascii()
+                )));
+            }
+            None => return Err(self.error(format!("the text ends where '{}' is expected", close as char))),
+        }
+        entries.0 = true;
+        Ok(true)
+    }
+
+    /// Enters an object.
+    pub fn object(&mut self) -> Result<Entries> {
+        self.enter(b'{')
+    }
+
+    /// The next key of an object; `None` at its end.
+    pub fn key(&mut self, entries: &mut Entries) -> Result<Option<Cow<'a, str>>> {
+        if !self.advance(entries, b'}')? {
+            return Ok(None);
+        }
+        let key = self.string()?;
+        self.expect(b':')?;
+        Ok(Some(key))
+    }
+
+    /// Enters an array.
+    pub fn array(&mut self) -> Result<Entries> {
+        self.enter(b'[')
+    }
+
+    /// Is there another element in the array? If not, it is left.
+    #[inline]
+    pub fn element(&mut self, entries: &mut Entries) -> Result<bool> {
+        self.advance(entries, b']')
+    }
+
+    /// Text; borrowed where it has no escapes.
+    pub fn string(&mut self) -> Result<Cow<'a, str>> {
+        self.expect(b'"')?;
+        let start = self.at;
+        let plain = self.plain()?;
+        if self.text[self.at] == b'"' {
+            self.at += 1;
+            return Ok(Cow::Borrowed(self.utf8(plain, start)?));
+        }
+        let mut out = self.utf8(plain, start)?.to_owned();
+        loop {
+            if self.text[self.at] == b'"' {
+                self.at += 1;
+                return Ok(Cow::Owned(out));
+            }
+            self.escape(&mut out)?;
+            let start = self.at;
+            let plain = self.plain()?;
+            out.push_str(self.utf8(plain, start)?);
+        }
+    }
+
+    /// Bytes up to the next quote or backslash, which is left to be read.
+    fn plain(&mut self) -> Result<&'a [u8]> {
+        let rest = &self.text[self.at.min(self.text.len())..];
+        let length = rest.iter().position(|&b| b == b'"' || b == b'\\' || b < 0x20);
+        let length = length.ok_or_else(|| self.error("the text ends inside a string"))?;
+        self.at += length;
+        if rest[length] < 0x20 {
+            return Err(self.error("a control character inside a string"));
+        }
+        Ok(&rest[..length])
+    }
+
+    fn utf8(&self, bytes: &'a [u8], start: usize) -> Result<&'a str> {
+        std::str::from_utf8(bytes)
+            .map_err(|e| JsonError { what: "a string is not UTF-8".into(), at: start + e.valid_up_to() })
+    }
+
+    fn escape(&mut self, out: &mut String) -> Result<()> {
+        let escape = self.text.get(self.at + 1).copied();
+        self.at += 2;
+        out.push(match escape {
+            Some(b'n') => '\n',
+            Some(b't') => '\t',
+            Some(b'r') => '\r',
+            Some(b'b') => '\u{8}',
+            Some(b'f') => '\u{c}',
+            Some(byte @ (b'"' | b'\\' | b'/')) => byte as char,
+            Some(b'u') => self.unicode()?,
+            _ => return Err(self.error("unknown escape in a string")),
+        });
+        Ok(())
+    }
+
+    fn unicode(&mut self) -> Result<char> {
+        let high = self.hex()?;
+        if !(0xd800..0xe000).contains(&high) {
+            return char::from_u32(high).ok_or_else(|| self.error("no such character"));
+        }
+        let low = match self.text.get(self.at..self.at + 2) {
+            Some(b"\\u") if high < 0xdc00 => {
+                self.at += 2;
+                self.hex()?
+            }
+            _ => return Err(self.error("half of a surrogate pair")),
+        };
+        if !(0xdc00..0xe000).contains(&low) {
+            return Err(self.error("half of a surrogate pair"));
+        }
+        char::from_u32(0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00))
+            .ok_or_else(|| self.error("no such character"))
+    }
+
+    fn hex(&mut self) -> Result<u32> {
+        let digits = self.text.get(self.at..self.at + 4).filter(|d| d.iter().all(u8::is_ascii_hexdigit));
+        let digits = digits.ok_or_else(|| self.error("expected four hexadecimal digits"))?;
+        self.at += 4;
+        Ok(digits.iter().fold(0, |n, &d| n * 16 + (d as char).to_digit(16).unwrap_or(0)))
+    }
+
+    /// The characters of a number: JSON's, or `NaN`, `Inf`, `Infinity`, `-Inf`, `-Infinity`.
+    #[inline]
+    pub fn number(&mut self) -> Result<&'a str> {
+        self.space();
+        let start = self.at;
+        while let Some(b'0'..=b'9' | b'.' | b'+' | b'-' | b'e' | b'E') = self.text.get(self.at) {
+            self.at += 1;
+        }
+        if let Some(b'N' | b'I') = self.text.get(self.at) {
+            while let Some(b'a'..=b'z' | b'A'..=b'Z') = self.text.get(self.at) {
+                self.at += 1;
+            }
+        }
+        let token = &self.text[start..self.at];
+        if !is_number(token) {
+            self.at = start;
+            let kind = self.kind()?;
+            return Err(self.error(match kind {
+                Kind::Number => format!("'{}' is not a number", token.escape_ascii()),
+                other => format!("expected a number, found {}", other.name()),
+            }));
+        }
+        std::str::from_utf8(token).map_err(|_| self.error("not a number"))
+    }
+
+    /// True or false.
+    pub fn boolean(&mut self) -> Result<bool> {
+        match self.kind()? {
+            Kind::Bool => {
+                let value = self.peek() == Some(b't');
+                self.word(if value { "true" } else { "false" })?;
+                Ok(value)
+            }
+            other => Err(self.error(format!("expected true or false, found {}", other.name()))),
+        }
+    }
+
+    /// `null`.
+    pub fn null(&mut self) -> Result<()> {
+        self.word("null")
+    }
+
+    fn word(&mut self, word: &str) -> Result<()> {
+        self.space();
+        if self.text[self.at.min(self.text.len())..].starts_with(word.as_bytes()) {
+            self.at += word.len();
+            return Ok(());
+        }
+        Err(self.error(format!("expected {word}")))
+    }
+
+    /// Passes over a value, which is checked to be JSON.
+    pub fn skip(&mut self) -> Result<()> {
+        match self.kind()? {
+            Kind::Object => {
+                let mut entries = self.object()?;
+                while self.key(&mut entries)?.is_some() {
+                    self.skip()?;
+                }
+                Ok(())
+            }
+            Kind::Array => {
+                let mut entries = self.array()?;
+                while self.element(&mut entries)? {
+                    self.skip()?;
+                }
+                Ok(())
+            }
+            Kind::String => self.string().map(|_| ()),
+            Kind::Number => self.number().map(|_| ()),
+            Kind::Bool => self.boolean().map(|_| ()),
+            Kind::Null => self.null(),
+        }
+    }
+
+    /// Passes over a value and returns its text.
+    pub fn raw(&mut self) -> Result<&'a [u8]> {
+        self.space();
+        let start = self.at;
+        self.skip()?;
+        Ok(&self.text[start..self.at])
+    }
+
+    /// The document is over.
+    pub fn end(&mut self) -> Result<()> {
+        match self.peek() {
+            None => Ok(()),
+            Some(byte) => Err(self.error(format!("unexpected '{}' behind the document", byte.escape_ascii()))),
+        }
+    }
+}
+
+/// JSON's grammar of numbers, and the names of those it lacks.
+fn is_number(token: &[u8]) -> bool {
+    let digits = token.strip_prefix(b"-").unwrap_or(token);
+    if matches!(digits, b"NaN" | b"Inf" | b"Infinity") {
+        return true;
+    }
+    let whole = digits.iter().take_while(|b| b.is_ascii_digit()).count();
+    if whole == 0 || (whole > 1 && digits[0] == b'0') {
+        return false;
+    }
+    let mut rest = &digits[whole..];
+    if let Some(fraction) = rest.strip_prefix(b".") {
+        let count = fraction.iter().take_while(|b| b.is_ascii_digit()).count();
+        if count == 0 {
+            return false;
+        }
+        rest = &fraction[count..];
+    }
+    if let [b'e' | b'E', exponent @ ..] = rest {
+        let exponent = match exponent {
+            [b'+' | b'-', digits @ ..] => digits,
+            digits => digits,
+        };
+        return !exponent.is_empty() && exponent.iter().all(u8::is_ascii_digit);
+    }
+    rest.is_empty()
+}

@@ -1,0 +1,342 @@
+//! A predictor behind a bounded queue.
+//!
+//! A request that finds nothing waiting and is cheap runs where it stands. All others queue: whoever gets the right to
+//! run takes what has gathered, stacks it, predicts once, and hands every request its rows. A batch that fails is run
+//! again one by one, so that one bad request fails alone; a panic fails its batch and nothing else.
+//!
+//! No thread waits for work: a drain runs on the blocking pool only while there is something queued.
+
+use crate::error::Error;
+use crate::stats::{Stats, Timing};
+use backends::{Call, CancelFlag, Parameter, Parameters, Predictor, Tensor};
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// How a batcher gathers.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Requests that may wait.
+    pub queue: usize,
+    /// Rows of a batch.
+    pub max_rows: usize,
+    /// How long a batch waits to fill.
+    pub max_delay: Duration,
+    /// Calls up to this long run on the caller's thread.
+    pub inline: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { queue: 512, max_rows: 256, max_delay: Duration::ZERO, inline: Duration::from_micros(100) }
+    }
+}
+
+/// One request for the predictor.
+#[derive(Debug)]
+pub struct Job {
+    /// Inputs, checked against the signature.
+    pub inputs: Vec<Tensor>,
+    /// Wanted outputs; empty means all.
+    pub outputs: Vec<String>,
+    /// Its parameters.
+    pub parameters: Parameters,
+    /// When it is of no use any more.
+    pub deadline: Option<Instant>,
+    /// Smaller goes first.
+    pub priority: u64,
+}
+
+/// Outputs, and how long they took.
+pub type Answer = Result<(Vec<Tensor>, Timing), Error>;
+
+struct Waiting {
+    job: Job,
+    since: Instant,
+    reply: oneshot::Sender<Answer>,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// By priority, then by arrival.
+    waiting: BTreeMap<(u64, u64), Waiting>,
+    arrivals: u64,
+    running: usize,
+}
+
+struct Inner {
+    predictor: Box<dyn Predictor>,
+    options: Options,
+    instances: usize,
+    single_call: Duration,
+    batchable: bool,
+    queue: Mutex<Queue>,
+    arrived: Condvar,
+    stats: Arc<Stats>,
+}
+
+/// A predictor behind a bounded queue. Cheap to clone.
+#[derive(Clone)]
+pub struct Batcher(Arc<Inner>);
+
+impl std::fmt::Debug for Batcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Batcher").field("options", &self.0.options).finish_non_exhaustive()
+    }
+}
+
+impl Batcher {
+    /// Puts `predictor` behind a queue.
+    pub fn new(predictor: Box<dyn Predictor>, options: Options, stats: Arc<Stats>) -> Self {
+        let profile = predictor.profile();
+        Batcher(Arc::new(Inner {
+            predictor,
+            options,
+            instances: profile.instances.max(1),
+            single_call: profile.single_call,
+            batchable: profile.batchable,
+            queue: Mutex::default(),
+            arrived: Condvar::new(),
+            stats,
+        }))
+    }
+
+    /// The predictor behind the queue.
+    pub fn predictor(&self) -> &dyn Predictor {
+        &*self.0.predictor
+    }
+
+    /// Requests that wait.
+    pub fn queued(&self) -> usize {
+        self.0.lock().waiting.len()
+    }
+
+    /// Answers one request.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`] when the queue is full; whatever the predictor says.
+    pub async fn run(&self, job: Job) -> Answer {
+        let inner = &self.0;
+        if inner.cheap(&job) && inner.lock().waiting.is_empty() {
+            return inner.run_one(&job, Duration::ZERO);
+        }
+        let answer = self.enqueue(job)?;
+        // The sender is dropped without a word only when its thread is torn down.
+        answer.await.unwrap_or(Err(Error::Draining))
+    }
+
+    fn enqueue(&self, job: Job) -> Result<oneshot::Receiver<Answer>, Error> {
+        let (reply, answer) = oneshot::channel();
+        let mut queue = self.0.lock();
+        // Whoever left or ran out of time makes room for others.
+        if queue.waiting.len() >= self.0.options.queue {
+            queue.waiting.retain(|_, waiting| !waiting.reply.is_closed());
+        }
+        if queue.waiting.len() >= self.0.options.queue {
+            return Err(Error::Overloaded(format!(
+                "{} requests wait for this model already; try again later",
+                queue.waiting.len()
+            )));
+        }
+        queue.arrivals += 1;
+        let place = (job.priority, queue.arrivals);
+        queue.waiting.insert(place, Waiting { job, since: Instant::now(), reply });
+        if queue.running < self.0.instances {
+            queue.running += 1;
+            let inner = self.0.clone();
+            tokio::task::spawn_blocking(move || inner.drain());
+        }
+        self.0.arrived.notify_all();
+        Ok(answer)
+    }
+}
+
+/// Rows of a request: the length of its inputs' first dimension.
+pub fn rows(inputs: &[Tensor]) -> usize {
+    inputs.first().map_or(1, Tensor::rows)
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Would this request take less time than handing it over?
+    fn cheap(&self, job: &Job) -> bool {
+        let rows = rows(&job.inputs).min(1 << 20) as u32;
+        self.single_call * rows <= self.options.inline
+    }
+
+    /// Runs batches until nothing waits.
+    fn drain(&self) {
+        while let Some(batch) = self.gather() {
+            self.run_batch(batch);
+        }
+    }
+
+    /// Takes what is waiting, up to the largest batch; gives up the right to run when there is nothing.
+    fn gather(&self) -> Option<Vec<Waiting>> {
+        let mut queue = self.lock();
+        let (mut batch, mut total) = (Vec::new(), 0);
+        let until = Instant::now() + self.options.max_delay;
+        loop {
+            while let Some(entry) = queue.waiting.first_entry() {
+                let rows = rows(&entry.get().job.inputs);
+                let full = total + rows > self.options.max_rows || !self.batchable;
+                if !batch.is_empty() && full {
+                    return Some(batch);
+                }
+                total += rows;
+                batch.push(entry.remove());
+            }
+            let now = Instant::now();
+            if batch.is_empty() || now >= until || total >= self.options.max_rows {
+                break;
+            }
+            queue = match self.arrived.wait_timeout(queue, until - now) {
+                Ok((queue, _)) => queue,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+        if batch.is_empty() {
+            queue.running -= 1;
+            return None;
+        }
+        Some(batch)
+    }
+
+    fn run_batch(&self, batch: Vec<Waiting>) {
+        let now = Instant::now();
+        let (live, gone): (Vec<_>, Vec<_>) = batch
+            .into_iter()
+            .filter(|waiting| !waiting.reply.is_closed())
+            .partition(|waiting| waiting.job.deadline.is_none_or(|deadline| deadline > now));
+        for waiting in gone {
+            let _ = waiting.reply.send(Err(Error::Deadline));
+        }
+        let mut groups: Vec<Vec<Waiting>> = Vec::new();
+        for waiting in live {
+            match groups.iter_mut().find(|group| stackable(&group[0].job, &waiting.job)) {
+                Some(group) => group.push(waiting),
+                None => groups.push(vec![waiting]),
+            }
+        }
+        groups.into_iter().for_each(|group| self.run_group(group));
+    }
+
+    /// Requests that may be one call.
+    fn run_group(&self, group: Vec<Waiting>) {
+        if group.len() > 1 {
+            match self.run_stacked(&group) {
+                Ok(answers) => {
+                    for (waiting, answer) in group.into_iter().zip(answers) {
+                        let _ = waiting.reply.send(Ok(answer));
+                    }
+                    return;
+                }
+                Err(Error::Internal(what)) => {
+                    for waiting in group {
+                        let _ = waiting.reply.send(Err(Error::Internal(what.clone())));
+                    }
+                    return;
+                }
+                // Somebody's input is at fault: whose, running one by one will tell.
+                Err(_) => {}
+            }
+        }
+        for waiting in group {
+            let answer = self.run_one(&waiting.job, waiting.since.elapsed());
+            let _ = waiting.reply.send(answer);
+        }
+    }
+
+    fn run_one(&self, job: &Job, queue: Duration) -> Answer {
+        let cancel = CancelFlag::default();
+        let call = Call {
+            inputs: &job.inputs,
+            outputs: &job.outputs,
+            parameters: &job.parameters,
+            deadline: job.deadline,
+            cancel: &cancel,
+        };
+        let start = Instant::now();
+        let outputs = self.predict(&call)?;
+        let timing = Timing { queue, infer: start.elapsed(), ..Timing::default() };
+        self.stats.executed(rows(&job.inputs), &timing);
+        Ok((outputs, timing))
+    }
+
+    fn run_stacked(&self, group: &[Waiting]) -> Result<Vec<(Vec<Tensor>, Timing)>, Error> {
+        let start = Instant::now();
+        let first = &group[0].job;
+        let stacked: Result<Vec<Tensor>, _> = (0..first.inputs.len())
+            .map(|i| Tensor::stack(&group.iter().map(|waiting| &waiting.job.inputs[i]).collect::<Vec<_>>()))
+            .collect();
+        let inputs = stacked.map_err(|misfit| Error::Invalid(misfit.to_string()))?;
+        // The last of the deadlines: each request's own was checked when it was taken.
+        let deadline = group.iter().map(|w| w.job.deadline).max_by_key(|d| (d.is_none(), *d)).flatten();
+        let cancel = CancelFlag::default();
+        let call =
+            Call { inputs: &inputs, outputs: &first.outputs, parameters: &first.parameters, deadline, cancel: &cancel };
+        let computing = Instant::now();
+        let outputs = self.predict(&call)?;
+        let splitting = Instant::now();
+        let total = rows(&inputs);
+        if outputs.iter().any(|output| output.shape().first() != Some(&total)) {
+            return Err(Error::Invalid("an output is not split by rows".into()));
+        }
+        let (mut answers, mut at) = (Vec::with_capacity(group.len()), 0);
+        for waiting in group {
+            let count = rows(&waiting.job.inputs);
+            let split: Result<Vec<Tensor>, _> = outputs.iter().map(|output| output.slice_rows(at, count)).collect();
+            let timing = Timing {
+                queue: start.duration_since(waiting.since),
+                input: computing - start,
+                infer: splitting - computing,
+                output: splitting.elapsed(),
+            };
+            answers.push((split.map_err(|misfit| Error::Internal(misfit.to_string()))?, timing));
+            at += count;
+        }
+        let timing = Timing {
+            queue: Duration::ZERO,
+            input: computing - start,
+            infer: splitting - computing,
+            output: splitting.elapsed(),
+        };
+        self.stats.executed(total, &timing);
+        Ok(answers)
+    }
+
+    /// One call of the predictor; a panic becomes an error.
+    fn predict(&self, call: &Call<'_>) -> Result<Vec<Tensor>, Error> {
+        match std::panic::catch_unwind(AssertUnwindSafe(|| self.predictor.predict(call))) {
+            Ok(outputs) => outputs.map_err(Error::from),
+            Err(panic) => {
+                let what = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+                let what = what.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+                tracing::error!(panic = %what, "a model panicked; its requests fail, it serves on");
+                Err(Error::Internal(format!("the model panicked: {what}")))
+            }
+        }
+    }
+}
+
+/// May two requests be one call: the same inputs but for rows, the same wishes?
+fn stackable(a: &Job, b: &Job) -> bool {
+    let input = |a: &Tensor, b: &Tensor| {
+        a.name() == b.name()
+            && a.datatype() == b.datatype()
+            && a.shape().len() == b.shape().len()
+            && !a.shape().is_empty()
+            && a.shape()[1..] == b.shape()[1..]
+    };
+    let content = |job: &Job| job.parameters.get("content_type").cloned().unwrap_or(Parameter::Bool(false));
+    a.inputs.len() == b.inputs.len()
+        && a.outputs == b.outputs
+        && content(a) == content(b)
+        && a.inputs.iter().zip(&b.inputs).all(|(a, b)| input(a, b))
+        && [a, b].iter().all(|job| job.inputs.iter().all(|t| t.rows() == rows(&job.inputs)))
+}

@@ -1,0 +1,296 @@
+//! The gRPC messages of inference, configuration and statistics.
+
+use super::v2::{datatype, from_raw, push_raw, shape};
+use crate::dataplane::{Infer, Inferred, Wanted};
+use crate::describe;
+use crate::error::Error;
+use crate::registry::Servable;
+use crate::stats::Durations;
+use backends::tensor::elements;
+use backends::{DataType, Limits, Parameter, Parameters, Port, Tensor};
+use bytes::Bytes;
+use protocol::grpc::infer_parameter::ParameterChoice;
+use protocol::grpc::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
+use protocol::grpc::model_infer_response::InferOutputTensor;
+use protocol::grpc::{self, InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse};
+use std::collections::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Reads a request.
+///
+/// # Errors
+/// Names the input at fault.
+pub fn decode(request: ModelInferRequest, limits: &Limits) -> Result<Infer, Error> {
+    let raw = !request.raw_input_contents.is_empty();
+    if request.raw_input_contents.len() > request.inputs.len() {
+        return Err(Error::Invalid(format!(
+            "raw_input_contents has {} entries for {} inputs",
+            request.raw_input_contents.len(),
+            request.inputs.len()
+        )));
+    }
+    let mut contents = request.raw_input_contents.into_iter();
+    let mut inputs = Vec::with_capacity(request.inputs.len());
+    for input in request.inputs {
+        inputs.push(tensor(input, raw.then(|| contents.next()), limits)?);
+    }
+    Ok(Infer {
+        id: Some(request.id).filter(|id| !id.is_empty()),
+        parameters: parameters(request.parameters)?,
+        inputs,
+        outputs: request.outputs.into_iter().map(wanted).collect::<Result<_, _>>()?,
+        deadline: None,
+    })
+}
+
+fn parameters(wire: HashMap<String, InferParameter>) -> Result<Parameters, Error> {
+    let mut parameters = Parameters::new();
+    for (name, value) in wire {
+        let value = match value.parameter_choice {
+            Some(ParameterChoice::BoolParam(v)) => Parameter::Bool(v),
+            Some(ParameterChoice::Int64Param(v)) => Parameter::Int(v),
+            Some(ParameterChoice::StringParam(v)) => Parameter::String(v),
+            Some(ParameterChoice::DoubleParam(v)) => Parameter::Double(v),
+            Some(ParameterChoice::Uint64Param(v)) => match i64::try_from(v) {
+                Ok(v) => Parameter::Int(v),
+                Err(_) => Parameter::Uint(v),
+            },
+            None => return Err(Error::Invalid(format!("parameter '{name}' has no value"))),
+        };
+        parameters.insert(name, value);
+    }
+    Ok(parameters)
+}
+
+fn wanted(output: InferRequestedOutputTensor) -> Result<Wanted, Error> {
+    let parameters = parameters(output.parameters)?;
+    let classes = match parameters.get("classification") {
+        None | Some(Parameter::Int(0)) => None,
+        Some(Parameter::Int(count)) if *count > 0 => Some((*count).min(1 << 20) as u32),
+        Some(_) => {
+            return Err(Error::Invalid(format!(
+                "parameter 'classification' of output '{}' is not a number of classes",
+                output.name
+            )));
+        }
+    };
+    Ok(Wanted { name: output.name, classes })
+}
+
+/// `raw` is `Some` when the request has raw contents, and holds this input's.
+fn tensor(input: InferInputTensor, raw: Option<Option<Bytes>>, limits: &Limits) -> Result<Tensor, Error> {
+    let name = input.name;
+    let datatype = datatype(&name, &input.datatype)?;
+    let shape = shape(&name, &input.shape)?;
+    elements(&shape, datatype, limits).map_err(|e| Error::Invalid(format!("input '{name}': {e}")))?;
+    if input.parameters.contains_key("shared_memory_region") {
+        return Err(Error::Unsupported(format!(
+            "input '{name}' is in shared memory, which is not served; send the data"
+        )));
+    }
+    match (raw, input.contents) {
+        (Some(_), Some(_)) => Err(Error::Invalid(format!(
+            "contents field must not be specified when using raw_input_contents for '{name}'"
+        ))),
+        (Some(Some(bytes)), None) => from_raw(name, datatype, shape, bytes),
+        (Some(None), None) => Err(Error::Invalid(format!("unable to find data for input tensor '{name}' in request"))),
+        (None, contents) => typed(name, datatype, shape, contents.unwrap_or_default()),
+    }
+}
+
+/// Typed contents: one field for each family of types; all others must be empty.
+fn typed(name: String, datatype: DataType, shape: Vec<usize>, contents: InferTensorContents) -> Result<Tensor, Error> {
+    let InferTensorContents {
+        bool_contents,
+        int_contents,
+        int64_contents,
+        uint_contents,
+        uint64_contents,
+        fp32_contents,
+        fp64_contents,
+        bytes_contents,
+    } = contents;
+    let lengths = [
+        ("bool_contents", bool_contents.len(), datatype == DataType::Bool),
+        ("int_contents", int_contents.len(), matches!(datatype, DataType::Int8 | DataType::Int16 | DataType::Int32)),
+        ("int64_contents", int64_contents.len(), datatype == DataType::Int64),
+        (
+            "uint_contents",
+            uint_contents.len(),
+            matches!(datatype, DataType::Uint8 | DataType::Uint16 | DataType::Uint32),
+        ),
+        ("uint64_contents", uint64_contents.len(), datatype == DataType::Uint64),
+        ("fp32_contents", fp32_contents.len(), datatype == DataType::Fp32),
+        ("fp64_contents", fp64_contents.len(), datatype == DataType::Fp64),
+        ("bytes_contents", bytes_contents.len(), datatype == DataType::Bytes),
+    ];
+    check_contents(&name, datatype, &shape, &lengths)?;
+    macro_rules! narrow {
+        ($values:expr, $t:ty) => {{
+            let narrow: Result<Vec<$t>, _> = $values.into_iter().map(<$t>::try_from).collect();
+            let narrow =
+                narrow.map_err(|_| Error::Invalid(format!("input '{name}': a value does not fit {datatype}")))?;
+            Tensor::from_vec(name, shape, narrow)
+        }};
+    }
+    let tensor = match datatype {
+        DataType::Bool => Tensor::from_bools(name, shape, bool_contents.into_iter().map(u8::from).collect()),
+        DataType::Int8 => narrow!(int_contents, i8),
+        DataType::Int16 => narrow!(int_contents, i16),
+        DataType::Int32 => Tensor::from_vec(name, shape, int_contents),
+        DataType::Int64 => Tensor::from_vec(name, shape, int64_contents),
+        DataType::Uint8 => narrow!(uint_contents, u8),
+        DataType::Uint16 => narrow!(uint_contents, u16),
+        DataType::Uint32 => Tensor::from_vec(name, shape, uint_contents),
+        DataType::Uint64 => Tensor::from_vec(name, shape, uint64_contents),
+        DataType::Fp32 => Tensor::from_vec(name, shape, fp32_contents),
+        DataType::Fp64 => Tensor::from_vec(name, shape, fp64_contents),
+        DataType::Bytes => Tensor::from_strings(name, shape, bytes_contents),
+        DataType::Fp16 | DataType::Bf16 => {
+            return Err(Error::Invalid(format!("input '{name}': {datatype} travels in raw_input_contents only")));
+        }
+    };
+    Ok(tensor?)
+}
+
+fn check_contents(
+    name: &str,
+    datatype: DataType,
+    shape: &[usize],
+    lengths: &[(&str, usize, bool)],
+) -> Result<(), Error> {
+    let count: usize = shape.iter().product();
+    for (field, length, wanted) in lengths {
+        if !wanted && *length > 0 {
+            return Err(Error::Invalid(format!("input '{name}' is {datatype}, but its values are in {field}")));
+        }
+        if *wanted && *length != count {
+            return Err(Error::Invalid(format!(
+                "input '{name}': shape {shape:?} needs {count} elements in {field}, got {length}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Writes a reply: always raw contents, which clients of KServe and of Triton read.
+pub fn encode(inferred: Inferred) -> ModelInferResponse {
+    let mut response = ModelInferResponse {
+        model_name: inferred.servable.name.clone(),
+        model_version: inferred.servable.version.to_string(),
+        id: inferred.id.unwrap_or_default(),
+        ..ModelInferResponse::default()
+    };
+    for output in inferred.outputs {
+        response.outputs.push(InferOutputTensor {
+            name: output.name().to_owned(),
+            datatype: output.datatype().name().to_owned(),
+            shape: output.shape().iter().map(|&length| length as i64).collect(),
+            ..InferOutputTensor::default()
+        });
+        let raw = if output.datatype() == DataType::Bytes {
+            let mut raw = Vec::new();
+            push_raw(&mut raw, &output);
+            raw.into()
+        } else {
+            output.bytes().clone()
+        };
+        response.raw_output_contents.push(raw);
+    }
+    response
+}
+
+/// Metadata of a model.
+pub fn metadata(servable: &Servable, versions: &[u64]) -> grpc::ModelMetadataResponse {
+    let ports = |ports: &[Port]| {
+        let port = |p: &Port| grpc::model_metadata_response::TensorMetadata {
+            name: p.name.clone(),
+            datatype: p.datatype.name().to_owned(),
+            shape: p.shape.clone(),
+        };
+        ports.iter().map(port).collect()
+    };
+    grpc::ModelMetadataResponse {
+        name: servable.name.clone(),
+        versions: versions.iter().map(u64::to_string).collect(),
+        platform: servable.signature.platform.clone(),
+        inputs: ports(&servable.signature.inputs),
+        outputs: ports(&servable.signature.outputs),
+        properties: servable.signature.properties.clone().into_iter().collect(),
+    }
+}
+
+/// Configuration of a model.
+pub fn config(servable: &Servable) -> grpc::ModelConfig {
+    let kind = |port: &Port| {
+        grpc::DataType::from_str_name(describe::config_datatype(port.datatype)).map_or(0, |kind| kind as i32)
+    };
+    let input = |port: &Port| grpc::ModelInput {
+        name: port.name.clone(),
+        data_type: kind(port),
+        dims: describe::config_dims(port),
+        optional: port.optional,
+        ..grpc::ModelInput::default()
+    };
+    let output = |port: &Port| grpc::ModelOutput {
+        name: port.name.clone(),
+        data_type: kind(port),
+        dims: describe::config_dims(port),
+        ..grpc::ModelOutput::default()
+    };
+    let latest = grpc::model_version_policy::Latest { num_versions: 1 };
+    grpc::ModelConfig {
+        name: servable.name.clone(),
+        platform: servable.signature.platform.clone(),
+        backend: "tensorgate".into(),
+        version_policy: Some(grpc::ModelVersionPolicy {
+            policy_choice: Some(grpc::model_version_policy::PolicyChoice::Latest(latest)),
+        }),
+        max_batch_size: describe::MAX_BATCH_SIZE as i32,
+        input: servable.signature.inputs.iter().map(input).collect(),
+        output: servable.signature.outputs.iter().map(output).collect(),
+        instance_group: vec![grpc::ModelInstanceGroup {
+            name: servable.name.clone(),
+            kind: grpc::model_instance_group::Kind::Cpu as i32,
+            count: 1,
+            ..grpc::ModelInstanceGroup::default()
+        }],
+        ..grpc::ModelConfig::default()
+    }
+}
+
+/// Statistics of a model.
+pub fn statistics(servable: &Servable) -> grpc::ModelStatistics {
+    let stats = &servable.stats;
+    let pair = |(count, ns): (u64, u64)| Some(grpc::StatisticDuration { count, ns });
+    let duration = |d: &Durations| pair(d.read());
+    grpc::ModelStatistics {
+        name: servable.name.clone(),
+        version: servable.version.to_string(),
+        last_inference: stats.last_inference.load(Relaxed),
+        inference_count: stats.inferences.load(Relaxed),
+        execution_count: stats.executions.load(Relaxed),
+        inference_stats: Some(grpc::InferStatistics {
+            success: duration(&stats.success),
+            fail: duration(&stats.fail),
+            queue: duration(&stats.queue),
+            compute_input: duration(&stats.input),
+            compute_infer: duration(&stats.infer),
+            compute_output: duration(&stats.output),
+            cache_hit: pair((0, 0)),
+            cache_miss: pair((0, 0)),
+        }),
+        batch_stats: stats
+            .batches()
+            .into_iter()
+            .map(|(batch_size, [input, infer, output])| grpc::InferBatchStatistics {
+                batch_size,
+                compute_input: pair(input),
+                compute_infer: pair(infer),
+                compute_output: pair(output),
+            })
+            .collect(),
+        memory_usage: vec![grpc::MemoryUsage { r#type: "CPU".into(), id: 0, byte_size: servable.bytes as u64 }],
+        response_stats: HashMap::new(),
+    }
+}

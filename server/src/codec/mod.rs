@@ -1,0 +1,6 @@
+//! Wire to tensor and back. The only place that names both `protocol` and the tensors of `backends`.
+
+pub mod events;
+pub mod grpc;
+pub mod v1;
+pub mod v2;

@@ -1,0 +1,334 @@
+//! Every verb, once. REST and gRPC decode into these calls and encode what they return; what a request may ask is
+//! decided here, so that the protocols cannot differ.
+
+use crate::batcher::{Job, rows};
+use crate::classify;
+use crate::error::Error;
+use crate::profile::Profile;
+use crate::registry::{IndexEntry, Registry, Servable};
+use backends::{DataType, Parameter, Parameters, Port, Tensor};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// An inference request in the server's own terms.
+#[derive(Debug, Default)]
+pub struct Infer {
+    /// The client's identifier.
+    pub id: Option<String>,
+    /// Its parameters.
+    pub parameters: Parameters,
+    /// Tensors.
+    pub inputs: Vec<Tensor>,
+    /// Wanted outputs; empty means all.
+    pub outputs: Vec<Wanted>,
+    /// When the answer is of no use any more.
+    pub deadline: Option<Instant>,
+}
+
+/// A wanted output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Its name.
+    pub name: String,
+    /// The best so many classes instead of the values.
+    pub classes: Option<u32>,
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Inferred {
+    /// Who answered.
+    pub servable: Arc<Servable>,
+    /// The client's identifier, or one made up where the profile wants one.
+    pub id: Option<String>,
+    /// Tensors.
+    pub outputs: Vec<Tensor>,
+}
+
+/// May models be loaded and unloaded by request?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Yes.
+    Explicit,
+    /// No.
+    Fixed,
+}
+
+/// What the server does, whatever the protocol.
+#[derive(Debug)]
+pub struct Dataplane {
+    registry: Arc<Registry>,
+    profile: Profile,
+    control: Control,
+    longest: Duration,
+    started: AtomicBool,
+    draining: AtomicBool,
+}
+
+/// The server's name and version in metadata.
+pub const NAME: &str = "tensorgate";
+/// Of the server.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Protocol extensions that are served, by the names Triton gives them.
+pub const EXTENSIONS: [&str; 7] = [
+    "classification",
+    "model_repository",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "schedule_policy",
+];
+
+impl Dataplane {
+    /// Serves what `registry` holds; no request runs longer than `longest`.
+    pub fn new(registry: Arc<Registry>, profile: Profile, control: Control, longest: Duration) -> Self {
+        Dataplane {
+            registry,
+            profile,
+            control,
+            longest,
+            started: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+        }
+    }
+
+    /// The followed server.
+    pub fn profile(&self) -> Profile {
+        self.profile
+    }
+
+    /// What is loaded.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// The models of the start are loaded, or have failed.
+    pub fn set_started(&self) {
+        self.started.store(true, Ordering::Release);
+    }
+
+    /// New work is better sent elsewhere from now on.
+    pub fn set_draining(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// Is the server shutting down?
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Is every model ready, and the server not shutting down?
+    pub fn ready(&self) -> bool {
+        self.started.load(Ordering::Acquire) && !self.is_draining() && self.registry.all_ready()
+    }
+
+    /// The model of a name and version.
+    ///
+    /// # Errors
+    /// Unknown, or not ready.
+    pub fn servable(&self, model: &str, version: Option<&str>) -> Result<Arc<Servable>, Error> {
+        self.registry.get(model, version)
+    }
+
+    /// Answers a request.
+    ///
+    /// # Errors
+    /// The request is at fault, the server has too much to do, or the model failed.
+    pub async fn infer(&self, servable: Arc<Servable>, request: Infer) -> Result<Inferred, Error> {
+        let start = Instant::now();
+        let count = rows(&request.inputs);
+        let answer = self.answer(&servable, request).await;
+        let total = start.elapsed();
+        match answer {
+            Ok((id, outputs, timing)) => {
+                servable.stats.answered(count, total, &timing);
+                servable.metrics.answered(count, total, &timing);
+                Ok(Inferred { servable, id, outputs })
+            }
+            Err(error) => {
+                if let Error::Internal(what) = &error {
+                    tracing::error!(model = servable.name, %what, "a request failed");
+                }
+                servable.stats.failed(total);
+                servable.metrics.failed(&error);
+                Err(error)
+            }
+        }
+    }
+
+    async fn answer(
+        &self,
+        servable: &Servable,
+        request: Infer,
+    ) -> Result<(Option<String>, Vec<Tensor>, crate::stats::Timing), Error> {
+        self.check(servable, &request)?;
+        let limit = Instant::now() + self.longest;
+        let timeout = match request.parameters.get("timeout") {
+            Some(Parameter::Int(us)) if *us > 0 => Some(Instant::now() + Duration::from_micros(*us as u64)),
+            _ => None,
+        };
+        let deadline = [request.deadline, timeout, Some(limit)].into_iter().flatten().min();
+        let Infer { id, parameters, inputs, outputs: wanted, .. } = request;
+        let id = id.or_else(|| self.profile.invents_id().then(|| uuid::Uuid::new_v4().to_string()));
+        let priority = match parameters.get("priority") {
+            Some(Parameter::Int(level)) if *level > 0 => *level as u64,
+            _ => DEFAULT_PRIORITY,
+        };
+        let names = wanted.iter().map(|w| w.name.clone()).collect();
+        let job = Job { inputs, outputs: names, parameters, deadline, priority };
+        let (outputs, timing) = servable.batcher.run(job).await?;
+        if deadline.is_some_and(|deadline| Instant::now() > deadline) {
+            return Err(Error::Deadline);
+        }
+        let outputs = self.select(servable, outputs, &wanted)?;
+        Ok((id, outputs, timing))
+    }
+
+    /// The wanted outputs in the wanted order, classified where asked.
+    fn select(&self, servable: &Servable, outputs: Vec<Tensor>, wanted: &[Wanted]) -> Result<Vec<Tensor>, Error> {
+        if wanted.is_empty() {
+            return Ok(outputs);
+        }
+        let pick = |wanted: &Wanted| {
+            let output = outputs.iter().find(|output| output.name() == wanted.name);
+            let output = output.ok_or_else(|| Error::Internal(format!("output '{}' was not computed", wanted.name)))?;
+            match wanted.classes {
+                None => Ok(output.clone()),
+                Some(count) => {
+                    let port = servable.signature.outputs.iter().find(|port| port.name == wanted.name);
+                    classify::classify(output, count as usize, port.map_or(&[], |port| &port.labels))
+                }
+            }
+        };
+        wanted.iter().map(pick).collect()
+    }
+
+    /// Everything about a request that can be told without running it.
+    fn check(&self, servable: &Servable, request: &Infer) -> Result<(), Error> {
+        let limits = self.registry.limits();
+        if request.inputs.len() > limits.tensors || request.outputs.len() > limits.tensors {
+            return Err(Error::Invalid(format!("more than {} tensors in a request", limits.tensors)));
+        }
+        for key in request.parameters.keys().filter(|key| key.starts_with("triton_")) {
+            return Err(Error::Invalid(format!("parameter keys starting with 'triton_' are reserved, got '{key}'")));
+        }
+        for (index, input) in request.inputs.iter().enumerate() {
+            if request.inputs[..index].iter().any(|earlier| earlier.name() == input.name()) {
+                return Err(Error::Invalid(format!("input '{}' already exists in request", input.name())));
+            }
+        }
+        for (index, output) in request.outputs.iter().enumerate() {
+            if request.outputs[..index].iter().any(|earlier| earlier.name == output.name) {
+                return Err(Error::Invalid(format!("output '{}' already exists in request", output.name)));
+            }
+            if !servable.signature.outputs.iter().any(|port| port.name == output.name) {
+                let known: Vec<_> = servable.signature.outputs.iter().map(|port| port.name.as_str()).collect();
+                return Err(Error::Invalid(format!(
+                    "unexpected inference output '{}' for model '{}'; it has {}",
+                    output.name,
+                    servable.name,
+                    known.join(", ")
+                )));
+            }
+        }
+        if request.inputs.is_empty() {
+            return Err(Error::Invalid(format!(
+                "expected {} inputs but got 0 inputs for model '{}'",
+                servable.signature.inputs.len(),
+                servable.name
+            )));
+        }
+        if servable.signature.strict { check_strictly(servable, request) } else { Ok(()) }
+    }
+
+    /// Loads (or loads again) a model.
+    ///
+    /// # Errors
+    /// Not allowed in this mode, unknown, or not loadable.
+    pub async fn load(&self, model: &str) -> Result<(), Error> {
+        self.check_control()?;
+        self.registry.load(model).await
+    }
+
+    /// Takes a model out of service.
+    ///
+    /// # Errors
+    /// Not allowed in this mode, or unknown.
+    pub async fn unload(&self, model: &str) -> Result<(), Error> {
+        self.check_control()?;
+        match self.registry.unload(model).await {
+            Err(Error::UnknownModel(_)) if !self.profile.unload_unknown_is_error() => Ok(()),
+            result => result,
+        }
+    }
+
+    fn check_control(&self) -> Result<(), Error> {
+        match self.control {
+            Control::Explicit => Ok(()),
+            Control::Fixed => Err(Error::Forbidden(
+                "explicit model load / unload is not allowed: start the server with --model-control-mode explicit"
+                    .into(),
+            )),
+        }
+    }
+
+    /// Everything that is loaded or lies in the repository.
+    ///
+    /// # Errors
+    /// The repository cannot be read.
+    pub fn index(&self, only_ready: bool) -> Result<Vec<IndexEntry>, Error> {
+        let mut entries = self.registry.index()?;
+        entries.retain(|entry| !only_ready || entry.state == "READY");
+        Ok(entries)
+    }
+}
+
+/// Requests that state no priority go behind those that state one.
+const DEFAULT_PRIORITY: u64 = 1 << 32;
+
+/// Names, types and shapes as the signature has them.
+fn check_strictly(servable: &Servable, request: &Infer) -> Result<(), Error> {
+    let (model, ports) = (&servable.name, &servable.signature.inputs);
+    let required = ports.iter().filter(|port| !port.optional).count();
+    for input in &request.inputs {
+        let Some(port) = ports.iter().find(|port| port.name == input.name()) else {
+            let known: Vec<_> = ports.iter().map(|port| port.name.as_str()).collect();
+            return Err(Error::Invalid(format!(
+                "unexpected inference input '{}' for model '{model}'; it has {}",
+                input.name(),
+                known.join(", ")
+            )));
+        };
+        if port.datatype != input.datatype() {
+            return Err(Error::Invalid(format!(
+                "inference input '{}' data-type is '{}', but model '{model}' expects '{}'",
+                input.name(),
+                input.datatype(),
+                port.datatype
+            )));
+        }
+        if !shape_fits(port, input) {
+            return Err(Error::Invalid(format!(
+                "unexpected shape for input '{}' for model '{model}'. Expected {:?}, got {:?}.",
+                input.name(),
+                port.shape,
+                input.shape()
+            )));
+        }
+    }
+    if request.inputs.len() < required {
+        return Err(Error::Invalid(format!(
+            "expected {required} inputs but got {} inputs for model '{model}'",
+            request.inputs.len()
+        )));
+    }
+    Ok(())
+}
+
+fn shape_fits(port: &Port, input: &Tensor) -> bool {
+    let fits = |(wanted, got): (&i64, &usize)| *wanted < 0 || *wanted as usize == *got;
+    port.shape.len() == input.shape().len() && port.shape.iter().zip(input.shape()).all(fits)
+        || port.datatype == DataType::Bytes && port.shape.is_empty()
+}

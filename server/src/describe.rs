@@ -1,0 +1,131 @@
+//! Metadata, configuration, statistics and the index as plain values: REST prints them as they are, gRPC copies them
+//! into its messages.
+
+use crate::registry::{IndexEntry, Servable};
+use crate::stats::Durations;
+use backends::{DataType, Port};
+use serde_json::{Value, json};
+use std::sync::atomic::Ordering::Relaxed;
+
+/// `GET /v2/models/{model}`.
+pub fn metadata(servable: &Servable, versions: &[u64]) -> Value {
+    let ports = |ports: &[Port]| -> Vec<Value> {
+        let port = |p: &Port| json!({"name": p.name, "datatype": p.datatype.name(), "shape": p.shape});
+        ports.iter().map(port).collect()
+    };
+    let versions: Vec<String> = versions.iter().map(u64::to_string).collect();
+    json!({
+        "name": servable.name,
+        "versions": versions,
+        "platform": servable.signature.platform,
+        "inputs": ports(&servable.signature.inputs),
+        "outputs": ports(&servable.signature.outputs),
+        "properties": servable.signature.properties,
+    })
+}
+
+/// Triton's name of an element type.
+pub fn config_datatype(datatype: DataType) -> &'static str {
+    match datatype {
+        DataType::Bool => "TYPE_BOOL",
+        DataType::Uint8 => "TYPE_UINT8",
+        DataType::Uint16 => "TYPE_UINT16",
+        DataType::Uint32 => "TYPE_UINT32",
+        DataType::Uint64 => "TYPE_UINT64",
+        DataType::Int8 => "TYPE_INT8",
+        DataType::Int16 => "TYPE_INT16",
+        DataType::Int32 => "TYPE_INT32",
+        DataType::Int64 => "TYPE_INT64",
+        DataType::Fp16 => "TYPE_FP16",
+        DataType::Bf16 => "TYPE_BF16",
+        DataType::Fp32 => "TYPE_FP32",
+        DataType::Fp64 => "TYPE_FP64",
+        DataType::Bytes => "TYPE_STRING",
+    }
+}
+
+/// Rows that a request may have: Triton's clients read it as the batch dimension's bound.
+pub const MAX_BATCH_SIZE: i64 = 1 << 20;
+
+/// The shape without its first, batched dimension, as a configuration states it.
+pub fn config_dims(port: &Port) -> Vec<i64> {
+    let dims = port.shape.get(1..).unwrap_or_default().to_vec();
+    if dims.is_empty() { vec![1] } else { dims }
+}
+
+/// `GET /v2/models/{model}/config`.
+pub fn config(servable: &Servable) -> Value {
+    let input = |p: &Port| {
+        json!({"name": p.name, "data_type": config_datatype(p.datatype), "format": "FORMAT_NONE",
+               "dims": config_dims(p), "is_shape_tensor": false, "allow_ragged_batch": false, "optional": p.optional})
+    };
+    let output = |p: &Port| {
+        json!({"name": p.name, "data_type": config_datatype(p.datatype), "dims": config_dims(p),
+               "label_filename": "", "is_shape_tensor": false})
+    };
+    json!({
+        "name": servable.name,
+        "platform": servable.signature.platform,
+        "backend": "tensorgate",
+        "version_policy": {"latest": {"num_versions": 1}},
+        "max_batch_size": MAX_BATCH_SIZE,
+        "input": servable.signature.inputs.iter().map(input).collect::<Vec<_>>(),
+        "output": servable.signature.outputs.iter().map(output).collect::<Vec<_>>(),
+        "instance_group": [{"name": servable.name, "kind": "KIND_CPU", "count": 1}],
+        "default_model_filename": "",
+        "parameters": {},
+    })
+}
+
+/// One entry of `model_stats`.
+pub fn stats(servable: &Servable) -> Value {
+    let stats = &servable.stats;
+    let duration = |d: &Durations| {
+        let (count, ns) = d.read();
+        json!({"count": count, "ns": ns})
+    };
+    let pair = |(count, ns): (u64, u64)| json!({"count": count, "ns": ns});
+    let zero = json!({"count": 0, "ns": 0});
+    let batches: Vec<Value> = stats
+        .batches()
+        .into_iter()
+        .map(|(size, [input, infer, output])| {
+            json!({"batch_size": size, "compute_input": pair(input), "compute_infer": pair(infer),
+                   "compute_output": pair(output)})
+        })
+        .collect();
+    json!({
+        "name": servable.name,
+        "version": servable.version.to_string(),
+        "last_inference": stats.last_inference.load(Relaxed),
+        "inference_count": stats.inferences.load(Relaxed),
+        "execution_count": stats.executions.load(Relaxed),
+        "inference_stats": {
+            "success": duration(&stats.success),
+            "fail": duration(&stats.fail),
+            "queue": duration(&stats.queue),
+            "compute_input": duration(&stats.input),
+            "compute_infer": duration(&stats.infer),
+            "compute_output": duration(&stats.output),
+            "cache_hit": zero,
+            "cache_miss": zero,
+        },
+        "response_stats": {},
+        "batch_stats": batches,
+        "memory_usage": [{"type": "CPU", "id": 0, "byte_size": servable.bytes}],
+    })
+}
+
+/// The repository index.
+pub fn index(entries: &[IndexEntry]) -> Value {
+    let entry = |e: &IndexEntry| match e.version {
+        None => json!({"name": e.name}),
+        Some(version) if e.reason.is_empty() => {
+            json!({"name": e.name, "version": version.to_string(), "state": e.state})
+        }
+        Some(version) => {
+            json!({"name": e.name, "version": version.to_string(), "state": e.state, "reason": e.reason})
+        }
+    };
+    Value::Array(entries.iter().map(entry).collect())
+}

@@ -1,0 +1,163 @@
+//! What a connection is doing, so that one that does nothing, or only pretends to do something, can be closed.
+//!
+//! hyper has one timer for reading a request's head, and it runs while a kept-alive connection is idle too; here idle
+//! connections and dawdling ones are told apart.
+
+use hyper::rt::{Read, ReadBufCursor, Write};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+/// How long a connection may take over what.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// From the first byte of a request to the end of its head; also from connecting to the first byte.
+    pub header: Duration,
+    /// Between requests.
+    pub idle: Duration,
+    /// While the client does not take what is written to it.
+    pub stalled: Duration,
+}
+
+/// What a connection is doing.
+#[derive(Debug)]
+pub struct Activity {
+    born: Instant,
+    /// Requests that are being answered.
+    running: AtomicU32,
+    /// Has any request come?
+    used: AtomicBool,
+    /// Have bytes of another request come?
+    partial: AtomicBool,
+    multiplexed: AtomicBool,
+    /// Milliseconds from birth to the last change.
+    since: AtomicU64,
+    /// Milliseconds from birth to when writing got stuck, plus one; 0 while it does not.
+    stuck: AtomicU64,
+}
+
+impl Activity {
+    /// A connection that was just accepted.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Activity {
+            born: Instant::now(),
+            running: AtomicU32::new(0),
+            used: AtomicBool::new(false),
+            partial: AtomicBool::new(false),
+            multiplexed: AtomicBool::new(false),
+            since: AtomicU64::new(0),
+            stuck: AtomicU64::new(0),
+        })
+    }
+
+    fn now(&self) -> u64 {
+        self.born.elapsed().as_millis() as u64
+    }
+
+    /// A request's head is complete; the guard stands for its answer.
+    pub fn request(self: &Arc<Self>, multiplexed: bool) -> Running {
+        self.running.fetch_add(1, Relaxed);
+        self.used.store(true, Relaxed);
+        self.partial.store(false, Relaxed);
+        self.multiplexed.store(multiplexed, Relaxed);
+        Running(self.clone())
+    }
+
+    fn received(&self) {
+        if self.running.load(Relaxed) > 0 {
+            return;
+        }
+        let first = !self.partial.swap(true, Relaxed);
+        if first || self.multiplexed.load(Relaxed) {
+            self.since.store(self.now(), Relaxed);
+        }
+    }
+
+    /// Has it taken longer than it may?
+    pub fn overdue(&self, timeouts: &Timeouts) -> bool {
+        let now = self.now();
+        let stuck = self.stuck.load(Relaxed);
+        if stuck > 0 && now.saturating_sub(stuck - 1) > timeouts.stalled.as_millis() as u64 {
+            return true;
+        }
+        if self.running.load(Relaxed) > 0 {
+            return false;
+        }
+        let partial = self.partial.load(Relaxed) && !self.multiplexed.load(Relaxed);
+        let limit = if partial || !self.used.load(Relaxed) { timeouts.header } else { timeouts.idle };
+        now.saturating_sub(self.since.load(Relaxed)) > limit.as_millis() as u64
+    }
+}
+
+/// A request that is being answered.
+#[derive(Debug)]
+pub struct Running(Arc<Activity>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.0.running.fetch_sub(1, Relaxed) == 1 {
+            self.0.since.store(self.0.now(), Relaxed);
+        }
+    }
+}
+
+/// A stream that reports what passes through it.
+#[derive(Debug)]
+pub struct Watched<S> {
+    stream: S,
+    activity: Arc<Activity>,
+}
+
+impl<S> Watched<S> {
+    /// Reports to `activity`.
+    pub fn new(stream: S, activity: Arc<Activity>) -> Self {
+        Watched { stream, activity }
+    }
+
+    fn wrote<T>(&self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if result.is_pending() {
+            let now = self.activity.now() + 1;
+            let _ = self.activity.stuck.compare_exchange(0, now, Relaxed, Relaxed);
+        } else {
+            self.activity.stuck.store(0, Relaxed);
+        }
+        result
+    }
+}
+
+impl<S: Read + Unpin> Read for Watched<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if result.is_ready() {
+            self.activity.received();
+        }
+        result
+    }
+}
+
+impl<S: Write + Unpin> Write for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.wrote(result)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.wrote(result)
+    }
+}

@@ -1,0 +1,131 @@
+//! What a request can end in besides an answer: one enum, one table. HTTP status and gRPC code of a failure stand in
+//! the same row, so that the protocols cannot disagree.
+
+use backends::InferError;
+use backends::tensor::Misfit;
+use std::time::Duration;
+
+/// Why a request was not answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// The request is at fault.
+    Invalid(String),
+    /// No such route.
+    NoRoute,
+    /// No such model.
+    UnknownModel(String),
+    /// The model exists, this version of it does not.
+    UnknownVersion(String, String),
+    /// The model exists but does not serve at the moment.
+    NotReady(String),
+    /// The server or the model cannot do this.
+    Unsupported(String),
+    /// The request is larger than allowed.
+    TooLarge(String),
+    /// The content encoding is not known.
+    UnsupportedEncoding(String),
+    /// The server has as much to do as it takes on.
+    Overloaded(String),
+    /// The server is shutting down.
+    Draining,
+    /// The deadline passed.
+    Deadline,
+    /// The client left.
+    Cancelled,
+    /// No valid key.
+    Unauthorized,
+    /// The operation is not allowed in this mode.
+    Forbidden(String),
+    /// Something in the server failed; the client learns no more than that.
+    Internal(String),
+}
+
+/// gRPC codes by number, so that this file needs no gRPC library.
+mod code {
+    pub(super) const CANCELLED: i32 = 1;
+    pub(super) const INVALID_ARGUMENT: i32 = 3;
+    pub(super) const DEADLINE_EXCEEDED: i32 = 4;
+    pub(super) const NOT_FOUND: i32 = 5;
+    pub(super) const RESOURCE_EXHAUSTED: i32 = 8;
+    pub(super) const UNIMPLEMENTED: i32 = 12;
+    pub(super) const INTERNAL: i32 = 13;
+    pub(super) const UNAVAILABLE: i32 = 14;
+    pub(super) const UNAUTHENTICATED: i32 = 16;
+}
+
+impl Error {
+    /// The table: HTTP status, gRPC code.
+    pub fn row(&self) -> (u16, i32) {
+        match self {
+            Error::Invalid(_) => (400, code::INVALID_ARGUMENT),
+            Error::NoRoute => (404, code::UNIMPLEMENTED),
+            Error::UnknownModel(_) | Error::UnknownVersion(..) => (404, code::NOT_FOUND),
+            Error::NotReady(_) | Error::Draining => (503, code::UNAVAILABLE),
+            Error::Unsupported(_) => (501, code::UNIMPLEMENTED),
+            Error::TooLarge(_) => (413, code::RESOURCE_EXHAUSTED),
+            Error::UnsupportedEncoding(_) => (501, code::UNIMPLEMENTED),
+            Error::Overloaded(_) => (429, code::RESOURCE_EXHAUSTED),
+            Error::Deadline => (504, code::DEADLINE_EXCEEDED),
+            Error::Cancelled => (499, code::CANCELLED),
+            Error::Unauthorized => (401, code::UNAUTHENTICATED),
+            Error::Forbidden(_) => (503, code::UNAVAILABLE),
+            Error::Internal(_) => (500, code::INTERNAL),
+        }
+    }
+
+    /// What the client is told.
+    pub fn message(&self) -> String {
+        match self {
+            Error::Invalid(what)
+            | Error::Unsupported(what)
+            | Error::TooLarge(what)
+            | Error::Overloaded(what)
+            | Error::Forbidden(what)
+            | Error::UnsupportedEncoding(what) => what.clone(),
+            Error::NoRoute => "Not Found".into(),
+            Error::UnknownModel(name) => format!("Model with name {name} does not exist."),
+            Error::UnknownVersion(name, version) => {
+                format!("Request for unknown model: '{name}' version {version} is not found")
+            }
+            Error::NotReady(name) => format!("Model with name {name} is not ready."),
+            Error::Draining => "the server is shutting down".into(),
+            Error::Deadline => "the request's deadline passed before its answer was ready".into(),
+            Error::Cancelled => "the request was cancelled".into(),
+            Error::Unauthorized => "a valid API key is required".into(),
+            Error::Internal(_) => "Internal server error".into(),
+        }
+    }
+
+    /// How long the client should wait before it tries again, where that makes sense.
+    pub fn retry_after(&self) -> Option<Duration> {
+        matches!(self, Error::Overloaded(_) | Error::NotReady(_) | Error::Draining).then_some(Duration::from_secs(1))
+    }
+
+    /// The reason that metrics count it under, as Triton names them.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Error::Overloaded(_) | Error::Deadline | Error::Draining => "REJECTED",
+            Error::Cancelled => "CANCELED",
+            Error::Internal(_) => "BACKEND",
+            _ => "OTHER",
+        }
+    }
+}
+
+impl From<InferError> for Error {
+    fn from(error: InferError) -> Self {
+        match error {
+            InferError::Invalid(what) => Error::Invalid(what),
+            InferError::Unsupported(what) => Error::Unsupported(what),
+            InferError::Deadline => Error::Deadline,
+            InferError::Cancelled => Error::Cancelled,
+            InferError::Internal(what) => Error::Internal(what),
+        }
+    }
+}
+
+impl From<Misfit> for Error {
+    fn from(misfit: Misfit) -> Self {
+        Error::Invalid(misfit.to_string())
+    }
+}

@@ -1,0 +1,82 @@
+//! The gRPC services: inference, health, reflection. Decode, call the data plane, encode.
+
+mod service;
+
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
+mod generated {
+    // `include!` and not `mod`: rustfmt follows modules, and the generator's layout is not ours.
+    include!("gen/inference.rs");
+}
+
+use crate::dataplane::Dataplane;
+use crate::edge::keys::Keys;
+use crate::error::Error;
+use axum::Router;
+use generated::grpc_inference_service_server::GrpcInferenceServiceServer;
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::codec::CompressionEncoding;
+use tonic::service::Routes;
+use tonic::service::interceptor::InterceptedService;
+use tonic::{Code, Status};
+use tonic_health::ServingStatus;
+
+/// Between two looks at whether the server is ready, for those who watch `grpc.health.v1`.
+const LOOK: Duration = Duration::from_millis(25);
+
+/// All services. Health needs no key; everything else does where there are keys. Must be called within the runtime:
+/// it starts the task that keeps the health service up to date.
+pub fn router(plane: Arc<Dataplane>, message_bytes: usize, keys: Option<Arc<Keys>>) -> Router {
+    let inference = GrpcInferenceServiceServer::new(service::Service(plane.clone()))
+        .max_decoding_message_size(message_bytes)
+        .max_encoding_message_size(usize::MAX)
+        .accept_compressed(CompressionEncoding::Gzip)
+        .accept_compressed(CompressionEncoding::Deflate)
+        .send_compressed(CompressionEncoding::Gzip)
+        .send_compressed(CompressionEncoding::Deflate);
+    let (reporter, health) = tonic_health::server::health_reporter();
+    tokio::spawn(async move {
+        let mut last = None;
+        loop {
+            let ready = plane.ready();
+            if last != Some(ready) {
+                let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+                for service in ["", "inference.GRPCInferenceService"] {
+                    reporter.set_service_status(service, status).await;
+                }
+                last = Some(ready);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    });
+    let check = move |request: tonic::Request<()>| match &keys {
+        None => Ok(request),
+        Some(keys) => match keys.check(&request.metadata().clone().into_headers()) {
+            Ok(()) => Ok(request),
+            Err(error) => Err(status(&error)),
+        },
+    };
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(protocol::grpc::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let mut routes = Routes::builder();
+    routes.add_service(health).add_service(InterceptedService::new(inference, check.clone()));
+    if let Ok(v1) = reflection().build_v1() {
+        routes.add_service(InterceptedService::new(v1, check.clone()));
+    }
+    if let Ok(alpha) = reflection().build_v1alpha() {
+        routes.add_service(InterceptedService::new(alpha, check));
+    }
+    routes.routes().into_axum_router()
+}
+
+/// The status that an error has in the table.
+fn status(error: &Error) -> Status {
+    let mut status = Status::new(Code::from_i32(error.row().1), error.message());
+    if let Some(after) = error.retry_after() {
+        status.metadata_mut().insert("retry-after", tonic::metadata::MetadataValue::from(after.as_secs()));
+    }
+    status
+}

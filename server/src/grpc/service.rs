@@ -1,0 +1,288 @@
+//! `inference.GRPCInferenceService`.
+
+use super::generated::grpc_inference_service_server::GrpcInferenceService;
+use super::status;
+use crate::codec::grpc as codec;
+use crate::dataplane::{Dataplane, EXTENSIONS, NAME, VERSION};
+use crate::error::Error;
+use protocol::grpc::*;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+pub(super) struct Service(pub(super) Arc<Dataplane>);
+
+type Reply<T> = Result<Response<T>, Status>;
+
+/// Responses of a stream that the client has not taken yet.
+const STREAM_BUFFER: usize = 16;
+
+impl Service {
+    async fn infer(&self, request: ModelInferRequest, deadline: Option<Instant>) -> Result<ModelInferResponse, Error> {
+        infer(&self.0, request, deadline).await
+    }
+
+    /// KServe's clients put the name into field 1, Triton's into field 2.
+    fn model<'a>(repository: &'a str, model: &'a str) -> Result<&'a str, Error> {
+        match (repository, model) {
+            (name, "") if !name.is_empty() => Ok(name),
+            ("", name) if !name.is_empty() => Ok(name),
+            ("", _) => Err(Error::Invalid("model_name is empty".into())),
+            _ => Err(Error::Unsupported("'repository_name' specification is not supported".into())),
+        }
+    }
+}
+
+async fn infer(
+    plane: &Dataplane,
+    request: ModelInferRequest,
+    deadline: Option<Instant>,
+) -> Result<ModelInferResponse, Error> {
+    let start = Instant::now();
+    let servable = plane.servable(&request.model_name, Some(&request.model_version))?;
+    let mut decoded = codec::decode(request, plane.registry().limits())?;
+    decoded.deadline = deadline;
+    let metrics = servable.metrics.clone();
+    let decoding = start.elapsed();
+    let inferred = plane.infer(servable, decoded).await?;
+    let encoding = Instant::now();
+    let response = codec::encode(inferred);
+    metrics.framed(decoding, encoding.elapsed());
+    Ok(response)
+}
+
+/// The deadline of `grpc-timeout`: up to eight digits and a unit.
+fn deadline<T>(request: &Request<T>) -> Result<Option<Instant>, Status> {
+    let Some(value) = request.metadata().get("grpc-timeout") else { return Ok(None) };
+    let parsed = value.to_str().ok().and_then(|text| {
+        let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+        let count: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+        Some(match unit {
+            "H" => Duration::from_secs(count * 3600),
+            "M" => Duration::from_secs(count * 60),
+            "S" => Duration::from_secs(count),
+            "m" => Duration::from_millis(count),
+            "u" => Duration::from_micros(count),
+            "n" => Duration::from_nanos(count),
+            _ => return None,
+        })
+    });
+    match parsed {
+        Some(timeout) => Ok(Some(Instant::now() + timeout)),
+        None => Err(Status::invalid_argument(format!("grpc-timeout is {value:?}, which is no timeout"))),
+    }
+}
+
+/// Version is optional everywhere; protobuf spells that as empty.
+fn given(version: &str) -> Option<&str> {
+    Some(version).filter(|version| !version.is_empty())
+}
+
+#[tonic::async_trait]
+impl GrpcInferenceService for Service {
+    async fn server_live(&self, _: Request<ServerLiveRequest>) -> Reply<ServerLiveResponse> {
+        Ok(Response::new(ServerLiveResponse { live: true }))
+    }
+
+    async fn server_ready(&self, _: Request<ServerReadyRequest>) -> Reply<ServerReadyResponse> {
+        Ok(Response::new(ServerReadyResponse { ready: self.0.ready() }))
+    }
+
+    async fn model_ready(&self, request: Request<ModelReadyRequest>) -> Reply<ModelReadyResponse> {
+        let request = request.into_inner();
+        match self.0.servable(&request.name, given(&request.version)) {
+            Ok(_) => Ok(Response::new(ModelReadyResponse { ready: true })),
+            Err(Error::NotReady(_)) => Ok(Response::new(ModelReadyResponse { ready: false })),
+            Err(error) => Err(status(&error)),
+        }
+    }
+
+    async fn server_metadata(&self, _: Request<ServerMetadataRequest>) -> Reply<ServerMetadataResponse> {
+        let extensions = EXTENSIONS.map(str::to_owned).to_vec();
+        Ok(Response::new(ServerMetadataResponse { name: NAME.into(), version: VERSION.into(), extensions }))
+    }
+
+    async fn model_metadata(&self, request: Request<ModelMetadataRequest>) -> Reply<ModelMetadataResponse> {
+        let request = request.into_inner();
+        let servable = self.0.servable(&request.name, given(&request.version)).map_err(|e| status(&e))?;
+        let versions = self.0.registry().ready_versions(&request.name);
+        Ok(Response::new(codec::metadata(&servable, &versions)))
+    }
+
+    async fn model_infer(&self, request: Request<ModelInferRequest>) -> Reply<ModelInferResponse> {
+        let deadline = deadline(&request)?;
+        let response = self.infer(request.into_inner(), deadline).await;
+        response.map(Response::new).map_err(|error| status(&error))
+    }
+
+    type ModelStreamInferStream = ReceiverStream<Result<ModelStreamInferResponse, Status>>;
+
+    /// Requests of a stream are answered in their order; an error is an answer, and the stream goes on.
+    async fn model_stream_infer(
+        &self,
+        request: Request<Streaming<ModelInferRequest>>,
+    ) -> Reply<Self::ModelStreamInferStream> {
+        let (deadline, plane) = (deadline(&request)?, self.0.clone());
+        let ends_on_error = request.metadata().get("triton_grpc_error").is_some_and(|v| v.as_bytes() == b"true");
+        let mut requests = request.into_inner();
+        let (send, receive) = tokio::sync::mpsc::channel(STREAM_BUFFER);
+        tokio::spawn(async move {
+            while let Some(request) = requests.next().await {
+                let request = match request {
+                    Ok(request) => request,
+                    Err(broken) => {
+                        let _ = send.send(Err(broken)).await;
+                        return;
+                    }
+                };
+                let id = request.id.clone();
+                let answer = match infer(&plane, request, deadline).await {
+                    Ok(mut response) => {
+                        let last = infer_parameter::ParameterChoice::BoolParam(true);
+                        let last = InferParameter { parameter_choice: Some(last) };
+                        response.parameters.insert("triton_final_response".into(), last);
+                        Ok(ModelStreamInferResponse { error_message: String::new(), infer_response: Some(response) })
+                    }
+                    Err(error) if ends_on_error => Err(status(&error)),
+                    Err(error) => Ok(ModelStreamInferResponse {
+                        error_message: error.message(),
+                        infer_response: Some(ModelInferResponse { id, ..ModelInferResponse::default() }),
+                    }),
+                };
+                let over = answer.is_err();
+                if send.send(answer).await.is_err() || over {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receive)))
+    }
+
+    async fn model_config(&self, request: Request<ModelConfigRequest>) -> Reply<ModelConfigResponse> {
+        let request = request.into_inner();
+        let servable = self.0.servable(&request.name, given(&request.version)).map_err(|e| status(&e))?;
+        Ok(Response::new(ModelConfigResponse { config: Some(codec::config(&servable)) }))
+    }
+
+    async fn model_statistics(&self, request: Request<ModelStatisticsRequest>) -> Reply<ModelStatisticsResponse> {
+        let request = request.into_inner();
+        let servables = if request.name.is_empty() {
+            self.0.registry().servables()
+        } else {
+            vec![self.0.servable(&request.name, given(&request.version)).map_err(|e| status(&e))?]
+        };
+        let model_stats = servables.iter().map(|servable| codec::statistics(servable)).collect();
+        Ok(Response::new(ModelStatisticsResponse { model_stats }))
+    }
+
+    async fn repository_index(&self, request: Request<RepositoryIndexRequest>) -> Reply<RepositoryIndexResponse> {
+        let request = request.into_inner();
+        if !request.repository_name.is_empty() {
+            let error = Error::Unsupported("'repository_name' specification is not supported".into());
+            return Err(status(&error));
+        }
+        let entries = self.0.index(request.ready).map_err(|e| status(&e))?;
+        let models = entries
+            .into_iter()
+            .map(|entry| repository_index_response::ModelIndex {
+                name: entry.name,
+                version: entry.version.map(|v| v.to_string()).unwrap_or_default(),
+                state: entry.version.map(|_| entry.state.to_owned()).unwrap_or_default(),
+                reason: entry.reason,
+            })
+            .collect();
+        Ok(Response::new(RepositoryIndexResponse { models }))
+    }
+
+    async fn repository_model_load(
+        &self,
+        request: Request<RepositoryModelLoadRequest>,
+    ) -> Reply<RepositoryModelLoadResponse> {
+        let request = request.into_inner();
+        let load = async {
+            let name = Self::model(&request.repository_name, &request.model_name)?;
+            if let Some(parameter) = request.parameters.keys().next() {
+                return Err(Error::Unsupported(format!(
+                    "load parameter '{parameter}': configuration and files come from the repository alone"
+                )));
+            }
+            self.0.load(name).await?;
+            Ok(name.to_owned())
+        };
+        let name = load.await.map_err(|e| status(&e))?;
+        Ok(Response::new(RepositoryModelLoadResponse { model_name: name, is_loaded: true }))
+    }
+
+    async fn repository_model_unload(
+        &self,
+        request: Request<RepositoryModelUnloadRequest>,
+    ) -> Reply<RepositoryModelUnloadResponse> {
+        let request = request.into_inner();
+        let unload = async {
+            let name = Self::model(&request.repository_name, &request.model_name)?;
+            if let Some(parameter) = request.parameters.keys().find(|key| *key != "unload_dependents") {
+                return Err(Error::Invalid(format!("unload parameter '{parameter}'; unload_dependents is known")));
+            }
+            self.0.unload(name).await?;
+            Ok(name.to_owned())
+        };
+        let name = unload.await.map_err(|e| status(&e))?;
+        Ok(Response::new(RepositoryModelUnloadResponse { model_name: name, is_unloaded: true }))
+    }
+
+    async fn system_shared_memory_status(
+        &self,
+        _: Request<SystemSharedMemoryStatusRequest>,
+    ) -> Reply<SystemSharedMemoryStatusResponse> {
+        Err(not_served("shared memory"))
+    }
+
+    async fn system_shared_memory_register(
+        &self,
+        _: Request<SystemSharedMemoryRegisterRequest>,
+    ) -> Reply<SystemSharedMemoryRegisterResponse> {
+        Err(not_served("shared memory"))
+    }
+
+    async fn system_shared_memory_unregister(
+        &self,
+        _: Request<SystemSharedMemoryUnregisterRequest>,
+    ) -> Reply<SystemSharedMemoryUnregisterResponse> {
+        Err(not_served("shared memory"))
+    }
+
+    async fn cuda_shared_memory_status(
+        &self,
+        _: Request<CudaSharedMemoryStatusRequest>,
+    ) -> Reply<CudaSharedMemoryStatusResponse> {
+        Err(not_served("shared memory"))
+    }
+
+    async fn cuda_shared_memory_register(
+        &self,
+        _: Request<CudaSharedMemoryRegisterRequest>,
+    ) -> Reply<CudaSharedMemoryRegisterResponse> {
+        Err(not_served("shared memory"))
+    }
+
+    async fn cuda_shared_memory_unregister(
+        &self,
+        _: Request<CudaSharedMemoryUnregisterRequest>,
+    ) -> Reply<CudaSharedMemoryUnregisterResponse> {
+        Err(not_served("shared memory"))
+    }
+
+    async fn trace_setting(&self, _: Request<TraceSettingRequest>) -> Reply<TraceSettingResponse> {
+        Err(not_served("trace settings"))
+    }
+
+    async fn log_settings(&self, _: Request<LogSettingsRequest>) -> Reply<LogSettingsResponse> {
+        Err(not_served("log settings"))
+    }
+}
+
+fn not_served(what: &str) -> Status {
+    status(&Error::Unsupported(format!("{what}: not served by this server")))
+}

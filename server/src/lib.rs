@@ -1,0 +1,20 @@
+//! The process: everything asynchronous, from sockets to the command line. The only crate that knows tokio.
+//!
+//! A request's way: `edge` (connection) -> `rest` or `grpc` (route) -> `codec` (tensors) -> `dataplane` (what may be
+//! asked) -> `registry` (which model) -> `batcher` (when) -> the model, and back.
+
+pub mod app;
+pub mod batcher;
+pub mod classify;
+pub mod codec;
+pub mod dataplane;
+pub mod describe;
+pub mod edge;
+pub mod error;
+pub mod grpc;
+pub mod metrics;
+pub mod profile;
+pub mod registry;
+pub mod repository;
+pub mod rest;
+pub mod stats;

@@ -1,0 +1,314 @@
+//! What is loaded: name and version to a servable, with the state of each.
+//!
+//! Readers take a snapshot and never wait. Loading happens on a blocking thread; the new version is swapped in when it
+//! is ready, and the old one lives until its last request is done. A load that fails leaves what served before.
+
+use crate::batcher::{self, Batcher};
+use crate::error::Error;
+use crate::metrics::ModelMetrics;
+use crate::repository::{Found, Repository, Version};
+use crate::stats::Stats;
+use arc_swap::ArcSwap;
+use backends::{Artifact, LoadError, LoadOptions, Model, Signature, load};
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+/// A model that answers.
+#[derive(Debug)]
+pub struct Servable {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: Version,
+    /// The predictor behind its queue.
+    pub batcher: Batcher,
+    /// What it takes and gives.
+    pub signature: Signature,
+    /// What happened to its requests.
+    pub stats: Arc<Stats>,
+    /// The same for Prometheus.
+    pub metrics: ModelMetrics,
+    /// Bytes held.
+    pub bytes: usize,
+}
+
+/// Where a version is in its life.
+#[derive(Clone, Debug)]
+pub enum State {
+    /// Being read.
+    Loading,
+    /// Serving.
+    Ready(Arc<Servable>),
+    /// Not serving: why.
+    Unavailable(String),
+}
+
+type Versions = BTreeMap<Version, State>;
+type Snapshot = BTreeMap<String, Versions>;
+
+/// One line of the repository index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IndexEntry {
+    /// Model.
+    pub name: String,
+    /// Version; absent for a model that was never loaded.
+    pub version: Option<Version>,
+    /// `READY`, `LOADING` or `UNAVAILABLE`.
+    pub state: &'static str,
+    /// Why it is not ready.
+    pub reason: String,
+}
+
+/// What is loaded.
+#[derive(Debug)]
+pub struct Registry {
+    repository: Repository,
+    load_options: LoadOptions,
+    batching: batcher::Options,
+    models: ArcSwap<Snapshot>,
+    /// Held while the snapshot is replaced.
+    writing: Mutex<()>,
+    /// Held while a model is loaded or unloaded: management requests take turns.
+    managing: tokio::sync::Mutex<()>,
+}
+
+impl Registry {
+    /// Nothing is loaded yet.
+    pub fn new(repository: Repository, load_options: LoadOptions, batching: batcher::Options) -> Self {
+        Registry {
+            repository,
+            load_options,
+            batching,
+            models: ArcSwap::default(),
+            writing: Mutex::new(()),
+            managing: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// Where models come from.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// Bounds of requests.
+    pub fn limits(&self) -> &backends::Limits {
+        &self.load_options.limits
+    }
+
+    /// The servable of a name, and of a version where one is asked for; the latest ready one where not.
+    ///
+    /// # Errors
+    /// Unknown model or version, or one that is not ready.
+    pub fn get(&self, name: &str, version: Option<&str>) -> Result<Arc<Servable>, Error> {
+        let models = self.models.load();
+        let versions = models.get(name).ok_or_else(|| Error::UnknownModel(name.into()))?;
+        let Some(version) = version.filter(|v| !v.is_empty()) else {
+            let latest = versions.values().rev().find_map(|state| match state {
+                State::Ready(servable) => Some(servable.clone()),
+                _ => None,
+            });
+            return latest.ok_or_else(|| Error::NotReady(name.into()));
+        };
+        let number = crate::repository::parse_version(version)
+            .ok_or_else(|| Error::Invalid(format!("version '{version}' is not a positive whole number")))?;
+        match versions.get(&number) {
+            Some(State::Ready(servable)) => Ok(servable.clone()),
+            Some(_) => Err(Error::NotReady(name.into())),
+            None => Err(Error::UnknownVersion(name.into(), version.into())),
+        }
+    }
+
+    /// Versions of a model that are ready.
+    pub fn ready_versions(&self, name: &str) -> Vec<Version> {
+        let models = self.models.load();
+        let ready = |(version, state): (&Version, &State)| matches!(state, State::Ready(_)).then_some(*version);
+        models.get(name).map(|versions| versions.iter().filter_map(ready).collect()).unwrap_or_default()
+    }
+
+    /// Names of all models, whatever their state.
+    pub fn names(&self) -> Vec<String> {
+        self.models.load().keys().cloned().collect()
+    }
+
+    /// Every servable that is ready.
+    pub fn servables(&self) -> Vec<Arc<Servable>> {
+        let models = self.models.load();
+        let states = models.values().flat_map(BTreeMap::values);
+        states.filter_map(|state| if let State::Ready(s) = state { Some(s.clone()) } else { None }).collect()
+    }
+
+    /// Is every model that was loaded on start, or by request, ready?
+    pub fn all_ready(&self) -> bool {
+        let models = self.models.load();
+        models.values().all(|versions| {
+            versions.values().all(|state| match state {
+                State::Ready(_) => true,
+                State::Unavailable(reason) => reason == UNLOADED,
+                State::Loading => false,
+            })
+        })
+    }
+
+    /// Everything that is loaded or lies in the repository.
+    ///
+    /// # Errors
+    /// The repository cannot be read.
+    pub fn index(&self) -> Result<Vec<IndexEntry>, Error> {
+        let models = self.models.load();
+        let mut entries = Vec::new();
+        for (name, versions) in models.iter() {
+            for (version, state) in versions {
+                let (state, reason) = match state {
+                    State::Loading => ("LOADING", String::new()),
+                    State::Ready(_) => ("READY", String::new()),
+                    State::Unavailable(reason) => ("UNAVAILABLE", reason.clone()),
+                };
+                entries.push(IndexEntry { name: name.clone(), version: Some(*version), state, reason });
+            }
+        }
+        if self.repository.exists() {
+            let found = self.repository.list().map_err(|e| Error::Internal(e.to_string()))?;
+            for name in found.into_keys().filter(|name| !models.contains_key(name)) {
+                entries.push(IndexEntry { name, version: None, state: "UNAVAILABLE", reason: String::new() });
+            }
+        }
+        entries.sort_by(|a, b| (&a.name, a.version).cmp(&(&b.name, b.version)));
+        Ok(entries)
+    }
+
+    /// Loads every model of the repository, several at a time. Failures are states, not errors.
+    ///
+    /// # Errors
+    /// The repository cannot be read.
+    pub async fn load_all(self: &Arc<Self>) -> Result<(), LoadError> {
+        let _managing = self.managing.lock().await;
+        let mut tasks = tokio::task::JoinSet::new();
+        for (name, found) in self.repository.list()? {
+            let registry = self.clone();
+            tasks.spawn_blocking(move || registry.load_found(&name, &found));
+        }
+        while tasks.join_next().await.is_some() {}
+        Ok(())
+    }
+
+    /// Loads (or loads again) one model.
+    ///
+    /// # Errors
+    /// It does not exist, or cannot be loaded; what served before serves on.
+    pub async fn load(self: &Arc<Self>, name: &str) -> Result<(), Error> {
+        let _managing = self.managing.lock().await;
+        let (registry, name) = (self.clone(), name.to_owned());
+        let loading = tokio::task::spawn_blocking(move || {
+            let found = registry.repository.find(&name).map_err(|e| Error::Internal(e.to_string()))?;
+            let found = found.ok_or_else(|| Error::UnknownModel(name.clone()))?;
+            registry.load_found(&name, &found).map_err(|e| {
+                Error::Forbidden(format!("failed to load '{name}': {}", relative(&e, registry.repository.root())))
+            })
+        });
+        loading.await.unwrap_or_else(|e| Err(Error::Internal(e.to_string())))
+    }
+
+    /// Takes a model out of service; requests that run finish.
+    ///
+    /// # Errors
+    /// Nobody knows it.
+    pub async fn unload(&self, name: &str) -> Result<(), Error> {
+        let _managing = self.managing.lock().await;
+        let mut known = false;
+        self.update(|models| {
+            if let Some(versions) = models.get_mut(name) {
+                known = true;
+                versions.values_mut().for_each(|state| *state = State::Unavailable(UNLOADED.into()));
+            }
+        });
+        if known { Ok(()) } else { Err(Error::UnknownModel(name.into())) }
+    }
+
+    /// Loads the latest version of what was found, and replaces what served before.
+    fn load_found(&self, name: &str, found: &Found) -> Result<(), LoadError> {
+        let Some((&version, directory)) = found.versions.last_key_value() else { return Ok(()) };
+        let serving = matches!(self.state(name, version), Some(State::Ready(_)));
+        if !serving {
+            self.set(name, version, State::Loading);
+        }
+        let start = Instant::now();
+        let loaded = std::panic::catch_unwind(AssertUnwindSafe(|| self.load_version(name, version, found, directory)));
+        let loaded = loaded.unwrap_or_else(|_| Err(LoadError::new(directory, "the loader panicked")));
+        match loaded {
+            Ok(servable) => {
+                tracing::info!(
+                    model = name,
+                    version,
+                    ms = start.elapsed().as_millis() as u64,
+                    bytes = servable.bytes,
+                    "model ready"
+                );
+                self.update(|models| {
+                    let versions = models.entry(name.into()).or_default();
+                    versions.clear();
+                    versions.insert(version, State::Ready(Arc::new(servable)));
+                });
+                Ok(())
+            }
+            Err(error) => {
+                tracing::error!(model = name, version, reason = %error, "model cannot be loaded");
+                if !serving {
+                    let reason = relative(&error, self.repository.root());
+                    self.set(name, version, State::Unavailable(reason));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn load_version(
+        &self,
+        name: &str,
+        version: Version,
+        found: &Found,
+        directory: &std::path::Path,
+    ) -> Result<Servable, LoadError> {
+        let artifact = Artifact::open(&found.root, directory)?;
+        let Model::Predictor(predictor) = load(&artifact, &self.load_options)?;
+        let (stats, profile) = (Arc::new(Stats::default()), predictor.profile());
+        let signature = predictor.signature().clone();
+        let metrics = ModelMetrics::register(name, version, profile.device);
+        Ok(Servable {
+            name: name.into(),
+            version,
+            batcher: Batcher::new(predictor, self.batching, stats.clone()),
+            signature,
+            stats,
+            metrics,
+            bytes: profile.bytes,
+        })
+    }
+
+    fn state(&self, name: &str, version: Version) -> Option<State> {
+        self.models.load().get(name).and_then(|versions| versions.get(&version)).cloned()
+    }
+
+    fn set(&self, name: &str, version: Version, state: State) {
+        self.update(|models| {
+            models.entry(name.into()).or_default().insert(version, state);
+        });
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Snapshot)) {
+        let _writing = self.writing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut models = Snapshot::clone(&self.models.load());
+        change(&mut models);
+        self.models.store(Arc::new(models));
+    }
+}
+
+/// The reason of a model that was taken out of service on request; it does not make the server unready.
+const UNLOADED: &str = "unloaded";
+
+/// The error without the repository's own path, which is nobody's business.
+fn relative(error: &LoadError, root: &std::path::Path) -> String {
+    let file = error.file.strip_prefix(root).unwrap_or(&error.file);
+    if file.as_os_str().is_empty() { error.reason.clone() } else { format!("{}: {}", file.display(), error.reason) }
+}

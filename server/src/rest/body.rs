@@ -1,0 +1,206 @@
+//! Request bodies in, replies out, with their compression: limits count what a body is after it was unpacked.
+
+use super::BodyLimits;
+use crate::error::Error;
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use flate2::Compression;
+use flate2::read::{MultiGzDecoder, ZlibDecoder};
+use flate2::write::{GzEncoder, ZlibEncoder};
+use http::HeaderMap;
+use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
+use http_body_util::BodyExt;
+use std::io::{Read, Write};
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Bytes of request bodies that the process holds at a time.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    pages: Arc<Semaphore>,
+}
+
+/// The budget is counted in pages, so that small requests cost one operation.
+const PAGE: usize = 4096;
+
+impl Budget {
+    /// At most `bytes` at a time.
+    pub fn new(bytes: u64) -> Self {
+        let pages = usize::try_from(bytes / PAGE as u64).unwrap_or(usize::MAX);
+        Budget { pages: Arc::new(Semaphore::new(pages.clamp(1, Semaphore::MAX_PERMITS))) }
+    }
+
+    fn take(&self, pages: usize) -> Result<OwnedSemaphorePermit, Error> {
+        let pages = u32::try_from(pages).unwrap_or(u32::MAX);
+        self.pages.clone().try_acquire_many_owned(pages).map_err(|_| {
+            Error::Overloaded("the server holds as many bytes of requests as it may; try again later".into())
+        })
+    }
+}
+
+/// A body and its share of the budget, given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) bytes: Bytes,
+    _room: Room,
+}
+
+/// A share of the budget that grows with a body.
+#[derive(Debug, Default)]
+struct Room {
+    pages: usize,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Room {
+    /// Makes it room for `bytes` in all.
+    fn grow(&mut self, budget: &Budget, bytes: usize) -> Result<(), Error> {
+        let pages = bytes.div_ceil(PAGE);
+        if pages > self.pages {
+            let more = budget.take(pages - self.pages)?;
+            self.pages = pages;
+            match &mut self.permit {
+                Some(permit) => permit.merge(more),
+                None => self.permit = Some(more),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn too_large(limits: &BodyLimits) -> Error {
+    Error::TooLarge(format!("the request is larger than the limit of {} bytes", limits.bytes))
+}
+
+/// Reads a whole body and unpacks it.
+///
+/// # Errors
+/// Too large, too slow, cut off, or packed in a way that is not known.
+pub(super) async fn read(headers: &HeaderMap, body: Body, limits: &BodyLimits, budget: &Budget) -> Result<Held, Error> {
+    let stated = headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
+    if stated.is_some_and(|length| length > limits.bytes) {
+        return Err(too_large(limits));
+    }
+    let mut room = Room::default();
+    let bytes = collect(body, limits, budget, &mut room).await?;
+    let Some(encoding) = encoding(headers)? else { return Ok(Held { bytes, _room: room }) };
+    let mut room = Room::default();
+    let bytes = unpack(&bytes, encoding, limits, budget, &mut room)?;
+    Ok(Held { bytes, _room: room })
+}
+
+async fn collect(mut body: Body, limits: &BodyLimits, budget: &Budget, room: &mut Room) -> Result<Bytes, Error> {
+    let mut first = Bytes::new();
+    let mut whole = BytesMut::new();
+    loop {
+        let frame = tokio::time::timeout(limits.idle, body.frame()).await;
+        let frame = frame.map_err(|_| Error::Invalid("the request body stopped arriving".into()))?;
+        let Some(frame) = frame else { break };
+        let frame = frame.map_err(|e| Error::Invalid(format!("the request body broke off: {e}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if data.is_empty() {
+            continue;
+        }
+        if first.len() + whole.len() + data.len() > limits.bytes {
+            return Err(too_large(limits));
+        }
+        room.grow(budget, first.len() + whole.len() + data.len())?;
+        // One piece, as small bodies come, is not copied.
+        if first.is_empty() && whole.is_empty() {
+            first = data;
+            continue;
+        }
+        if whole.is_empty() {
+            whole.extend_from_slice(&std::mem::take(&mut first));
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(if whole.is_empty() { first } else { whole.freeze() })
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Encoding {
+    Gzip,
+    Deflate,
+}
+
+fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, Error> {
+    let Some(value) = headers.get(CONTENT_ENCODING) else { return Ok(None) };
+    match value.to_str().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
+        "" | "identity" => Ok(None),
+        "gzip" => Ok(Some(Encoding::Gzip)),
+        "deflate" => Ok(Some(Encoding::Deflate)),
+        _ => Err(Error::UnsupportedEncoding("Unsupported compression type".into())),
+    }
+}
+
+fn unpack(
+    packed: &[u8],
+    encoding: Encoding,
+    limits: &BodyLimits,
+    budget: &Budget,
+    room: &mut Room,
+) -> Result<Bytes, Error> {
+    let reader: Box<dyn Read + '_> = match encoding {
+        Encoding::Gzip => Box::new(MultiGzDecoder::new(packed)),
+        Encoding::Deflate => Box::new(ZlibDecoder::new(packed)),
+    };
+    let mut reader = reader.take(limits.bytes as u64 + 1);
+    let (mut out, mut piece) = (Vec::new(), [0u8; 16 * PAGE]);
+    loop {
+        let count = reader.read(&mut piece).map_err(|e| Error::Invalid(format!("the body cannot be unpacked: {e}")))?;
+        if count == 0 {
+            return Ok(Bytes::from(out));
+        }
+        if out.len() + count > limits.bytes {
+            return Err(too_large(limits));
+        }
+        room.grow(budget, out.len() + count)?;
+        out.extend_from_slice(&piece[..count]);
+    }
+}
+
+/// The packing of a reply that the client likes best: the first of the highest quality among identity, deflate, gzip.
+pub(super) fn wanted(headers: &HeaderMap) -> Option<Encoding> {
+    let accept = headers.get(ACCEPT_ENCODING)?.to_str().ok()?;
+    let mut best: (Option<Encoding>, f32) = (None, 0.0);
+    for part in accept.split(',') {
+        let (name, quality) = part.split_once(';').unwrap_or((part, "q=1"));
+        let quality: f32 = quality.trim().strip_prefix("q=").and_then(|q| q.parse().ok()).unwrap_or(1.0);
+        let encoding = match name.trim() {
+            "gzip" => Some(Encoding::Gzip),
+            "deflate" => Some(Encoding::Deflate),
+            "identity" => None,
+            _ => continue,
+        };
+        if quality > best.1 {
+            best = (encoding, quality);
+        }
+    }
+    best.0
+}
+
+impl Encoding {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Encoding::Gzip => "gzip",
+            Encoding::Deflate => "deflate",
+        }
+    }
+
+    /// Packs a reply.
+    pub(super) fn pack(self, body: &[u8]) -> std::io::Result<Vec<u8>> {
+        match self {
+            Encoding::Gzip => {
+                let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+                encoder.write_all(body)?;
+                encoder.finish()
+            }
+            Encoding::Deflate => {
+                let mut encoder = ZlibEncoder::new(Vec::new(), Compression::fast());
+                encoder.write_all(body)?;
+                encoder.finish()
+            }
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! The REST routes: decode, call the data plane, encode. What a verb means is decided there, not here.
+
+mod body;
+mod reply;
+mod v1;
+mod v2;
+
+use crate::dataplane::Dataplane;
+use crate::error::Error;
+use axum::Router;
+use axum::response::Response;
+use axum::routing::{any, get, post};
+use metrics_exporter_prometheus::PrometheusHandle;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use body::Budget;
+
+/// Bounds of request bodies.
+#[derive(Clone, Copy, Debug)]
+pub struct BodyLimits {
+    /// Bytes, counted after decompression.
+    pub bytes: usize,
+    /// Between two pieces of a body.
+    pub idle: Duration,
+}
+
+/// What every handler needs.
+#[derive(Clone)]
+pub struct Rest {
+    pub(crate) plane: Arc<Dataplane>,
+    pub(crate) limits: BodyLimits,
+    pub(crate) budget: Budget,
+    pub(crate) metrics: PrometheusHandle,
+}
+
+impl Rest {
+    /// Routes over `plane`.
+    pub fn new(plane: Arc<Dataplane>, limits: BodyLimits, budget: Budget, metrics: PrometheusHandle) -> Self {
+        Rest { plane, limits, budget, metrics }
+    }
+
+    /// The routes that need no key: health and metrics.
+    pub fn open_routes(&self) -> Router {
+        Router::new()
+            .route("/v2/health/live", get(v2::live))
+            .route("/v2/health/ready", get(v2::ready))
+            .route("/metrics", get(v2::metrics))
+            .with_state(self.clone())
+    }
+
+    /// All other routes.
+    pub fn routes(&self) -> Router {
+        let model = Router::new()
+            .route("/", get(v2::model_metadata))
+            .route("/ready", get(v2::model_ready))
+            .route("/infer", post(v2::infer))
+            .route("/config", get(v2::config))
+            .route("/stats", get(v2::stats));
+        Router::new()
+            .route("/", get(v1::alive))
+            .route("/v1/models", get(v1::list))
+            .route("/v1/models/{model}", get(v1::ready).post(v1::call))
+            .route("/v2", get(v2::server_metadata))
+            .route("/v2/models", get(v2::list))
+            .route("/v2/models/stats", get(v2::all_stats))
+            .nest("/v2/models/{model}", model.clone())
+            .nest("/v2/models/{model}/versions/{version}", model)
+            .route("/v2/repository/index", get(v2::index).post(v2::index))
+            .route("/v2/repository/models/{model}/load", post(v2::load))
+            .route("/v2/repository/models/{model}/unload", post(v2::unload))
+            .route("/v2/repository/{repository}/{*rest}", any(v2::named_repository))
+            .route("/v2/trace/setting", any(v2::not_built))
+            .route("/v2/logging", any(v2::not_built))
+            .route("/v2/systemsharedmemory/{*rest}", any(v2::not_built))
+            .route("/v2/cudasharedmemory/{*rest}", any(v2::not_built))
+            .fallback(no_route)
+            .method_not_allowed_fallback(wrong_method)
+            .with_state(self.clone())
+    }
+}
+
+async fn no_route() -> Response {
+    reply::error(&Error::NoRoute)
+}
+
+async fn wrong_method() -> Response {
+    reply::json(http::StatusCode::METHOD_NOT_ALLOWED, b"{\"error\":\"Method Not Allowed\"}".to_vec())
+}
+
+/// The reply to a request that was refused before it reached a route.
+pub fn refuse(error: &Error) -> Response {
+    reply::error(error)
+}

@@ -1,0 +1,38 @@
+//! Replies that all routes share.
+
+use crate::error::Error;
+use axum::body::Body;
+use axum::response::Response;
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderValue, StatusCode};
+use protocol::write;
+
+/// A JSON body.
+pub(super) fn json(status: StatusCode, body: Vec<u8>) -> Response {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// A JSON value as a body.
+pub(super) fn value(status: StatusCode, value: &serde_json::Value) -> Response {
+    json(status, value.to_string().into_bytes())
+}
+
+/// `{"error": ...}` with the status of the table.
+pub(super) fn error(error: &Error) -> Response {
+    let mut body = b"{\"error\":".to_vec();
+    write::string(&mut body, &error.message());
+    body.push(b'}');
+    let status = StatusCode::from_u16(error.row().0).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = json(status, body);
+    if let Some(after) = error.retry_after() {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(after.as_secs()));
+    }
+    if let Error::UnsupportedEncoding(_) = error {
+        let known = HeaderValue::from_static("gzip, deflate");
+        response.headers_mut().insert(http::header::ACCEPT_ENCODING, known);
+    }
+    response
+}

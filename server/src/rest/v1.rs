@@ -1,0 +1,71 @@
+//! The v1 routes, with CloudEvents in and out.
+
+use super::v2::answer;
+use super::{Rest, body, reply};
+use crate::codec;
+use crate::error::Error;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use http::{HeaderMap, StatusCode};
+use serde_json::json;
+use std::time::Instant;
+
+pub(super) async fn alive() -> Response {
+    reply::json(StatusCode::OK, b"{\"status\":\"alive\"}".to_vec())
+}
+
+/// KServe's list and OpenAI's in one object: clients of either find theirs.
+pub(super) async fn list(State(rest): State<Rest>) -> Response {
+    let models = rest.plane.registry().names();
+    let data: Vec<_> = models
+        .iter()
+        .map(|name| json!({"id": name, "object": "model", "created": 0, "owned_by": "tensorgate"}))
+        .collect();
+    reply::value(StatusCode::OK, &json!({"models": models, "object": "list", "data": data}))
+}
+
+pub(super) async fn ready(State(rest): State<Rest>, Path(model): Path<String>) -> Response {
+    answer(
+        rest.plane
+            .servable(&model, None)
+            .map(|servable| reply::value(StatusCode::OK, &json!({"name": servable.name, "ready": true}))),
+    )
+}
+
+/// `POST /v1/models/{model}:{verb}`.
+pub(super) async fn call(
+    State(rest): State<Rest>,
+    Path(path): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    match path.rsplit_once(':') {
+        Some((model, "predict")) => answer(predict(&rest, model, &headers, body).await),
+        Some((model, "explain")) => answer(explain(&rest, model)),
+        _ => reply::error(&Error::NoRoute),
+    }
+}
+
+async fn predict(rest: &Rest, model: &str, headers: &HeaderMap, body: Body) -> Result<Response, Error> {
+    let servable = rest.plane.servable(model, None)?;
+    let held = body::read(headers, body, &rest.limits, &rest.budget).await?;
+    let start = Instant::now();
+    let (event, data) = codec::events::unwrap(headers, &held.bytes)?;
+    let mut request = codec::v1::decode(&data, &servable.signature)?;
+    request.deadline = super::v2::timeout(headers)?.map(|timeout| start + timeout);
+    let decoded = Instant::now();
+    let inferred = rest.plane.infer(servable, request).await?;
+    let encoding = Instant::now();
+    let predictions = codec::v1::encode(&inferred, rest.plane.profile().not_finite())?;
+    let (attributes, body) = event.wrap(&inferred.servable.name, predictions);
+    let mut response = reply::json(StatusCode::OK, body);
+    response.headers_mut().extend(attributes);
+    inferred.servable.metrics.framed(decoded - start, encoding.elapsed());
+    Ok(response)
+}
+
+fn explain(rest: &Rest, model: &str) -> Result<Response, Error> {
+    let servable = rest.plane.servable(model, None)?;
+    Err(Error::Unsupported(format!("model '{}' has no explainer", servable.name)))
+}

@@ -1,0 +1,246 @@
+//! The v2 routes: health, metadata, inference, repository, statistics, configuration.
+
+use super::{Rest, body, reply};
+use crate::codec;
+use crate::dataplane::{EXTENSIONS, NAME, VERSION};
+use crate::describe;
+use crate::error::Error;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use serde::Deserialize;
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+/// Length of the JSON in front of binary tensors.
+const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
+
+/// The model, and the version where the path names one.
+#[derive(Debug, Deserialize)]
+pub(super) struct Target {
+    model: String,
+    version: Option<String>,
+}
+
+pub(super) async fn live() -> Response {
+    reply::json(StatusCode::OK, b"{\"live\":true}".to_vec())
+}
+
+pub(super) async fn ready(State(rest): State<Rest>) -> Response {
+    if rest.plane.ready() {
+        reply::json(StatusCode::OK, b"{\"ready\":true}".to_vec())
+    } else {
+        reply::json(StatusCode::SERVICE_UNAVAILABLE, b"{\"ready\":false}".to_vec())
+    }
+}
+
+pub(super) async fn metrics(State(rest): State<Rest>) -> Response {
+    for servable in rest.plane.registry().servables() {
+        let executions = servable.stats.executions.load(std::sync::atomic::Ordering::Relaxed);
+        servable.metrics.refresh(servable.batcher.queued(), servable.bytes, executions);
+    }
+    let mut response = Response::new(Body::from(rest.metrics.render()));
+    let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, text);
+    response
+}
+
+pub(super) async fn server_metadata() -> Response {
+    reply::value(StatusCode::OK, &json!({"name": NAME, "version": VERSION, "extensions": EXTENSIONS}))
+}
+
+pub(super) async fn list(State(rest): State<Rest>) -> Response {
+    reply::value(StatusCode::OK, &json!({"models": rest.plane.registry().names()}))
+}
+
+pub(super) async fn model_metadata(State(rest): State<Rest>, Path(target): Path<Target>) -> Response {
+    answer(rest.plane.servable(&target.model, target.version.as_deref()).map(|servable| {
+        let versions = rest.plane.registry().ready_versions(&target.model);
+        reply::value(StatusCode::OK, &describe::metadata(&servable, &versions))
+    }))
+}
+
+pub(super) async fn model_ready(State(rest): State<Rest>, Path(target): Path<Target>) -> Response {
+    answer(
+        rest.plane
+            .servable(&target.model, target.version.as_deref())
+            .map(|servable| reply::value(StatusCode::OK, &json!({"name": servable.name, "ready": true}))),
+    )
+}
+
+pub(super) async fn config(State(rest): State<Rest>, Path(target): Path<Target>) -> Response {
+    answer(
+        rest.plane
+            .servable(&target.model, target.version.as_deref())
+            .map(|servable| reply::value(StatusCode::OK, &describe::config(&servable))),
+    )
+}
+
+pub(super) async fn stats(State(rest): State<Rest>, Path(target): Path<Target>) -> Response {
+    answer(
+        rest.plane
+            .servable(&target.model, target.version.as_deref())
+            .map(|servable| reply::value(StatusCode::OK, &json!({"model_stats": [describe::stats(&servable)]}))),
+    )
+}
+
+pub(super) async fn all_stats(State(rest): State<Rest>) -> Response {
+    let servables = rest.plane.registry().servables();
+    let all: Vec<_> = servables.iter().map(|servable| describe::stats(servable)).collect();
+    reply::value(StatusCode::OK, &json!({"model_stats": all}))
+}
+
+pub(super) async fn infer(
+    State(rest): State<Rest>,
+    Path(target): Path<Target>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    answer(try_infer(&rest, &target, &headers, body).await)
+}
+
+async fn try_infer(rest: &Rest, target: &Target, headers: &HeaderMap, body: Body) -> Result<Response, Error> {
+    let servable = rest.plane.servable(&target.model, target.version.as_deref())?;
+    let held = body::read(headers, body, &rest.limits, &rest.budget).await?;
+    let start = Instant::now();
+    let length = header_length(headers)?;
+    let limits = rest.plane.registry().limits();
+    let (mut request, form) = codec::v2::decode(&held.bytes, length, &servable.signature, limits)?;
+    request.deadline = timeout(headers)?.map(|timeout| start + timeout);
+    let decoded = Instant::now();
+    let inferred = rest.plane.infer(servable, request).await?;
+    let encoding = Instant::now();
+    let encoded = codec::v2::encode(&inferred, &form, rest.plane.profile().not_finite())?;
+    let response = send(headers, encoded);
+    inferred.servable.metrics.framed(decoded - start, encoding.elapsed());
+    response
+}
+
+/// The reply with its headers, packed when it is worth it and the client asked.
+fn send(headers: &HeaderMap, encoded: codec::v2::Encoded) -> Result<Response, Error> {
+    let mut response = match body::wanted(headers) {
+        None => Response::new(Body::from(encoded.body)),
+        Some(encoding) => {
+            let packed = encoding.pack(&encoded.body).map_err(|e| Error::Internal(e.to_string()))?;
+            let mut response = Response::new(Body::from(packed));
+            response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static(encoding.name()));
+            response
+        }
+    };
+    let kind = if encoded.header_length.is_some() { "application/octet-stream" } else { "application/json" };
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    if let Some(length) = encoded.header_length {
+        response.headers_mut().insert(HEADER_LENGTH, HeaderValue::from(length));
+    }
+    Ok(response)
+}
+
+fn header_length(headers: &HeaderMap) -> Result<Option<usize>, Error> {
+    let Some(value) = headers.get(HEADER_LENGTH) else { return Ok(None) };
+    let number = value.to_str().ok().and_then(|text| text.trim().parse().ok());
+    number.map(Some).ok_or_else(|| {
+        Error::Invalid(format!("header Inference-Header-Content-Length is {value:?}, which is no number of bytes"))
+    })
+}
+
+/// How long the client waits, where it says so.
+pub(super) fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
+    let Some(value) = headers.get("x-request-timeout-ms") else { return Ok(None) };
+    let number = value.to_str().ok().and_then(|text| text.trim().parse().ok());
+    number.map(|ms| Some(Duration::from_millis(ms))).ok_or_else(|| {
+        Error::Invalid(format!("header x-request-timeout-ms is {value:?}, which is no number of milliseconds"))
+    })
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct IndexRequest {
+    #[serde(default)]
+    ready: bool,
+}
+
+pub(super) async fn index(State(rest): State<Rest>, headers: HeaderMap, body: Body) -> Response {
+    let index = async {
+        let request: IndexRequest = parse_optional(&rest, &headers, body).await?;
+        rest.plane.index(request.ready)
+    };
+    answer(index.await.map(|entries| reply::value(StatusCode::OK, &describe::index(&entries))))
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct LoadRequest {
+    #[serde(default)]
+    parameters: serde_json::Map<String, serde_json::Value>,
+}
+
+pub(super) async fn load(
+    State(rest): State<Rest>,
+    Path(target): Path<Target>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let load = async {
+        let request: LoadRequest = parse_optional(&rest, &headers, body).await?;
+        if let Some(name) = request.parameters.keys().next() {
+            return Err(Error::Unsupported(format!(
+                "load parameter '{name}': configuration and files come from the repository alone"
+            )));
+        }
+        rest.plane.load(&target.model).await
+    };
+    managed(&rest, load.await, &target.model, "load")
+}
+
+pub(super) async fn unload(
+    State(rest): State<Rest>,
+    Path(target): Path<Target>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let unload = async {
+        let request: LoadRequest = parse_optional(&rest, &headers, body).await?;
+        if let Some(name) = request.parameters.keys().find(|name| *name != "unload_dependents") {
+            return Err(Error::Invalid(format!("unload parameter '{name}'; unload_dependents is known")));
+        }
+        rest.plane.unload(&target.model).await
+    };
+    managed(&rest, unload.await, &target.model, "unload")
+}
+
+fn managed(rest: &Rest, result: Result<(), Error>, model: &str, verb: &str) -> Response {
+    answer(result.map(|()| {
+        if rest.plane.profile().load_replies_json() {
+            reply::value(StatusCode::OK, &json!({"name": model, verb: true}))
+        } else {
+            reply::json(StatusCode::OK, Vec::new())
+        }
+    }))
+}
+
+/// A body that may be empty.
+async fn parse_optional<T: Default + for<'a> Deserialize<'a>>(
+    rest: &Rest,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<T, Error> {
+    let held = body::read(headers, body, &rest.limits, &rest.budget).await?;
+    if held.bytes.iter().all(u8::is_ascii_whitespace) {
+        return Ok(T::default());
+    }
+    serde_json::from_slice(&held.bytes)
+        .map_err(|e| Error::Invalid(format!("failed to parse the request JSON buffer: {e}")))
+}
+
+pub(super) async fn named_repository() -> Response {
+    reply::error(&Error::Unsupported("'repository_name' specification is not supported".into()))
+}
+
+pub(super) async fn not_built(uri: http::Uri) -> Response {
+    reply::error(&Error::Unsupported(format!("{} is not served by this server", uri.path())))
+}
+
+/// An answer, or the reply that its error has in the table.
+pub(super) fn answer(result: Result<Response, Error>) -> Response {
+    result.unwrap_or_else(|error| reply::error(&error))
+}
