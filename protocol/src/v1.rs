@@ -57,11 +57,12 @@ impl std::fmt::Display for V1Error {
 }
 impl std::error::Error for V1Error {}
 
-/// Reads a body. `inputs` wins where both are present; other keys are left alone.
+/// Reads a body: the field that was read, and what it carries. `inputs` wins where both are present; other keys are
+/// left alone.
 ///
 /// # Errors
 /// [`V1Error`] says what is wrong and where.
-pub fn parse(body: &[u8]) -> Result<Instances, V1Error> {
+pub fn parse(body: &[u8]) -> Result<(&'static str, Instances), V1Error> {
     let mut reader = Reader::new(body);
     let (mut inputs, mut instances) = (None, None);
     if reader.kind()? != Kind::Object {
@@ -92,7 +93,7 @@ pub fn parse(body: &[u8]) -> Result<Instances, V1Error> {
             return Err(V1Error::Invalid("expected \"instances\" or \"inputs\" in the request".into()));
         }
     };
-    parse_list(list, name)
+    Ok((name, parse_list(list, name)?))
 }
 
 fn parse_list(list: &[u8], name: &str) -> Result<Instances, V1Error> {

@@ -1,85 +1,50 @@
 //! Names every part, starts them in order, and takes them down in order.
 
+use crate::config::{self, Config, ControlMode, InitMode, Models, Startup};
 use crate::dataplane::{Control, Dataplane};
 use crate::edge::activity::Timeouts;
 use crate::edge::keys::Keys;
 use crate::edge::listener::{self, Phase, Services};
 use crate::profile::Profile;
-use crate::registry::Registry;
-use crate::repository::Repository;
+use crate::registry::{Registry, Servable};
+use crate::repository::{Repository, watch};
 use crate::rest::{BodyLimits, Budget, Rest};
 use crate::{batcher, grpc, metrics};
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
 use axum::response::IntoResponse;
 use backends::{Limits, LoadOptions};
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, watch};
-
-/// What the program will do, complete and checked.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Where models are.
-    pub repository: Repository,
-    /// Listening address.
-    pub host: IpAddr,
-    /// REST (and gRPC by content type).
-    pub http_port: Option<u16>,
-    /// gRPC (and REST by content type).
-    pub grpc_port: Option<u16>,
-    /// The followed server.
-    pub profile: Profile,
-    /// Threads of the compute pool.
-    pub threads: usize,
-    /// May models be loaded by request?
-    pub control: Control,
-    /// How requests gather.
-    pub batching: batcher::Options,
-    /// Bounds of bodies.
-    pub body: BodyLimits,
-    /// Bytes of all bodies at a time.
-    pub inflight_bytes: u64,
-    /// Connections at a time.
-    pub connections: usize,
-    /// How long a connection may take over what.
-    pub timeouts: Timeouts,
-    /// The longest request.
-    pub request_timeout: Duration,
-    /// How long after the signal new connections are still accepted.
-    pub drain_delay: Duration,
-    /// How long running requests may take then.
-    pub drain_timeout: Duration,
-    /// API keys.
-    pub api_keys_file: Option<PathBuf>,
-    /// Wait for the repository to appear?
-    pub wait_for_repository: bool,
-}
+use tokio::sync::{Semaphore, watch as watch_channel};
 
 /// Runs until a signal, and returns the process's exit code.
 ///
 /// # Errors
 /// What kept the server from starting.
-pub async fn run(settings: Settings) -> Result<u8, String> {
+pub async fn run(config: Config) -> Result<u8, String> {
     let start = Instant::now();
+    let repository = repository(&config)?;
     // Before anything else: a signal that comes while models load must be heard.
     let mut signals = Signals::new()?;
     let metrics = metrics::install()?;
     let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(settings.threads)
+        .num_threads(config.nthread)
         .thread_name(|i| format!("compute-{i}"))
         .build()
         .map_err(|e| format!("compute threads: {e}"))?;
     let load_options =
-        LoadOptions { pool: Arc::new(pool), limits: Limits::default(), conventions: settings.profile.conventions() };
-    let registry = Arc::new(Registry::new(settings.repository.clone(), load_options, settings.batching));
-    let plane =
-        Arc::new(Dataplane::new(registry.clone(), settings.profile, settings.control, settings.request_timeout));
-    let keys = settings.api_keys_file.as_deref().map(Keys::open).transpose()?;
+        LoadOptions { pool: Arc::new(pool), limits: Limits::default(), conventions: profile(&config).conventions() };
+    let registry = Arc::new(Registry::new(repository, load_options, batching(&config)));
+    let control = match config.model_control_mode {
+        ControlMode::Explicit => Control::Explicit,
+        ControlMode::None | ControlMode::Poll => Control::Fixed,
+    };
+    let plane = Arc::new(Dataplane::new(registry.clone(), profile(&config), control, config.request_timeout));
+    let keys = config.api_keys_file.as_deref().map(Keys::open).transpose()?;
     if let Some(keys) = keys.clone() {
         tokio::spawn(async move {
             loop {
@@ -88,14 +53,48 @@ pub async fn run(settings: Settings) -> Result<u8, String> {
             }
         });
     }
-    let budget = Budget::new(settings.inflight_bytes);
-    let rest = Rest::new(plane.clone(), settings.body, budget, metrics);
-    let services = services(&rest, &plane, settings.body.bytes, keys);
-    let (phase, listeners, addresses) = listen(&settings, services).await?;
-    load(&settings, &registry, &plane, &mut signals).await?;
-    announce(&settings, &registry, &addresses, start);
-    signals.first().await;
-    Ok(drain(&settings, &plane, phase, listeners, signals).await)
+    let body =
+        BodyLimits { bytes: usize::try_from(config.max_body_size).unwrap_or(usize::MAX), idle: config.body_timeout };
+    let rest = Rest::new(plane.clone(), body, Budget::new(config.inflight_bytes), metrics);
+    let services = services(&rest, &plane, body.bytes, keys);
+    let (phase, listeners, addresses) = listen(&config, services, &rest).await?;
+    if load(&config, &registry, &plane, &mut signals).await? {
+        announce(&registry, &addresses, start);
+        if config.model_control_mode == ControlMode::Poll {
+            tokio::spawn(watch::poll(registry.clone(), config.repository_poll));
+        }
+        signals.first().await;
+    }
+    Ok(drain(&config, &plane, phase, listeners, signals).await)
+}
+
+fn repository(config: &Config) -> Result<Repository, String> {
+    let repository = match config.required_models().map_err(|error| error.problems.join("; "))? {
+        Models::Repository(path) => Repository::many(path),
+        Models::Directory { path, name } => Repository::single_or_many(path, name),
+    };
+    if config.model_init_mode == InitMode::Sync && !repository.exists() {
+        return Err(format!("{} is not a directory of models", repository.root().display()));
+    }
+    Ok(repository)
+}
+
+fn profile(config: &Config) -> Profile {
+    match config.profile {
+        None => Profile::Merged,
+        Some(config::Profile::Kserve) => Profile::Kserve,
+        Some(config::Profile::Triton) => Profile::Triton,
+    }
+}
+
+fn batching(config: &Config) -> batcher::Options {
+    let default = batcher::Options::default();
+    batcher::Options {
+        queue: config.queue_size,
+        max_rows: config.max_batch_rows.unwrap_or(default.max_rows),
+        max_delay: config.max_batch_delay,
+        ..default
+    }
 }
 
 fn services(rest: &Rest, plane: &Arc<Dataplane>, message_bytes: usize, keys: Option<Arc<Keys>>) -> Services {
@@ -118,88 +117,115 @@ fn services(rest: &Rest, plane: &Arc<Dataplane>, message_bytes: usize, keys: Opt
 
 type Listeners = tokio::task::JoinSet<()>;
 
-async fn listen(
-    settings: &Settings,
-    services: Services,
-) -> Result<(watch::Sender<Phase>, Listeners, Vec<SocketAddr>), String> {
-    let (phase, watching) = watch::channel(Phase::Serving);
-    let options =
-        listener::Options { timeouts: settings.timeouts, connections: Arc::new(Semaphore::new(settings.connections)) };
-    let (mut listeners, mut addresses) = (Listeners::new(), Vec::new());
-    for port in [settings.http_port, settings.grpc_port].into_iter().flatten() {
-        let address = SocketAddr::new(settings.host, port);
-        let socket = TcpListener::bind(address).await.map_err(|e| format!("cannot listen on {address}: {e}"))?;
-        addresses.push(socket.local_addr().map_err(|e| e.to_string())?);
-        listeners.spawn(listener::serve(socket, services.clone(), options.clone(), watching.clone()));
-    }
-    Ok((phase, listeners, addresses))
+/// Where the server listens.
+struct Addresses {
+    http: Option<SocketAddr>,
+    grpc: Option<SocketAddr>,
 }
 
-/// Loads what is there; waits for the repository to appear where that is asked for.
+async fn listen(
+    config: &Config,
+    services: Services,
+    rest: &Rest,
+) -> Result<(watch_channel::Sender<Phase>, Listeners, Addresses), String> {
+    let (phase, watching) = watch_channel::channel(Phase::Serving);
+    let options = listener::Options {
+        timeouts: Timeouts { header: config.header_timeout, idle: config.idle_timeout, stalled: STALLED },
+        connections: Arc::new(Semaphore::new(config.max_connections)),
+    };
+    let only_metrics = Services { rest: rest.open_routes(), grpc: axum::Router::new() };
+    let mut listeners = Listeners::new();
+    let mut bind = async |address: Option<SocketAddr>, services: Services| {
+        let Some(address) = address else { return Ok(None) };
+        let socket = TcpListener::bind(address).await.map_err(|e| format!("cannot listen on {address}: {e}"))?;
+        let address = socket.local_addr().map_err(|e| e.to_string())?;
+        listeners.spawn(listener::serve(socket, services, options.clone(), watching.clone()));
+        Ok::<_, String>(Some(address))
+    };
+    let http = bind(config.http(), services.clone()).await?;
+    let grpc = bind(config.grpc(), services).await?;
+    bind(config.metrics(), only_metrics).await?;
+    Ok((phase, listeners, Addresses { http, grpc }))
+}
+
+/// How long a client may leave what is written to it untaken.
+const STALLED: Duration = Duration::from_secs(60);
+
+/// Loads what is there; waits for the repository to appear where that is asked for. False when a signal came first.
 async fn load(
-    settings: &Settings,
+    config: &Config,
     registry: &Arc<Registry>,
     plane: &Dataplane,
     signals: &mut Signals,
-) -> Result<(), String> {
-    while settings.wait_for_repository && !settings.repository.exists() {
+) -> Result<bool, String> {
+    while !registry.repository().exists() {
         tokio::select! {
             _ = tokio::time::sleep(Duration::from_millis(200)) => {}
-            _ = signals.first() => return Ok(()),
+            _ = signals.first() => return Ok(false),
         }
     }
-    registry.load_all().await.map_err(|e| format!("the model repository cannot be read: {e}"))?;
+    let only = match config.startup() {
+        Startup::All => None,
+        Startup::Only(names) => Some(names),
+    };
+    let loading = registry.load_all(only);
+    tokio::select! {
+        loaded = loading => loaded.map_err(|e| format!("the model repository cannot be read: {e}"))?,
+        _ = signals.first() => return Ok(false),
+    }
     plane.set_started();
-    Ok(())
+    Ok(true)
 }
 
 /// The startup summary: what serves, where, and a command that works when pasted.
-fn announce(settings: &Settings, registry: &Registry, addresses: &[SocketAddr], start: Instant) {
-    let models = registry.names();
+fn announce(registry: &Registry, addresses: &Addresses, start: Instant) {
     let ready = registry.servables();
-    tracing::info!(models = models.len(), ready = ready.len(), ms = start.elapsed().as_millis() as u64, "ready");
-    let Some(http) = addresses.first().filter(|_| settings.http_port.is_some()) else { return };
-    let host = if http.ip().is_unspecified() { "localhost".to_owned() } else { http.ip().to_string() };
-    let mut text = format!("\n  REST   http://{host}:{}\n", http.port());
-    if let (Some(_), Some(grpc)) = (settings.grpc_port, addresses.get(1)) {
-        text += &format!("  gRPC   {host}:{}\n", grpc.port());
+    let milliseconds = start.elapsed().as_millis() as u64;
+    tracing::info!(models = registry.names().len(), ready = ready.len(), ms = milliseconds, "ready");
+    let host = |address: SocketAddr| {
+        let name = if address.ip().is_unspecified() { "localhost".to_owned() } else { address.ip().to_string() };
+        format!("{name}:{}", address.port())
+    };
+    let mut text = String::from("\n");
+    if let Some(http) = addresses.http {
+        text += &format!("  REST   http://{}\n", host(http));
+    }
+    if let Some(grpc) = addresses.grpc {
+        text += &format!("  gRPC   {}\n", host(grpc));
     }
     for servable in &ready {
         text += &format!("  model  {} version {} ({})\n", servable.name, servable.version, servable.signature.platform);
     }
-    if let Some(servable) = ready.first()
-        && let Some(port) = servable.signature.inputs.first()
-    {
-        let columns = port.shape.last().copied().unwrap_or(1).max(1) as usize;
-        let row = vec!["1.0"; columns].join(",");
-        text += &format!(
-            "\n  curl http://{host}:{}/v1/models/{}:predict -d '{{\"instances\":[[{row}]]}}'\n",
-            http.port(),
-            servable.name
-        );
+    let inputs = |s: &Servable| s.signature.inputs.first().and_then(|port| port.shape.last().copied()).unwrap_or(1);
+    // The narrowest model makes the shortest command.
+    if let (Some(http), Some(servable)) = (addresses.http, ready.iter().min_by_key(|s| inputs(s))) {
+        let row = vec!["1.0"; inputs(servable).max(1) as usize].join(",");
+        let path = format!("http://{}/v1/models/{}:predict", host(http), servable.name);
+        text += &format!("\n  curl {path} -d '{{\"instances\":[[{row}]]}}'\n");
     }
     eprintln!("{text}");
 }
 
 /// Readiness off, then no new connections, then no connections; a second signal ends it at once.
 async fn drain(
-    settings: &Settings,
+    config: &Config,
     plane: &Dataplane,
-    phase: watch::Sender<Phase>,
+    phase: watch_channel::Sender<Phase>,
     mut listeners: Listeners,
     mut signals: Signals,
 ) -> u8 {
     plane.set_draining();
     tracing::info!(
-        delay_s = settings.drain_delay.as_secs_f64(),
-        timeout_s = settings.drain_timeout.as_secs_f64(),
+        delay_s = config.drain_delay.as_secs_f64(),
+        timeout_s = config.drain_timeout.as_secs_f64(),
         "shutting down"
     );
     let orderly = async {
-        tokio::time::sleep(settings.drain_delay).await;
+        tokio::time::sleep(config.drain_delay).await;
+        plane.set_closing();
         let _ = phase.send(Phase::Closing);
         let all = async { while listeners.join_next().await.is_some() {} };
-        if tokio::time::timeout(settings.drain_timeout, all).await.is_err() {
+        if tokio::time::timeout(config.drain_timeout, all).await.is_err() {
             tracing::warn!("requests were still running when the drain timeout passed");
         }
     };

@@ -64,6 +64,7 @@ pub struct Dataplane {
     longest: Duration,
     started: AtomicBool,
     draining: AtomicBool,
+    closing: AtomicBool,
 }
 
 /// The server's name and version in metadata.
@@ -91,6 +92,7 @@ impl Dataplane {
             longest,
             started: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
         }
     }
 
@@ -114,14 +116,24 @@ impl Dataplane {
         self.draining.store(true, Ordering::Release);
     }
 
+    /// Connections are closing: what would stay open for ever must end.
+    pub fn set_closing(&self) {
+        self.closing.store(true, Ordering::Release);
+    }
+
+    /// Are connections closing?
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
     /// Is the server shutting down?
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
     }
 
-    /// Is every model ready, and the server not shutting down?
+    /// Were the models of the start loaded, is there one that serves, and is the server not shutting down?
     pub fn ready(&self) -> bool {
-        self.started.load(Ordering::Acquire) && !self.is_draining() && self.registry.all_ready()
+        self.started.load(Ordering::Acquire) && !self.is_draining() && self.registry.ready()
     }
 
     /// The model of a name and version.

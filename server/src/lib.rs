@@ -4,11 +4,15 @@
 //! asked) -> `registry` (which model) -> `batcher` (when) -> the model, and back.
 
 pub mod app;
+pub mod args;
 pub mod batcher;
 pub mod classify;
+pub mod cli;
 pub mod codec;
+pub mod config;
 pub mod dataplane;
 pub mod describe;
+pub mod dropin;
 pub mod edge;
 pub mod error;
 pub mod grpc;

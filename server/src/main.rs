@@ -1,58 +1,74 @@
-//! `tensorgate`: reads the command line, builds the runtime, runs.
+//! `tensorgate`: reads the command line, and does what it says.
 
 use mimalloc::MiMalloc;
-use server::app::{self, Settings};
-use server::batcher;
-use server::dataplane::Control;
-use server::edge::activity::Timeouts;
-use server::profile::Profile;
-use server::repository::Repository;
-use server::rest::BodyLimits;
+use server::args::{self, Command, UsageError, help};
+use server::cli::{config_show, manifests, validate};
+use server::config::{Config, LogFormat, Machine};
+use std::io::IsTerminal;
 use std::process::ExitCode;
-use std::time::Duration;
 
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    let args: Vec<String> = std::env::args().collect();
-    let flag = |name: &str| args.iter().position(|a| a == name).and_then(|i| args.get(i + 1)).cloned();
-    let settings = Settings {
-        repository: Repository::many(flag("--model-repository").unwrap_or_default()),
-        host: std::net::Ipv4Addr::UNSPECIFIED.into(),
-        http_port: Some(flag("--http-port").and_then(|p| p.parse().ok()).unwrap_or(8080)),
-        grpc_port: Some(flag("--grpc-port").and_then(|p| p.parse().ok()).unwrap_or(8081)),
-        profile: Profile::Merged,
-        threads: 2,
-        control: Control::Explicit,
-        batching: batcher::Options::default(),
-        body: BodyLimits { bytes: 64 << 20, idle: Duration::from_secs(30) },
-        inflight_bytes: 1 << 30,
-        connections: 4096,
-        timeouts: Timeouts {
-            header: Duration::from_secs(10),
-            idle: Duration::from_secs(75),
-            stalled: Duration::from_secs(60),
-        },
-        request_timeout: Duration::from_secs(60),
-        drain_delay: Duration::ZERO,
-        drain_timeout: Duration::from_secs(45),
-        api_keys_file: None,
-        wait_for_repository: false,
-    };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("tensorgate: {error}");
-            return ExitCode::from(2);
-        }
-    };
-    match runtime.block_on(app::run(settings)) {
+    match dispatch() {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("tensorgate: {error}");
-            ExitCode::from(2)
+            error.problems.iter().for_each(|problem| eprintln!("tensorgate: {problem}"));
+            ExitCode::from(UsageError::EXIT_CODE)
         }
     }
+}
+
+fn dispatch() -> Result<u8, UsageError> {
+    let invocation = args::from_process()?;
+    match invocation.command {
+        Command::Serve(args) => {
+            let config = Config::load(args, &Machine::detect())?;
+            start_logging(&config);
+            invocation.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            return serve(config);
+        }
+        Command::ConfigShow { args, origin } => {
+            print!("{}", config_show::render(&Config::load(args, &Machine::detect())?, origin));
+        }
+        Command::Validate { directory } => {
+            let (text, good) = validate::validate(&directory).map_err(problem)?;
+            print!("{text}");
+            return Ok(u8::from(!good));
+        }
+        Command::ServingRuntime { format, image } => {
+            print!("{}", manifests::serving_runtime(format, image.as_deref()));
+        }
+        Command::Help(text) => print!("{text}"),
+        Command::Version => println!("{}", help::version()),
+    }
+    invocation.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    Ok(0)
+}
+
+fn problem(what: String) -> UsageError {
+    UsageError { problems: vec![what] }
+}
+
+fn serve(config: Config) -> Result<u8, UsageError> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| problem(e.to_string()))?;
+    let code = runtime.block_on(server::app::run(config)).map_err(problem);
+    // Whatever still runs has had its time.
+    runtime.shutdown_background();
+    code
+}
+
+/// Text on a terminal, JSON otherwise.
+fn start_logging(config: &Config) {
+    let terminal = std::io::stderr().is_terminal();
+    let json = match config.log_format {
+        LogFormat::Json => true,
+        LogFormat::Text => false,
+        LogFormat::Auto => !terminal,
+    };
+    let filter = tracing_subscriber::EnvFilter::new(config.log_level.name());
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if json { logs.json().init() } else { logs.with_ansi(terminal).init() }
 }

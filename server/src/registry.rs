@@ -139,16 +139,20 @@ impl Registry {
         states.filter_map(|state| if let State::Ready(s) = state { Some(s.clone()) } else { None }).collect()
     }
 
-    /// Is every model that was loaded on start, or by request, ready?
-    pub fn all_ready(&self) -> bool {
+    /// Can the server take requests? A model that failed stops nobody from using the others: it makes the server
+    /// unready only when it is the one that was asked for, or when no model is left that serves.
+    pub fn ready(&self) -> bool {
         let models = self.models.load();
-        models.values().all(|versions| {
-            versions.values().all(|state| match state {
-                State::Ready(_) => true,
-                State::Unavailable(reason) => reason == UNLOADED,
-                State::Loading => false,
-            })
-        })
+        let (mut ready, mut failed) = (0, 0);
+        for state in models.values().flat_map(BTreeMap::values) {
+            match state {
+                State::Ready(_) => ready += 1,
+                State::Unavailable(reason) if reason == UNLOADED => {}
+                State::Unavailable(_) => failed += 1,
+                State::Loading => {}
+            }
+        }
+        failed == 0 || ready > 0
     }
 
     /// Everything that is loaded or lies in the repository.
@@ -178,14 +182,23 @@ impl Registry {
         Ok(entries)
     }
 
-    /// Loads every model of the repository, several at a time. Failures are states, not errors.
+    /// Loads every model of the repository (or only those named), several at a time. Failures are states, not errors.
     ///
     /// # Errors
     /// The repository cannot be read.
-    pub async fn load_all(self: &Arc<Self>) -> Result<(), LoadError> {
+    pub async fn load_all(self: &Arc<Self>, only: Option<&[String]>) -> Result<(), LoadError> {
         let _managing = self.managing.lock().await;
         let mut tasks = tokio::task::JoinSet::new();
-        for (name, found) in self.repository.list()? {
+        let mut models = self.repository.list()?;
+        if let Some(only) = only {
+            for name in only.iter().filter(|name| !models.contains_key(*name)) {
+                let reason = "no such model in the repository";
+                tracing::error!(model = name, reason, "model cannot be loaded");
+                self.set(name, 1, State::Unavailable(reason.into()));
+            }
+            models.retain(|name, _| only.contains(name));
+        }
+        for (name, found) in models {
             let registry = self.clone();
             tasks.spawn_blocking(move || registry.load_found(&name, &found));
         }

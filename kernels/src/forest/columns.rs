@@ -63,6 +63,8 @@ struct Numeric<T> {
     zero: usize,
     variants: Vec<(Variant, usize)>,
     chunks: usize,
+    /// Where there is one chunk and only not-a-number is missing: each column, and its code for a missing value.
+    plain: Vec<(u32, u8)>,
 }
 
 #[derive(Clone, Debug)]
@@ -146,7 +148,7 @@ impl<T: Real> Columns<T> {
         let count = thresholds.len();
         let chunks = count.div_ceil(CHUNK);
         let mut first = self.count;
-        let variants = variants
+        let variants: Vec<(Variant, usize)> = variants
             .into_iter()
             .map(|variant| {
                 let column = first;
@@ -159,7 +161,8 @@ impl<T: Real> Columns<T> {
             thresholds.resize(TABLE, T::INFINITY);
         }
         self.numeric_index[feature] = self.numeric.len();
-        let mut numeric = Numeric { feature, thresholds, count, zero: 0, variants, chunks };
+        let plain = plain_columns(&variants, chunks);
+        let mut numeric = Numeric { feature, thresholds, count, zero: 0, variants, chunks, plain };
         numeric.zero = numeric.rank(self.compare, T::ZERO);
         self.numeric.push(numeric);
     }
@@ -194,7 +197,13 @@ impl<T: Real> Columns<T> {
         for numeric in &self.numeric {
             let value = self.flush(row[numeric.feature]);
             let rank = numeric.rank(self.compare, value);
-            numeric.store(value, rank, |column, code| codes[column] = code);
+            if numeric.plain.is_empty() {
+                numeric.store(value, rank, |column, code| codes[column] = code);
+                continue;
+            }
+            for &(column, missing) in &numeric.plain {
+                codes[column as usize] = if value.is_nan() { missing } else { rank as u8 };
+            }
         }
         for categorical in &self.categorical {
             codes[categorical.column] = self.category_code(categorical, row[categorical.feature]);
@@ -307,6 +316,13 @@ impl<T: Real> Numeric<T> {
             }
         }
     }
+}
+
+fn plain_columns(variants: &[(Variant, usize)], chunks: usize) -> Vec<(u32, u8)> {
+    if chunks != 1 || variants.iter().any(|(v, _)| v.missing != Missing::Nan) {
+        return Vec::new();
+    }
+    variants.iter().map(|(v, column)| (*column as u32, default_code(v.default_left))).collect()
 }
 
 /// Writes `code` wherever `mask` has a bit.

@@ -10,13 +10,13 @@ use super::model::{Forest, Real, Target, Tree};
 /// Trees walked at once.
 const WIDTH: usize = 16;
 
-/// A node in one word. Children lie side by side: the left one at `left`, the right one behind it. A leaf has rank
-/// 255, which no code exceeds, and itself as its left child.
+/// A node in one word. Children lie side by side: the left one `ahead` places further on, the right one behind it. A
+/// leaf has rank 255, which no code exceeds, and is 0 places ahead of itself.
 trait Packed: Copy + Send + Sync {
-    fn pack(column: usize, rank: u8, left: usize) -> Self;
+    fn pack(column: usize, rank: u8, ahead: usize) -> Self;
     fn column(self) -> usize;
     fn rank(self) -> u8;
-    fn left(self) -> usize;
+    fn ahead(self) -> usize;
 }
 
 /// Up to 256 columns, and 65,536 nodes in a tree: half the cache footprint of [`Wide`].
@@ -24,8 +24,8 @@ trait Packed: Copy + Send + Sync {
 struct Narrow(u32);
 
 impl Packed for Narrow {
-    fn pack(column: usize, rank: u8, left: usize) -> Self {
-        Narrow(column as u32 | (rank as u32) << 8 | (left as u32) << 16)
+    fn pack(column: usize, rank: u8, ahead: usize) -> Self {
+        Narrow(column as u32 | (rank as u32) << 8 | (ahead as u32) << 16)
     }
     #[inline(always)]
     fn column(self) -> usize {
@@ -36,7 +36,7 @@ impl Packed for Narrow {
         (self.0 >> 8) as u8
     }
     #[inline(always)]
-    fn left(self) -> usize {
+    fn ahead(self) -> usize {
         (self.0 >> 16) as usize
     }
 }
@@ -46,8 +46,8 @@ impl Packed for Narrow {
 struct Wide(u64);
 
 impl Packed for Wide {
-    fn pack(column: usize, rank: u8, left: usize) -> Self {
-        Wide(column as u64 | (rank as u64) << 24 | (left as u64) << 32)
+    fn pack(column: usize, rank: u8, ahead: usize) -> Self {
+        Wide(column as u64 | (rank as u64) << 24 | (ahead as u64) << 32)
     }
     #[inline(always)]
     fn column(self) -> usize {
@@ -58,7 +58,7 @@ impl Packed for Wide {
         (self.0 >> 24) as u8
     }
     #[inline(always)]
-    fn left(self) -> usize {
+    fn ahead(self) -> usize {
         (self.0 >> 32) as usize
     }
 }
@@ -72,16 +72,18 @@ struct Walks<P> {
     order: Vec<u32>,
     /// Tree -> longest path.
     depths: Vec<u32>,
+    /// Codes of a row.
+    columns: usize,
 }
 
 impl std::fmt::Debug for Narrow {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "column {} > {} from {}", self.column(), self.rank(), self.left())
+        write!(f, "column {} > {}, {} ahead", self.column(), self.rank(), self.ahead())
     }
 }
 impl std::fmt::Debug for Wide {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "column {} > {} from {}", self.column(), self.rank(), self.left())
+        write!(f, "column {} > {}, {} ahead", self.column(), self.rank(), self.ahead())
     }
 }
 
@@ -178,7 +180,8 @@ fn compile<T: Real, P: Packed>(forest: &Forest<T>, columns: &Columns<T>) -> (Wal
     let mut order: Vec<u32> = (0..forest.trees.len() as u32).collect();
     order.sort_by_key(|&t| depths[t as usize]);
     let total: usize = forest.trees.iter().map(|t| t.nodes + t.leaves).sum();
-    let mut walks = Walks { nodes: Vec::with_capacity(total), first: Vec::new(), order, depths };
+    let mut walks =
+        Walks { nodes: Vec::with_capacity(total), first: Vec::new(), order, depths, columns: columns.count() };
     let mut value_at = Vec::with_capacity(total);
     for tree in &forest.trees {
         walks.first.push(walks.nodes.len());
@@ -201,12 +204,12 @@ fn lay_out<T: Real, P: Packed>(
     while next < queue.len() {
         let child = queue[next];
         if child < 0 {
-            out.push(P::pack(0, 255, next));
+            out.push(P::pack(0, 255, 0));
             value_at.push((tree.first_value + !child as usize * width) as u32);
         } else {
             let node = &nodes[child as usize];
             let (column, rank) = columns.locate(node);
-            out.push(P::pack(column, rank, queue.len()));
+            out.push(P::pack(column, rank, queue.len() - next));
             value_at.push(0);
             queue.push(node.left);
             queue.push(node.right);
@@ -218,6 +221,7 @@ fn lay_out<T: Real, P: Packed>(
 impl<P: Packed> Walks<P> {
     /// Fills `ends` with the node position that each tree ends in.
     fn run(&self, codes: &[u8], ends: &mut Vec<u32>) {
+        assert!(codes.len() >= self.columns, "a code for each column");
         ends.clear();
         ends.resize(self.order.len(), 0);
         if codes.is_empty() {
@@ -238,27 +242,22 @@ impl<P: Packed> Walks<P> {
 
     #[inline(always)]
     fn walk<const N: usize>(&self, trees: &[u32; N], codes: &[u8], ends: &mut [u32]) {
-        let mut at = [0usize; N];
-        let mut base = [0usize; N];
-        let mut steps = 0;
-        for n in 0..N {
-            base[n] = self.first[trees[n] as usize];
-            steps = steps.max(self.depths[trees[n] as usize]);
-        }
+        let mut at = trees.map(|tree| self.first[tree as usize]);
+        let steps = trees.iter().map(|&tree| self.depths[tree as usize]).max().unwrap_or(0);
         for _ in 0..steps {
-            for n in 0..N {
-                // SAFETY: `base + at` is a position of this tree: it starts at its root, and `left` and `left + 1`
-                // of a node are its children by `lay_out`; a leaf's `left` is itself and its rank 255 is never
-                // exceeded. Columns were counted by the `Columns` that made `codes`, checked by `Engine`.
+            for at in &mut at {
+                // SAFETY: `at` is the position of a node of its tree: it starts at the root, and `ahead` leads to the
+                // left child, behind which lies the right one, by `lay_out`; a leaf stays where it is. Columns were
+                // counted by the `Columns` that made `codes`, whose length `run` checks.
                 #[allow(unsafe_code)]
                 unsafe {
-                    let node = *self.nodes.get_unchecked(base[n] + at[n]);
-                    at[n] = node.left() + (*codes.get_unchecked(node.column()) > node.rank()) as usize;
+                    let node = *self.nodes.get_unchecked(*at);
+                    *at += node.ahead() + (*codes.get_unchecked(node.column()) > node.rank()) as usize;
                 }
             }
         }
-        for n in 0..N {
-            ends[trees[n] as usize] = (base[n] + at[n]) as u32;
+        for (tree, at) in trees.iter().zip(at) {
+            ends[*tree as usize] = at as u32;
         }
     }
 }

@@ -17,9 +17,11 @@ impl From<V1Error> for Error {
 /// # Errors
 /// Says what is wrong and where.
 pub fn decode(body: &[u8], signature: &Signature) -> Result<Infer, Error> {
-    let name = signature.inputs.first().map_or("input-0", |port| port.name.as_str());
     let mut parameters = Parameters::new();
-    let inputs = match protocol::v1::parse(body)? {
+    let (field, instances) = protocol::v1::parse(body)?;
+    // Errors name what the client wrote, unless the model insists on its own names.
+    let name = signature.inputs.first().filter(|_| signature.strict).map_or(field, |port| port.name.as_str());
+    let inputs = match instances {
         Instances::Numbers { shape, values, .. } => vec![numbers(name, shape, values, signature)?],
         Instances::Text(text) => vec![Tensor::from_strings(name, vec![text.len()], text)?],
         Instances::Frame(columns) => {

@@ -20,6 +20,7 @@ use tonic::service::Routes;
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Code, Status};
 use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 
 /// Between two looks at whether the server is ready, for those who watch `grpc.health.v1`.
 const LOOK: Duration = Duration::from_millis(25);
@@ -35,20 +36,7 @@ pub fn router(plane: Arc<Dataplane>, message_bytes: usize, keys: Option<Arc<Keys
         .send_compressed(CompressionEncoding::Gzip)
         .send_compressed(CompressionEncoding::Deflate);
     let (reporter, health) = tonic_health::server::health_reporter();
-    tokio::spawn(async move {
-        let mut last = None;
-        loop {
-            let ready = plane.ready();
-            if last != Some(ready) {
-                let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
-                for service in ["", "inference.GRPCInferenceService"] {
-                    reporter.set_service_status(service, status).await;
-                }
-                last = Some(ready);
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-    });
+    tokio::spawn(report(plane, reporter));
     let check = move |request: tonic::Request<()>| match &keys {
         None => Ok(request),
         Some(keys) => match keys.check(&request.metadata().clone().into_headers()) {
@@ -70,6 +58,31 @@ pub fn router(plane: Arc<Dataplane>, message_bytes: usize, keys: Option<Arc<Keys
         routes.add_service(InterceptedService::new(alpha, check));
     }
     routes.routes().into_axum_router()
+}
+
+/// Keeps `grpc.health.v1` true, and ends its watches when connections close: they would hold them open for ever.
+async fn report(plane: Arc<Dataplane>, mut reporter: HealthReporter) {
+    const SERVICES: [&str; 2] = ["", "inference.GRPCInferenceService"];
+    let mut last = None;
+    while !plane.is_closing() {
+        let ready = plane.ready();
+        if last != Some(ready) {
+            let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+            for service in SERVICES {
+                reporter.set_service_status(service, status).await;
+            }
+            last = Some(ready);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    for service in SERVICES {
+        reporter.set_service_status(service, ServingStatus::NotServing).await;
+    }
+    // Whoever watches hears that first.
+    tokio::time::sleep(LOOK).await;
+    for service in SERVICES {
+        reporter.clear_service_status(service).await;
+    }
 }
 
 /// The status that an error has in the table.

@@ -6,6 +6,8 @@
 //! single:  root/model.json         or  root/<version>/model.json           under the name that was given
 //! ```
 
+pub mod watch;
+
 use backends::{Artifact, LoadError};
 use std::collections::BTreeMap;
 use std::fs;

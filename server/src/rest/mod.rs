@@ -46,6 +46,7 @@ impl Rest {
             .route("/v2/health/live", get(v2::live))
             .route("/v2/health/ready", get(v2::ready))
             .route("/metrics", get(v2::metrics))
+            .method_not_allowed_fallback(wrong_method)
             .with_state(self.clone())
     }
 

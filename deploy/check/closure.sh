@@ -1,0 +1,60 @@
+#!/bin/sh
+# closure.sh BINARY DEST: lays into DEST the whole file system of the CPU image: the server, the shared libraries that
+# ldd names for it, the loader, and the few files that name the user. Dockerfile.cpu and image-check.sh both use it, so
+# what is checked is what is shipped.
+set -eu
+
+[ $# -eq 2 ] || { echo "usage: closure.sh BINARY DEST" >&2; exit 2; }
+binary=$1
+dest=$2
+mkdir -p "$dest"
+[ -z "$(ls -A "$dest")" ] || { echo "closure.sh: $dest is not empty" >&2; exit 2; }
+
+install -D -m 0755 "$binary" "$dest/usr/local/bin/tensorgate"
+# The name under which it reads Triton's flags.
+ln -s tensorgate "$dest/usr/local/bin/tritonserver"
+
+# ldd prints `name => path (address)` for a library and `path (address)` for the loader; the vdso has no file.
+libraries() {
+    listing=$(ldd "$binary" 2>&1) || case $listing in
+        *"not a dynamic executable"*) listing= ;;
+        *) echo "closure.sh: ldd: $listing" >&2; exit 1 ;;
+    esac
+    if printf '%s\n' "$listing" | grep 'not found' >&2; then
+        echo "closure.sh: a library of $binary is missing" >&2
+        exit 1
+    fi
+    printf '%s\n' "$listing" | sed -n -e 's/.*=> *\(\/[^ ]*\) (.*/\1/p' -e 's/^[[:space:]]*\(\/[^ ]*\) (.*/\1/p' | sort -u
+}
+found=$(libraries)
+
+# At the paths where they lie here: the loader looks there by itself, without a cache file. Copied, not linked.
+for library in $found; do
+    install -D -m 0755 "$library" "$dest$library"
+    # Their licences ask to travel with them; Debian knows whose they are, by either name of /lib.
+    if command -v dpkg-query >/dev/null; then
+        for name in "$library" "/usr$library"; do
+            package=$(dpkg-query -S "$name" 2>/dev/null | head -n 1 | cut -d : -f 1) || true
+            terms=/usr/share/doc/${package:-none}/copyright
+            if [ -e "$terms" ]; then install -D -m 0644 "$terms" "$dest$terms"; fi
+        done
+    fi
+done
+
+mkdir -p "$dest/etc" "$dest/mnt/models"
+cat >"$dest/etc/passwd" <<'END'
+root:x:0:0:root:/:/sbin/nologin
+nonroot:x:65532:65532:nonroot:/:/sbin/nologin
+END
+cat >"$dest/etc/group" <<'END'
+root:x:0:
+nonroot:x:65532:
+END
+# What the C library asks for names; without the file it would ask the network before /etc/hosts.
+echo 'hosts: files dns' >"$dest/etc/nsswitch.conf"
+chmod 0644 "$dest/etc/passwd" "$dest/etc/group" "$dest/etc/nsswitch.conf"
+# For a server that is given a writable /tmp; it needs none.
+mkdir -m 1777 "$dest/tmp"
+
+# The same files give the same layer.
+find "$dest" -exec touch -h -d "@${SOURCE_DATE_EPOCH:-0}" {} +

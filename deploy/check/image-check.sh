@@ -1,0 +1,25 @@
+#!/bin/sh
+# image-check.sh BINARY MODELS_DIR: runs the CPU image without an engine that builds images. The files of its last stage
+# are laid out by closure.sh, as Dockerfile.cpu does, and the server runs from them alone, the way a pod would run it:
+#
+#   root directory    those files, mounted read-only; the model read-only on /mnt/models; /proc and a small /dev
+#   process           number 1 of its own, uid 65532 (then others), no capability, no new privileges
+#   flags             the runtimes' own (deploy/runtimes)
+#
+# For each model of MODELS_DIR (directories with 1/ and expected.json): health, one inference against expected.json, the
+# metrics that deploy/autoscaling asks for, gRPC's greeting, and exit 0 after SIGTERM. Needs root and Python 3.11.
+set -eu
+
+[ $# -eq 2 ] || { echo "usage: image-check.sh BINARY MODELS_DIR" >&2; exit 2; }
+here=$(cd "$(dirname "$0")" && pwd)
+if [ "$(id -u)" != 0 ]; then
+    echo "skipped: no root here (deploy/check/image-check.sh: the image's files under chroot)"
+    exit 0
+fi
+
+work=$(mktemp -d)
+trap 'rm -rf --one-file-system "$work"' EXIT
+trap 'exit 130' INT TERM
+chmod 0755 "$work"
+"$here/closure.sh" "$1" "$work/image"
+python3 "$here/image_check.py" check "$work/image" "$2"

@@ -1,0 +1,395 @@
+#!/usr/bin/env python3
+"""Checks Kubernetes manifests against KServe's CustomResourceDefinitions, without a cluster.
+
+    validate.py [--crds DIR] [PATH ...]     files and directories; by default deploy/, and this check itself
+    tensorgate manifests servingruntime | validate.py -
+
+What an API server checks is checked: types, required fields, enums, patterns, ranges, keys of lists that are maps. A
+field that the schema does not name is an error, where an API server would drop it in silence. On top come the rules of
+KServe's webhooks that a schema cannot say. Not evaluated: x-kubernetes-validations (CEL).
+
+Documents of other groups are checked if their CRD lies in the same folder, and counted as not checked if not.
+"""
+
+import argparse
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import jsonschema
+import yaml
+
+HERE = pathlib.Path(__file__).resolve().parent
+DEPLOY = HERE.parent
+ROOT = DEPLOY.parent
+CRDS = "../shared/crds"
+GROUP = "serving.kserve.io"
+KINDS = {"ServingRuntime", "ClusterServingRuntime", "InferenceService", "InferenceGraph", "ClusterStorageContainer",
+         "LLMInferenceService", "LLMInferenceServiceConfig", "LocalModelCache", "TrainedModel"}  # fmt: skip
+GRACE_SECONDS = 60  # the server's drain is bounded by 55 s unless its flags say otherwise
+
+
+class Strict(yaml.SafeLoader):
+    """YAML as an API server reads it strictly: a key given twice is an error, and dates stay strings."""
+
+
+def mapping(loader, node):
+    loader.flatten_mapping(node)
+    seen = set()
+    for key, _ in node.value:
+        if str(key.value) in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+        seen.add(str(key.value))
+    return loader.construct_mapping(node, deep=True)
+
+
+Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+Strict.add_constructor("tag:yaml.org,2002:timestamp", lambda loader, node: loader.construct_scalar(node))
+
+STRINGS = {"type": "object", "additionalProperties": {"type": "string"}}
+DNS = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+METADATA = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["name"],
+    "properties": {
+        "name": {"type": "string", "pattern": DNS, "maxLength": 253},
+        "namespace": {"type": "string", "pattern": DNS, "maxLength": 63},
+        "labels": STRINGS,
+        "annotations": STRINGS,
+        "finalizers": {"type": "array", "items": {"type": "string"}},
+        "ownerReferences": {"type": "array", "items": {"type": "object"}},
+    },
+}
+
+
+def strict(schema):
+    """A structural schema as JSON Schema that refuses what the API server would prune."""
+    if not isinstance(schema, dict):
+        return schema
+    out = dict(schema)
+    if "properties" in out:
+        out["properties"] = {name: strict(each) for name, each in out["properties"].items()}
+    for key in ("items", "additionalProperties"):
+        if key in out:
+            out[key] = strict(out[key])
+    # allOf, anyOf and oneOf of a structural schema only narrow values: they name no further fields.
+    if out.get("x-kubernetes-int-or-string"):
+        out.pop("type", None)
+        out.setdefault("anyOf", [{"type": "integer"}, {"type": "string"}])
+    fields = out.get("type") == "object" or "properties" in out
+    if fields and "additionalProperties" not in out and not out.get("x-kubernetes-preserve-unknown-fields"):
+        out["additionalProperties"] = False
+    if out.pop("nullable", False):
+        out = {"anyOf": [{"type": "null"}, out]}
+    return out
+
+
+def unique(validator, keys, items, schema):
+    """x-kubernetes-list-map-keys: no two items with the same key."""
+    fields = schema.get("items", {}).get("properties", {})
+    seen = []
+    for item in items if isinstance(items, list) else []:
+        key = [item.get(each, fields.get(each, {}).get("default")) for each in keys] if isinstance(item, dict) else item
+        if key in seen:
+            yield jsonschema.ValidationError(f"two items with {', '.join(keys)} = {', '.join(map(str, key))}")
+        seen.append(key)
+
+
+FORMATS = jsonschema.FormatChecker(formats=())
+for bits in (32, 64):
+    FORMATS.checks(f"int{bits}")(lambda value, bound=2 ** (bits - 1): type(value) is not int or -bound <= value < bound)
+# Draft 4 is what OpenAPI 3.0 extends: there exclusiveMinimum is true or false, too.
+Validator = jsonschema.validators.extend(jsonschema.Draft4Validator, {"x-kubernetes-list-map-keys": unique})
+
+
+class Crds:
+    """The folder of CRDs; a file is read when a kind of it is asked for."""
+
+    def __init__(self, folder):
+        self.files = {}
+        for path in sorted(folder.glob("*.yaml")):
+            text = path.read_text()
+            group = re.search(r"^  group: (\S+)$", text, re.M)
+            kind = re.search(r"^    kind: (\S+)$", text, re.M)
+            if group and kind:
+                self.files[group[1], kind[1]] = text
+        self.validators = {}
+
+    def validator(self, group, version, kind):
+        """The validator, None if the folder has no such kind, a string if not in this version."""
+        if (group, kind) not in self.files:
+            return None
+        if (group, kind) not in self.validators:
+            crd = yaml.load(self.files[group, kind], getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            self.validators[group, kind] = {
+                each["name"]: self.build(each["schema"]["openAPIV3Schema"])
+                for each in crd["spec"]["versions"]
+                if each.get("served", True)
+            }
+        versions = self.validators[group, kind]
+        return versions.get(version) or f"apiVersion: {kind} has {', '.join(versions)}, not {version}"
+
+    @staticmethod
+    def build(schema):
+        schema = strict(schema)
+        schema["properties"] = {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            **schema["properties"],
+            "metadata": METADATA,
+        }
+        schema["required"] = sorted({*schema.get("required", ()), "apiVersion", "kind", "metadata", "spec"})
+        return Validator(schema, format_checker=FORMATS)
+
+
+def where(error):
+    path = "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in error.absolute_path)
+    return path.lstrip(".") or "(top)"
+
+
+# The rules that no schema says.
+
+
+def runtime_rules(spec):
+    containers = spec["containers"]
+    if not any(each["name"] == "kserve-container" for each in containers):
+        yield "spec.containers: none is named kserve-container"
+    priorities = {}
+    for each in spec.get("supportedModelFormats", ()):
+        if each.get("autoSelect") and each.get("priority") != priorities.setdefault(each["name"], each.get("priority")):
+            yield f"spec.supportedModelFormats: {each['name']} has two priorities"
+    volumes = {each["name"] for each in spec.get("volumes", ())}
+    for container in containers:
+        for mount in container.get("volumeMounts", ()):
+            if mount["name"] not in volumes:
+                yield f"spec.containers.volumeMounts: there is no volume {mount['name']}"
+        yield from probe_rules(container)
+
+
+def probe_rules(container):
+    for name in ("readinessProbe", "livenessProbe", "startupProbe"):
+        how = {"httpGet", "tcpSocket", "grpc", "exec"} & set(container.get(name, ()))
+        if name in container and len(how) != 1:
+            yield f"{name}: has to have one of httpGet, tcpSocket, grpc, exec; has {', '.join(sorted(how)) or 'none'}"
+
+
+def service_rules(document):
+    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", document["metadata"]["name"]):
+        yield "metadata.name: a letter, then letters, digits and dashes"
+    predictor = document["spec"]["predictor"]
+    kinds = {"model", "sklearn", "xgboost", "tensorflow", "pytorch", "triton", "onnx", "huggingface", "pmml",
+             "lightgbm", "paddle"}  # fmt: skip
+    how = sorted(kinds & set(predictor))
+    if len(how) > 1 or not (how or predictor.get("containers")):
+        yield f"spec.predictor: has to have one implementation, has {', '.join(how) or 'none'}"
+    model = predictor.get("model", {})
+    if "name" in model and model["name"]:
+        yield "spec.predictor.model.name: KServe refuses it"
+    if model.get("storageUri") and predictor.get("storageUris"):
+        yield "spec.predictor: storageUri and storageUris exclude each other"
+    mode = document["metadata"].get("annotations", {}).get(f"{GROUP}/deploymentMode")
+    if mode in ("Knative", "Serverless"):
+        if "terminationGracePeriodSeconds" in predictor:
+            yield "spec.predictor.terminationGracePeriodSeconds: Knative sets it from timeout, and refuses the field"
+        if len(model.get("ports", ())) > 1:
+            yield "spec.predictor.model.ports: Knative takes one"
+    elif predictor.get("terminationGracePeriodSeconds", GRACE_SECONDS) < GRACE_SECONDS:
+        yield f"spec.predictor.terminationGracePeriodSeconds: under {GRACE_SECONDS}, a draining server would be killed"
+
+
+def together(documents):
+    """Rules over everything in this run: (origin, message) each."""
+    runtimes = {}
+    for origin, each in documents:
+        if is_runtime(each):
+            runtimes.setdefault(each["metadata"]["name"], (origin, each["spec"]))
+    names = sorted(runtimes)
+    for index, one in enumerate(names):
+        for other in names[index + 1 :]:
+            clash = claims(runtimes[one][1]) & claims(runtimes[other][1])
+            for claim in sorted(clash):
+                yield runtimes[other][0], f"{one} and {other} both have priority {claim[2]} for {claim[0]} {claim[1]}"
+    for origin, each in documents:
+        if each.get("kind") != "InferenceService" or not runtimes:
+            continue
+        model = each["spec"]["predictor"].get("model", {})
+        name = model.get("runtime")
+        if not name or not name.startswith("tensorgate"):
+            continue
+        if name not in runtimes:
+            yield origin, f"spec.predictor.model.runtime: there is no {name} among {', '.join(names)}"
+            continue
+        spec, form = runtimes[name][1], model["modelFormat"]
+        formats = [(has["name"], has.get("version")) for has in spec.get("supportedModelFormats", ())]
+        if not any(form["name"] == has and form.get("version") in (None, version) for has, version in formats):
+            yield origin, f"spec.predictor.model.modelFormat: {name} does not support {form}"
+        if model.get("protocolVersion", "v1") not in spec.get("protocolVersions", ()):
+            if "protocolVersion" in model or name.endswith("-grpc"):
+                yield origin, f"spec.predictor.model.protocolVersion: {name} has {spec['protocolVersions']}"
+
+
+def is_runtime(document):
+    return document["kind"] in ("ServingRuntime", "ClusterServingRuntime")
+
+
+def claims(spec):
+    """What a webhook wants to be unique: format, version and priority of entries that are selected by themselves."""
+    if spec.get("disabled"):
+        return set()
+    return {
+        (each["name"], str(each.get("version")), each["priority"])
+        for each in spec.get("supportedModelFormats", ())
+        if each.get("autoSelect") and "priority" in each
+    }
+
+
+def check(document, crds):
+    """The errors of one document, or None if it is none of ours to check."""
+    if not isinstance(document, dict) or not isinstance(document.get("kind"), str):
+        return ["no mapping with a kind"]
+    kind, api = document["kind"], str(document.get("apiVersion"))
+    group, _, version = api.rpartition("/")
+    validator = crds.validator(group, version, kind)
+    if validator is None:
+        if group == GROUP or kind in KINDS:
+            return [f"apiVersion: no schema of {kind} in {api}"]
+        return None
+    if isinstance(validator, str):
+        return [validator]
+    errors = sorted(validator.iter_errors(document), key=lambda each: list(map(str, each.absolute_path)))
+    messages = [f"{where(each)}: {each.message}" for each in errors]
+    if not messages and group == GROUP:
+        if is_runtime(document):
+            messages = list(runtime_rules(document["spec"]))
+        elif kind == "InferenceService":
+            messages = list(service_rules(document))
+    return messages
+
+
+def read(text):
+    return [each for each in yaml.load_all(text, Strict) if each is not None]
+
+
+def manifests(paths):
+    """(name, text) of each file; the bad ones of the check itself are not among a directory's."""
+    for path in paths:
+        if path == "-":
+            yield "(stdin)", sys.stdin.read()
+            continue
+        path = pathlib.Path(path)
+        files = sorted(path.rglob("*.y*ml")) if path.is_dir() else [path]
+        for each in files:
+            if path.is_dir() and (HERE / "bad") in each.resolve().parents:
+                continue
+            shown = each.resolve()
+            yield str(shown.relative_to(ROOT) if shown.is_relative_to(ROOT) else each), each.read_text()
+
+
+class Tally:
+    def __init__(self):
+        self.passed = self.failed = 0
+        self.others = []
+
+    def result(self, name, errors):
+        if errors:
+            self.failed += 1
+            print(f"FAIL {name}")
+            for each in errors:
+                print(f"     {each}")
+        else:
+            self.passed += 1
+            print(f"ok   {name}")
+
+    def documents(self, origin, text, crds):
+        """Checks a text; returns its documents that a schema covers."""
+        try:
+            documents = read(text)
+        except yaml.YAMLError as error:
+            self.result(origin, [str(error).replace("\n", " ")])
+            return []
+        if not documents:
+            self.result(origin, ["no document"])
+        good = []
+        for each in documents:
+            errors = check(each, crds)
+            name = f"{origin} {each.get('kind')}/{each.get('metadata', {}).get('name')}" if isinstance(each, dict) else origin
+            if errors is None:
+                self.others.append(name)
+                continue
+            self.result(name, errors)
+            if not errors:
+                good.append((name, each))
+        return good
+
+
+def renderings(tally, crds):
+    """Every kustomization of deploy/, rendered; where kubectl is not there, only its list of files."""
+    kubectl = shutil.which("kubectl")
+    good = []
+    for path in sorted(DEPLOY.rglob("kustomization.yaml")):
+        name = f"kustomize {path.parent.relative_to(ROOT)}"
+        missing = [each for each in yaml.load(path.read_text(), Strict).get("resources", ())
+                   if not (path.parent / each).exists()]  # fmt: skip
+        if missing or not kubectl:
+            tally.result(f"{name} (files only: kubectl is not there)" if not kubectl else name,
+                         [f"resources: there is no {each}" for each in missing])  # fmt: skip
+            continue
+        run = subprocess.run([kubectl, "kustomize", path.parent], capture_output=True, text=True)
+        if run.returncode:
+            tally.result(name, [run.stderr.strip()])
+        else:
+            good += tally.documents(name, run.stdout, crds)
+    return good
+
+
+def self_test(tally, crds):
+    """Each manifest of bad/ has to be refused, for the reason that its first line names."""
+    bad = sorted((HERE / "bad").glob("*.yaml"))
+    if not bad:
+        tally.result("refuses deploy/check/bad", ["there is nothing to refuse"])
+    for path in bad:
+        text = path.read_text()
+        expected = text.splitlines()[0].removeprefix("# refused: ")
+        inner = Tally()
+        found = []
+        inner.result = lambda _, errors, found=found: found.extend(errors)
+        good = inner.documents(path.name, text, crds)
+        found += [message for _, message in together(good)]
+        named = any(expected in each for each in found)
+        said = "; ".join(found) or "nothing"
+        tally.result(f"refuses {path.relative_to(ROOT)}", [] if named else [f"expected {expected!r}, found: {said}"])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--crds", help=f"folder of CRDs; by default {CRDS} beside the repository")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="files, directories, or - for standard input")
+    arguments = parser.parse_args()
+    shown = arguments.crds or CRDS
+    folder = pathlib.Path(arguments.crds) if arguments.crds else ROOT / CRDS
+    if not folder.is_dir():
+        print(f"skipped: {shown} is not there (deploy/check/validate.py: manifests against KServe's schemas)")
+        return 0
+    crds, tally = Crds(folder), Tally()
+    good = []
+    for origin, text in manifests(arguments.paths or [str(DEPLOY)]):
+        if not origin.endswith("kustomization.yaml"):
+            good += tally.documents(origin, text, crds)
+    if not arguments.paths:
+        rendered = renderings(tally, crds)
+        # For the runtimes that only an overlay makes, by another name.
+        good += [(name, each) for name, each in rendered if is_runtime(each)]
+        self_test(tally, crds)
+    for origin, message in together(good):
+        tally.result(origin, [message])
+    if tally.others:
+        print(f"not checked, no schema: {len(tally.others)}: {', '.join(sorted(set(tally.others)))}")
+    print(f"{tally.passed} passed, {tally.failed} failed")
+    return 1 if tally.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+//! What the user said: the command line and the environment, read but not yet acted on.
+//!
+//! [`parse`] is a pure function of both. Configuration files are read later, by [`crate::config::Config::load`], which
+//! also settles who is heard. Command lines of other servers go through [`crate::dropin`].
+
+pub mod error;
+pub mod field;
+pub mod file;
+pub mod flags;
+pub mod help;
+mod line;
+pub mod origin;
+mod serve;
+#[cfg(test)]
+pub(crate) mod tests;
+pub mod units;
+
+pub use error::UsageError;
+pub use origin::{Args, Origin};
+
+use crate::dropin::List;
+use error::nearest;
+use field::{Choice, Named};
+use line::{Word, Words, following};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// A command, and what is to be said about how it was given.
+#[derive(Clone, Debug)]
+pub struct Invocation {
+    /// What to do.
+    pub command: Command,
+    /// One line each, for the log.
+    pub warnings: Vec<String>,
+}
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Serve models: `tensorgate [serve] [DIR] FLAGS`.
+    Serve(Args),
+    /// Print the settings that `serve` would run with: `tensorgate config show [--origin] ...`.
+    ConfigShow {
+        /// As for `serve`.
+        args: Args,
+        /// With the origin of each.
+        origin: bool,
+    },
+    /// Look whether a directory can be served: `tensorgate validate DIR`.
+    Validate {
+        /// A model or a repository.
+        directory: PathBuf,
+    },
+    /// Print a manifest: `tensorgate manifests servingruntime [--format FORMAT] [--image IMAGE]`.
+    ServingRuntime {
+        /// For models of this format only.
+        format: Option<ModelFormat>,
+        /// The container image.
+        image: Option<String>,
+    },
+    /// Print this text.
+    Help(String),
+    /// Print [`help::version`].
+    Version,
+}
+
+/// Formats that a serving runtime announces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelFormat {
+    /// XGBoost.
+    Xgboost,
+    /// LightGBM.
+    Lightgbm,
+}
+
+impl Named for ModelFormat {
+    const ALL: &'static [(&'static str, Self)] =
+        &[("xgboost", ModelFormat::Xgboost), ("lightgbm", ModelFormat::Lightgbm)];
+}
+
+/// The environment of a process.
+pub type Environment = BTreeMap<String, String>;
+
+/// The words that choose a command when they come first.
+pub(crate) const COMMANDS: &[&str] = &["serve", "config", "validate", "manifests", "help", "version"];
+
+/// Reads the command line and environment of this process.
+///
+/// # Errors
+/// As [`parse`], and words that are not UTF-8.
+pub fn from_process() -> Result<Invocation, UsageError> {
+    let argv =
+        std::env::args_os().map(|word| word.into_string().map_err(|word| format!("{}: not UTF-8", word.display())));
+    let environment = std::env::vars_os();
+    // Variables of others may hold anything; none of those we read does.
+    let environment =
+        environment.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    parse(&argv.collect::<Result<Vec<_>, _>>()?, &environment.collect())
+}
+
+/// Reads a command line, its first word the program's name, and an environment.
+///
+/// # Errors
+/// Everything that is wrong with either.
+pub fn parse(argv: &[String], environment: &Environment) -> Result<Invocation, UsageError> {
+    let (program, words) = argv.split_first().map_or(("", argv), |(program, words)| (program.as_str(), words));
+    let program = program.rsplit('/').next().unwrap_or(program);
+    let words = line::cut(words);
+    let asks = |known: &[&str]| {
+        words.iter().any(|word| matches!(word, Word::Flag { spelled, .. } if known.contains(&spelled.as_str())))
+    };
+    let first = match words.first() {
+        Some(Word::Plain(word)) => word.clone(),
+        _ => String::new(),
+    };
+    if asks(&["--help", "-h"]) || first == "help" {
+        return Ok(quiet(Command::Help(help::page(if List::of_program(program).is_some() {
+            program
+        } else {
+            &first
+        }))));
+    }
+    if asks(&["--version", "-V"]) || first == "version" {
+        return Ok(quiet(Command::Version));
+    }
+    let mut words = words.into_iter().peekable();
+    if List::of_program(program).is_some() || !matches!(first.as_str(), "config" | "validate" | "manifests") {
+        let (args, warnings) = serve::read(program, words, environment)?;
+        return Ok(Invocation { command: Command::Serve(args), warnings });
+    }
+    words.next();
+    match first.as_str() {
+        "config" => read_config(words, environment),
+        "validate" => read_validate(words).map(quiet),
+        _ => read_manifests(words).map(quiet),
+    }
+}
+
+fn quiet(command: Command) -> Invocation {
+    Invocation { command, warnings: Vec::new() }
+}
+
+fn read_config(mut words: Words, environment: &Environment) -> Result<Invocation, UsageError> {
+    if following(&mut words).as_deref() != Some("show") {
+        return Err("config: say `tensorgate config show`, and the flags of `serve`".to_owned().into());
+    }
+    let asks = |word: &Word| matches!(word, Word::Flag { spelled, value: None } if spelled == "--origin");
+    let (asked, rest): (Vec<_>, Vec<_>) = words.partition(asks);
+    let (args, warnings) = serve::read("", rest.into_iter().peekable(), environment)?;
+    Ok(Invocation { command: Command::ConfigShow { args, origin: !asked.is_empty() }, warnings })
+}
+
+fn read_validate(words: Words) -> Result<Command, UsageError> {
+    match read_few(words, &[])? {
+        (plain, _) if plain.len() == 1 => Ok(Command::Validate { directory: plain.concat().into() }),
+        _ => Err("validate: say `tensorgate validate DIR`, one directory".to_owned().into()),
+    }
+}
+
+fn read_manifests(words: Words) -> Result<Command, UsageError> {
+    let (plain, mut values) = read_few(words, &["format", "image"])?;
+    if plain != ["servingruntime"] {
+        return Err("manifests: say `tensorgate manifests servingruntime`; there is no other yet".to_owned().into());
+    }
+    let mut format: Option<ModelFormat> = None;
+    if let Some(name) = values.remove("format")
+        && !format.choose(&name)
+    {
+        return Err(format!("--format: `{name}` is not one of {}", format.names().join(", ")).into());
+    }
+    Ok(Command::ServingRuntime { format, image: values.remove("image") })
+}
+
+/// Plain words, and the values of a few flags by name. The last of a flag counts.
+type Few = (Vec<String>, BTreeMap<&'static str, String>);
+
+fn read_few(mut words: Words, known: &[&'static str]) -> Result<Few, UsageError> {
+    let (mut plain, mut values) = Few::default();
+    while let Some(word) = words.next() {
+        let (spelled, value) = match word {
+            Word::Flag { spelled, value } => (spelled, value),
+            Word::Plain(text) => {
+                plain.push(text);
+                continue;
+            }
+        };
+        let name = line::name(&spelled);
+        let Some(flag) = known.iter().find(|flag| **flag == name) else {
+            return Err(unknown_flag(&spelled, known.iter().copied()).into());
+        };
+        let value = value.or_else(|| following(&mut words)).filter(|value| !value.is_empty());
+        values.insert(*flag, value.ok_or_else(|| format!("{spelled}: needs a value"))?);
+    }
+    Ok((plain, values))
+}
+
+/// The problem with a flag that nobody knows.
+pub(crate) fn unknown_flag<'a>(spelled: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let hint = match nearest(&line::name(spelled), known) {
+        Some(name) => format!("; did you mean --{name}?"),
+        None => "; `tensorgate --help` lists the flags".to_owned(),
+    };
+    format!("unknown flag {spelled}{hint}")
+}

@@ -1,0 +1,203 @@
+//! The command line of `serve`, and the environment: ours, or that of a server we stand in for.
+
+use super::error::distance;
+use super::flags::{self, Flag, PREFIX};
+use super::line::{self, Word, Words, following};
+use super::origin::{Args, Origin};
+use super::{COMMANDS, Environment, UsageError, unknown_flag};
+use crate::dropin::{self, Becomes, Foreign, List, Translation};
+
+/// Reads flags and environment into what was said, and warnings.
+///
+/// # Errors
+/// Everything that is wrong with either.
+pub(super) fn read(
+    program: &str,
+    mut words: Words,
+    environment: &Environment,
+) -> Result<(Args, Vec<String>), UsageError> {
+    let list = choose_list(program, &mut words)?;
+    let mut reader = Reader { list, ..Reader::default() };
+    reader.read_words(words);
+    reader.read_environment(environment);
+    reader.finish()
+}
+
+/// Takes `serve`, or the name of another server, off the front.
+fn choose_list(program: &str, words: &mut Words) -> Result<List, UsageError> {
+    let named = List::of_program(program);
+    words.next_if(|word| matches!(word, Word::Plain(text) if named.is_none() && text == "serve"));
+    let first = match words.peek() {
+        Some(Word::Plain(text)) => text.as_str(),
+        _ => "",
+    };
+    if program == "vllm" || (named.is_none() && first == "vllm") {
+        return Err("vllm: its command line is not understood yet; use tensorgate's own flags".to_owned().into());
+    }
+    if let Some(list) = named {
+        return Ok(list);
+    }
+    if let Some(list) = List::of_program(first) {
+        words.next();
+        return Ok(list);
+    }
+    let flags = words.clone().filter_map(|word| match word {
+        Word::Flag { spelled, .. } => Some(spelled),
+        Word::Plain(_) => None,
+    });
+    Ok(List::of_flags(flags))
+}
+
+#[derive(Default)]
+struct Reader {
+    list: List,
+    args: Args,
+    translation: Translation,
+    directory: Option<String>,
+    warnings: Vec<String>,
+    problems: Vec<String>,
+}
+
+impl Reader {
+    fn read_words(&mut self, mut words: Words) {
+        while let Some(word) = words.next() {
+            match word {
+                Word::Plain(text) => self.read_directory(text),
+                Word::Flag { spelled, value } => {
+                    let name = line::name(&spelled);
+                    if let Some(row) = self.list.find(&name) {
+                        self.read_foreign(row, &spelled, value, &mut words);
+                    } else if let Some(flag) = flags::find(&name).filter(|_| !name.is_empty()) {
+                        self.read_own(flag, &spelled, value, &mut words);
+                    } else {
+                        // What follows is most likely its value, and surely no directory.
+                        if value.is_none() {
+                            following(&mut words);
+                        }
+                        self.read_unknown(spelled);
+                    }
+                }
+            }
+        }
+    }
+
+    fn read_directory(&mut self, text: String) {
+        if COMMANDS.contains(&text.as_str()) {
+            self.problems.push(format!("{text}: a command comes first; a directory of that name is ./{text}"));
+        } else if let Some(before) = &self.directory {
+            self.problems.push(format!("{text}: only one directory can be served, and {before} is one already"));
+        } else {
+            let flag = flags::find("model-repository");
+            flag.into_iter().for_each(|flag| self.say(flag, &text, Origin::Flag("DIR".to_owned())));
+            self.directory = Some(text);
+        }
+    }
+
+    fn read_own(&mut self, flag: &'static Flag, spelled: &str, value: Option<String>, words: &mut Words) {
+        match value.or_else(|| following(words)) {
+            Some(value) => self.say(flag, &value, Origin::Flag(spelled.to_owned())),
+            None => self.problems.push(format!("{spelled}: needs a value, {spelled} {}", flag.value)),
+        }
+    }
+
+    fn read_foreign(&mut self, row: &'static Foreign, spelled: &str, value: Option<String>, words: &mut Words) {
+        let value = if row.takes_value() { value.or_else(|| following(words)) } else { Some(String::new()) };
+        match value {
+            Some(value) => self.translate(row, &value, Origin::Flag(spelled.to_owned())),
+            None => self.problems.push(format!("{spelled}: needs a value")),
+        }
+    }
+
+    fn read_unknown(&mut self, spelled: String) {
+        if self.list != List::Own {
+            self.translation.unknown.push(spelled);
+        } else if let Some(list) = List::knows(&line::name(&spelled)) {
+            let program = list.program();
+            self.problems
+                .push(format!("{spelled}: a flag of {program}; put the word {program} first to use its flags"));
+        } else {
+            let known = flags::all().map(|flag| flag.name);
+            self.problems.push(unknown_flag(&spelled, known));
+        }
+    }
+
+    fn read_environment(&mut self, environment: &Environment) {
+        for (variable, value) in environment.iter().filter(|(_, value)| !value.is_empty()) {
+            if let Some(name) = variable.strip_prefix(PREFIX) {
+                self.read_variable(name, variable, value);
+            }
+            for flag in flags::all().filter(|flag| flag.environment.contains(&variable.as_str())) {
+                self.say(flag, value, Origin::Env(variable.clone()));
+            }
+            if let Some(row) = dropin::variable(self.list, variable) {
+                self.translate(row, value, Origin::Env(variable.clone()));
+            }
+        }
+    }
+
+    fn read_variable(&mut self, name: &str, variable: &str, value: &str) {
+        let name = name.to_ascii_lowercase().replace('_', "-");
+        let flag = flags::find(&name);
+        // A Service named tensorgate-http makes Kubernetes set TENSORGATE_HTTP_PORT in every pod beside it.
+        if value.starts_with("tcp://") || value.starts_with("udp://") {
+            self.warnings.extend(
+                flag.map(|_| format!("{variable} was set by Kubernetes for a Service of that name and is not read")),
+            );
+            return;
+        }
+        let Some(flag) = flag else {
+            // Scripts and others set variables of this prefix too: only a slip of the finger is worth a word.
+            if let Some(flag) = flags::all().find(|flag| distance(&name, flag.name) <= 2) {
+                self.warnings.push(format!("{variable} is not read; did you mean {}?", flag.variable()));
+            }
+            return;
+        };
+        let origin = Origin::Env(variable.to_owned());
+        if flag.field(&mut crate::config::Config::blank()).repeats() {
+            value.split(',').for_each(|part| self.say(flag, part.trim(), origin.clone()));
+        } else {
+            self.say(flag, value, origin);
+        }
+    }
+
+    /// Says in our words what another program's flag or variable says.
+    fn translate(&mut self, row: &'static Foreign, value: &str, origin: Origin) {
+        let place = origin.place(row.name);
+        if let Err(reason) = row.check(value) {
+            self.problems.push(format!("{place}: `{value}` {reason}"));
+            return;
+        }
+        let said = match &row.becomes {
+            Becomes::Nothing => return self.translation.idle.push(place),
+            Becomes::Refused(reason) => {
+                if row.is_on(value) {
+                    self.problems.push(format!("{place}: {reason}"));
+                }
+                return;
+            }
+            Becomes::Listener(port) => {
+                self.translation.listeners.insert(port, (dropin::truth(value) != Some(false), place));
+                return;
+            }
+            Becomes::Own(name) => Some((*name, value.to_owned())),
+            Becomes::Rewritten(name, rewrite) => rewrite(value).map(|value| (*name, value)),
+        };
+        if let Some((name, value)) = said
+            && let Some(flag) = flags::find(name)
+        {
+            self.say(flag, &value, origin);
+        }
+    }
+
+    fn say(&mut self, flag: &'static Flag, text: &str, origin: Origin) {
+        if let Err(problem) = self.args.say(flag, text, origin) {
+            self.problems.push(problem);
+        }
+    }
+
+    fn finish(mut self) -> Result<(Args, Vec<String>), UsageError> {
+        self.problems.extend(self.translation.finish(self.list, &mut self.args).err());
+        self.warnings.extend(self.translation.warning());
+        UsageError::check(self.problems).map(|()| (self.args, self.warnings))
+    }
+}

@@ -1,0 +1,5 @@
+//! The subcommands besides `serve`, one file each.
+
+pub mod config_show;
+pub mod manifests;
+pub mod validate;

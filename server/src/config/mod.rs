@@ -1,0 +1,285 @@
+//! What the program will do: every setting with a type, checked, and with its origin.
+//!
+//! [`Args`] is what the user said; [`Config::load`] makes this of it, together with the configuration file and the
+//! machine. After that nobody asks the environment again.
+
+mod check;
+mod machine;
+#[cfg(test)]
+mod tests;
+mod values;
+
+pub use machine::Machine;
+pub use values::{ControlMode, InitMode, LogFormat, LogLevel, Profile};
+
+use crate::args::{Args, Origin, UsageError, file, flags};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The settings of a server. Each field is the flag of the same name; see [`flags::GROUPS`] for what it means.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The directory of models; see [`Config::models`].
+    pub model_repository: Option<PathBuf>,
+    /// The directory of the one model; see [`Config::models`].
+    pub model_dir: Option<PathBuf>,
+    /// Set whenever `model_dir` is.
+    pub model_name: Option<String>,
+    /// Who may load and unload.
+    pub model_control_mode: ControlMode,
+    /// `repository-poll-secs`.
+    pub repository_poll: Duration,
+    /// See [`Config::startup`].
+    pub load_model: Option<Vec<String>>,
+    /// Must the model's directory be there at start?
+    pub model_init_mode: InitMode,
+    /// `None`: what clients of both accept.
+    pub profile: Option<Profile>,
+
+    /// Of listeners that have no address of their own; see [`Config::http`].
+    pub host: IpAddr,
+    /// Of the HTTP listener alone.
+    pub http_address: Option<IpAddr>,
+    /// Of the gRPC listener alone.
+    pub grpc_address: Option<IpAddr>,
+    /// Of the extra listener for metrics alone.
+    pub metrics_address: Option<IpAddr>,
+    /// `None`: no HTTP.
+    pub http_port: Option<u16>,
+    /// `None`: no gRPC.
+    pub grpc_port: Option<u16>,
+    /// `None`: metrics on the HTTP port only.
+    pub metrics_port: Option<u16>,
+    /// At least 1.
+    pub max_connections: usize,
+    /// Never zero.
+    pub handshake_timeout: Duration,
+    /// Never zero.
+    pub header_timeout: Duration,
+    /// Never zero.
+    pub body_timeout: Duration,
+    /// Never zero.
+    pub idle_timeout: Duration,
+
+    /// Set exactly when `tls_key` is; see [`Config::tls`].
+    pub tls_cert: Option<PathBuf>,
+    /// Set exactly when `tls_cert` is.
+    pub tls_key: Option<PathBuf>,
+    /// One key to a line.
+    pub api_keys_file: Option<PathBuf>,
+
+    /// Threads that compute: at least 1.
+    pub nthread: usize,
+    /// At least 1.
+    pub max_batch_rows: Option<usize>,
+    /// Shorter than `request_timeout`.
+    pub max_batch_delay: Duration,
+
+    /// Bytes; at least 1.
+    pub max_body_size: u64,
+    /// Bytes; at least `max_body_size`.
+    pub inflight_bytes: u64,
+    /// Requests for each model; at least 1.
+    pub queue_size: usize,
+    /// Never zero.
+    pub request_timeout: Duration,
+
+    /// From SIGTERM until connections are refused.
+    pub drain_delay: Duration,
+    /// From then until what still runs is cancelled.
+    pub drain_timeout: Duration,
+
+    /// The least important message that is logged.
+    pub log_level: LogLevel,
+    /// How messages look.
+    pub log_format: LogFormat,
+    /// An `http` or `https` URL.
+    pub otlp_endpoint: Option<String>,
+
+    /// The file that some of this was read from.
+    pub config: Option<PathBuf>,
+    /// Who said it, by the flag's name. Complete.
+    pub origins: BTreeMap<&'static str, Origin>,
+}
+
+/// What is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Models<'a> {
+    /// Each subdirectory is a model.
+    Repository(&'a Path),
+    /// One model. If there is no model file in it, the directory is a repository: KServe's servers start over an
+    /// empty directory that the agent fills later.
+    Directory {
+        /// Where it lies.
+        path: &'a Path,
+        /// What clients call it.
+        name: &'a str,
+    },
+}
+
+/// Which models of a repository are loaded at start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Startup<'a> {
+    /// Every one.
+    All,
+    /// These; perhaps none.
+    Only(&'a [String]),
+}
+
+impl Config {
+    /// Reads the configuration file, if one was named, and settles everything.
+    ///
+    /// # Errors
+    /// All that is wrong with the file and the values, and what would be right.
+    pub fn load(mut args: Args, machine: &Machine) -> Result<Self, UsageError> {
+        if let (_, Some(path)) = args.word("config") {
+            let path = PathBuf::from(path);
+            file::read(&mut args, &path)?;
+        }
+        Self::resolve(&args, machine)
+    }
+
+    /// Settles everything from what was said; reads no file.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn resolve(args: &Args, machine: &Machine) -> Result<Self, UsageError> {
+        let mut config = Self::blank();
+        let mut problems = Vec::new();
+        for flag in flags::all() {
+            let (origin, words) = args.heard(flag);
+            for word in words {
+                if let Err(reason) = flag.field(&mut config).read(word) {
+                    problems.push(format!("{}: `{word}` {reason}", origin.place(flag.name)));
+                }
+            }
+            config.origins.insert(flag.name, origin);
+        }
+        config.choose_models(&mut problems);
+        config.fill_in(machine);
+        config.check(&mut problems);
+        UsageError::check(problems).map(|()| config)
+    }
+
+    /// What is served, or `None` if nobody said.
+    #[must_use]
+    pub fn models(&self) -> Option<Models<'_>> {
+        match (&self.model_repository, &self.model_dir) {
+            (Some(repository), _) => Some(Models::Repository(repository)),
+            (None, Some(path)) => {
+                Some(Models::Directory { path, name: self.model_name.as_deref().unwrap_or(DEFAULT_NAME) })
+            }
+            (None, None) => None,
+        }
+    }
+
+    /// What is served.
+    ///
+    /// # Errors
+    /// Nobody said.
+    pub fn required_models(&self) -> Result<Models<'_>, UsageError> {
+        self.models().ok_or_else(|| {
+            let problem =
+                "nothing to serve: give a directory of models (tensorgate DIR) or one model (--model-dir DIR)";
+            problem.to_owned().into()
+        })
+    }
+
+    /// Which models of a repository are loaded at start.
+    #[must_use]
+    pub fn startup(&self) -> Startup<'_> {
+        match self.load_model.as_deref() {
+            None => Startup::All,
+            Some([name]) if name == "*" => Startup::All,
+            Some(names) => Startup::Only(names),
+        }
+    }
+
+    /// Where HTTP is served.
+    #[must_use]
+    pub fn http(&self) -> Option<SocketAddr> {
+        self.listener(self.http_address, self.http_port)
+    }
+
+    /// Where gRPC is served.
+    #[must_use]
+    pub fn grpc(&self) -> Option<SocketAddr> {
+        self.listener(self.grpc_address, self.grpc_port)
+    }
+
+    /// Where metrics are served besides the HTTP port.
+    #[must_use]
+    pub fn metrics(&self) -> Option<SocketAddr> {
+        self.listener(self.metrics_address, self.metrics_port)
+    }
+
+    fn listener(&self, address: Option<IpAddr>, port: Option<u16>) -> Option<SocketAddr> {
+        port.map(|port| SocketAddr::new(address.unwrap_or(self.host), port))
+    }
+
+    /// The certificate and its key.
+    #[must_use]
+    pub fn tls(&self) -> Option<(&Path, &Path)> {
+        self.tls_cert.as_deref().zip(self.tls_key.as_deref())
+    }
+
+    /// The longest time from SIGTERM to the end of the last request.
+    #[must_use]
+    pub fn drain_total(&self) -> Duration {
+        self.drain_delay + self.drain_timeout
+    }
+
+    /// Who said the setting of this name.
+    #[must_use]
+    pub fn origin(&self, name: &str) -> &Origin {
+        self.origins.get(name).unwrap_or(&Origin::Default)
+    }
+
+    /// Before anything is said: what the table's defaults are then written into.
+    pub(crate) fn blank() -> Self {
+        Config {
+            model_repository: None,
+            model_dir: None,
+            model_name: None,
+            model_control_mode: ControlMode::Explicit,
+            repository_poll: Duration::ZERO,
+            load_model: None,
+            model_init_mode: InitMode::Sync,
+            profile: None,
+            host: Ipv4Addr::UNSPECIFIED.into(),
+            http_address: None,
+            grpc_address: None,
+            metrics_address: None,
+            http_port: None,
+            grpc_port: None,
+            metrics_port: None,
+            max_connections: 0,
+            handshake_timeout: Duration::ZERO,
+            header_timeout: Duration::ZERO,
+            body_timeout: Duration::ZERO,
+            idle_timeout: Duration::ZERO,
+            tls_cert: None,
+            tls_key: None,
+            api_keys_file: None,
+            nthread: 0,
+            max_batch_rows: None,
+            max_batch_delay: Duration::ZERO,
+            max_body_size: 0,
+            inflight_bytes: 0,
+            queue_size: 0,
+            request_timeout: Duration::ZERO,
+            drain_delay: Duration::ZERO,
+            drain_timeout: Duration::ZERO,
+            log_level: LogLevel::Info,
+            log_format: LogFormat::Auto,
+            otlp_endpoint: None,
+            config: None,
+            origins: BTreeMap::new(),
+        }
+    }
+}
+
+/// Of a model in a directory without a name, as `/`.
+const DEFAULT_NAME: &str = "model";

@@ -1,0 +1,97 @@
+//! Settings that are one of a few words.
+
+use crate::args::field::Named;
+
+/// Whose behaviour is followed where KServe's servers and Triton differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// KServe's Python servers.
+    Kserve,
+    /// Triton.
+    Triton,
+}
+
+impl Named for Profile {
+    const ALL: &'static [(&'static str, Self)] = &[("kserve", Profile::Kserve), ("triton", Profile::Triton)];
+}
+
+/// Who decides which models are loaded once the server runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlMode {
+    /// Clients, over the API.
+    Explicit,
+    /// Nobody: what was loaded at start stays.
+    None,
+    /// The repository, which is looked at again and again.
+    Poll,
+}
+
+impl Named for ControlMode {
+    const ALL: &'static [(&'static str, Self)] =
+        &[("explicit", ControlMode::Explicit), ("none", ControlMode::None), ("poll", ControlMode::Poll)];
+}
+
+/// What a model directory that is not there means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InitMode {
+    /// An error.
+    Sync,
+    /// That it will appear.
+    Async,
+}
+
+impl Named for InitMode {
+    const ALL: &'static [(&'static str, Self)] = &[("sync", InitMode::Sync), ("async", InitMode::Async)];
+}
+
+/// The least important message that is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    /// No message.
+    Off,
+    /// Something failed.
+    Error,
+    /// Something is not as it should be.
+    Warn,
+    /// The life of the server and its models.
+    Info,
+    /// Requests.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl Named for LogLevel {
+    const ALL: &'static [(&'static str, Self)] = &[
+        ("off", LogLevel::Off),
+        ("error", LogLevel::Error),
+        ("warn", LogLevel::Warn),
+        ("info", LogLevel::Info),
+        ("debug", LogLevel::Debug),
+        ("trace", LogLevel::Trace),
+    ];
+}
+
+impl LogLevel {
+    /// The word, as logging libraries know it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, value)| *value == self).map_or("info", |(name, _)| name)
+    }
+}
+
+/// How messages look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
+    Auto,
+    /// For people.
+    Text,
+    /// One object to a line.
+    Json,
+}
+
+impl Named for LogFormat {
+    const ALL: &'static [(&'static str, Self)] =
+        &[("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
+}

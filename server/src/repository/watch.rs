@@ -1,0 +1,69 @@
+//! `--model-control-mode poll`: what lies in the repository is what is served. A model is loaded when its files have
+//! changed and then stayed the same from one look to the next, so that a copy in progress is not read.
+
+use super::Found;
+use crate::registry::Registry;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// Name, length and time of every file of a model.
+type Fingerprint = Vec<(String, u64, Option<SystemTime>)>;
+
+/// Looks every `interval`; never ends.
+pub async fn poll(registry: Arc<Registry>, interval: Duration) {
+    let mut served = look(&registry).unwrap_or_default();
+    let mut seen = served.clone();
+    loop {
+        tokio::time::sleep(interval).await;
+        let Some(now) = look(&registry) else { continue };
+        for (name, fingerprint) in &now {
+            let settled = seen.get(name) == Some(fingerprint);
+            if settled && served.get(name) != Some(fingerprint) {
+                // How it went is the model's state; it is not tried again until the files change.
+                let _ = registry.load(name).await;
+                served.insert(name.clone(), fingerprint.clone());
+            }
+        }
+        for name in served.keys().filter(|name| !now.contains_key(*name)).cloned().collect::<Vec<_>>() {
+            let _ = registry.unload(&name).await;
+            served.remove(&name);
+        }
+        seen = now;
+    }
+}
+
+/// What lies in the repository; `None` when it cannot be read, which changes nothing.
+fn look(registry: &Registry) -> Option<BTreeMap<String, Fingerprint>> {
+    match registry.repository().list() {
+        Ok(models) => Some(models.into_iter().map(|(name, found)| (name, fingerprint(&found))).collect()),
+        Err(error) => {
+            tracing::warn!(%error, "the model repository cannot be read");
+            None
+        }
+    }
+}
+
+fn fingerprint(found: &Found) -> Fingerprint {
+    let mut files = Fingerprint::new();
+    add_files(&found.root, &mut files);
+    for directory in found.versions.values().filter(|directory| **directory != found.root) {
+        add_files(directory, &mut files);
+    }
+    files.sort();
+    files
+}
+
+fn add_files(directory: &Path, files: &mut Fingerprint) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        // Through links: a mounted volume changes by swapping one.
+        if let Ok(metadata) = fs::metadata(entry.path())
+            && metadata.is_file()
+        {
+            let path = entry.path().display().to_string();
+            files.push((path, metadata.len(), metadata.modified().ok()));
+        }
+    }
+}
