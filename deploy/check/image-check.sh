@@ -4,10 +4,11 @@
 #
 #   root directory    those files, mounted read-only; the model read-only on /mnt/models; /proc and a small /dev
 #   process           number 1 of its own, uid 65532 (then others), no capability, no new privileges
-#   flags             the runtimes' own (deploy/runtimes)
+#   flags, variables  the runtimes' own (deploy/runtimes)
 #
 # For each model of MODELS_DIR (directories with 1/ and expected.json): health, one inference against expected.json, the
-# metrics that deploy/autoscaling asks for, gRPC's greeting, and exit 0 after SIGTERM. Needs root and Python 3.11.
+# metrics that deploy/autoscaling asks for, gRPC's greeting; after SIGTERM unready and still answering, then exit 0. Needs
+# root and Python 3.11.
 set -eu
 
 [ $# -eq 2 ] || { echo "usage: image-check.sh BINARY MODELS_DIR" >&2; exit 2; }

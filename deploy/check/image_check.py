@@ -22,12 +22,13 @@ import time
 
 DEPLOY = pathlib.Path(__file__).resolve().parent.parent
 ROOT = DEPLOY.parent
+RUNTIME = DEPLOY / "runtimes/tensorgate-xgboost.yaml"
 SERVER = "/usr/local/bin/tensorgate"
 NONROOT = 65532
 # Modelcars run the server as 1010; OpenShift as a number out of the namespace's range.
 OTHERS = (1010, 1000680000)
 READY_SECONDS = 30
-GRACE_SECONDS = 60  # terminationGracePeriodSeconds of deploy/samples
+GRACE_SECONDS = 30  # what KServe gives a pod
 
 
 # The server's process.
@@ -81,6 +82,7 @@ def refuses_writes():
 
 def enter(image, model, uid, arguments):
     image, model = pathlib.Path(image), pathlib.Path(model)
+    environment = {"PATH": "/usr/local/bin", "INFERENCE_SERVICE_NAME": "image-check", **environment_of()}
     if lay_out(image, model):
         how = "mounted read-only"
     else:
@@ -91,7 +93,7 @@ def enter(image, model, uid, arguments):
     privileges_away(int(uid))
     refuses_writes()
     print(f"image-check: {time.monotonic()} {how}", flush=True)
-    os.execve(SERVER, [SERVER, *arguments], {"PATH": "/usr/local/bin", "INFERENCE_SERVICE_NAME": "image-check"})
+    os.execve(SERVER, [SERVER, *arguments], environment)
 
 
 # The check.
@@ -110,9 +112,13 @@ def free_ports(count):
 
 def arguments_of(name, http_port, grpc_port):
     """The flags of the runtime's manifest, as KServe fills them in, with this run's ports behind them."""
-    text = (DEPLOY / "runtimes/tensorgate-xgboost.yaml").read_text()
-    flags = re.findall(r"^ +- (--\S+)$", text, re.M)
+    flags = re.findall(r"^ +- (--\S+)$", RUNTIME.read_text(), re.M)
     return [*(each.replace("{{.Name}}", name) for each in flags), f"--http_port={http_port}", f"--grpc_port={grpc_port}"]
+
+
+def environment_of():
+    """The variables of the runtime's manifest."""
+    return dict(re.findall(r"^ +- name: (TENSORGATE_\w+)\n +value: (\S+)$", RUNTIME.read_text(), re.M))
 
 
 class Server:
@@ -163,9 +169,14 @@ class Server:
             assert int(re.search(rf"^{name}:\s+(\w+)", status, re.M)[1], 16) == 0, f"the server has capabilities: {name}"
         assert re.search(r"^NoNewPrivs:\s+1", status, re.M), "the server may gain privileges"
 
-    def stop(self):
+    def stop(self, still):
+        """SIGTERM: unready at once, `still` works on a new connection, and in the end it exits with 0."""
         began = time.monotonic()
         os.kill(self.pid(), signal.SIGTERM)
+        time.sleep(0.3)
+        assert self.request("GET", "/v2/health/ready")[0] == 503, "still ready after SIGTERM"
+        assert self.request("GET", "/v2/health/live")[0] == 200, "not live while it drains"
+        still()
         try:
             code = self.child.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -232,7 +243,7 @@ def serve_once(image, directory, uid):
         greets_in_http2(server.grpc)
         measured(server)
         peak = server.peak_bytes()
-        stopped = server.stop()
+        stopped = server.stop(lambda: infer(server, directory.name, expected))
         began, how = re.search(r"^image-check: (\S+) (.*)$", server.output(), re.M).groups()
         print(f"ok   {directory.name} as {uid}: ready in {(ready - float(began)) * 1e3:.0f} ms, peak {peak / 1e6:.1f} MB, "
               f"left {stopped:.1f} s after SIGTERM ({how})")  # fmt: skip

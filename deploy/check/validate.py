@@ -28,7 +28,10 @@ CRDS = "../shared/crds"
 GROUP = "serving.kserve.io"
 KINDS = {"ServingRuntime", "ClusterServingRuntime", "InferenceService", "InferenceGraph", "ClusterStorageContainer",
          "LLMInferenceService", "LLMInferenceServiceConfig", "LocalModelCache", "TrainedModel"}  # fmt: skip
-GRACE_SECONDS = 60  # the server's drain is bounded by 55 s unless its flags say otherwise
+# Of the server, where nothing is said: how long it takes connections after SIGTERM, how long requests may then take;
+# and what it needs to leave.
+DRAIN = {"TENSORGATE_DRAIN_DELAY": "0s", "TENSORGATE_DRAIN_TIMEOUT": "45s"}
+LEAVE_SECONDS = 5
 
 
 class Strict(yaml.SafeLoader):
@@ -190,14 +193,11 @@ def service_rules(document):
         yield "spec.predictor.model.name: KServe refuses it"
     if model.get("storageUri") and predictor.get("storageUris"):
         yield "spec.predictor: storageUri and storageUris exclude each other"
-    mode = document["metadata"].get("annotations", {}).get(f"{GROUP}/deploymentMode")
-    if mode in ("Knative", "Serverless"):
+    if is_knative(document):
         if "terminationGracePeriodSeconds" in predictor:
             yield "spec.predictor.terminationGracePeriodSeconds: Knative sets it from timeout, and refuses the field"
         if len(model.get("ports", ())) > 1:
             yield "spec.predictor.model.ports: Knative takes one"
-    elif predictor.get("terminationGracePeriodSeconds", GRACE_SECONDS) < GRACE_SECONDS:
-        yield f"spec.predictor.terminationGracePeriodSeconds: under {GRACE_SECONDS}, a draining server would be killed"
 
 
 def together(documents):
@@ -227,8 +227,34 @@ def together(documents):
         if not any(form["name"] == has and form.get("version") in (None, version) for has, version in formats):
             yield origin, f"spec.predictor.model.modelFormat: {name} does not support {form}"
         if model.get("protocolVersion", "v1") not in spec.get("protocolVersions", ()):
-            if "protocolVersion" in model or name.endswith("-grpc"):
-                yield origin, f"spec.predictor.model.protocolVersion: {name} has {spec['protocolVersions']}"
+            yield origin, f"spec.predictor.model.protocolVersion: {name} has {spec['protocolVersions']}"
+        needed, given = drain_seconds(spec, model) + LEAVE_SECONDS, grace_seconds(each)
+        if given < needed:
+            yield origin, f"spec.predictor: the pod gets {given} s to end, and the server may take {needed:g} s"
+
+
+def drain_seconds(runtime, model):
+    """What the server's variables say, those of the InferenceService over those of the runtime."""
+    container = next(each for each in runtime["containers"] if each["name"] == "kserve-container")
+    named = {each["name"]: each.get("value", "") for source in (container, model) for each in source.get("env", ())}
+    units = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+    return sum(
+        float(number) * units[unit]
+        for name, default in DRAIN.items()
+        for number, unit in re.findall(r"([\d.]+)(ms|s|m|h)", named.get(name, default))
+    )
+
+
+def grace_seconds(service):
+    """Kubernetes' default is 30; under Knative it is the predictor's timeout, by default 300."""
+    predictor = service["spec"]["predictor"]
+    if is_knative(service):
+        return predictor.get("timeout", 300)
+    return predictor.get("terminationGracePeriodSeconds", 30)
+
+
+def is_knative(service):
+    return service["metadata"].get("annotations", {}).get(f"{GROUP}/deploymentMode") in ("Knative", "Serverless")
 
 
 def is_runtime(document):

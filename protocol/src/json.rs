@@ -112,6 +112,18 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Does `null` come next, or what begins like it?
+    #[inline]
+    pub fn is_null(&mut self) -> bool {
+        self.peek() == Some(b'n')
+    }
+
+    /// Does a list come next?
+    #[inline]
+    pub fn is_list(&mut self) -> bool {
+        self.peek() == Some(b'[')
+    }
+
     fn expect(&mut self, byte: u8) -> Result<()> {
         match self.peek() {
             Some(found) if found == byte => {
@@ -271,25 +283,31 @@ impl<'a> Reader<'a> {
     #[inline]
     pub fn number(&mut self) -> Result<&'a str> {
         self.space();
-        let start = self.at;
-        while let Some(b'0'..=b'9' | b'.' | b'+' | b'-' | b'e' | b'E') = self.text.get(self.at) {
-            self.at += 1;
+        let rest = &self.text[self.at.min(self.text.len())..];
+        let length = number_length(rest);
+        let ends = !matches!(rest.get(length), Some(b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'.' | b'+' | b'-'));
+        if length == 0 || !ends {
+            return self.special_number();
         }
-        if let Some(b'N' | b'I') = self.text.get(self.at) {
-            while let Some(b'a'..=b'z' | b'A'..=b'Z') = self.text.get(self.at) {
-                self.at += 1;
-            }
+        self.at += length;
+        std::str::from_utf8(&rest[..length]).map_err(|_| self.error("not a number"))
+    }
+
+    /// A number that JSON lacks, or an error.
+    #[cold]
+    fn special_number(&mut self) -> Result<&'a str> {
+        let rest = &self.text[self.at.min(self.text.len())..];
+        let word = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'+' | b'-');
+        let token = &rest[..rest.iter().position(|b| !word(b)).unwrap_or(rest.len())];
+        if matches!(token, b"NaN" | b"-NaN" | b"Inf" | b"-Inf" | b"Infinity" | b"-Infinity") {
+            self.at += token.len();
+            return std::str::from_utf8(token).map_err(|_| self.error("not a number"));
         }
-        let token = &self.text[start..self.at];
-        if !is_number(token) {
-            self.at = start;
-            let kind = self.kind()?;
-            return Err(self.error(match kind {
-                Kind::Number => format!("'{}' is not a number", token.escape_ascii()),
-                other => format!("expected a number, found {}", other.name()),
-            }));
-        }
-        std::str::from_utf8(token).map_err(|_| self.error("not a number"))
+        let kind = self.kind()?;
+        Err(self.error(match kind {
+            Kind::Number => format!("'{}' is not a number", token.escape_ascii()),
+            other => format!("expected a number, found {}", other.name()),
+        }))
     }
 
     /// True or false.
@@ -359,30 +377,30 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// JSON's grammar of numbers, and the names of those it lacks.
-fn is_number(token: &[u8]) -> bool {
-    let digits = token.strip_prefix(b"-").unwrap_or(token);
-    if matches!(digits, b"NaN" | b"Inf" | b"Infinity") {
-        return true;
+/// Length of the number that `text` begins with, by JSON's grammar; 0 where there is none.
+#[inline]
+fn number_length(text: &[u8]) -> usize {
+    let digits = |from: usize| text[from..].iter().take_while(|b| b.is_ascii_digit()).count();
+    let mut at = usize::from(text.first() == Some(&b'-'));
+    match text.get(at) {
+        Some(b'0') => at += 1,
+        Some(b'1'..=b'9') => at += digits(at),
+        _ => return 0,
     }
-    let whole = digits.iter().take_while(|b| b.is_ascii_digit()).count();
-    if whole == 0 || (whole > 1 && digits[0] == b'0') {
-        return false;
-    }
-    let mut rest = &digits[whole..];
-    if let Some(fraction) = rest.strip_prefix(b".") {
-        let count = fraction.iter().take_while(|b| b.is_ascii_digit()).count();
-        if count == 0 {
-            return false;
+    if text.get(at) == Some(&b'.') {
+        let fraction = digits(at + 1);
+        if fraction == 0 {
+            return 0;
         }
-        rest = &fraction[count..];
+        at += 1 + fraction;
     }
-    if let [b'e' | b'E', exponent @ ..] = rest {
-        let exponent = match exponent {
-            [b'+' | b'-', digits @ ..] => digits,
-            digits => digits,
-        };
-        return !exponent.is_empty() && exponent.iter().all(u8::is_ascii_digit);
+    if let Some(b'e' | b'E') = text.get(at) {
+        let sign = usize::from(matches!(text.get(at + 1), Some(b'+' | b'-')));
+        let exponent = digits((at + 1 + sign).min(text.len()));
+        if exponent == 0 {
+            return 0;
+        }
+        at += 1 + sign + exponent;
     }
-    rest.is_empty()
+    at
 }

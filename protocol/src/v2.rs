@@ -330,7 +330,7 @@ fn read_level<'b>(
     let mut entries = reader.array()?;
     let (mut count, mut nested) = (0usize, false);
     while reader.element(&mut entries)? {
-        let list = reader.kind()? == Kind::Array;
+        let list = reader.is_list();
         if count == 0 {
             nested = list;
         } else if nested != list {
@@ -358,7 +358,7 @@ fn read_level<'b>(
 #[inline]
 fn float32(reader: &mut Reader<'_>) -> std::result::Result<f32, JsonError> {
     // `null` is how JSON writers without NaN spell a missing value.
-    if reader.kind()? == Kind::Null {
+    if reader.is_null() {
         return reader.null().map(|()| f32::NAN);
     }
     let token = reader.number()?;
@@ -367,7 +367,7 @@ fn float32(reader: &mut Reader<'_>) -> std::result::Result<f32, JsonError> {
 
 #[inline]
 fn float64(reader: &mut Reader<'_>) -> std::result::Result<f64, JsonError> {
-    if reader.kind()? == Kind::Null {
+    if reader.is_null() {
         return reader.null().map(|()| f64::NAN);
     }
     let token = reader.number()?;

@@ -52,12 +52,6 @@ impl Rest {
 
     /// All other routes.
     pub fn routes(&self) -> Router {
-        let model = Router::new()
-            .route("/", get(v2::model_metadata))
-            .route("/ready", get(v2::model_ready))
-            .route("/infer", post(v2::infer))
-            .route("/config", get(v2::config))
-            .route("/stats", get(v2::stats));
         Router::new()
             .route("/", get(v1::alive))
             .route("/v1/models", get(v1::list))
@@ -65,8 +59,16 @@ impl Rest {
             .route("/v2", get(v2::server_metadata))
             .route("/v2/models", get(v2::list))
             .route("/v2/models/stats", get(v2::all_stats))
-            .nest("/v2/models/{model}", model.clone())
-            .nest("/v2/models/{model}/versions/{version}", model)
+            .route("/v2/models/{model}", get(v2::model_metadata))
+            .route("/v2/models/{model}/ready", get(v2::model_ready))
+            .route("/v2/models/{model}/infer", post(v2::infer))
+            .route("/v2/models/{model}/config", get(v2::config))
+            .route("/v2/models/{model}/stats", get(v2::stats))
+            .route("/v2/models/{model}/versions/{version}", get(v2::model_metadata))
+            .route("/v2/models/{model}/versions/{version}/ready", get(v2::model_ready))
+            .route("/v2/models/{model}/versions/{version}/infer", post(v2::infer))
+            .route("/v2/models/{model}/versions/{version}/config", get(v2::config))
+            .route("/v2/models/{model}/versions/{version}/stats", get(v2::stats))
             .route("/v2/repository/index", get(v2::index).post(v2::index))
             .route("/v2/repository/models/{model}/load", post(v2::load))
             .route("/v2/repository/models/{model}/unload", post(v2::unload))

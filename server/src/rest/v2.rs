@@ -6,7 +6,7 @@ use crate::dataplane::{EXTENSIONS, NAME, VERSION};
 use crate::describe;
 use crate::error::Error;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use axum::response::Response;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -92,13 +92,10 @@ pub(super) async fn all_stats(State(rest): State<Rest>) -> Response {
     reply::value(StatusCode::OK, &json!({"model_stats": all}))
 }
 
-pub(super) async fn infer(
-    State(rest): State<Rest>,
-    Path(target): Path<Target>,
-    headers: HeaderMap,
-    body: Body,
-) -> Response {
-    answer(try_infer(&rest, &target, &headers, body).await)
+pub(super) async fn infer(State(rest): State<Rest>, Path(target): Path<Target>, request: Request) -> Response {
+    // Taken apart here: an extractor would copy the headers.
+    let (parts, body) = request.into_parts();
+    answer(try_infer(&rest, &target, &parts.headers, body).await)
 }
 
 async fn try_infer(rest: &Rest, target: &Target, headers: &HeaderMap, body: Body) -> Result<Response, Error> {

@@ -1,0 +1,58 @@
+//! `tensorgate-benches`: loads servers, times engines, and gives both something to be compared with.
+//!
+//! Each subcommand is a module and prints one report, as text or (`--json`) as JSON. Which servers are compared, and
+//! with what, is `run.py`'s business.
+
+mod baseline;
+mod forest;
+mod grpc;
+mod histogram;
+mod http1;
+mod load;
+mod process;
+mod ready;
+mod report;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// What went wrong, for a person to read.
+type Failure = Box<dyn std::error::Error>;
+
+#[derive(Parser)]
+#[command(version, about = "Load generator and yardsticks")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Load an HTTP/1.1 server with one request over and over
+    Load(http1::Args),
+    /// Load a gRPC server with one message over and over
+    GrpcLoad(grpc::Args),
+    /// Serve a fixed answer with bare hyper: what a server could reach at most
+    Baseline(baseline::Args),
+    /// Time a server from exec to its first good answer
+    Ready(ready::Args),
+    /// Time the tree engine in this process, on one thread
+    Forest(forest::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Args::parse().command {
+        Command::Load(args) => http1::run(&args),
+        Command::GrpcLoad(args) => grpc::run(&args),
+        Command::Baseline(args) => baseline::run(&args),
+        Command::Ready(args) => ready::run(&args),
+        Command::Forest(args) => forest::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("tensorgate-benches: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
