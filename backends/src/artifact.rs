@@ -9,8 +9,8 @@
 //! refused but for those that Kubernetes makes for mounted volumes (through `..data`).
 
 use crate::error::LoadError;
+use crate::settings::{self, Settings};
 use crate::tensor::Limits;
-use serde::Deserialize;
 use std::fmt;
 use std::fs;
 use std::io::Read;
@@ -32,14 +32,6 @@ impl fmt::Display for Format {
             Format::XgboostBinary => "XGBoost (binary)",
         })
     }
-}
-
-/// `model.toml`: what files cannot tell.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Settings {
-    /// Use only the trees up to the best iteration that early stopping found, as XGBoost's scikit-learn API does.
-    pub use_best_iteration: bool,
 }
 
 /// A model directory whose format is known.
@@ -68,7 +60,7 @@ impl Artifact {
         match found.len() {
             1 => {
                 let (model_path, format) = found.remove(0);
-                Ok(Artifact { model_path, format, settings: settings(root)? })
+                Ok(Artifact { model_path, format, settings: settings::read(root)? })
             }
             0 => Err(LoadError::new(directory, NO_MODEL)),
             _ => {
@@ -99,7 +91,7 @@ impl Artifact {
         self.format
     }
 
-    /// `model.toml`.
+    /// What `model.toml` or `config.pbtxt` say.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
@@ -167,13 +159,4 @@ fn sniff(head: &[u8]) -> Option<Format> {
         return xgboost.then_some(Format::XgboostDocument);
     }
     crate::tree::is_legacy_binary(head).then_some(Format::XgboostBinary)
-}
-
-fn settings(root: &Path) -> Result<Settings, LoadError> {
-    let path = root.join("model.toml");
-    match fs::read_to_string(&path) {
-        Ok(text) => toml::from_str(&text).map_err(|e| LoadError::new(&path, e.to_string())),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Settings::default()),
-        Err(e) => Err(LoadError::new(&path, e.to_string())),
-    }
 }

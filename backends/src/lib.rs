@@ -6,12 +6,15 @@
 
 pub mod artifact;
 pub mod error;
+mod pbtxt;
+pub mod settings;
 pub mod signature;
 pub mod tensor;
 pub mod tree;
 
 pub use artifact::{Artifact, Format};
 pub use error::{InferError, LoadError};
+pub use settings::Settings;
 pub use signature::{Conventions, Parameter, Parameters, Port, Signature};
 pub use tensor::{DataType, Element, Limits, Tensor};
 

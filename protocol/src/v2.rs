@@ -140,6 +140,11 @@ impl InferRequest {
         let (mut inputs, mut outputs) = (false, false);
         let mut entries = reader.object()?;
         while let Some(key) = reader.key(&mut entries)? {
+            if reader.is_null() {
+                // Some clients write what they do not state as null.
+                reader.null()?;
+                continue;
+            }
             match &*key {
                 "id" => request.id = Some(within("id", reader.string())?.into_owned()),
                 "parameters" => request.parameters = parse_parameters(&mut reader, "parameters")?,
@@ -206,6 +211,10 @@ fn parse_output(reader: &mut Reader<'_>, index: usize) -> Result<RequestedOutput
     let mut named = false;
     let mut entries = within(format_args!("outputs[{index}]"), reader.object())?;
     while let Some(key) = reader.key(&mut entries)? {
+        if reader.is_null() {
+            reader.null()?;
+            continue;
+        }
         match &*key {
             "name" => {
                 once(&mut named, "name")?;
@@ -224,6 +233,10 @@ fn parse_input(reader: &mut Reader<'_>, index: usize) -> Result<RequestInput> {
     let mut later: Option<&[u8]> = None;
     let mut entries = within(format_args!("inputs[{index}]"), reader.object())?;
     while let Some(key) = reader.key(&mut entries)? {
+        if reader.is_null() {
+            reader.null()?;
+            continue;
+        }
         match &*key {
             "name" => {
                 once(&mut name, "name")?;

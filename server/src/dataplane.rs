@@ -252,6 +252,13 @@ impl Dataplane {
                 servable.name
             )));
         }
+        let (count, most) = (rows(&request.inputs), servable.settings.max_batch_size);
+        if let Some(most) = most.filter(|most| count > *most as usize) {
+            return Err(Error::Invalid(format!(
+                "inference request batch-size must be <= {most} for '{}', got {count}",
+                servable.name
+            )));
+        }
         if servable.signature.strict { check_strictly(servable, request) } else { Ok(()) }
     }
 
@@ -323,10 +330,10 @@ fn check_strictly(servable: &Servable, request: &Infer) -> Result<(), Error> {
         }
         if !shape_fits(port, input) {
             return Err(Error::Invalid(format!(
-                "unexpected shape for input '{}' for model '{model}'. Expected {:?}, got {:?}.",
+                "unexpected shape for input '{}' for model '{model}'. Expected {}, got {}.",
                 input.name(),
-                port.shape,
-                input.shape()
+                bracketed(&port.shape),
+                bracketed(input.shape())
             )));
         }
     }
@@ -337,6 +344,11 @@ fn check_strictly(servable: &Servable, request: &Infer) -> Result<(), Error> {
         )));
     }
     Ok(())
+}
+
+/// `[-1,4]`, as Triton prints shapes.
+fn bracketed(shape: &[impl ToString]) -> String {
+    format!("[{}]", shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
 }
 
 fn shape_fits(port: &Port, input: &Tensor) -> bool {

@@ -20,7 +20,6 @@ pub fn metadata(servable: &Servable, versions: &[u64]) -> Value {
         "platform": servable.signature.platform,
         "inputs": ports(&servable.signature.inputs),
         "outputs": ports(&servable.signature.outputs),
-        "properties": servable.signature.properties,
     })
 }
 
@@ -44,8 +43,14 @@ pub fn config_datatype(datatype: DataType) -> &'static str {
     }
 }
 
-/// Rows that a request may have: Triton's clients read it as the batch dimension's bound.
-pub const MAX_BATCH_SIZE: i64 = 1 << 20;
+/// Rows that a request may have where the model's settings state no bound: Triton's clients read it as the batch
+/// dimension's.
+pub const MAX_BATCH_SIZE: i32 = 1 << 20;
+
+/// Rows that a request may have.
+pub fn max_batch_size(servable: &Servable) -> i32 {
+    servable.settings.max_batch_size.map_or(MAX_BATCH_SIZE, |size| i32::try_from(size).unwrap_or(i32::MAX))
+}
 
 /// The shape without its first, batched dimension, as a configuration states it.
 pub fn config_dims(port: &Port) -> Vec<i64> {
@@ -57,18 +62,19 @@ pub fn config_dims(port: &Port) -> Vec<i64> {
 pub fn config(servable: &Servable) -> Value {
     let input = |p: &Port| {
         json!({"name": p.name, "data_type": config_datatype(p.datatype), "format": "FORMAT_NONE",
-               "dims": config_dims(p), "is_shape_tensor": false, "allow_ragged_batch": false, "optional": p.optional})
+               "dims": config_dims(p), "is_shape_tensor": false, "allow_ragged_batch": false,
+               "optional": p.optional, "is_non_linear_format_io": false})
     };
     let output = |p: &Port| {
         json!({"name": p.name, "data_type": config_datatype(p.datatype), "dims": config_dims(p),
-               "label_filename": "", "is_shape_tensor": false})
+               "label_filename": "", "is_shape_tensor": false, "is_non_linear_format_io": false})
     };
     json!({
         "name": servable.name,
         "platform": servable.signature.platform,
         "backend": "tensorgate",
         "version_policy": {"latest": {"num_versions": 1}},
-        "max_batch_size": MAX_BATCH_SIZE,
+        "max_batch_size": max_batch_size(servable),
         "input": servable.signature.inputs.iter().map(input).collect::<Vec<_>>(),
         "output": servable.signature.outputs.iter().map(output).collect::<Vec<_>>(),
         "instance_group": [{"name": servable.name, "kind": "KIND_CPU", "count": 1}],

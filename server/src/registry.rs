@@ -9,9 +9,10 @@ use crate::metrics::ModelMetrics;
 use crate::repository::{Found, Repository, Version};
 use crate::stats::Stats;
 use arc_swap::ArcSwap;
-use backends::{Artifact, LoadError, LoadOptions, Model, Signature, load};
+use backends::{Artifact, LoadError, LoadOptions, Model, Settings, Signature, load, settings};
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -30,6 +31,8 @@ pub struct Servable {
     pub stats: Arc<Stats>,
     /// The same for Prometheus.
     pub metrics: ModelMetrics,
+    /// What its files cannot tell.
+    pub settings: Settings,
     /// Bytes held.
     pub bytes: usize,
 }
@@ -109,13 +112,13 @@ impl Registry {
                 State::Ready(servable) => Some(servable.clone()),
                 _ => None,
             });
-            return latest.ok_or_else(|| Error::NotReady(name.into()));
+            return latest.ok_or_else(|| unavailable(name, versions.values()));
         };
         let number = crate::repository::parse_version(version)
             .ok_or_else(|| Error::Invalid(format!("version '{version}' is not a positive whole number")))?;
         match versions.get(&number) {
             Some(State::Ready(servable)) => Ok(servable.clone()),
-            Some(_) => Err(Error::NotReady(name.into())),
+            Some(state) => Err(unavailable(name, [state])),
             None => Err(Error::UnknownVersion(name.into(), version.into())),
         }
     }
@@ -239,41 +242,53 @@ impl Registry {
         if known { Ok(()) } else { Err(Error::UnknownModel(name.into())) }
     }
 
-    /// Loads the latest version of what was found, and replaces what served before.
+    /// Loads the versions of what was found that the model's settings ask for, and replaces what served before.
     fn load_found(&self, name: &str, found: &Found) -> Result<(), LoadError> {
-        let Some((&version, directory)) = found.versions.last_key_value() else { return Ok(()) };
-        let serving = matches!(self.state(name, version), Some(State::Ready(_)));
-        if !serving {
+        let versions = settings::read(&found.root).map(|settings| found.wanted(&settings.versions));
+        let versions = match versions {
+            Ok(versions) => versions,
+            Err(error) => return self.failed(name, found.versions.keys().max().copied().unwrap_or(1), error),
+        };
+        let mut result = Ok(());
+        for (&version, directory) in &versions {
+            if let Err(error) = self.load_one(name, version, found, directory) {
+                result = Err(error);
+            }
+        }
+        if result.is_ok() {
+            // Only now: as long as something failed, what served before serves on.
+            self.update(|models| {
+                models.entry(name.into()).or_default().retain(|version, _| versions.contains_key(version));
+            });
+        }
+        result
+    }
+
+    fn load_one(&self, name: &str, version: Version, found: &Found, directory: &Path) -> Result<(), LoadError> {
+        if !matches!(self.state(name, version), Some(State::Ready(_))) {
             self.set(name, version, State::Loading);
         }
         let start = Instant::now();
         let loaded = std::panic::catch_unwind(AssertUnwindSafe(|| self.load_version(name, version, found, directory)));
-        let loaded = loaded.unwrap_or_else(|_| Err(LoadError::new(directory, "the loader panicked")));
-        match loaded {
+        match loaded.unwrap_or_else(|_| Err(LoadError::new(directory, "the loader panicked"))) {
             Ok(servable) => {
-                tracing::info!(
-                    model = name,
-                    version,
-                    ms = start.elapsed().as_millis() as u64,
-                    bytes = servable.bytes,
-                    "model ready"
-                );
-                self.update(|models| {
-                    let versions = models.entry(name.into()).or_default();
-                    versions.clear();
-                    versions.insert(version, State::Ready(Arc::new(servable)));
-                });
+                let (ms, bytes) = (start.elapsed().as_millis() as u64, servable.bytes);
+                tracing::info!(model = name, version, ms, bytes, "model ready");
+                self.set(name, version, State::Ready(Arc::new(servable)));
                 Ok(())
             }
-            Err(error) => {
-                tracing::error!(model = name, version, reason = %error, "model cannot be loaded");
-                if !serving {
-                    let reason = relative(&error, self.repository.root());
-                    self.set(name, version, State::Unavailable(reason));
-                }
-                Err(error)
-            }
+            Err(error) => self.failed(name, version, error),
         }
+    }
+
+    /// What served before serves on; where nothing did, the reason is the state.
+    fn failed(&self, name: &str, version: Version, error: LoadError) -> Result<(), LoadError> {
+        let reason = relative(&error, self.repository.root());
+        tracing::error!(model = name, version, %reason, "model cannot be loaded");
+        if !matches!(self.state(name, version), Some(State::Ready(_))) {
+            self.set(name, version, State::Unavailable(reason));
+        }
+        Err(error)
     }
 
     fn load_version(
@@ -281,20 +296,36 @@ impl Registry {
         name: &str,
         version: Version,
         found: &Found,
-        directory: &std::path::Path,
+        directory: &Path,
     ) -> Result<Servable, LoadError> {
         let artifact = Artifact::open(&found.root, directory)?;
+        let settings = artifact.settings().clone();
+        if let Some(stated) = settings.name.as_ref().filter(|stated| *stated != name) {
+            return Err(LoadError::new(
+                &found.root,
+                format!("its settings call it '{stated}', but it is served as '{name}'"),
+            ));
+        }
         let Model::Predictor(predictor) = load(&artifact, &self.load_options)?;
         let (stats, profile) = (Arc::new(Stats::default()), predictor.profile());
-        let signature = predictor.signature().clone();
+        let mut signature = predictor.signature().clone();
+        if let Some(output) = signature.outputs.first_mut().filter(|_| !settings.labels.is_empty()) {
+            output.labels = settings.labels.clone();
+        }
+        let batching = batcher::Options {
+            max_delay: settings.batching.max_delay().unwrap_or(self.batching.max_delay),
+            queue: settings.batching.queue_size.unwrap_or(self.batching.queue),
+            ..self.batching
+        };
         let metrics = ModelMetrics::register(name, version, profile.device);
         Ok(Servable {
             name: name.into(),
             version,
-            batcher: Batcher::new(predictor, self.batching, stats.clone()),
+            batcher: Batcher::new(predictor, batching, stats.clone()),
             signature,
             stats,
             metrics,
+            settings,
             bytes: profile.bytes,
         })
     }
@@ -317,11 +348,17 @@ impl Registry {
     }
 }
 
+/// A model that was unloaded is gone; one that failed or is being loaded may come.
+fn unavailable<'a>(name: &str, states: impl IntoIterator<Item = &'a State>) -> Error {
+    let unloaded = |state: &State| matches!(state, State::Unavailable(reason) if reason == UNLOADED);
+    if states.into_iter().all(unloaded) { Error::UnknownModel(name.into()) } else { Error::NotReady(name.into()) }
+}
+
 /// The reason of a model that was taken out of service on request; it does not make the server unready.
 const UNLOADED: &str = "unloaded";
 
 /// The error without the repository's own path, which is nobody's business.
-fn relative(error: &LoadError, root: &std::path::Path) -> String {
+fn relative(error: &LoadError, root: &Path) -> String {
     let file = error.file.strip_prefix(root).unwrap_or(&error.file);
     if file.as_os_str().is_empty() { error.reason.clone() } else { format!("{}: {}", file.display(), error.reason) }
 }

@@ -91,8 +91,7 @@ async fn doubled(batcher: Batcher, job: Job) -> Doubled {
 
 /// All at once; answers in the order of the requests.
 async fn all(batcher: &Batcher, requests: &[Vec<f32>]) -> Vec<Doubled> {
-    let tasks: Vec<_> =
-        requests.iter().map(|values| tokio::spawn(doubled(batcher.clone(), job(values)))).collect();
+    let tasks: Vec<_> = requests.iter().map(|values| tokio::spawn(doubled(batcher.clone(), job(values)))).collect();
     let mut answers = Vec::new();
     for task in tasks {
         answers.push(task.await.expect("no panic reaches a request"));

@@ -105,7 +105,7 @@ impl CategoryRule {
     #[inline]
     pub fn category(self, value: f64) -> Option<u32> {
         match self {
-            CategoryRule::NonNegative => (value >= 0.0 && value < 16_777_216.0).then_some(value as u32),
+            CategoryRule::NonNegative => (0.0..16_777_216.0).contains(&value).then_some(value as u32),
             CategoryRule::Truncate => (value > -1.0 && value < 2_147_483_648.0).then_some(value as u32),
         }
     }

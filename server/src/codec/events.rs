@@ -31,6 +31,11 @@ const ATTRIBUTES: [&str; 5] = ["time", "type", "source", "id", "specversion"];
 pub fn unwrap(headers: &HeaderMap, body: &Bytes) -> Result<(Event, Bytes), Error> {
     let binary = ["ce-specversion", "ce-source", "ce-type", "ce-id"].iter().all(|name| headers.contains_key(*name));
     if binary {
+        let version = headers.get("ce-specversion").map(|v| v.as_bytes()).unwrap_or_default();
+        if !matches!(version, b"1.0" | b"0.3") {
+            let version = version.escape_ascii();
+            return Err(Error::Invalid(format!("ce-specversion '{version}' is not known; 1.0 and 0.3 are")));
+        }
         return Ok((Event::Binary, body.clone()));
     }
     let stated = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).is_some_and(|v| v.starts_with(STRUCTURED));

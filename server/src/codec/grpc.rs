@@ -216,7 +216,7 @@ pub fn metadata(servable: &Servable, versions: &[u64]) -> grpc::ModelMetadataRes
         platform: servable.signature.platform.clone(),
         inputs: ports(&servable.signature.inputs),
         outputs: ports(&servable.signature.outputs),
-        properties: servable.signature.properties.clone().into_iter().collect(),
+        properties: HashMap::new(),
     }
 }
 
@@ -246,7 +246,7 @@ pub fn config(servable: &Servable) -> grpc::ModelConfig {
         version_policy: Some(grpc::ModelVersionPolicy {
             policy_choice: Some(grpc::model_version_policy::PolicyChoice::Latest(latest)),
         }),
-        max_batch_size: describe::MAX_BATCH_SIZE as i32,
+        max_batch_size: describe::max_batch_size(servable),
         input: servable.signature.inputs.iter().map(input).collect(),
         output: servable.signature.outputs.iter().map(output).collect(),
         instance_group: vec![grpc::ModelInstanceGroup {

@@ -8,6 +8,7 @@
 
 pub mod watch;
 
+use backends::settings::VersionPolicy;
 use backends::{Artifact, LoadError};
 use std::collections::BTreeMap;
 use std::fs;
@@ -30,6 +31,18 @@ pub struct Found {
     pub root: PathBuf,
     /// Its versions; the root itself is version 1 where there are no version directories.
     pub versions: BTreeMap<Version, PathBuf>,
+}
+
+impl Found {
+    /// The versions that `policy` asks for; those that are not there cannot be.
+    pub fn wanted(&self, policy: &VersionPolicy) -> BTreeMap<Version, PathBuf> {
+        let all = self.versions.iter().map(|(version, path)| (*version, path.clone()));
+        match policy {
+            VersionPolicy::All => all.collect(),
+            VersionPolicy::Latest(count) => all.rev().take(*count as usize).collect(),
+            VersionPolicy::Specific(versions) => all.filter(|(version, _)| versions.contains(version)).collect(),
+        }
+    }
 }
 
 impl Repository {

@@ -1,0 +1,232 @@
+//! Protobuf's text format, as Triton's `config.pbtxt` is written in it: fields in any order, lists, nested messages,
+//! comments. What a field means is `settings.rs`.
+
+/// Messages may lie this deep in each other.
+const MAX_DEPTH: usize = 32;
+
+/// A value of a field.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Value {
+    /// A number, a name or text, as written; text without its quotes.
+    Scalar(String),
+    /// Fields in braces.
+    Message(Message),
+}
+
+/// Fields in the order of the file; a repeated field is there several times.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Message(pub(crate) Vec<(String, Value)>);
+
+/// Reads a whole file. Errors name the line.
+pub(crate) fn parse(text: &str) -> Result<Message, String> {
+    let mut parser = Parser { rest: text, line: 1 };
+    let message = parser.fields(0)?;
+    match parser.peek() {
+        None => Ok(message),
+        Some(found) => Err(parser.error(format!("unexpected '{found}'"))),
+    }
+}
+
+struct Parser<'a> {
+    rest: &'a str,
+    line: usize,
+}
+
+impl<'a> Parser<'a> {
+    fn error(&self, what: impl std::fmt::Display) -> String {
+        format!("line {}: {what}", self.line)
+    }
+
+    fn advance(&mut self, bytes: usize) -> &'a str {
+        let (taken, rest) = self.rest.split_at(bytes);
+        self.line += taken.matches('\n').count();
+        self.rest = rest;
+        taken
+    }
+
+    /// The next character that is neither space nor comment.
+    fn peek(&mut self) -> Option<char> {
+        loop {
+            let space = self.rest.len() - self.rest.trim_start().len();
+            self.advance(space);
+            if !self.rest.starts_with('#') {
+                return self.rest.chars().next();
+            }
+            self.advance(self.rest.find('\n').unwrap_or(self.rest.len()));
+        }
+    }
+
+    fn take(&mut self, wanted: char) -> bool {
+        let found = self.peek() == Some(wanted);
+        if found {
+            self.advance(wanted.len_utf8());
+        }
+        found
+    }
+
+    fn word(&mut self) -> Result<&'a str, String> {
+        self.peek();
+        let part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-' | '+');
+        let length = self.rest.find(|c| !part(c)).unwrap_or(self.rest.len());
+        if length == 0 {
+            let found = self.peek().map_or("the end of the file".into(), |c| format!("'{c}'"));
+            return Err(self.error(format!("expected a name or a value, found {found}")));
+        }
+        Ok(self.advance(length))
+    }
+
+    /// Fields up to a closing brace or the end.
+    fn fields(&mut self, depth: usize) -> Result<Message, String> {
+        if depth > MAX_DEPTH {
+            return Err(self.error(format!("nested deeper than {MAX_DEPTH}")));
+        }
+        let mut message = Message::default();
+        loop {
+            while self.take(',') || self.take(';') {}
+            if matches!(self.peek(), None | Some('}' | '>')) {
+                return Ok(message);
+            }
+            let name = self.word()?.to_owned();
+            let colon = self.take(':');
+            if self.take('[') {
+                while !self.take(']') {
+                    let value = self.value(depth)?;
+                    message.0.push((name.clone(), value));
+                    self.take(',');
+                }
+            } else if colon || matches!(self.peek(), Some('{' | '<')) {
+                let value = self.value(depth)?;
+                message.0.push((name, value));
+            } else {
+                return Err(self.error(format!("expected ':' or '{{' after '{name}'")));
+            }
+        }
+    }
+
+    fn value(&mut self, depth: usize) -> Result<Value, String> {
+        match self.peek() {
+            Some(open @ ('{' | '<')) => {
+                self.advance(1);
+                let message = self.fields(depth + 1)?;
+                let close = if open == '{' { '}' } else { '>' };
+                if self.take(close) {
+                    Ok(Value::Message(message))
+                } else {
+                    Err(self.error(format!("expected '{close}'")))
+                }
+            }
+            Some('"' | '\'') => {
+                let mut text = self.quoted()?;
+                // Texts side by side are one.
+                while matches!(self.peek(), Some('"' | '\'')) {
+                    text += &self.quoted()?;
+                }
+                Ok(Value::Scalar(text))
+            }
+            _ => self.word().map(|word| Value::Scalar(word.to_owned())),
+        }
+    }
+
+    fn quoted(&mut self) -> Result<String, String> {
+        let quote = self.advance(1);
+        let mut out = String::new();
+        let mut characters = self.rest.char_indices();
+        while let Some((at, character)) = characters.next() {
+            match character {
+                '\n' => break,
+                '\\' => match characters.next() {
+                    Some((_, 'n')) => out.push('\n'),
+                    Some((_, 't')) => out.push('\t'),
+                    Some((_, other @ ('"' | '\'' | '\\'))) => out.push(other),
+                    _ => return Err(self.error("unknown escape in a text")),
+                },
+                _ if quote.starts_with(character) => {
+                    self.advance(at + 1);
+                    return Ok(out);
+                }
+                _ => out.push(character),
+            }
+        }
+        Err(self.error("a text has no closing quote"))
+    }
+}
+
+impl Message {
+    /// Every value of a field.
+    pub(crate) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Value> {
+        self.0.iter().filter(move |(field, _)| field == name).map(|(_, value)| value)
+    }
+
+    /// The last value of a field, which is the one that counts.
+    pub(crate) fn last(&self, name: &str) -> Option<&Value> {
+        self.0.iter().rev().find(|(field, _)| field == name).map(|(_, value)| value)
+    }
+
+    /// The text or word of a field.
+    pub(crate) fn text(&self, name: &str) -> Result<Option<&str>, String> {
+        match self.last(name) {
+            None => Ok(None),
+            Some(Value::Scalar(text)) => Ok(Some(text)),
+            Some(Value::Message(_)) => Err(format!("'{name}' is a message; expected a value")),
+        }
+    }
+
+    /// A field that is a number or another type with a text form.
+    pub(crate) fn parsed<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>, String> {
+        let Some(text) = self.text(name)? else { return Ok(None) };
+        text.parse().map(Some).map_err(|_| format!("'{name}' is '{text}', which does not fit it"))
+    }
+
+    /// A field that is a message.
+    pub(crate) fn message(&self, name: &str) -> Result<Option<&Message>, String> {
+        match self.last(name) {
+            None => Ok(None),
+            Some(Value::Message(message)) => Ok(Some(message)),
+            Some(Value::Scalar(_)) => Err(format!("'{name}' is a value; expected fields in braces")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_as_people_write_it() {
+        let text = r#"
+            name: "iris"  # the directory's
+            backend: "fil"
+            max_batch_size: 8
+            input [ { name: 'input__0' data_type: TYPE_FP32 dims: [ -1, 4 ] } ]
+            output { name: "out" "put__0", data_type: TYPE_FP32; dims: [1] }
+            dynamic_batching { }
+            parameters { key: "threshold" value: { string_value: "0.5" } }
+            version_policy: { specific { versions: [1, 3] } }
+        "#;
+        let message = parse(text).unwrap();
+        assert_eq!(message.text("name"), Ok(Some("iris")));
+        assert_eq!(message.parsed("max_batch_size"), Ok(Some(8)));
+        let Some(Value::Message(output)) = message.last("output") else { panic!() };
+        assert_eq!(output.text("name"), Ok(Some("output__0")));
+        let Some(Value::Message(input)) = message.last("input") else { panic!() };
+        let dims: Vec<_> = input.all("dims").cloned().collect();
+        assert_eq!(dims, [Value::Scalar("-1".into()), Value::Scalar("4".into())]);
+        assert_eq!(message.message("dynamic_batching"), Ok(Some(&Message::default())));
+    }
+
+    #[test]
+    fn what_is_no_configuration_is_refused_with_its_line() {
+        for (text, what) in [
+            ("name \"x\"", "line 1: expected ':' or '{' after 'name'"),
+            ("a: 1\nb: {", "line 2: expected '}'"),
+            ("a: \"x\n", "line 1: a text has no closing quote"),
+            ("a: \"\\q\"", "line 1: unknown escape"),
+            ("}", "line 1: unexpected '}'"),
+            ("a: [1, ", "line 1: expected a name or a value, found the end of the file"),
+            (&"a {".repeat(100), "nested deeper"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(what), "{text}: {error}");
+        }
+    }
+}
