@@ -1,5 +1,8 @@
 //! Every path against the scalar specification, bit for bit, on random forests.
 
+// The exemption of tests covers only the bodies of `#[test]` functions.
+#![allow(clippy::unwrap_used)]
+
 use kernels::forest::{
     CategoryRule, CategorySet, Compare, Engine, Forest, Missing, Node, Path, Real, Target, Test, Tree,
 };

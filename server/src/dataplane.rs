@@ -223,7 +223,8 @@ impl Dataplane {
         if request.inputs.len() > limits.tensors || request.outputs.len() > limits.tensors {
             return Err(Error::Invalid(format!("more than {} tensors in a request", limits.tensors)));
         }
-        for key in request.parameters.keys().filter(|key| key.starts_with("triton_")) {
+        let reserved = |key: &&String| key.starts_with("triton_") && *key != "triton_enable_empty_final_response";
+        if let Some(key) = request.parameters.keys().find(reserved) {
             return Err(Error::Invalid(format!("parameter keys starting with 'triton_' are reserved, got '{key}'")));
         }
         for (index, input) in request.inputs.iter().enumerate() {

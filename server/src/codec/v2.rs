@@ -397,7 +397,7 @@ fn write_values(out: &mut Vec<u8>, tensor: &Tensor, not_finite: NotFinite) -> Re
             let text = text.map_err(|_| {
                 Error::Invalid(format!("output '{}' is not UTF-8; ask for it in binary", tensor.name()))
             })?;
-            write::list(out, text, |out, text| write::string(out, text));
+            write::list(out, text, write::string);
         }
         DataType::Fp16 | DataType::Bf16 => {
             return Err(Error::Invalid(format!(
