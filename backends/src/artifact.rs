@@ -23,6 +23,8 @@ pub enum Format {
     XgboostDocument,
     /// XGBoost's binary format before 3.1.
     XgboostBinary,
+    /// LightGBM's text format.
+    LightgbmText,
 }
 
 impl fmt::Display for Format {
@@ -30,6 +32,7 @@ impl fmt::Display for Format {
         f.write_str(match self {
             Format::XgboostDocument => "XGBoost (JSON or UBJSON)",
             Format::XgboostBinary => "XGBoost (binary)",
+            Format::LightgbmText => "LightGBM (text)",
         })
     }
 }
@@ -111,7 +114,7 @@ impl Artifact {
 }
 
 /// What is said of a directory without a model file.
-const NO_MODEL: &str = "no model file: expected one XGBoost (.json, .ubj, .bst, .model) file";
+const NO_MODEL: &str = "no model file: expected one XGBoost (.json, .ubj, .bst, .model) or LightGBM (.txt, .bst) file";
 
 fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
@@ -157,6 +160,9 @@ fn sniff(head: &[u8]) -> Option<Format> {
     if head.first() == Some(&b'{') {
         let xgboost = head.windows(7).any(|w| w == b"learner");
         return xgboost.then_some(Format::XgboostDocument);
+    }
+    if crate::tree::is_lightgbm_text(head) {
+        return Some(Format::LightgbmText);
     }
     crate::tree::is_legacy_binary(head).then_some(Format::XgboostBinary)
 }

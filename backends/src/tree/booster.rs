@@ -3,6 +3,7 @@
 //! Semantics (32-bit floats throughout): a numeric value goes left when it is less than the condition, a missing one
 //! to the default side, a category right when the node's set holds it.
 
+use super::frame::{Categories, Columns, Unknown};
 use super::objective::{Link, Objective};
 use kernels::forest::{CategoryRule, CategorySet, Compare, Forest, Missing, Node, Target, Test, Tree};
 
@@ -14,17 +15,6 @@ pub(crate) enum Learner {
     Trees,
     /// gblinear.
     Linear,
-}
-
-/// The categories of one feature by value, in the order of their codes.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum CategoryValues {
-    /// Text.
-    Strings(Vec<String>),
-    /// Whole numbers; empty for a numeric feature.
-    Numbers(Vec<i64>),
-    /// Floats, which cannot be told apart safely and are not recoded.
-    Floats,
 }
 
 /// One tree as written: arrays of one entry for each node, leaves included.
@@ -72,7 +62,8 @@ pub(crate) struct Booster {
     pub(crate) feature_names: Vec<String>,
     pub(crate) feature_types: Vec<String>,
     pub(crate) best_iteration: Option<u32>,
-    pub(crate) categories: Vec<CategoryValues>,
+    /// By value, where the training frame had them so; empty, or one for each feature.
+    pub(crate) categories: Vec<Option<Categories>>,
 }
 
 /// A linear booster: weights by feature, then the bias, each for every output.
@@ -123,6 +114,18 @@ impl Booster {
     /// Number of sums.
     pub(crate) fn outputs(&self) -> usize {
         self.classes.max(self.targets).max(1) as usize
+    }
+
+    /// The columns of a row, which the rest of the model can do without.
+    pub(crate) fn take_columns(&mut self) -> Result<Columns, String> {
+        let count = self.features as usize;
+        let (names, categories) = (std::mem::take(&mut self.feature_names), std::mem::take(&mut self.categories));
+        for (what, length) in [("feature_names", names.len()), ("cats", categories.len())] {
+            if length != 0 && length != count {
+                return Err(format!("{what} has {length} entries for {count} features"));
+            }
+        }
+        Ok(Columns { count, names, categories, unplaced: Vec::new(), unknown: Unknown::Refused })
     }
 
     /// Keeps the trees up to and with the best iteration, as early stopping's users of the scikit-learn API see it.

@@ -1,9 +1,45 @@
-//! Tensors as a table. A model takes either one tensor of rows, or one tensor for each column, matched by name; text
-//! columns are recoded to the categories that the model knows.
+//! Tensors as a table. A model takes either one tensor of rows, or one tensor for each column, matched by name; columns
+//! that hold categories by value are recoded to the numbers that the model knows them by.
 
-use super::booster::CategoryValues;
 use crate::{DataType, InferError, Tensor};
 use std::collections::HashMap;
+
+/// The categories of one column by value. A value's code is its place in the list that the model was trained with.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Categories {
+    texts: HashMap<Box<[u8]>, u32>,
+    /// By the bits of the number.
+    numbers: HashMap<u64, u32>,
+}
+
+/// What becomes of a category that the model does not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unknown {
+    /// The request is refused (XGBoost).
+    Refused,
+    /// It is a missing value (LightGBM).
+    Missing,
+}
+
+impl Categories {
+    pub(super) fn add_text(&mut self, text: &[u8], code: usize) {
+        self.texts.insert(text.into(), code as u32);
+    }
+
+    pub(super) fn add_number(&mut self, number: f64, code: usize) {
+        self.numbers.insert(number_key(number), code as u32);
+    }
+
+    /// Are there none?
+    pub(super) fn is_empty(&self) -> bool {
+        self.texts.is_empty() && self.numbers.is_empty()
+    }
+}
+
+/// Negative zero is zero.
+fn number_key(number: f64) -> u64 {
+    (number + 0.0).to_bits()
+}
 
 /// The columns of a model.
 #[derive(Debug)]
@@ -11,8 +47,11 @@ pub(super) struct Columns {
     pub(super) count: usize,
     /// Empty, or one for each column.
     pub(super) names: Vec<String>,
-    /// Empty, or one for each column.
-    pub(super) categories: Vec<CategoryValues>,
+    /// Empty, or one for each column; `None` where the column is numeric, or holds codes.
+    pub(super) categories: Vec<Option<Categories>>,
+    /// Categories of columns that the file does not tell: of those that a request has text in, in order.
+    pub(super) unplaced: Vec<Categories>,
+    pub(super) unknown: Unknown,
 }
 
 /// A table of numbers, row-major.
@@ -29,6 +68,7 @@ impl Columns {
         let order = self.order(inputs)?;
         let rows = inputs.first().map_or(0, Tensor::rows);
         let columns = order.len();
+        let mut unplaced = self.unplaced_by_column(order.iter().map(|&input| &inputs[input]))?.into_iter();
         let mut values = vec![f64::NAN; rows * columns];
         for (column, &input) in order.iter().enumerate() {
             let tensor = &inputs[input];
@@ -39,7 +79,10 @@ impl Columns {
                     tensor.shape()
                 )));
             }
-            for (row, value) in self.column(column, tensor)?.into_iter().enumerate() {
+            let placed = self.categories.get(column).and_then(Option::as_ref);
+            let text = tensor.datatype() == DataType::Bytes;
+            let categories = if text { placed.or_else(|| unplaced.next()) } else { placed };
+            for (row, value) in self.recode(tensor, categories)?.into_iter().enumerate() {
                 values[row * columns + column] = value;
             }
         }
@@ -72,25 +115,46 @@ impl Columns {
         Ok(order)
     }
 
-    fn column(&self, column: usize, tensor: &Tensor) -> Result<Vec<f64>, InferError> {
-        if tensor.datatype() != DataType::Bytes {
-            return Ok(tensor.to_f64().map(|values| values.into_owned()).unwrap_or_default());
-        }
-        let Some(CategoryValues::Strings(known)) = self.categories.get(column) else {
+    /// The categories without a column, after checking that there are as many columns of text.
+    fn unplaced_by_column<'a>(&self, tensors: impl Iterator<Item = &'a Tensor>) -> Result<&[Categories], InferError> {
+        let texts = tensors.filter(|tensor| tensor.datatype() == DataType::Bytes).count();
+        if texts != self.unplaced.len() && !self.unplaced.is_empty() {
             return Err(InferError::invalid(format!(
-                "column '{}' holds text, but the model knows no categories of it",
-                tensor.name()
+                "{texts} columns hold text; the model knows categories of {} columns, but not of which: send these as \
+                 text, or all columns as one tensor of numbers",
+                self.unplaced.len()
             )));
+        }
+        Ok(&self.unplaced)
+    }
+
+    /// A column's numbers, or the codes of its categories.
+    fn recode(&self, tensor: &Tensor, categories: Option<&Categories>) -> Result<Vec<f64>, InferError> {
+        let name = tensor.name();
+        let code = |known: Option<&u32>, shown: &dyn Fn() -> String| match (known, self.unknown) {
+            (Some(&code), _) => Ok(f64::from(code)),
+            (None, Unknown::Missing) => Ok(f64::NAN),
+            (None, Unknown::Refused) => {
+                Err(InferError::invalid(format!("column '{name}': unknown category '{}'", shown())))
+            }
         };
-        let codes: HashMap<&[u8], usize> = known.iter().enumerate().map(|(i, name)| (name.as_bytes(), i)).collect();
-        let strings = tensor.strings().into_iter().flatten();
-        strings
-            .map(|text| {
-                codes.get(text).map(|&code| code as f64).ok_or_else(|| {
-                    let text = String::from_utf8_lossy(text);
-                    InferError::invalid(format!("column '{}': unknown category '{text}'", tensor.name()))
+        match (tensor.to_f64(), categories) {
+            // Numbers where all categories are text are codes already.
+            (Some(values), Some(categories)) if !categories.numbers.is_empty() => values
+                .iter()
+                .map(|&value| match value.is_nan() {
+                    true => Ok(f64::NAN),
+                    false => code(categories.numbers.get(&number_key(value)), &|| value.to_string()),
                 })
-            })
-            .collect()
+                .collect(),
+            (Some(values), _) => Ok(values.into_owned()),
+            (None, Some(categories)) => {
+                let texts = tensor.strings().into_iter().flatten();
+                texts.map(|text| code(categories.texts.get(text), &|| String::from_utf8_lossy(text).into())).collect()
+            }
+            (None, None) => {
+                Err(InferError::invalid(format!("column '{name}' holds text, but the model knows no categories of it")))
+            }
+        }
     }
 }

@@ -5,22 +5,29 @@
 //! |---|---|
 //! | `reader` `json` `ubjson` | documents, pulled value by value |
 //! | `xgboost` `legacy` `booster` `objective` | XGBoost: document and binary layouts, what they mean, links |
+//! | `lightgbm/` | LightGBM: the text layout, what it means, links |
 //! | `frame` | tensors as a table: columns by name, categories by value |
+//! | `scorer` | the arithmetic of each library: rows to sums to predictions |
 //! | `predictor` | rows in, predictions out; batches split over the pool |
 
 mod booster;
 mod frame;
 mod json;
 mod legacy;
+mod lightgbm;
 mod objective;
 mod predictor;
 mod reader;
+mod scorer;
 mod ubjson;
 mod xgboost;
 
-use crate::{Artifact, Backend, Format, LoadError, LoadOptions, Model};
+use crate::{Artifact, Backend, Conventions, Format, LoadError, LoadOptions, Model, Predictor};
+use booster::Booster;
+use predictor::TreePredictor;
+use scorer::{Intake, Lightgbm, Xgboost};
 
-/// Reads XGBoost files, in whichever of their encodings.
+/// Reads XGBoost files, in whichever of their encodings, and LightGBM text files.
 #[derive(Debug)]
 pub struct TreeBackend;
 
@@ -30,27 +37,49 @@ impl Backend for TreeBackend {
     }
 
     fn reads(&self, format: Format) -> bool {
-        matches!(format, Format::XgboostDocument | Format::XgboostBinary)
+        matches!(format, Format::XgboostDocument | Format::XgboostBinary | Format::LightgbmText)
     }
 
     fn load(&self, artifact: &Artifact, options: &LoadOptions) -> Result<Model, LoadError> {
         let data = artifact.read_model(&options.limits)?;
-        let refuse = |reason: String| LoadError::new(artifact.model_path(), reason);
-        let booster = match artifact.format() {
-            Format::XgboostDocument => xgboost::read(&data),
-            _ => legacy::read(&data),
+        let best = artifact.settings().use_best_iteration;
+        let predictor = match artifact.format() {
+            Format::XgboostDocument => {
+                xgboost::read(&data).map_err(|fault| fault.to_string()).and_then(|b| load_xgboost(b, best, options))
+            }
+            Format::XgboostBinary => {
+                legacy::read(&data).map_err(|fault| fault.to_string()).and_then(|b| load_xgboost(b, best, options))
+            }
+            // Its files end at the best iteration already.
+            Format::LightgbmText => load_lightgbm(&data, options),
         };
-        let mut booster = booster.map_err(|fault| refuse(fault.to_string()))?;
-        drop(data);
-        if artifact.settings().use_best_iteration {
-            booster.cut_at_best_iteration().map_err(refuse)?;
-        }
-        let predictor = predictor::TreePredictor::xgboost(booster, options).map_err(refuse)?;
-        Ok(Model::Predictor(Box::new(predictor)))
+        predictor.map(Model::Predictor).map_err(|reason| LoadError::new(artifact.model_path(), reason))
     }
+}
+
+fn load_xgboost(mut booster: Booster, best: bool, options: &LoadOptions) -> Result<Box<dyn Predictor>, String> {
+    if best {
+        booster.cut_at_best_iteration()?;
+    }
+    let columns = booster.take_columns()?;
+    // `DMatrix` refuses infinities, `inplace_predict` and FIL do not.
+    let finite = options.conventions == Conventions::Kserve;
+    let intake = Intake { columns, fills_up: true, finite };
+    Ok(Box::new(TreePredictor::new(Xgboost::new(booster)?, intake, "xgboost", options)))
+}
+
+fn load_lightgbm(data: &[u8], options: &LoadOptions) -> Result<Box<dyn Predictor>, String> {
+    let model = lightgbm::read(data).map_err(|fault| fault.to_string())?;
+    let (scorer, intake) = Lightgbm::new(lightgbm::lower(model)?);
+    Ok(Box::new(TreePredictor::new(scorer, intake, "lightgbm", options)))
 }
 
 /// Is this the beginning of an XGBoost file of the binary format?
 pub(crate) fn is_legacy_binary(head: &[u8]) -> bool {
     legacy::looks_like(head)
+}
+
+/// Is this the beginning of a LightGBM text file?
+pub(crate) fn is_lightgbm_text(head: &[u8]) -> bool {
+    lightgbm::looks_like(head)
 }

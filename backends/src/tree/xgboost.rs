@@ -3,7 +3,8 @@
 //! What a number means, and how a [`Booster`] becomes a forest, is `booster.rs`. The binary format before 3.1 is
 //! `legacy.rs`.
 
-use super::booster::{Booster, CategoryValues, Learner, RawTree};
+use super::booster::{Booster, Learner, RawTree};
+use super::frame::Categories;
 use super::json::Json;
 use super::reader::{Fault, Reader};
 use super::ubjson::Ubjson;
@@ -228,7 +229,7 @@ fn read_leaf_size<R: Reader>(reader: &mut R) -> Result<u32, Fault> {
 }
 
 /// Categories known by value: one list for each feature, empty where it is numeric.
-fn read_categories<R: Reader>(reader: &mut R) -> Result<Vec<CategoryValues>, Fault> {
+fn read_categories<R: Reader>(reader: &mut R) -> Result<Vec<Option<Categories>>, Fault> {
     let mut features = Vec::new();
     reader.object()?;
     while let Some(key) = reader.key()? {
@@ -244,33 +245,31 @@ fn read_categories<R: Reader>(reader: &mut R) -> Result<Vec<CategoryValues>, Fau
     Ok(features)
 }
 
-fn read_category_values<R: Reader>(reader: &mut R) -> Result<CategoryValues, Fault> {
-    let (mut offsets, mut numbers, mut floats) = (Vec::<u32>::new(), Vec::new(), false);
+fn read_category_values<R: Reader>(reader: &mut R) -> Result<Option<Categories>, Fault> {
+    let (mut offsets, mut numbers) = (Vec::<u32>::new(), Vec::new());
     let mut kind = None;
     reader.object()?;
     while let Some(key) = reader.key()? {
         match key.as_str() {
             "offsets" => offsets = reader.narrow()?,
             "type" => kind = Some(reader.integer()?),
-            "values" if matches!(kind, Some(7 | 8)) => {
-                floats = true;
-                reader.skip()?;
-            }
+            // Floats cannot be told apart safely, and are not recoded.
+            "values" if matches!(kind, Some(7 | 8)) => reader.skip()?,
             "values" => numbers = reader.integers()?,
             _ => reader.skip()?,
         }
     }
-    if floats {
-        return Ok(CategoryValues::Floats);
-    }
+    let mut categories = Categories::default();
     if offsets.is_empty() {
-        return Ok(CategoryValues::Numbers(numbers));
+        for (code, &number) in numbers.iter().enumerate() {
+            categories.add_number(number as f64, code);
+        }
+    } else {
+        let bytes: Vec<u8> = numbers.iter().map(|&v| v as u8).collect();
+        for (code, pair) in offsets.windows(2).enumerate() {
+            let text = bytes.get(pair[0] as usize..pair[1] as usize);
+            categories.add_text(text.ok_or_else(|| reader.fault("category names do not fit their offsets"))?, code);
+        }
     }
-    let bytes: Vec<u8> = numbers.iter().map(|&v| v as u8).collect();
-    let strings = offsets.windows(2).map(|pair| {
-        let part = bytes.get(pair[0] as usize..pair[1] as usize)?;
-        String::from_utf8(part.to_vec()).ok()
-    });
-    let strings: Option<Vec<String>> = strings.collect();
-    Ok(CategoryValues::Strings(strings.ok_or_else(|| reader.fault("category names do not fit their offsets"))?))
+    Ok((!categories.is_empty()).then_some(categories))
 }

@@ -1,0 +1,56 @@
+//! What the test binaries share: a model out of a file, and a call of it.
+#![allow(dead_code, unreachable_pub, missing_docs)]
+
+use backends::{
+    Artifact, Call, CancelFlag, Conventions, Limits, LoadOptions, Model, Parameter, Parameters, Predictor, Tensor, load,
+};
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+pub fn options(conventions: Conventions) -> LoadOptions {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+    LoadOptions { pool: Arc::new(pool), limits: Limits::default(), conventions }
+}
+
+/// The model of one file, alone in a directory.
+pub fn open(file: &Path, options: &LoadOptions) -> Result<Box<dyn Predictor>, String> {
+    let name = file.file_name().unwrap().to_str().unwrap();
+    open_bytes(name, &fs::read(file).unwrap(), options)
+}
+
+/// The model of a file of these bytes.
+pub fn open_bytes(name: &str, bytes: &[u8], options: &LoadOptions) -> Result<Box<dyn Predictor>, String> {
+    let alone = tempfile::tempdir().unwrap();
+    fs::write(alone.path().join(name), bytes).unwrap();
+    let artifact = Artifact::open(alone.path(), alone.path()).map_err(|e| e.to_string())?;
+    let Model::Predictor(predictor) = load(&artifact, options).map_err(|e| e.to_string())?;
+    Ok(predictor)
+}
+
+/// The one output for one tensor of rows.
+pub fn predict(model: &dyn Predictor, input: &Tensor) -> Result<Tensor, String> {
+    call(model, std::slice::from_ref(input), &Parameters::new())
+}
+
+/// The one output for a tensor for each column.
+pub fn predict_frame(model: &dyn Predictor, columns: &[Tensor]) -> Result<Tensor, String> {
+    call(model, columns, &[("content_type".to_owned(), Parameter::String("pd".into()))].into())
+}
+
+fn call(model: &dyn Predictor, inputs: &[Tensor], parameters: &Parameters) -> Result<Tensor, String> {
+    let cancel = CancelFlag::default();
+    let call = Call { inputs, outputs: &[], parameters, deadline: None, cancel: &cancel };
+    model.predict(&call).map(|mut outputs| outputs.remove(0)).map_err(|e| e.to_string())
+}
+
+/// Values whose bits differ; any not-a-number equals any other.
+pub fn differing(got: &[u8], expected: &[u8], size: usize) -> usize {
+    let nan = |bytes: &[u8]| match size {
+        4 => f32::from_le_bytes(bytes.try_into().unwrap()).is_nan(),
+        _ => f64::from_le_bytes(bytes.try_into().unwrap()).is_nan(),
+    };
+    assert_eq!(got.len(), expected.len(), "types differ");
+    let pairs = got.chunks_exact(size).zip(expected.chunks_exact(size));
+    pairs.filter(|(a, b)| a != b && !(nan(a) && nan(b))).count()
+}
