@@ -58,6 +58,4 @@ pub struct Signature {
     pub feature_names: Vec<String>,
     /// The kind of model, as metadata's `platform` states it.
     pub platform: String,
-    /// May an input hold infinities?
-    pub properties: BTreeMap<String, String>,
 }

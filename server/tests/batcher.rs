@@ -6,7 +6,6 @@ use proptest::prelude::*;
 use server::batcher::{Batcher, Job, Options};
 use server::error::Error;
 use server::stats::Stats;
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -56,14 +55,8 @@ struct Bench {
 }
 
 fn bench(single_call: Duration, work: Duration, options: Options) -> Bench {
-    let signature = Signature {
-        inputs: vec![],
-        outputs: vec![],
-        strict: false,
-        feature_names: vec![],
-        platform: "test".into(),
-        properties: BTreeMap::new(),
-    };
+    let signature =
+        Signature { inputs: vec![], outputs: vec![], strict: false, feature_names: vec![], platform: "test".into() };
     let (calls, order) = (Arc::<AtomicUsize>::default(), Arc::<Mutex<Vec<f32>>>::default());
     let doubler = Doubler { signature, single_call, work, calls: calls.clone(), order: order.clone() };
     Bench { batcher: Batcher::new(Box::new(doubler), options, Arc::new(Stats::default())), calls, order }

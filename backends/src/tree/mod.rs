@@ -6,10 +6,12 @@
 //! | `reader` `json` `ubjson` | documents, pulled value by value |
 //! | `xgboost` `legacy` `booster` `objective` | XGBoost: document and binary layouts, what they mean, links |
 //! | `lightgbm/` | LightGBM: the text layout, what it means, links |
+//! | `answer` | predictions as the model's settings want them |
 //! | `frame` | tensors as a table: columns by name, categories by value |
 //! | `scorer` | the arithmetic of each library: rows to sums to predictions |
 //! | `predictor` | rows in, predictions out; batches split over the pool |
 
+mod answer;
 mod booster;
 mod frame;
 mod json;
@@ -24,7 +26,7 @@ mod xgboost;
 
 use crate::{Artifact, Backend, Conventions, Format, LoadError, LoadOptions, Model, Predictor};
 use booster::Booster;
-use predictor::TreePredictor;
+use predictor::{Context, TreePredictor};
 use scorer::{Intake, Lightgbm, Xgboost};
 
 /// Reads XGBoost files, in whichever of their encodings, and LightGBM text files.
@@ -42,36 +44,36 @@ impl Backend for TreeBackend {
 
     fn load(&self, artifact: &Artifact, options: &LoadOptions) -> Result<Model, LoadError> {
         let data = artifact.read_model(&options.limits)?;
-        let best = artifact.settings().use_best_iteration;
+        let context = Context { options, settings: artifact.settings() };
         let predictor = match artifact.format() {
             Format::XgboostDocument => {
-                xgboost::read(&data).map_err(|fault| fault.to_string()).and_then(|b| load_xgboost(b, best, options))
+                xgboost::read(&data).map_err(|fault| fault.to_string()).and_then(|b| load_xgboost(b, &context))
             }
             Format::XgboostBinary => {
-                legacy::read(&data).map_err(|fault| fault.to_string()).and_then(|b| load_xgboost(b, best, options))
+                legacy::read(&data).map_err(|fault| fault.to_string()).and_then(|b| load_xgboost(b, &context))
             }
             // Its files end at the best iteration already.
-            Format::LightgbmText => load_lightgbm(&data, options),
+            Format::LightgbmText => load_lightgbm(&data, &context),
         };
         predictor.map(Model::Predictor).map_err(|reason| LoadError::new(artifact.model_path(), reason))
     }
 }
 
-fn load_xgboost(mut booster: Booster, best: bool, options: &LoadOptions) -> Result<Box<dyn Predictor>, String> {
-    if best {
+fn load_xgboost(mut booster: Booster, context: &Context<'_>) -> Result<Box<dyn Predictor>, String> {
+    if context.settings.use_best_iteration {
         booster.cut_at_best_iteration()?;
     }
     let columns = booster.take_columns()?;
     // `DMatrix` refuses infinities, `inplace_predict` and FIL do not.
-    let finite = options.conventions == Conventions::Kserve;
+    let finite = context.options.conventions == Conventions::Kserve;
     let intake = Intake { columns, fills_up: true, finite };
-    Ok(Box::new(TreePredictor::new(Xgboost::new(booster)?, intake, "xgboost", options)))
+    Ok(Box::new(TreePredictor::new(Xgboost::new(booster)?, intake, "xgboost", context)))
 }
 
-fn load_lightgbm(data: &[u8], options: &LoadOptions) -> Result<Box<dyn Predictor>, String> {
+fn load_lightgbm(data: &[u8], context: &Context<'_>) -> Result<Box<dyn Predictor>, String> {
     let model = lightgbm::read(data).map_err(|fault| fault.to_string())?;
     let (scorer, intake) = Lightgbm::new(lightgbm::lower(model)?);
-    Ok(Box::new(TreePredictor::new(scorer, intake, "lightgbm", options)))
+    Ok(Box::new(TreePredictor::new(scorer, intake, "lightgbm", context)))
 }
 
 /// Is this the beginning of an XGBoost file of the binary format?

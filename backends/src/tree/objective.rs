@@ -92,11 +92,6 @@ impl Link {
         }
     }
 
-    /// Are the predictions probabilities of classes?
-    pub(crate) fn classes(self) -> bool {
-        matches!(self.objective, Objective::Softprob)
-    }
-
     /// Margins (row-major) to predictions; shortens the vector where a row has fewer of them (`PredTransform`).
     pub(crate) fn apply(self, margins: &mut Vec<f32>) {
         match self.objective {

@@ -1,9 +1,11 @@
 //! Rows in, predictions out.
 
+use super::answer::Shaping;
 use super::frame::Columns;
 use super::scorer::{Intake, Number, Scorer};
 use crate::{
-    Call, Conventions, Element, InferError, LoadOptions, Parameter, Port, Predictor, Profile, Signature, Tensor,
+    Call, Conventions, DataType, Element, InferError, LoadOptions, Parameter, Port, Predictor, Profile, Settings,
+    Signature, Tensor,
 };
 use kernels::forest::Real;
 use rayon::prelude::*;
@@ -24,15 +26,25 @@ pub(super) struct TreePredictor<S> {
     scorer: S,
     intake: Intake,
     signature: Signature,
+    shaping: Shaping,
     pool: Arc<rayon::ThreadPool>,
     single_call: Duration,
 }
 
+/// What a model is loaded with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Context<'a> {
+    pub(super) options: &'a LoadOptions,
+    pub(super) settings: &'a Settings,
+}
+
 impl<S: Scorer> TreePredictor<S> {
-    pub(super) fn new(scorer: S, intake: Intake, platform: &str, options: &LoadOptions) -> Self {
-        let signature = signature(&scorer, &intake.columns, platform, options.conventions);
-        let pool = options.pool.clone();
-        let mut predictor = TreePredictor { scorer, intake, signature, pool, single_call: Duration::ZERO };
+    pub(super) fn new(scorer: S, intake: Intake, platform: &str, context: &Context<'_>) -> Self {
+        let shaping = Shaping::new(context.settings);
+        let signature = signature(shaping.columns(scorer.columns()), S::Number::DATATYPE, &intake.columns, context);
+        let signature = Signature { platform: platform.into(), ..signature };
+        let pool = context.options.pool.clone();
+        let mut predictor = TreePredictor { scorer, intake, signature, shaping, pool, single_call: Duration::ZERO };
         predictor.single_call = predictor.time_single_call();
         predictor
     }
@@ -57,7 +69,7 @@ impl<S: Scorer> TreePredictor<S> {
         if by_column || call.inputs.len() > 1 {
             let table = self.intake.columns.assemble(call.inputs)?;
             let values: Vec<S::Number> = table.values.into_iter().map(S::Number::from_f64).collect();
-            return Ok((self.fit(Cow::Owned(values), table.rows, table.columns)?, table.rows));
+            return Ok((self.fit("the columns", Cow::Owned(values), table.rows, table.columns)?, table.rows));
         }
         let [input] = call.inputs else {
             return Err(InferError::invalid("expected 1 input but got 0 inputs"));
@@ -77,12 +89,14 @@ impl<S: Scorer> TreePredictor<S> {
                 input.datatype()
             ))
         })?;
-        Ok((self.fit(values, rows, columns)?, rows))
+        let name = format!("input '{}'", input.name());
+        Ok((self.fit(&name, values, rows, columns)?, rows))
     }
 
     /// Rows of as many columns as the model has, as its library makes them; those that it does not take are refused.
     fn fit<'a>(
         &self,
+        name: &str,
         values: Cow<'a, [S::Number]>,
         rows: usize,
         columns: usize,
@@ -90,14 +104,16 @@ impl<S: Scorer> TreePredictor<S> {
         let wanted = self.intake.columns.count;
         let short = columns < wanted && (columns == 0 || !self.intake.fills_up);
         if columns > wanted || (short && rows > 0) {
-            return Err(InferError::invalid(format!("rows have {columns} columns; the model was trained on {wanted}")));
+            return Err(InferError::invalid(format!(
+                "rows of {name} have {columns} columns; the model was trained on {wanted}"
+            )));
         }
         if self.intake.finite
             && let Some(at) = values.iter().position(|v| v.abs() == S::Number::INFINITY)
         {
             let (row, column) = (at / columns, at % columns);
             return Err(InferError::invalid(format!(
-                "row {row}, column {column} is infinite; expected finite numbers, or NaN for a missing value"
+                "row {row}, column {column} of {name} is infinite; expected finite numbers, or NaN for a missing value"
             )));
         }
         if columns == wanted || rows == 0 {
@@ -155,34 +171,35 @@ impl<S: Scorer> Predictor for TreePredictor<S> {
             values.extend(self.sums(part, part.len() / features));
         }
         self.scorer.finish(&mut values);
+        let columns = self.scorer.columns();
+        let values = self.shaping.apply(values, columns);
         let mut shape = vec![count];
-        shape.extend(self.scorer.columns());
+        shape.extend(self.shaping.columns(columns));
         let output = Tensor::from_vec(self.signature.outputs[0].name.clone(), shape, values);
         Ok(vec![output.map_err(|misfit| InferError::Internal(misfit.to_string()))?])
     }
 }
 
-fn signature<S: Scorer>(scorer: &S, columns: &Columns, platform: &str, conventions: Conventions) -> Signature {
-    let (input, output) = match conventions {
+fn signature(outputs: Option<usize>, datatype: DataType, columns: &Columns, context: &Context<'_>) -> Signature {
+    let (input, output) = match context.options.conventions {
         Conventions::Kserve => ("input-0", "output-0"),
         Conventions::Triton => ("input__0", "output__0"),
     };
-    let port = |name: &str, shape: Vec<i64>| Port {
-        name: name.into(),
-        datatype: S::Number::DATATYPE,
+    let port = |stated: &Option<String>, name: &str, shape: Vec<i64>| Port {
+        name: stated.as_deref().unwrap_or(name).into(),
+        datatype,
         shape,
         optional: false,
         labels: Vec::new(),
     };
     let mut shape = vec![-1];
-    shape.extend(scorer.columns().map(|n| n as i64));
-    let kind = if scorer.classes() { "classes" } else { "values" };
+    shape.extend(outputs.map(|n| n as i64));
     Signature {
-        inputs: vec![port(input, vec![-1, columns.count as i64])],
-        outputs: vec![port(output, shape)],
-        strict: conventions == Conventions::Triton,
+        inputs: vec![port(&context.settings.input, input, vec![-1, columns.count as i64])],
+        outputs: vec![port(&context.settings.output, output, shape)],
+        // Whoever states the input's name means it.
+        strict: context.options.conventions == Conventions::Triton || context.settings.input.is_some(),
         feature_names: columns.names.clone(),
-        platform: platform.into(),
-        properties: [("predicts".to_owned(), kind.to_owned())].into(),
+        platform: String::new(),
     }
 }

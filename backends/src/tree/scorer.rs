@@ -43,8 +43,6 @@ pub(super) trait Scorer: Send + Sync + fmt::Debug {
     fn finish(&self, sums: &mut Vec<Self::Number>);
     /// Predictions of a row; `None` where there is one, without a dimension of its own.
     fn columns(&self) -> Option<usize>;
-    /// Are the predictions probabilities of classes?
-    fn classes(&self) -> bool;
     /// Rows worth computing together.
     fn preferred_batch(&self) -> usize;
     /// Bytes held.
@@ -112,10 +110,6 @@ impl Scorer for Xgboost {
 
     fn columns(&self) -> Option<usize> {
         self.link.columns()
-    }
-
-    fn classes(&self) -> bool {
-        self.link.classes()
     }
 
     fn preferred_batch(&self) -> usize {
@@ -188,10 +182,6 @@ impl Scorer for Lightgbm {
 
     fn columns(&self) -> Option<usize> {
         self.link.columns()
-    }
-
-    fn classes(&self) -> bool {
-        self.link.classes()
     }
 
     fn preferred_batch(&self) -> usize {

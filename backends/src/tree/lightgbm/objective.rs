@@ -107,11 +107,6 @@ impl Link {
         (self.outputs > 1).then_some(self.outputs)
     }
 
-    /// Are the predictions probabilities of classes?
-    pub(crate) fn classes(self) -> bool {
-        self.outputs > 1 && matches!(self.transform, Transform::Softmax | Transform::Sigmoid(_))
-    }
-
     /// Sums, row-major, to predictions.
     pub(crate) fn apply(self, sums: &mut [f64]) {
         if let Some(iterations) = self.iterations {
