@@ -106,7 +106,7 @@ fn nesting_is_reported_and_mixtures_are_refused() {
     for data in ["[1, [2]]", "[[1], 2]", "[[1], [[2]]]", "[[[1]], [2]]", "[[[1], 2]]"] {
         assert!(nesting(data).unwrap_err().contains("lists and values are mixed"), "{data}");
     }
-    for data in ["1", "{}", "null", "\"a\"", "[1", "[1,]"] {
+    for data in ["1", "{}", "\"a\"", "[1", "[1,]"] {
         assert!(nesting(data).is_err(), "{data}");
     }
 }
@@ -126,6 +126,16 @@ fn members_come_in_any_order_and_once() {
     assert!(refused(r#"{"inputs": [], "inputs": []}"#).contains("'inputs' appears twice"));
     assert!(refused(r#"{"inputs": [], "outputs": [], "outputs": []}"#).contains("'outputs' appears twice"));
     assert!(refused(r#"{"inputs": [], "outputs": [{"name": "a", "name": "b"}]}"#).contains("'name' appears twice"));
+}
+
+#[test]
+fn null_is_as_good_as_not_there() {
+    let stated = r#"{"id": null, "parameters": null, "outputs": null, "inputs": [{"name": "x", "shape": [1],
+        "datatype": "INT8", "data": null, "parameters": null}]}"#;
+    let absent = r#"{"inputs": [{"name": "x", "shape": [1], "datatype": "INT8"}]}"#;
+    assert_eq!(parse(stated), parse(absent));
+    assert!(refused(r#"{"inputs": null}"#).contains("'inputs'"));
+    assert!(refused(r#"{"inputs": [{"name": null}]}"#).contains("inputs[0] has no 'name'"));
 }
 
 #[test]
