@@ -75,6 +75,11 @@ impl<'a> Reader<'a> {
         Reader { text, at: 0, depth: 0 }
     }
 
+    /// Another reader of the same text, at `place`: for what was passed over, with errors that point into the body.
+    pub fn again(&self, place: usize) -> Self {
+        Reader { text: self.text, at: place, depth: 0 }
+    }
+
     /// An error at the current place.
     pub fn error(&self, what: impl Into<String>) -> JsonError {
         JsonError { what: what.into(), at: self.at.min(self.text.len()) }

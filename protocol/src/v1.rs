@@ -2,6 +2,7 @@
 //! column name.
 
 use crate::json::{JsonError, Kind, Reader};
+use std::collections::HashMap;
 
 /// What a v1 request carries.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,23 +82,25 @@ pub fn parse(body: &[u8]) -> Result<(&'static str, Instances), V1Error> {
         if reader.kind()? != Kind::Array {
             return Err(V1Error::Invalid(format!("Expected \"{key}\" to be a list")));
         }
-        if slot.replace(reader.raw()?).is_some() {
+        if slot.replace(reader.position()).is_some() {
             return Err(V1Error::Invalid(format!("\"{key}\" appears twice")));
         }
+        reader.skip()?;
     }
     reader.end()?;
-    let (name, list) = match (inputs, instances) {
-        (Some(list), _) => ("inputs", list),
-        (None, Some(list)) => ("instances", list),
+    let (name, place) = match (inputs, instances) {
+        (Some(place), _) => ("inputs", place),
+        (None, Some(place)) => ("instances", place),
         (None, None) => {
             return Err(V1Error::Invalid("expected \"instances\" or \"inputs\" in the request".into()));
         }
     };
-    Ok((name, parse_list(list, name)?))
+    Ok((name, parse_list(&reader.again(place), body.len(), name)?))
 }
 
-fn parse_list(list: &[u8], name: &str) -> Result<Instances, V1Error> {
-    let mut first = Reader::new(list);
+/// Reads the list at which `start` stands, in the way that its first element asks for.
+fn parse_list(start: &Reader<'_>, body: usize, name: &str) -> Result<Instances, V1Error> {
+    let mut first = start.again(start.position());
     let mut entries = first.array()?;
     if !first.element(&mut entries)? {
         return Ok(Instances::Numbers { shape: vec![0], values: Vec::new(), whole: false });
@@ -109,9 +112,9 @@ fn parse_list(list: &[u8], name: &str) -> Result<Instances, V1Error> {
         }
         other => other,
     };
-    let mut reader = Reader::new(list);
+    let mut reader = start.again(start.position());
     match kind {
-        Kind::Object => parse_frame(&mut reader, name),
+        Kind::Object => parse_frame(&mut reader, body, name),
         Kind::String => parse_text(&mut reader, name),
         _ => parse_numbers(&mut reader, name),
     }
@@ -195,62 +198,96 @@ impl Dense<'_> {
 }
 
 /// Rows keyed by column, or columns keyed by name, one object or many, or lists of such.
-fn parse_frame(reader: &mut Reader<'_>, name: &str) -> Result<Instances, V1Error> {
-    let mut frame: Vec<(String, Vec<Cell>)> = Vec::new();
-    let mut rows = 0;
+fn parse_frame(reader: &mut Reader<'_>, body: usize, name: &str) -> Result<Instances, V1Error> {
+    let most = body.max(FEW_CELLS);
+    let mut frame = Frame { columns: Vec::new(), by_name: HashMap::new(), rows: 0, most, name };
     let mut entries = reader.array()?;
     while reader.element(&mut entries)? {
         if reader.kind()? == Kind::Array {
             let mut inner = reader.array()?;
             while reader.element(&mut inner)? {
-                rows += parse_rows(reader, &mut frame, rows, name)?;
+                frame.add(reader)?;
             }
         } else {
-            rows += parse_rows(reader, &mut frame, rows, name)?;
+            frame.add(reader)?;
         }
     }
-    Ok(Instances::Frame(frame))
+    Ok(Instances::Frame(frame.columns))
 }
 
-/// One object: a row of scalars, or columns of lists. Returns how many rows it added.
-fn parse_rows(
-    reader: &mut Reader<'_>,
-    frame: &mut Vec<(String, Vec<Cell>)>,
-    before: usize,
-    name: &str,
-) -> Result<usize, V1Error> {
-    if reader.kind()? != Kind::Object {
-        let what = format!("{name}: expected an object like the first element");
-        return Err(V1Error::Invalid(reader.error(what).to_string()));
-    }
-    let mut added: Option<usize> = None;
-    let mut entries = reader.object()?;
-    while let Some(key) = reader.key(&mut entries)? {
-        let cells = parse_cells(reader, &key)?;
-        match added {
-            Some(count) if count != cells.len() => {
-                return Err(V1Error::Invalid(format!(
-                    "{name}: column '{key}' has {} values, the columns before it {count}",
-                    cells.len()
-                )));
+/// So many cells a frame may have however short its text is.
+const FEW_CELLS: usize = 1 << 16;
+
+/// Columns under construction.
+struct Frame<'a> {
+    columns: Vec<(String, Vec<Cell>)>,
+    by_name: HashMap<String, usize>,
+    rows: usize,
+    /// Cells that it may have. Without a bound, rows written as `{}` behind one row of many columns take up thousands
+    /// of times the memory that their text did.
+    most: usize,
+    name: &'a str,
+}
+
+impl Frame<'_> {
+    /// One object: a row of scalars, or columns of lists.
+    fn add(&mut self, reader: &mut Reader<'_>) -> Result<(), V1Error> {
+        if reader.kind()? != Kind::Object {
+            let what = format!("{}: expected an object like the first element", self.name);
+            return Err(V1Error::Invalid(reader.error(what).to_string()));
+        }
+        let mut added: Option<usize> = None;
+        let mut entries = reader.object()?;
+        while let Some(key) = reader.key(&mut entries)? {
+            let cells = parse_cells(reader, &key)?;
+            match added {
+                Some(count) if count != cells.len() => {
+                    return Err(V1Error::Invalid(format!(
+                        "{}: column '{key}' has {} values, the columns before it {count}",
+                        self.name,
+                        cells.len()
+                    )));
+                }
+                _ => added = Some(cells.len()),
             }
-            _ => added = Some(cells.len()),
+            let (name, rows) = (self.name, self.rows);
+            let column = self.column(&key)?;
+            if column.len() > rows {
+                return Err(V1Error::Invalid(format!("{name}: column '{key}' appears twice")));
+            }
+            column.extend(cells);
         }
-        let index = frame.iter().position(|(known, _)| *known == key).unwrap_or_else(|| {
-            frame.push((key.to_string(), vec![Cell::Missing; before]));
-            frame.len() - 1
-        });
-        let column = &mut frame[index].1;
-        if column.len() > before {
-            return Err(V1Error::Invalid(format!("{name}: column '{key}' appears twice")));
+        self.rows += added.unwrap_or(1);
+        self.check(self.columns.len())?;
+        for (_, column) in &mut self.columns {
+            column.resize(self.rows, Cell::Missing);
         }
-        column.extend(cells);
+        Ok(())
     }
-    let added = added.unwrap_or(1);
-    for (_, column) in frame.iter_mut() {
-        column.resize(before + added, Cell::Missing);
+
+    /// The column called `key`, filled up to the row at hand.
+    fn column(&mut self, key: &str) -> Result<&mut Vec<Cell>, V1Error> {
+        let index = match self.by_name.get(key) {
+            Some(&index) => index,
+            None => {
+                self.check(self.columns.len() + 1)?;
+                self.by_name.insert(key.to_owned(), self.columns.len());
+                self.columns.push((key.to_owned(), vec![Cell::Missing; self.rows]));
+                self.columns.len() - 1
+            }
+        };
+        Ok(&mut self.columns[index].1)
     }
-    Ok(added)
+
+    fn check(&self, columns: usize) -> Result<(), V1Error> {
+        if columns.checked_mul(self.rows).is_some_and(|cells| cells <= self.most) {
+            return Ok(());
+        }
+        Err(V1Error::Invalid(format!(
+            "{}: {} rows of {columns} columns, most of them missing, are too large a table",
+            self.name, self.rows
+        )))
+    }
 }
 
 fn parse_cells(reader: &mut Reader<'_>, key: &str) -> Result<Vec<Cell>, V1Error> {

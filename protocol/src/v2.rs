@@ -230,7 +230,7 @@ fn parse_output(reader: &mut Reader<'_>, index: usize) -> Result<RequestedOutput
 fn parse_input(reader: &mut Reader<'_>, index: usize) -> Result<RequestInput> {
     let mut input = RequestInput::default();
     let (mut name, mut shape, mut datatype, mut data) = (false, false, false, false);
-    let mut later: Option<&[u8]> = None;
+    let mut later = None;
     let mut entries = within(format_args!("inputs[{index}]"), reader.object())?;
     while let Some(key) = reader.key(&mut entries)? {
         if reader.is_null() {
@@ -256,7 +256,9 @@ fn parse_input(reader: &mut Reader<'_>, index: usize) -> Result<RequestInput> {
                 if datatype {
                     input.data = Some(parse_data(reader, &input.name, &input.datatype, &input.shape)?);
                 } else {
-                    later = Some(reader.raw()?);
+                    reader.kind()?;
+                    later = Some(reader.position());
+                    reader.skip()?;
                 }
             }
             _ => reader.skip()?,
@@ -268,8 +270,8 @@ fn parse_input(reader: &mut Reader<'_>, index: usize) -> Result<RequestInput> {
             return Err(field(format!("Unable to parse 'inputs': {at} has no '{what}'")));
         }
     }
-    if let Some(text) = later {
-        input.data = Some(parse_data(&mut Reader::new(text), &input.name, &input.datatype, &input.shape)?);
+    if let Some(place) = later {
+        input.data = Some(parse_data(&mut reader.again(place), &input.name, &input.datatype, &input.shape)?);
     }
     Ok(input)
 }
@@ -340,6 +342,7 @@ fn read_level<'b>(
     nesting: &mut Nesting,
     scalar: Scalar<'_, 'b>,
 ) -> std::result::Result<(), JsonError> {
+    let known = nesting.len();
     let mut entries = reader.array()?;
     let (mut count, mut nested) = (0usize, false);
     while reader.element(&mut entries)? {
@@ -355,6 +358,10 @@ fn read_level<'b>(
             scalar(reader)?
         }
         count += 1;
+    }
+    // Lists of one level hold lists, or values, all of them: `[[1], [[2]]]` is neither.
+    if (nested && known == level + 1) || (count > 0 && !nested && nesting.len() > level + 1) {
+        return Err(reader.error("lists and values are mixed"));
     }
     if nesting.len() <= level {
         nesting.resize(level + 1, Some(usize::MAX));

@@ -116,6 +116,10 @@ impl<'a> Ubjson<'a> {
         self.at += 1;
         let left = self.length()?;
         let least = kind.map_or(1, size_of_kind);
+        if let (Some(kind), 0) = (kind, least) {
+            // Elements of no bytes could be counted without end.
+            return Err(self.fault(format!("a typed array of '{}'", kind.escape_ascii())));
+        }
         if left.checked_mul(least).is_none_or(|bytes| bytes > self.data.len() - self.at) {
             return Err(self.fault(format!("{left} elements do not fit into what is left of the file")));
         }

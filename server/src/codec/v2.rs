@@ -251,9 +251,12 @@ fn nesting_fits(shape: &[usize], data: &Data) -> bool {
     if outer.len() > shape.len() {
         return false;
     }
+    // The product of a part is within that of the whole, unless a length of 0 kept the whole small.
+    if shape.contains(&0) {
+        return true;
+    }
     let rest: usize = shape[outer.len()..].iter().product();
     outer.iter().zip(shape).all(|(length, wanted)| *length == Some(*wanted)) && *innermost == Some(rest)
-        || shape.contains(&0)
 }
 
 /// A request that is one tensor's bytes and nothing else: name, type and shape come from the model.
