@@ -18,7 +18,6 @@ fn signature(datatype: DataType, shape: &[i64]) -> Signature {
         strict: false,
         feature_names: Vec::new(),
         platform: "test".into(),
-        properties: Default::default(),
     }
 }
 

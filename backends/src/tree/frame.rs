@@ -68,7 +68,7 @@ impl Columns {
         let order = self.order(inputs)?;
         let rows = inputs.first().map_or(0, Tensor::rows);
         let columns = order.len();
-        let mut unplaced = self.unplaced_by_column(order.iter().map(|&input| &inputs[input]))?.into_iter();
+        let mut unplaced = self.unplaced_by_column(order.iter().map(|&input| &inputs[input]))?.iter();
         let mut values = vec![f64::NAN; rows * columns];
         for (column, &input) in order.iter().enumerate() {
             let tensor = &inputs[input];

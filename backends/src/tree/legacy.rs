@@ -147,7 +147,7 @@ fn read_tree(bytes: &mut Bytes<'_>, index: usize) -> Result<RawTree, Fault> {
     if roots > 1 {
         return Err(bytes.fault(format!("{what} has {roots} roots; one is supported")));
     }
-    let size = count.checked_mul(NODE_BYTES + STATISTICS_BYTES).unwrap_or(usize::MAX);
+    let size = count.saturating_mul(NODE_BYTES + STATISTICS_BYTES);
     let nodes = bytes.take(size, &what)?;
     let mut tree = RawTree::default();
     for node in nodes[..count * NODE_BYTES].chunks_exact(NODE_BYTES) {

@@ -63,7 +63,7 @@ impl Objective {
         match self {
             Objective::Logistic => {
                 for b in base {
-                    *b = -(1.0 / b.max(1e-6).min(1.0 - 1e-6) - 1.0).ln();
+                    *b = -(1.0 / b.clamp(1e-6, 1.0 - 1e-6) - 1.0).ln();
                 }
             }
             Objective::Exponential | Objective::ExponentialWide => base.iter_mut().for_each(|b| *b = b.ln()),

@@ -31,6 +31,9 @@ pub(super) struct TreePredictor<S> {
     single_call: Duration,
 }
 
+/// Row-major values, borrowed from the request where they are what the library takes.
+type Rows<'a, S> = Cow<'a, [<S as Scorer>::Number]>;
+
 /// What a model is loaded with.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Context<'a> {
@@ -64,7 +67,7 @@ impl<S: Scorer> TreePredictor<S> {
     }
 
     /// The one input as rows of all of the model's columns.
-    fn rows<'a>(&self, call: &Call<'a>) -> Result<(Cow<'a, [S::Number]>, usize), InferError> {
+    fn rows<'a>(&self, call: &Call<'a>) -> Result<(Rows<'a, S>, usize), InferError> {
         let by_column = matches!(call.parameters.get("content_type"), Some(Parameter::String(t)) if t == "pd");
         if by_column || call.inputs.len() > 1 {
             let table = self.intake.columns.assemble(call.inputs)?;

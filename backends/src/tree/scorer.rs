@@ -64,7 +64,7 @@ const BLOCK: usize = 64;
 
 #[derive(Debug)]
 enum Margins {
-    Forest(Engine<f32>),
+    Forest(Box<Engine<f32>>),
     Linear(Linear),
 }
 
@@ -80,7 +80,7 @@ impl Xgboost {
     pub(super) fn new(booster: Booster) -> Result<Self, String> {
         let booster::Lowered { body, base, link } = booster.lower()?;
         let margins = match body {
-            Body::Forest(forest) => Margins::Forest(Engine::new(forest)),
+            Body::Forest(forest) => Margins::Forest(Box::new(Engine::new(forest))),
             Body::Linear(linear) => Margins::Linear(linear),
         };
         Ok(Xgboost { margins, base, link })
