@@ -1,6 +1,9 @@
 //! Model files that somebody damaged, or made up: they are refused or read, and a model that was read answers. Nothing
 //! panics, runs away or asks for memory that the file does not pay for.
 
+// The exemption of tests covers only the bodies of `#[test]` functions.
+#![allow(clippy::unwrap_used)]
+
 use backends::{
     Artifact, Call, CancelFlag, Conventions, Limits, LoadOptions, Model, Parameters, Predictor, Tensor, load,
 };

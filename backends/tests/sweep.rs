@@ -4,6 +4,9 @@
 //! of the current versions is made by `oracle/sweep.py`; `make test` makes it and names it in `TENSORGATE_SWEEP`
 //! (directories, separated by `:`).
 
+// The exemption of tests covers only the bodies of `#[test]` functions.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use backends::{Conventions, DataType, LoadOptions, Tensor};

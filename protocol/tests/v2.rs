@@ -1,5 +1,8 @@
 //! The v2 request as JSON: datatypes and their ranges, nesting, duplicates, order of members, limits.
 
+// The exemption of tests covers only the bodies of `#[test]` functions.
+#![allow(clippy::unwrap_used)]
+
 use proptest::prelude::*;
 use protocol::v2::{InferRequest, Parameter, RequestError, Values};
 

@@ -1,5 +1,8 @@
 //! What is written reads back as the same value, to the last bit.
 
+// The exemption of tests covers only the bodies of `#[test]` functions.
+#![allow(clippy::unwrap_used)]
+
 use proptest::prelude::*;
 use protocol::json::Reader;
 use protocol::write::{self, NotFinite};
