@@ -352,6 +352,33 @@ fn crates_depend_in_one_direction() {
     }
 }
 
+/// Files of `paths` that a code map does not name: by their own name, or, in a section of the map, by their folder's.
+fn unmapped<'a>(map: &str, paths: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let named = |path: &str| {
+        let Some((folder, inner)) = path.split_once("/src/") else { return false };
+        let section = map.split("\n### ").find(|section| section.starts_with(&format!("`{folder}/src/`")));
+        let file = inner.rsplit('/').next().unwrap_or(inner);
+        let folder = inner.strip_suffix(file).unwrap_or_default();
+        let is_named = |row: &str| {
+            let mut cells = row.split('|').skip(1);
+            let (names, says) = (cells.next().unwrap_or_default(), cells.next().unwrap_or_default());
+            let own = matches!(file, "mod.rs" | "tests.rs") || says.contains(&format!("`{file}`"));
+            names.contains(&format!("`{inner}`")) || !folder.is_empty() && names.contains(&format!("`{folder}`")) && own
+        };
+        section.is_some_and(|section| section.lines().any(is_named))
+    };
+    paths.filter(|path| !named(path)).map(|path| format!("{path}: not in the code map of ARCHITECTURE.md")).collect()
+}
+
+#[test]
+fn the_code_map_is_complete() {
+    let map = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    assert!(map.lines().count() <= 250, "ARCHITECTURE.md has {} lines; 250 at most", map.lines().count());
+    let files = files(|name| name.ends_with(".rs"));
+    let product = files.iter().map(|(path, _)| path.as_str()).filter(|path| Source::new(path, "").is_product());
+    assert_none(&unmapped(&map, product));
+}
+
 // -------------------------------------------------------------------------------------------------- the rules' tests
 
 /// (rule, path, text that breaks it, text that does not)
@@ -404,6 +431,10 @@ fn paths_and_trees_are_told() {
     let tree = "tensorgate-protocol v0.1.0 (path)\nserde v1.0.0\ntokio-util v0.7.0\ntokio v1.0.0 (*)\n";
     assert_eq!(forbidden(tree, &["tokio", "axum"]), ["tokio"]);
     assert!(forbidden(tree, &["util"]).is_empty());
+    let map = "\n### `a/src/`\n| `b.rs` |\n| `c/` | `d.rs` |\n### `e/src/`\n| `f/g.rs` |\n";
+    let good = ["a/src/b.rs", "a/src/c/mod.rs", "a/src/c/d.rs", "e/src/f/g.rs"];
+    assert!(unmapped(map, good.into_iter()).is_empty());
+    assert_eq!(unmapped(map, ["a/src/d.rs", "a/src/c/b.rs", "e/src/b.rs", "e/src/f/mod.rs"].into_iter()).len(), 4);
 }
 
 #[test]

@@ -69,16 +69,16 @@ impl Columns {
         let rows = inputs.first().map_or(0, Tensor::rows);
         let columns = order.len();
         let mut unplaced = self.unplaced_by_column(order.iter().map(|&input| &inputs[input]))?.iter();
+        if let Some(tensor) = inputs.iter().find(|tensor| tensor.len() != rows || tensor.rows() != rows) {
+            return Err(InferError::invalid(format!(
+                "column '{}' has shape {:?}; expected [{rows}] like the first column",
+                tensor.name(),
+                tensor.shape()
+            )));
+        }
         let mut values = vec![f64::NAN; rows * columns];
         for (column, &input) in order.iter().enumerate() {
             let tensor = &inputs[input];
-            if tensor.len() != rows || tensor.rows() != rows {
-                return Err(InferError::invalid(format!(
-                    "column '{}' has shape {:?}; expected [{rows}] like the first column",
-                    tensor.name(),
-                    tensor.shape()
-                )));
-            }
             let placed = self.categories.get(column).and_then(Option::as_ref);
             let text = tensor.datatype() == DataType::Bytes;
             let categories = if text { placed.or_else(|| unplaced.next()) } else { placed };

@@ -29,6 +29,8 @@ pub(super) struct TreePredictor<S> {
     shaping: Shaping,
     pool: Arc<rayon::ThreadPool>,
     single_call: Duration,
+    /// What a call may take: short rows are filled up, and a row has more outputs than it may have inputs.
+    most_bytes: usize,
 }
 
 /// Row-major values, borrowed from the request where they are what the library takes.
@@ -47,7 +49,9 @@ impl<S: Scorer> TreePredictor<S> {
         let signature = signature(shaping.columns(scorer.columns()), S::Number::DATATYPE, &intake.columns, context);
         let signature = Signature { platform: platform.into(), ..signature };
         let pool = context.options.pool.clone();
-        let mut predictor = TreePredictor { scorer, intake, signature, shaping, pool, single_call: Duration::ZERO };
+        let most_bytes = context.options.limits.tensor_bytes;
+        let single_call = Duration::ZERO;
+        let mut predictor = TreePredictor { scorer, intake, signature, shaping, pool, single_call, most_bytes };
         predictor.single_call = predictor.time_single_call();
         predictor
     }
@@ -66,8 +70,23 @@ impl<S: Scorer> TreePredictor<S> {
         (0..5).map(|_| call()).min().unwrap_or_default()
     }
 
+    /// Is there room for what the rows of a call become, however short they were sent?
+    fn check_size(&self, inputs: &[Tensor]) -> Result<(), InferError> {
+        let rows = inputs.first().map_or(0, Tensor::rows);
+        let widest = self.intake.columns.count.max(self.scorer.base().len()).max(inputs.len());
+        let bytes = widest.checked_mul(size_of::<f64>()).and_then(|bytes| bytes.checked_mul(rows));
+        match bytes {
+            Some(bytes) if bytes <= self.most_bytes => Ok(()),
+            _ => Err(InferError::invalid(format!(
+                "{rows} rows of {widest} values exceed the limit of {} bytes; send fewer at a time",
+                self.most_bytes
+            ))),
+        }
+    }
+
     /// The one input as rows of all of the model's columns.
     fn rows<'a>(&self, call: &Call<'a>) -> Result<(Rows<'a, S>, usize), InferError> {
+        self.check_size(call.inputs)?;
         let by_column = matches!(call.parameters.get("content_type"), Some(Parameter::String(t)) if t == "pd");
         if by_column || call.inputs.len() > 1 {
             let table = self.intake.columns.assemble(call.inputs)?;
