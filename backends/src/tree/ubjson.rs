@@ -115,7 +115,8 @@ impl<'a> Ubjson<'a> {
         }
         self.at += 1;
         let left = self.length()?;
-        let least = kind.map_or(1, size_of_kind);
+        // Types without a payload are never written like this; counted as a byte, they cost no more than the file.
+        let least = kind.map_or(1, size_of_kind).max(1);
         if left.checked_mul(least).is_none_or(|bytes| bytes > self.data.len() - self.at) {
             return Err(self.fault(format!("{left} elements do not fit into what is left of the file")));
         }
