@@ -70,7 +70,13 @@ fn threshold(dice: &mut Dice, shape: &Shape) -> f64 {
 fn forest<T: Real>(shape: &Shape, compare: Compare, rule: CategoryRule) -> Forest<T> {
     let mut dice = Dice(shape.seed);
     let sets = (0..5)
-        .map(|i| CategorySet { words: (0..i).map(|_| dice.next() as u32).collect(), members_left: dice.below(2) == 0 })
+        .map(|i| {
+            let left = dice.below(2) == 0;
+            match dice.below(2) {
+                0 => CategorySet::from_words((0..i).map(|_| dice.next() as u32).collect(), left),
+                _ => CategorySet::from_members((0..i).map(|_| (dice.next() as u32) >> dice.below(31)).collect(), left),
+            }
+        })
         .collect();
     let mut forest = Forest {
         features: shape.features,

@@ -246,23 +246,19 @@ impl RawTree {
             return Err("categories_nodes, categories_segments and categories_sizes differ in length".into());
         }
         let mut by_node = Vec::with_capacity(count);
+        // Sets lie apart in a file of the library; if they shared members, a small file could make large sets.
+        let mut left = self.categories.len();
         for i in 0..count {
             let (start, size) = (self.category_starts[i] as usize, self.category_sizes[i] as usize);
             let members = start.checked_add(size).and_then(|end| self.categories.get(start..end));
-            let members = members.ok_or_else(|| format!("categories {start}+{size} do not exist"))?;
-            let mut words = Vec::new();
-            for &member in members {
-                if !(0..MAX_CATEGORY).contains(&member) {
-                    return Err(format!("category {member}; 0 to {} are possible", MAX_CATEGORY - 1));
-                }
-                let word = member as usize / 32;
-                if words.len() <= word {
-                    words.resize(word + 1, 0);
-                }
-                words[word] |= 1 << (member % 32);
+            let members = members.filter(|_| size <= left);
+            let members = members.ok_or_else(|| format!("categories {start}+{size} do not exist, or twice"))?;
+            left -= size;
+            if let Some(member) = members.iter().find(|member| !(0..MAX_CATEGORY).contains(*member)) {
+                return Err(format!("category {member}; 0 to {} are possible", MAX_CATEGORY - 1));
             }
             by_node.push((self.category_nodes[i], sets.len() as u32));
-            sets.push(CategorySet { words, members_left: false });
+            sets.push(CategorySet::from_members(members.iter().map(|&member| member as u32).collect(), false));
         }
         by_node.sort_unstable();
         Ok(by_node)
@@ -279,15 +275,21 @@ impl RawTree {
         let (first_node, first_value) = (forest.nodes.len(), forest.values.len());
         // (node as numbered in the file, parent's place in `forest.nodes`, is it the right child?)
         let mut stack: Vec<(usize, Option<(usize, bool)>)> = vec![(0, None)];
-        let (mut leaves, mut met) = (0i32, 0usize);
+        let mut leaves = 0i32;
+        let mut met = vec![false; total];
         while let Some((number, parent)) = stack.pop() {
-            met += 1;
-            if number >= total || met > total {
-                return Err(format!("node {number} does not exist or is met twice"));
+            match met.get_mut(number) {
+                Some(met) if !*met => *met = true,
+                Some(_) => return Err(format!("node {number} is met twice")),
+                None => return Err(format!("node {number} does not exist")),
             }
             let place = if self.left[number] == -1 {
                 self.push_leaf(number, weight, vector, forest)?;
                 leaves += 1;
+                // Leaves that shared their values would let a small file make a large forest.
+                if vector && forest.values.len() - first_value > self.leaf_weights.len().max(self.base_weights.len()) {
+                    return Err(format!("leaf {number} has the values of another one"));
+                }
                 !(leaves - 1)
             } else {
                 forest.nodes.push(self.node(number, &sets)?);

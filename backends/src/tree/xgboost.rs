@@ -150,7 +150,12 @@ fn read_model<R: Reader>(reader: &mut R, booster: &mut Booster) -> Result<(), Fa
             "trees" => {
                 reader.array()?;
                 while reader.element()? {
-                    booster.trees.push(read_tree(reader)?);
+                    let tree = read_tree(reader)?;
+                    // A tree that takes next to no bytes must take no memory.
+                    if tree.left.is_empty() {
+                        return Err(reader.fault(format!("tree {} has no nodes", booster.trees.len())));
+                    }
+                    booster.trees.push(tree);
                 }
             }
             "tree_info" => booster.groups = reader.narrow()?,

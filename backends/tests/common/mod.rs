@@ -15,15 +15,14 @@ pub fn options(conventions: Conventions) -> LoadOptions {
 
 /// The model of one file, alone in a directory.
 pub fn open(file: &Path, options: &LoadOptions) -> Result<Box<dyn Predictor>, String> {
-    let name = file.file_name().unwrap().to_str().unwrap();
-    open_bytes(name, &fs::read(file).unwrap(), options)
+    let alone = tempfile::tempdir().unwrap();
+    fs::copy(file, alone.path().join(file.file_name().unwrap())).unwrap();
+    load_from(alone.path(), options)
 }
 
-/// The model of a file of these bytes.
-pub fn open_bytes(name: &str, bytes: &[u8], options: &LoadOptions) -> Result<Box<dyn Predictor>, String> {
-    let alone = tempfile::tempdir().unwrap();
-    fs::write(alone.path().join(name), bytes).unwrap();
-    let artifact = Artifact::open(alone.path(), alone.path()).map_err(|e| e.to_string())?;
+/// The model of a directory.
+pub fn load_from(directory: &Path, options: &LoadOptions) -> Result<Box<dyn Predictor>, String> {
+    let artifact = Artifact::open(directory, directory).map_err(|e| e.to_string())?;
     let Model::Predictor(predictor) = load(&artifact, options).map_err(|e| e.to_string())?;
     Ok(predictor)
 }

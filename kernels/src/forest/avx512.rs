@@ -1,12 +1,13 @@
-//! The block kernel and the threshold search on AVX-512 (F, BW, VL, DQ, VBMI).
+//! The block kernel and the threshold search on AVX-512 (F, BW, VL, DQ).
 //!
 //! Masks of 64 rows are one `u64`; a compare of 64 codes with a rank makes one. Leaf numbers stay in one register,
 //! and up to 64 leaf values are looked up by permutes instead of gathers.
 #![allow(unsafe_code)]
 
 use super::bitsliced::{BlockNode, BlockTree, Blocks, Masks, Method};
-use super::columns::{ROWS, Search, Special};
+use super::columns::Columns;
 use super::model::{Real, Target};
+use super::search::{CHUNK, Lookup, ROWS, Request, Special, WIDTH};
 use std::arch::x86_64::*;
 
 /// Does this machine have what the kernels of this file use?
@@ -17,6 +18,7 @@ pub(super) fn available() -> bool {
         && is_x86_feature_detected!("avx512dq")
         && is_x86_feature_detected!("bmi1")
         && is_x86_feature_detected!("bmi2")
+        && is_x86_feature_detected!("popcnt")
 }
 
 /// The leaf numbers of 64 rows in one tree.
@@ -148,93 +150,126 @@ unsafe fn add_f64(tree: &BlockTree, values: *const f64, index: __m512i, sums: *m
     }
 }
 
-/// Ranks of 64 32-bit values: eight halving steps, sixteen values at a time.
+/// Ranks by comparing 16 thresholds at once, and counting.
+macro_rules! ranks {
+    ($t:ty, $count:ident, $rank:ident, $search:ident, $row:ident, $special:ident, $set:ident) => {
+        /// Number of thresholds that `value` lies right of; `EQUAL`: those that equal it count.
+        ///
+        /// # Safety
+        /// `table` is one group of 16 thresholds, or 17 as in `search.rs`.
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,bmi1,bmi2,popcnt")]
+        #[inline]
+        unsafe fn $rank<const EQUAL: bool>(table: &[$t], value: $t) -> u32 {
+            let (value, start) = ($set(value), table.as_ptr());
+            // SAFETY: a table longer than one group has 16 more behind it, and the block is one of those.
+            unsafe {
+                let first = $count::<EQUAL>(start, value);
+                if table.len() == WIDTH {
+                    return first;
+                }
+                let block = first.min(WIDTH as u32 - 1);
+                let inside = $count::<EQUAL>(start.add(WIDTH * (1 + block as usize)), value);
+                (block * WIDTH as u32 + inside).min(CHUNK as u32)
+            }
+        }
+
+        /// Ranks of up to 64 values of one feature.
+        ///
+        /// # Safety
+        /// The table is as in [`Lookup`].
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,bmi1,bmi2,popcnt")]
+        pub(super) unsafe fn $search(
+            lookup: &Lookup<'_, $t>,
+            request: &Request<'_, $t>,
+            ranks: &mut [u8; ROWS],
+        ) -> Special {
+            let values = &request.values[..request.count];
+            // SAFETY: by the contract of this function.
+            unsafe {
+                if lookup.equal {
+                    values.iter().zip(ranks).for_each(|(v, rank)| *rank = $rank::<true>(lookup.table, *v) as u8);
+                } else {
+                    values.iter().zip(ranks).for_each(|(v, rank)| *rank = $rank::<false>(lookup.table, *v) as u8);
+                }
+            }
+            $special(request)
+        }
+
+        /// Numeric codes of one row.
+        ///
+        /// # Safety
+        /// The machine has what [`available`] asks for.
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,bmi1,bmi2,popcnt")]
+        pub(super) unsafe fn $row(columns: &Columns<$t>, row: &[$t], codes: &mut [u8]) {
+            // SAFETY: `encode_numeric` hands in whole tables.
+            unsafe {
+                if columns.counts_equal() {
+                    columns.encode_numeric(row, codes, |table, value| $rank::<true>(table, value));
+                } else {
+                    columns.encode_numeric(row, codes, |table, value| $rank::<false>(table, value));
+                }
+            }
+        }
+    };
+}
+ranks!(f32, count_f32, rank_f32, search_f32, row_f32, special_f32, _mm512_set1_ps);
+ranks!(f64, count_f64, rank_f64, search_f64, row_f64, special_f64, _mm512_set1_pd);
+
+/// How many of 16 thresholds the value in every lane of `x` lies right of.
 ///
 /// # Safety
-/// The pointers of `search` are good for 64 values at `stride` and for 256 thresholds.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,bmi1,bmi2")]
-pub(super) unsafe fn search_f32(search: &Search<f32>, ranks: &mut [u8; ROWS]) -> Special {
+/// `table` is good for 16 values.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,bmi1,bmi2,popcnt")]
+#[inline]
+unsafe fn count_f32<const EQUAL: bool>(table: *const f32, x: __m512) -> u32 {
+    // SAFETY: by the contract of this function.
+    let t = unsafe { _mm512_loadu_ps(table) };
+    let right = if EQUAL { _mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, t) } else { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, t) };
+    right.count_ones()
+}
+
+/// As [`count_f32`].
+///
+/// # Safety
+/// `table` is good for 16 values.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,bmi1,bmi2,popcnt")]
+#[inline]
+unsafe fn count_f64<const EQUAL: bool>(table: *const f64, x: __m512d) -> u32 {
+    // SAFETY: by the contract of this function.
+    let halves = unsafe { [_mm512_loadu_pd(table), _mm512_loadu_pd(table.add(8))] };
+    let right = halves.map(|t| {
+        u32::from(if EQUAL { _mm512_cmp_pd_mask::<_CMP_GE_OQ>(x, t) } else { _mm512_cmp_pd_mask::<_CMP_GT_OQ>(x, t) })
+    });
+    (right[0] | right[1] << 8).count_ones()
+}
+
+#[target_feature(enable = "avx512f,avx512dq")]
+#[inline]
+fn special_f32(request: &Request<'_, f32>) -> Special {
     let mut special = Special { nan: 0, tiny: 0 };
-    let lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    let offsets = _mm512_mullo_epi32(lane, _mm512_set1_epi32(search.stride as i32));
-    // SAFETY: positions stay below 256: each is a sum of distinct powers of two, less one.
-    unsafe {
-        // Thresholds 15, 31, ... 255 in one register: the first four steps need no memory.
-        let splitters = _mm512_i32gather_ps::<4>(
-            _mm512_add_epi32(_mm512_slli_epi32::<4>(lane), _mm512_set1_epi32(15)),
-            search.table,
-        );
-        for part in 0..4 {
-            let mut x = _mm512_i32gather_ps::<4>(offsets, search.values.add(16 * part * search.stride));
-            special.nan |= (_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x) as u64) << (16 * part);
+    for (part, values) in request.values.chunks_exact(16).enumerate() {
+        // SAFETY: 16 values are read from 16.
+        let x = unsafe { _mm512_loadu_ps(values.as_ptr()) };
+        special.nan |= u64::from(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x)) << (16 * part);
+        if request.zeros {
             let tiny = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(_mm512_abs_ps(x), _mm512_set1_ps(f32::TINY));
-            special.tiny |= (tiny as u64) << (16 * part);
-            if search.flush {
-                x = _mm512_mask_mov_ps(x, tiny, _mm512_setzero_ps());
-            }
-            let right = |t: __m512| {
-                if search.equal {
-                    _mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, t)
-                } else {
-                    _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, t)
-                }
-            };
-            let mut at = _mm512_setzero_si512();
-            for step in [8, 4, 2, 1] {
-                let t = _mm512_permutexvar_ps(_mm512_add_epi32(at, _mm512_set1_epi32(step - 1)), splitters);
-                at = _mm512_mask_add_epi32(at, right(t), at, _mm512_set1_epi32(step));
-            }
-            at = _mm512_slli_epi32::<4>(at);
-            for step in [8, 4, 2, 1] {
-                let t = _mm512_i32gather_ps::<4>(_mm512_add_epi32(at, _mm512_set1_epi32(step - 1)), search.table);
-                at = _mm512_mask_add_epi32(at, right(t), at, _mm512_set1_epi32(step));
-            }
-            _mm_storeu_si128(ranks.as_mut_ptr().add(16 * part).cast(), _mm512_cvtepi32_epi8(at));
+            special.tiny |= u64::from(tiny) << (16 * part);
         }
     }
     special
 }
 
-/// Ranks of 64 64-bit values, eight at a time.
-///
-/// # Safety
-/// As [`search_f32`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,bmi1,bmi2")]
-pub(super) unsafe fn search_f64(search: &Search<f64>, ranks: &mut [u8; ROWS]) -> Special {
+#[target_feature(enable = "avx512f,avx512dq")]
+#[inline]
+fn special_f64(request: &Request<'_, f64>) -> Special {
     let mut special = Special { nan: 0, tiny: 0 };
-    let lane = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
-    let offsets = _mm512_mullo_epi64(lane, _mm512_set1_epi64(search.stride as i64));
-    // SAFETY: as in `search_f32`.
-    unsafe {
-        let spread = _mm512_add_epi64(_mm512_slli_epi64::<4>(lane), _mm512_set1_epi64(15));
-        let low = _mm512_i64gather_pd::<8>(spread, search.table);
-        let high = _mm512_i64gather_pd::<8>(spread, search.table.add(128));
-        for part in 0..8 {
-            let mut x = _mm512_i64gather_pd::<8>(offsets, search.values.add(8 * part * search.stride));
-            special.nan |= (_mm512_cmp_pd_mask::<_CMP_UNORD_Q>(x, x) as u64) << (8 * part);
+    for (part, values) in request.values.chunks_exact(8).enumerate() {
+        // SAFETY: 8 values are read from 8.
+        let x = unsafe { _mm512_loadu_pd(values.as_ptr()) };
+        special.nan |= u64::from(_mm512_cmp_pd_mask::<_CMP_UNORD_Q>(x, x)) << (8 * part);
+        if request.zeros {
             let tiny = _mm512_cmp_pd_mask::<_CMP_LE_OQ>(_mm512_abs_pd(x), _mm512_set1_pd(f64::TINY));
-            special.tiny |= (tiny as u64) << (8 * part);
-            if search.flush {
-                x = _mm512_mask_mov_pd(x, tiny, _mm512_setzero_pd());
-            }
-            let right = |t: __m512d| {
-                if search.equal {
-                    _mm512_cmp_pd_mask::<_CMP_GE_OQ>(x, t)
-                } else {
-                    _mm512_cmp_pd_mask::<_CMP_GT_OQ>(x, t)
-                }
-            };
-            let mut at = _mm512_setzero_si512();
-            for step in [8, 4, 2, 1] {
-                let t = _mm512_permutex2var_pd(low, _mm512_add_epi64(at, _mm512_set1_epi64(step - 1)), high);
-                at = _mm512_mask_add_epi64(at, right(t), at, _mm512_set1_epi64(step));
-            }
-            at = _mm512_slli_epi64::<4>(at);
-            for step in [8, 4, 2, 1] {
-                let t = _mm512_i64gather_pd::<8>(_mm512_add_epi64(at, _mm512_set1_epi64(step - 1)), search.table);
-                at = _mm512_mask_add_epi64(at, right(t), at, _mm512_set1_epi64(step));
-            }
-            _mm_storel_epi64(ranks.as_mut_ptr().add(8 * part).cast(), _mm512_cvtepi64_epi8(at));
+            special.tiny |= u64::from(tiny) << (8 * part);
         }
     }
     special

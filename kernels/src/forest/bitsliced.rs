@@ -15,13 +15,17 @@
 //! The kernel in this file is written over arrays of bytes, which compilers vectorise for whatever the target has; on
 //! x86-64 it is compiled for AVX2 too. The AVX-512 one is in `avx512.rs`.
 
-use super::columns::{Columns, ROWS};
+use super::columns::Columns;
 use super::model::{Forest, Real, Target, Tree};
+use super::search::ROWS;
 
 /// Leaves that a byte can number.
 const MAX_LEAVES: usize = 256;
 /// A tree with more nodes than this for each level is walked: facts measured a break-even of 36 to 40.
 const NODES_PER_LEVEL: usize = 40;
+
+/// Values that a kernel may read from a tree's first one on, whether or not they are the tree's.
+const READ_BEHIND: usize = 64;
 
 /// A node of the stream; byte values are repeated four times so that they broadcast as a word.
 #[derive(Clone, Copy, Debug)]
@@ -66,7 +70,7 @@ pub struct Blocks<T> {
     pub(super) trees: Vec<BlockTree>,
     pub(super) nodes: Vec<BlockNode>,
     walks: Vec<WalkNode>,
-    /// Leaf values, each tree's padded so that a vector may be read behind its last.
+    /// Leaf values of all trees, and [`READ_BEHIND`] more.
     pub(super) values: Vec<T>,
     pub(super) outputs: usize,
 }
@@ -106,8 +110,6 @@ impl<T: Real> Blocks<T> {
                 let at = tree.first_value + leaf as usize * width;
                 blocks.values.extend_from_slice(&forest.values[at..at + width]);
             }
-            let padded = blocks.values.len().next_multiple_of(16).max(first_value + 64);
-            blocks.values.resize(padded, T::ZERO);
             let depth = forest.depth(tree);
             let masks = tree.leaves <= MAX_LEAVES
                 && columns.count() <= 1 << 16
@@ -119,6 +121,7 @@ impl<T: Real> Blocks<T> {
             };
             blocks.trees.push(BlockTree { method, first_value, leaves: tree.leaves, target: tree.target });
         }
+        blocks.values.resize(blocks.values.len() + READ_BEHIND, T::ZERO);
         blocks
     }
 

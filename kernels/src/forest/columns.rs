@@ -9,162 +9,145 @@
 //! default side) that occurs, and a missing value is 0 there (never right) or 255 (always right). A categorical test
 //! gets a column of its own too, 0 or 255.
 
-use super::model::{CategoryRule, CategorySet, Compare, Forest, Missing, Node, Real, Test};
+use super::model::{CategoryRule, CategorySet, Forest, Missing, Node, Real, Test};
+use super::search::{CHUNK, ROWS, Request, Special, Table, Tables};
 use std::collections::HashMap;
 
-/// Thresholds that one column counts.
-const CHUNK: usize = 255;
-/// Length of a threshold table that [`SearchKernel`] searches.
-pub(super) const TABLE: usize = 256;
-/// Rows in a block.
-pub(super) const ROWS: usize = 64;
-
-/// A search of 64 values of one feature in one padded table.
-#[derive(Debug)]
-pub struct Search<T> {
-    /// The first value.
-    pub(super) values: *const T,
-    /// Distance between values, in values.
-    pub(super) stride: usize,
-    /// [`TABLE`] sorted thresholds.
-    pub(super) table: *const T,
-    /// Count thresholds that equal the value too?
-    pub(super) equal: bool,
-    /// Read values of magnitude up to [`Real::TINY`] as zero?
-    pub(super) flush: bool,
-}
-
-/// Which of 64 values are special: a bit for each.
-#[derive(Clone, Copy, Debug)]
-pub struct Special {
-    /// Not a number.
-    pub(super) nan: u64,
-    /// Zero, up to [`Real::TINY`].
-    pub(super) tiny: u64,
-}
-
-/// Writes, for each of 64 values, the number of thresholds that it lies right of.
-pub type SearchKernel<T> = unsafe fn(&Search<T>, &mut [u8; ROWS]) -> Special;
-
-/// Where a value goes when it is missing, and what missing is.
+/// Which values are missing for a column, and where they go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Variant {
     missing: Missing,
     default_left: bool,
 }
 
-#[derive(Clone, Debug)]
-struct Numeric<T> {
-    feature: usize,
-    /// Sorted, distinct; padded with infinity to a multiple of [`TABLE`] when there is one chunk.
-    thresholds: Vec<T>,
-    count: usize,
-    /// The code of zero, which is what not-a-number is read as where it is not missing.
-    zero: usize,
-    variants: Vec<(Variant, usize)>,
-    chunks: usize,
-    /// Where there is one chunk and only not-a-number is missing: each column, and its code for a missing value.
-    plain: Vec<(u32, u8)>,
+/// The columns of one variant of a feature: one for each chunk of thresholds.
+#[derive(Clone, Copy, Debug)]
+struct Column {
+    variant: Variant,
+    first: u32,
+    /// The rank of not-a-number: left or right of all thresholds, or that of zero where it is not missing.
+    nan_rank: u32,
+}
+
+impl Column {
+    /// Is zero missing too?
+    fn misses_zero(self) -> bool {
+        self.variant.missing == Missing::Zero
+    }
 }
 
 #[derive(Clone, Debug)]
+struct Numeric {
+    feature: u32,
+    table: Table,
+    /// Its entries of [`Columns::columns`].
+    first_column: u32,
+    columns: u32,
+    /// Is zero missing in any of them?
+    misses_zero: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
 struct Categorical {
-    feature: usize,
-    set: CategorySet,
+    feature: u32,
+    set: u32,
     default_left: bool,
-    column: usize,
+    column: u32,
 }
 
 /// The compiled quantiser of a forest.
 #[derive(Clone, Debug)]
 pub struct Columns<T> {
-    numeric: Vec<Numeric<T>>,
+    /// By feature.
+    numeric: Vec<Numeric>,
+    columns: Vec<Column>,
+    tables: Tables<T>,
     categorical: Vec<Categorical>,
-    compare: Compare,
+    sets: Vec<CategorySet>,
+    category_index: HashMap<(u32, u32, bool), u32>,
     category_rule: CategoryRule,
     flush_zero: bool,
     features: usize,
     count: usize,
-    category_index: HashMap<(u32, u32, bool), usize>,
-    numeric_index: Vec<usize>,
+    row_kernel: Option<RowKernel<T>>,
 }
+
+/// Writes the numeric codes of one row.
+pub type RowKernel<T> = unsafe fn(&Columns<T>, &[T], &mut [u8]);
 
 impl<T: Real> Columns<T> {
     /// Collects thresholds and variants of `forest`.
     pub fn new(forest: &Forest<T>) -> Self {
         let mut columns = Columns {
             numeric: Vec::new(),
+            columns: Vec::new(),
+            tables: Tables::new(forest.compare, forest.flush_zero),
             categorical: Vec::new(),
-            compare: forest.compare,
+            sets: forest.sets.clone(),
+            category_index: HashMap::new(),
             category_rule: forest.category_rule,
             flush_zero: forest.flush_zero,
             features: forest.features,
             count: 0,
-            category_index: HashMap::new(),
-            numeric_index: vec![usize::MAX; forest.features],
+            row_kernel: T::row_kernel(),
         };
-        let mut thresholds: Vec<Vec<T>> = vec![Vec::new(); forest.features];
-        let mut variants: Vec<Vec<Variant>> = vec![Vec::new(); forest.features];
+        // Sorted by feature, so that only features that occur take any room.
+        let mut tests = Vec::with_capacity(forest.nodes.len());
         for node in &forest.nodes {
-            let feature = node.feature as usize;
             match node.test {
-                Test::Threshold(t) => {
-                    thresholds[feature].push(t);
-                    let variant = Variant { missing: node.missing, default_left: node.default_left };
-                    if !variants[feature].contains(&variant) {
-                        variants[feature].push(variant);
-                    }
-                }
-                Test::Category(set) => columns.add_category(forest, node, set),
+                Test::Threshold(threshold) => tests.push((node.feature, threshold, variant(node))),
+                Test::Category(set) => columns.add_category(node, set),
             }
         }
-        for (feature, (t, v)) in thresholds.into_iter().zip(variants).enumerate() {
-            if !t.is_empty() {
-                columns.add_numeric(feature, t, v);
-            }
+        tests.sort_unstable_by_key(|(feature, ..)| *feature);
+        for tests in tests.chunk_by(|a, b| a.0 == b.0) {
+            columns.add_numeric(tests);
         }
         columns
     }
 
-    fn add_category(&mut self, forest: &Forest<T>, node: &Node<T>, set: u32) {
-        let key = (node.feature, set, node.default_left);
-        if self.category_index.contains_key(&key) {
-            return;
+    fn add_category(&mut self, node: &Node<T>, set: u32) {
+        let (feature, default_left, column) = (node.feature, node.default_left, self.count as u32);
+        if let std::collections::hash_map::Entry::Vacant(entry) =
+            self.category_index.entry((feature, set, default_left))
+        {
+            entry.insert(column);
+            self.categorical.push(Categorical { feature, set, default_left, column });
+            self.count += 1;
         }
-        self.category_index.insert(key, self.count);
-        self.categorical.push(Categorical {
-            feature: node.feature as usize,
-            set: forest.sets[set as usize].clone(),
-            default_left: node.default_left,
-            column: self.count,
-        });
-        self.count += 1;
     }
 
-    fn add_numeric(&mut self, feature: usize, mut thresholds: Vec<T>, mut variants: Vec<Variant>) {
-        thresholds.sort_by(|a, b| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal));
-        thresholds.dedup();
-        variants.sort();
-        let count = thresholds.len();
-        let chunks = count.div_ceil(CHUNK);
-        let mut first = self.count;
-        let variants: Vec<(Variant, usize)> = variants
-            .into_iter()
-            .map(|variant| {
-                let column = first;
-                first += chunks;
-                (variant, column)
-            })
-            .collect();
-        self.count = first;
-        if chunks == 1 {
-            thresholds.resize(TABLE, T::INFINITY);
+    /// All tests of one feature.
+    fn add_numeric(&mut self, tests: &[(u32, T, Variant)]) {
+        let table = self.tables.add(tests.iter().map(|(_, threshold, _)| *threshold));
+        let mut variants: Vec<Variant> = Vec::new();
+        for (_, _, variant) in tests {
+            if !variants.contains(variant) {
+                variants.push(*variant);
+            }
         }
-        self.numeric_index[feature] = self.numeric.len();
-        let plain = plain_columns(&variants, chunks);
-        let mut numeric = Numeric { feature, thresholds, count, zero: 0, variants, chunks, plain };
-        numeric.zero = numeric.rank(self.compare, T::ZERO);
-        self.numeric.push(numeric);
+        variants.sort_unstable();
+        let zero = self.tables.rank(&table, T::ZERO);
+        self.numeric.push(Numeric {
+            feature: tests[0].0,
+            table,
+            first_column: self.columns.len() as u32,
+            columns: variants.len() as u32,
+            misses_zero: variants.iter().any(|variant| variant.missing == Missing::Zero),
+        });
+        for variant in variants {
+            let nan_rank = match variant {
+                Variant { missing: Missing::Never, .. } => zero,
+                Variant { default_left: true, .. } => 0,
+                Variant { default_left: false, .. } => u32::MAX,
+            };
+            self.columns.push(Column { variant, first: self.count as u32, nan_rank });
+            self.count += table.chunks();
+        }
+    }
+
+    fn columns_of(&self, numeric: &Numeric) -> &[Column] {
+        &self.columns[numeric.first_column as usize..][..numeric.columns as usize]
     }
 
     /// Number of columns: the length of a row of codes.
@@ -174,155 +157,146 @@ impl<T: Real> Columns<T> {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.numeric.iter().map(|n| n.thresholds.len() * size_of::<T>()).sum::<usize>()
-            + self.categorical.iter().map(|c| c.set.words.len() * 4).sum::<usize>()
+        self.tables.bytes()
+            + self.numeric.len() * size_of::<Numeric>()
+            + self.columns.len() * size_of::<Column>()
+            + self.categorical.len() * size_of::<Categorical>()
+            + self.sets.iter().map(CategorySet::bytes).sum::<usize>()
     }
 
     /// The column and the rank that `node` compares: it goes right when the column's code is greater than the rank.
+    ///
+    /// # Panics
+    /// When the node is of another forest.
     pub fn locate(&self, node: &Node<T>) -> (usize, u8) {
         match node.test {
-            Test::Category(set) => (self.category_index[&(node.feature, set, node.default_left)], 0),
+            Test::Category(set) => (self.category_index[&(node.feature, set, node.default_left)] as usize, 0),
             Test::Threshold(threshold) => {
-                let numeric = &self.numeric[self.numeric_index[node.feature as usize]];
-                let rank = numeric.thresholds[..numeric.count].partition_point(|t| *t < threshold);
-                let variant = Variant { missing: node.missing, default_left: node.default_left };
-                let first = numeric.variants.iter().find(|(v, _)| *v == variant).map_or(0, |(_, first)| *first);
+                let at = self.numeric.binary_search_by_key(&node.feature, |numeric| numeric.feature);
+                let numeric = &self.numeric[at.expect("a feature of this forest")];
+                let rank = self.tables.rank_of(&numeric.table, threshold);
+                let column = self.columns_of(numeric).iter().find(|column| column.variant == variant(node));
+                let first = column.expect("a variant of this forest").first as usize;
                 (first + rank / CHUNK, (rank % CHUNK) as u8)
             }
         }
     }
 
+    /// Do thresholds that equal a value count in its rank?
+    pub(super) fn counts_equal(&self) -> bool {
+        self.tables.counts_equal()
+    }
+
     /// Codes of one row; `codes` has [`Columns::count`] bytes.
     pub fn encode_row(&self, row: &[T], codes: &mut [u8]) {
-        for numeric in &self.numeric {
-            let value = self.flush(row[numeric.feature]);
-            let rank = numeric.rank(self.compare, value);
-            if numeric.plain.is_empty() {
-                numeric.store(value, rank, |column, code| codes[column] = code);
-                continue;
-            }
-            for &(column, missing) in &numeric.plain {
-                codes[column as usize] = if value.is_nan() { missing } else { rank as u8 };
-            }
+        match self.row_kernel {
+            // SAFETY: the kernel was handed out only because the machine has its instructions.
+            #[allow(unsafe_code)]
+            Some(kernel) => unsafe { kernel(self, row, codes) },
+            None => self.encode_numeric(row, codes, |table, value| self.tables.rank_in(table, value)),
         }
         for categorical in &self.categorical {
-            codes[categorical.column] = self.category_code(categorical, row[categorical.feature]);
+            codes[categorical.column as usize] = self.category_code(categorical, row[categorical.feature as usize]);
+        }
+    }
+
+    /// Codes of the numeric features of one row; `rank` is given a small or large table and a value.
+    #[inline(always)]
+    pub(super) fn encode_numeric(&self, row: &[T], codes: &mut [u8], rank: impl Fn(&[T], T) -> u32) {
+        for numeric in &self.numeric {
+            let value = row[numeric.feature as usize];
+            match self.tables.groups(&numeric.table) {
+                Some(table) => self.store_one(numeric, value, rank(table, value), codes),
+                None => {
+                    let rank = self.tables.rank(&numeric.table, value);
+                    self.store(numeric, value, rank, |column, code| codes[column] = code);
+                }
+            }
         }
     }
 
     /// Codes of up to 64 rows, column by column: code of row `r` in column `c` is at `codes[c * 64 + r]`.
-    /// Rows past `rows.len() / features` keep whatever was there.
+    /// Rows past `rows.len() / features` get any code.
     pub fn encode_block(&self, rows: &[T], codes: &mut [u8]) {
         let count = (rows.len() / self.features).min(ROWS);
-        let search = if count == ROWS { T::search_kernel() } else { None };
+        let mut values = [T::ZERO; ROWS];
+        let mut ranks = [0u8; ROWS];
         for numeric in &self.numeric {
-            match search {
-                Some(search) if numeric.chunks == 1 => self.encode_vector(numeric, rows, search, codes),
-                _ => {
-                    for r in 0..count {
-                        let value = self.flush(rows[r * self.features + numeric.feature]);
-                        let rank = numeric.rank(self.compare, value);
-                        numeric.store(value, rank, |column, code| codes[column * ROWS + r] = code);
+            for (value, row) in values.iter_mut().zip(rows.chunks_exact(self.features)) {
+                *value = row[numeric.feature as usize];
+            }
+            let request = Request { values: &values, count, zeros: numeric.misses_zero };
+            match self.tables.ranks(&numeric.table, &request, &mut ranks) {
+                Some(special) => self.store_block(numeric, &ranks, special, codes),
+                None => {
+                    for (r, &value) in values[..count].iter().enumerate() {
+                        let rank = self.tables.rank(&numeric.table, value);
+                        self.store(numeric, value, rank, |column, code| codes[column * ROWS + r] = code);
                     }
                 }
             }
         }
         for categorical in &self.categorical {
-            for r in 0..count {
-                codes[categorical.column * ROWS + r] =
-                    self.category_code(categorical, rows[r * self.features + categorical.feature]);
+            let codes = &mut codes[categorical.column as usize * ROWS..][..count];
+            for (code, row) in codes.iter_mut().zip(rows.chunks_exact(self.features)) {
+                *code = self.category_code(categorical, row[categorical.feature as usize]);
             }
         }
     }
 
-    /// One feature of 64 rows through the vectorised search.
-    fn encode_vector(&self, numeric: &Numeric<T>, rows: &[T], search: SearchKernel<T>, codes: &mut [u8]) {
-        let mut ranks = [0u8; ROWS];
-        assert!(rows.len() >= ROWS * self.features && numeric.thresholds.len() == TABLE);
-        let request = Search {
-            values: rows[numeric.feature..].as_ptr(),
-            stride: self.features,
-            table: numeric.thresholds.as_ptr(),
-            equal: self.compare == Compare::Less,
-            flush: self.flush_zero,
-        };
-        // SAFETY: 64 values at a distance of `features` start at `feature`, all inside `rows` by the assertion; the
-        // table has TABLE entries; the kernel was handed out only because the machine has its instructions.
-        #[allow(unsafe_code)]
-        let special = unsafe { search(&request, &mut ranks) };
-        for (variant, first) in &numeric.variants {
-            let out = &mut codes[first * ROWS..(first + 1) * ROWS];
-            out.copy_from_slice(&ranks);
-            let (mask, fill) = match variant.missing {
-                Missing::Nan => (special.nan, default_code(variant.default_left)),
-                Missing::Zero => (special.nan | special.tiny, default_code(variant.default_left)),
-                Missing::Never => (special.nan, numeric.zero as u8),
-            };
-            fill_where(out, mask, fill);
+    /// Writes the code of every column of a feature whose thresholds make one chunk.
+    fn store_block(&self, numeric: &Numeric, ranks: &[u8; ROWS], special: Special, codes: &mut [u8]) {
+        for column in self.columns_of(numeric) {
+            let out = &mut codes[column.first as usize * ROWS..][..ROWS];
+            out.copy_from_slice(ranks);
+            let missing = if column.misses_zero() { special.nan | special.tiny } else { special.nan };
+            fill_where(out, missing, chunk_code(column.nan_rank, 0));
         }
     }
 
+    /// Writes the code of every column of a feature, whose thresholds make one chunk, for one value.
+    #[inline(always)]
+    fn store_one(&self, numeric: &Numeric, value: T, rank: u32, codes: &mut [u8]) {
+        let nan = value.is_nan();
+        for column in self.columns_of(numeric) {
+            let missing = nan || column.misses_zero() && value.abs() <= T::TINY;
+            codes[column.first as usize] = if missing { chunk_code(column.nan_rank, 0) } else { rank as u8 };
+        }
+    }
+
+    /// Writes the code of every column of a feature for one value.
     #[inline]
-    fn flush(&self, value: T) -> T {
-        if self.flush_zero && value.abs() <= T::TINY { T::ZERO } else { value }
+    fn store(&self, numeric: &Numeric, value: T, rank: u32, mut write: impl FnMut(usize, u8)) {
+        let nan = value.is_nan();
+        for column in self.columns_of(numeric) {
+            let missing = nan || column.misses_zero() && value.abs() <= T::TINY;
+            let rank = if missing { column.nan_rank } else { rank };
+            for chunk in 0..numeric.table.chunks() {
+                write(column.first as usize + chunk, chunk_code(rank, chunk));
+            }
+        }
     }
 
     fn category_code(&self, categorical: &Categorical, value: T) -> u8 {
-        let value = self.flush(value);
+        let value = if self.flush_zero && value.abs() <= T::TINY { T::ZERO } else { value };
         let left = if value.is_nan() {
             categorical.default_left
         } else {
-            categorical.set.goes_left(self.category_rule.category(value.to_f64()))
+            self.sets[categorical.set as usize].goes_left(self.category_rule.category(value.to_f64()))
         };
-        default_code(left)
+        // 0 is never greater than a rank, 255 always is.
+        if left { 0 } else { 255 }
     }
 }
 
-impl<T: Real> Numeric<T> {
-    /// Number of thresholds that `value` lies right of.
-    #[inline]
-    fn rank(&self, compare: Compare, value: T) -> usize {
-        if self.chunks > 1 {
-            return match compare {
-                Compare::Less => self.thresholds.partition_point(|t| value >= *t),
-                Compare::LessEqual => self.thresholds.partition_point(|t| value > *t),
-            };
-        }
-        match compare {
-            Compare::Less => search(&self.thresholds, |t| value >= t),
-            Compare::LessEqual => search(&self.thresholds, |t| value > t),
-        }
-    }
-
-    /// Writes the code of every column of this feature.
-    #[inline]
-    fn store(&self, value: T, rank: usize, mut write: impl FnMut(usize, u8)) {
-        for (variant, first) in &self.variants {
-            let nan = value.is_nan();
-            let missing = match variant.missing {
-                Missing::Nan => nan,
-                Missing::Zero => nan || value.abs() <= T::TINY,
-                Missing::Never => false,
-            };
-            if missing {
-                for chunk in 0..self.chunks {
-                    write(first + chunk, default_code(variant.default_left));
-                }
-                continue;
-            }
-            let rank = if nan { self.zero } else { rank };
-            for chunk in 0..self.chunks {
-                write(first + chunk, rank.saturating_sub(chunk * CHUNK).min(CHUNK) as u8);
-            }
-        }
-    }
+fn variant<T>(node: &Node<T>) -> Variant {
+    Variant { missing: node.missing, default_left: node.default_left }
 }
 
-fn plain_columns(variants: &[(Variant, usize)], chunks: usize) -> Vec<(u32, u8)> {
-    if chunks != 1 || variants.iter().any(|(v, _)| v.missing != Missing::Nan) {
-        return Vec::new();
-    }
-    variants.iter().map(|(v, column)| (*column as u32, default_code(v.default_left))).collect()
+/// How many of a chunk's thresholds a value of this rank lies right of.
+#[inline]
+fn chunk_code(rank: u32, chunk: usize) -> u8 {
+    rank.saturating_sub((chunk * CHUNK) as u32).min(CHUNK as u32) as u8
 }
 
 /// Writes `code` wherever `mask` has a bit.
@@ -332,24 +306,4 @@ fn fill_where(out: &mut [u8], mut mask: u64, code: u8) {
         out[mask.trailing_zeros() as usize] = code;
         mask &= mask - 1;
     }
-}
-
-/// 0 is never greater than a rank, 255 always is.
-#[inline]
-fn default_code(left: bool) -> u8 {
-    if left { 0 } else { 255 }
-}
-
-/// Branch-free binary search in a table of 256: eight steps, no jump that depends on data.
-#[inline(always)]
-fn search<T: Real>(table: &[T], right_of: impl Fn(T) -> bool) -> usize {
-    let table: &[T; TABLE] = table.first_chunk().expect("a padded table has 256 thresholds");
-    let mut at = 0usize;
-    let mut step = TABLE / 2;
-    while step > 0 {
-        // `at + step - 1` stays below 256: `at` is a sum of distinct greater powers of two.
-        at += if right_of(table[(at + step - 1) & (TABLE - 1)]) { step } else { 0 };
-        step /= 2;
-    }
-    at
 }

@@ -2,9 +2,10 @@
 //! give equal bits, so the choice is free.
 
 use super::bitsliced::{BlockKernel, Blocks, Masks};
-use super::columns::{Columns, ROWS};
+use super::columns::Columns;
 use super::interleaved::Interleaved;
 use super::model::{Forest, Real};
+use super::search::ROWS;
 use super::{bitsliced, scalar};
 use std::cell::RefCell;
 use std::time::Instant;
@@ -42,6 +43,9 @@ pub struct Engine<T: Real> {
     /// Rows left over from whole blocks that are worth a block of their own.
     crossover: usize,
 }
+
+/// What calibration may allocate, however small the forest.
+const CALIBRATION_BYTES: usize = 512 << 10;
 
 /// Buffers that a thread keeps between calls.
 #[derive(Default)]
@@ -194,6 +198,11 @@ impl<T: Real> Engine<T> {
     /// Times one row against one block, in about a millisecond each, and returns where they cross.
     fn calibrate(&self) -> usize {
         let features = self.forest.features;
+        // A forest that looks at few of many columns would need more memory for this than it holds itself.
+        let needed = (features + 2 * self.forest.outputs).saturating_mul(ROWS * size_of::<T>());
+        if needed > CALIBRATION_BYTES.max(self.bytes()) {
+            return ROWS / 2;
+        }
         let rows: Vec<T> = (0..ROWS * features).map(|i| self.sample(i)).collect();
         let mut sums = vec![T::ZERO; ROWS * self.forest.outputs];
         let single = time(|| self.add(Path::Interleaved, &rows[..4 * features], &mut sums[..4 * self.forest.outputs]));

@@ -3,6 +3,7 @@
 //! * [`model`]: the one description of a forest, validated when it is made.
 //! * [`scalar`]: the specification: walks one row through one tree, reading thresholds as they are.
 //! * [`columns`]: turns a row into small integer codes, so that every test in every tree becomes `code > rank`.
+//! * [`search`]: the thresholds of each feature, and how many of them a value lies right of.
 //! * [`interleaved`]: few rows: many trees at once, without branches.
 //! * [`bitsliced`]: many rows: every node of a tree against 64 rows at once.
 //! * [`engine`]: compiles a forest for both, and picks by batch size after measuring.
@@ -18,6 +19,7 @@ pub mod engine;
 pub mod interleaved;
 pub mod model;
 pub mod scalar;
+pub mod search;
 
 pub use engine::{Engine, Path};
 pub use model::{CategoryRule, CategorySet, Compare, Forest, Invalid, Missing, Node, Real, Target, Test, Tree};

@@ -6,7 +6,9 @@
 use std::fmt;
 
 /// The floating-point type of inputs, thresholds, leaf values and sums: `f32` (XGBoost) or `f64` (LightGBM).
-pub trait Real: Copy + PartialOrd + Send + Sync + fmt::Debug + std::ops::Add<Output = Self> + 'static {
+pub trait Real:
+    Copy + PartialOrd + Send + Sync + fmt::Debug + std::ops::Add<Output = Self> + std::ops::Sub<Output = Self> + 'static
+{
     /// Zero.
     const ZERO: Self;
     /// Positive infinity, used as padding behind the last threshold.
@@ -24,13 +26,20 @@ pub trait Real: Copy + PartialOrd + Send + Sync + fmt::Debug + std::ops::Add<Out
     /// The block kernel for this type on AVX-512, where the machine has it.
     #[doc(hidden)]
     fn block_kernel() -> Option<super::bitsliced::BlockKernel<Self>>;
+    /// The least value that is greater.
+    fn next_up(self) -> Self;
+    /// The greatest value that is less.
+    fn next_down(self) -> Self;
     /// The vectorised search of 64 values of one feature, where the machine has one.
     #[doc(hidden)]
-    fn search_kernel() -> Option<super::columns::SearchKernel<Self>>;
+    fn search_kernel() -> Option<super::search::SearchKernel<Self>>;
+    /// The vectorised encoding of one row, where the machine has one.
+    #[doc(hidden)]
+    fn row_kernel() -> Option<super::columns::RowKernel<Self>>;
 }
 
 macro_rules! real {
-    ($t:ty, $block:ident, $search:ident) => {
+    ($t:ty, $block:ident, $search:ident, $row:ident) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const INFINITY: Self = <$t>::INFINITY;
@@ -42,6 +51,14 @@ macro_rules! real {
             #[inline(always)]
             fn abs(self) -> Self {
                 <$t>::abs(self)
+            }
+            #[inline(always)]
+            fn next_up(self) -> Self {
+                <$t>::next_up(self)
+            }
+            #[inline(always)]
+            fn next_down(self) -> Self {
+                <$t>::next_down(self)
             }
             #[inline(always)]
             fn to_f64(self) -> f64 {
@@ -58,18 +75,25 @@ macro_rules! real {
                 }
                 None
             }
-            fn search_kernel() -> Option<super::columns::SearchKernel<Self>> {
+            fn search_kernel() -> Option<super::search::SearchKernel<Self>> {
                 #[cfg(target_arch = "x86_64")]
                 if super::avx512::available() {
                     return Some(super::avx512::$search);
                 }
                 None
             }
+            fn row_kernel() -> Option<super::columns::RowKernel<Self>> {
+                #[cfg(target_arch = "x86_64")]
+                if super::avx512::available() {
+                    return Some(super::avx512::$row);
+                }
+                None
+            }
         }
     };
 }
-real!(f32, block_f32, search_f32);
-real!(f64, block_f64, search_f64);
+real!(f32, block_f32, search_f32, row_f32);
+real!(f64, block_f64, search_f64, row_f64);
 
 /// When a numeric test goes left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,22 +135,56 @@ impl CategoryRule {
     }
 }
 
-/// A set of categories as bits, 32 to a word, and the side its members go to; all others go to the other side.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// A set of categories, and the side its members go to; all others go to the other side.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CategorySet {
+    members: Members,
+    members_left: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Members {
     /// Bit `c % 32` of word `c / 32` is set when category `c` is a member.
-    pub words: Vec<u32>,
-    /// Members go left (LightGBM) or right (XGBoost).
-    pub members_left: bool,
+    Bits(Vec<u32>),
+    /// Sorted, where that takes less room: a few members may have great numbers.
+    Sorted(Vec<u32>),
 }
 
 impl CategorySet {
+    /// Bits, 32 to a word; members go left (LightGBM) or right (XGBoost).
+    pub fn from_words(words: Vec<u32>, members_left: bool) -> Self {
+        CategorySet { members: Members::Bits(words), members_left }
+    }
+
+    /// Categories in any order; members go left (LightGBM) or right (XGBoost).
+    pub fn from_members(mut members: Vec<u32>, members_left: bool) -> Self {
+        members.sort_unstable();
+        members.dedup();
+        let words = members.last().map_or(0, |&last| last as usize / 32 + 1);
+        if words > members.len() {
+            return CategorySet { members: Members::Sorted(members), members_left };
+        }
+        let mut bits = vec![0; words];
+        for member in members {
+            bits[member as usize / 32] |= 1 << (member % 32);
+        }
+        CategorySet { members: Members::Bits(bits), members_left }
+    }
+
     /// Does `category` go left?
     #[inline]
     pub fn goes_left(&self, category: Option<u32>) -> bool {
-        let member =
-            category.is_some_and(|c| self.words.get(c as usize / 32).is_some_and(|word| (word >> (c % 32)) & 1 == 1));
+        let member = category.is_some_and(|c| match &self.members {
+            Members::Bits(words) => words.get(c as usize / 32).is_some_and(|word| (word >> (c % 32)) & 1 == 1),
+            Members::Sorted(members) => members.binary_search(&c).is_ok(),
+        });
         member == self.members_left
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        let (Members::Bits(numbers) | Members::Sorted(numbers)) = &self.members;
+        numbers.len() * size_of::<u32>()
     }
 }
 

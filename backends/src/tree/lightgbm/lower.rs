@@ -72,7 +72,7 @@ fn lower_tree(tree: &RawTree, output: u32, forest: &mut Forest<f64>) -> Result<(
     for (index, bounds) in tree.boundaries.windows(2).enumerate() {
         let words = tree.words.get(bounds[0] as usize..bounds[1] as usize);
         let words = words.ok_or_else(|| format!("cat_boundaries {index} and {} do not rise", index + 1))?;
-        forest.sets.push(CategorySet { words: words.to_vec(), members_left: true });
+        forest.sets.push(CategorySet::from_words(words.to_vec(), true));
     }
     let first_node = forest.nodes.len();
     for number in 0..tree.left.len() {
