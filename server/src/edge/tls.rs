@@ -106,7 +106,11 @@ impl Tls {
             return;
         }
         let loaded = load(&self.files).and_then(|loaded| {
-            if loaded.expired() && !current.expired() { Err("the new certificate has expired".into()) } else { Ok(loaded) }
+            if loaded.expired() && !current.expired() {
+                Err("the new certificate has expired".into())
+            } else {
+                Ok(loaded)
+            }
         });
         let mut refused = self.refused.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         match loaded {

@@ -5,6 +5,7 @@ mod context;
 mod otlp;
 mod request;
 mod sink;
+mod text;
 mod writer;
 
 pub use request::{Answer, Exchange, SPANS, named};
@@ -17,7 +18,9 @@ use std::sync::OnceLock;
 use tracing::Dispatch;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::Layer;
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::Registry;
 use writer::Writer;
@@ -55,7 +58,7 @@ static VOICE: OnceLock<(Writer, bool)> = OnceLock::new();
 #[must_use = "telemetry ends when it is dropped"]
 pub struct Guard {
     writer: Writer,
-    text: bool,
+    for_people: bool,
     exporter: Option<Exporter>,
 }
 
@@ -82,7 +85,7 @@ impl Drop for Guard {
 pub fn init(options: &Options) -> Result<Guard, String> {
     let (dispatch, guard) = build(options, std::io::stderr(), std::io::stderr().is_terminal())?;
     tracing::dispatcher::set_global_default(dispatch).map_err(|error| error.to_string())?;
-    let _ = VOICE.set((guard.writer.clone(), guard.text));
+    let _ = VOICE.set((guard.writer.clone(), guard.for_people));
     // The standard hook writes to standard error itself, and would wait there for a reader.
     std::panic::set_hook(Box::new(|panic| {
         let payload = panic.payload();
@@ -104,12 +107,8 @@ pub fn init(options: &Options) -> Result<Guard, String> {
 ///
 /// # Errors
 /// The endpoint is none.
-pub fn build(
-    options: &Options,
-    out: impl Write + Send + 'static,
-    terminal: bool,
-) -> Result<(Dispatch, Guard), String> {
-    let text = match options.format {
+pub fn build(options: &Options, out: impl Write + Send + 'static, terminal: bool) -> Result<(Dispatch, Guard), String> {
+    let for_people = match options.format {
         Format::Auto => terminal,
         Format::Text => true,
         Format::Json => false,
@@ -117,10 +116,14 @@ pub fn build(
     let sink = options.otlp_endpoint.as_deref().map(Sink::new).transpose()?;
     let traced = sink.is_some();
     let exporter = sink.map(Exporter::start).transpose()?;
-    let ansi = text && terminal;
-    let writer = Writer::start(out, ansi)?;
+    let ansi = for_people && terminal;
+    let writer = Writer::start(out)?;
     let lines = tracing_subscriber::fmt::layer().with_writer(writer.clone()).with_ansi(ansi).log_internal_errors(false);
-    let lines = if text { lines.boxed() } else { lines.json().flatten_event(true).with_span_list(false).boxed() };
+    let lines = if for_people {
+        lines.fmt_fields(debug_fn(text::field).delimited(" ")).boxed()
+    } else {
+        lines.json().flatten_event(true).with_span_list(false).boxed()
+    };
     let lines = lines.with_filter(targets(options.level, traced));
     let (provider, exporter) = exporter.unzip();
     let spans = provider.map(|provider| {
@@ -139,7 +142,7 @@ pub fn build(
         None => Dispatch::new(Registry::default().with(lines)),
         Some(spans) => Dispatch::new(Registry::default().with(lines).with(spans)),
     };
-    Ok((dispatch, Guard { writer, text, exporter }))
+    Ok((dispatch, Guard { writer, for_people, exporter }))
 }
 
 /// What the log shows. Spans of requests cost something with each request: they are there from level debug on, or when

@@ -201,8 +201,6 @@ async fn gather(spans: &mut mpsc::Receiver<SpanData>, batch: &mut Vec<SpanData>)
         // The subscriber is gone, and only leaving is left.
         return std::future::pending().await;
     }
-    let more = async {
-        while batch.len() < BATCH && spans.recv_many(batch, BATCH - batch.len()).await > 0 {}
-    };
+    let more = async { while batch.len() < BATCH && spans.recv_many(batch, BATCH - batch.len()).await > 0 {} };
     let _ = timeout(GATHER, more).await;
 }

@@ -99,7 +99,8 @@ impl Record {
         }
         let context = span.context();
         if context.has_active_span() {
-            let name = if grpc { path(request).trim_start_matches('/').to_owned() } else { request.method().to_string() };
+            let name =
+                if grpc { path(request).trim_start_matches('/').to_owned() } else { request.method().to_string() };
             context.span().update_name(name);
             place = Some(context.span().span_context().clone());
         }

@@ -93,7 +93,9 @@ impl Sink {
         let (protocol, port, path) = match (path, uri.port_u16()) {
             ("", None) => (Protocol::Grpc, GRPC_PORT, GRPC_PATH.to_owned()),
             ("", Some(port)) if port != HTTP_PORT => (Protocol::Grpc, port, GRPC_PATH.to_owned()),
-            (path, port) if path.ends_with(HTTP_PATH) => (Protocol::Http, port.unwrap_or(default_port), path.to_owned()),
+            (path, port) if path.ends_with(HTTP_PATH) => {
+                (Protocol::Http, port.unwrap_or(default_port), path.to_owned())
+            }
             (path, port) => (Protocol::Http, port.unwrap_or(default_port), format!("{path}{HTTP_PATH}")),
         };
         let uri = format!("{scheme}://{host}:{port}{path}").parse().map_err(|error| wrong(&error))?;

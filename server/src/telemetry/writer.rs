@@ -22,8 +22,6 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     dropped: AtomicU64,
-    /// Are lines coloured? Then the escape characters in them are the formatter's, which escapes those in values.
-    ansi: bool,
 }
 
 #[derive(Debug, Default)]
@@ -39,13 +37,8 @@ impl Writer {
     ///
     /// # Errors
     /// The system gives no thread.
-    pub(super) fn start(out: impl Write + Send + 'static, ansi: bool) -> Result<Self, String> {
-        let shared = Arc::new(Shared {
-            state: Mutex::default(),
-            changed: Condvar::new(),
-            dropped: AtomicU64::new(0),
-            ansi,
-        });
+    pub(super) fn start(out: impl Write + Send + 'static) -> Result<Self, String> {
+        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), dropped: AtomicU64::new(0) });
         let writer = Writer(shared.clone());
         threads::spawn("log", move || shared.write_all(out))?;
         Ok(writer)
@@ -119,24 +112,7 @@ impl Shared {
 impl Write for &Writer {
     /// One event: the subscriber hands over each in one piece.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        let body = event.strip_suffix(b"\n").unwrap_or(event);
-        let harmful = |byte: &u8| *byte < b' ' && *byte != b'\t' && !(self.0.ansi && *byte == ESCAPE);
-        if body.iter().any(harmful) {
-            // A value with line breaks in it must not look like further events.
-            let mut line = Vec::with_capacity(event.len() + 16);
-            for byte in body {
-                match byte {
-                    b'\n' => line.extend_from_slice(b"\\n"),
-                    b'\r' => line.extend_from_slice(b"\\r"),
-                    byte if harmful(byte) => line.extend_from_slice(format!("\\x{byte:02x}").as_bytes()),
-                    byte => line.push(*byte),
-                }
-            }
-            line.push(b'\n');
-            self.push(&line);
-        } else {
-            self.push(event);
-        }
+        self.push(event);
         Ok(event.len())
     }
 
@@ -144,8 +120,6 @@ impl Write for &Writer {
         Ok(())
     }
 }
-
-const ESCAPE: u8 = 0x1b;
 
 impl<'a> MakeWriter<'a> for Writer {
     type Writer = &'a Writer;
@@ -161,23 +135,24 @@ mod tests {
     use std::io::Read;
 
     #[test]
-    fn lines_come_out_in_order_and_one_event_is_one_line() {
+    fn lines_come_out_in_order() {
         let (mut reader, pipe) = io::pipe().unwrap();
-        let writer = Writer::start(pipe, false).unwrap();
-        for event in ["plain\n", "two\r\nlines\n", "\x1b[31mred\x07\ttab\n"] {
-            (&writer).write_all(event.as_bytes()).unwrap();
+        let writer = Writer::start(pipe).unwrap();
+        for number in 0..1000 {
+            writeln!(&writer, "{number}").unwrap();
         }
         writer.finish();
         drop(writer);
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
-        assert_eq!(text, "plain\ntwo\\r\\nlines\n\\x1b[31mred\\x07\ttab\n");
+        let expected: Vec<String> = (0..1000).map(|number| number.to_string()).collect();
+        assert_eq!(text.lines().collect::<Vec<_>>(), expected);
     }
 
     #[test]
     fn a_log_that_nobody_reads_loses_lines_and_no_time() {
         let (mut reader, pipe) = io::pipe().unwrap();
-        let writer = Writer::start(pipe, false).unwrap();
+        let writer = Writer::start(pipe).unwrap();
         let line = [&[b'x'; 1023][..], b"\n"].concat();
         let start = Instant::now();
         for _ in 0..8 * BUFFER / line.len() {
