@@ -5,11 +5,12 @@ use crate::dataplane::{Control, Dataplane};
 use crate::edge::activity::Timeouts;
 use crate::edge::keys::Keys;
 use crate::edge::listener::{self, Phase, Services};
+use crate::edge::tls::{Files, Tls};
 use crate::profile::Profile;
 use crate::registry::{Registry, Servable};
 use crate::repository::{Repository, watch};
 use crate::rest::{BodyLimits, Budget, Rest};
-use crate::{batcher, grpc, metrics};
+use crate::{batcher, grpc, metrics, telemetry};
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
 use axum::response::IntoResponse;
@@ -121,6 +122,8 @@ type Listeners = tokio::task::JoinSet<()>;
 struct Addresses {
     http: Option<SocketAddr>,
     grpc: Option<SocketAddr>,
+    /// Of URLs.
+    scheme: &'static str,
 }
 
 async fn listen(
@@ -132,20 +135,33 @@ async fn listen(
     let options = listener::Options {
         timeouts: Timeouts { header: config.header_timeout, idle: config.idle_timeout, stalled: STALLED },
         connections: Arc::new(Semaphore::new(config.max_connections)),
+        tls: tls(config)?,
     };
+    // Who scrapes metrics expects them in the clear on a port of their own, as Triton has it.
+    let in_the_clear = listener::Options { tls: None, ..options.clone() };
     let only_metrics = Services { rest: rest.open_routes(), grpc: axum::Router::new() };
     let mut listeners = Listeners::new();
-    let mut bind = async |address: Option<SocketAddr>, services: Services| {
+    let mut bind = async |address: Option<SocketAddr>, services: Services, options: &listener::Options| {
         let Some(address) = address else { return Ok(None) };
         let socket = TcpListener::bind(address).await.map_err(|e| format!("cannot listen on {address}: {e}"))?;
         let address = socket.local_addr().map_err(|e| e.to_string())?;
         listeners.spawn(listener::serve(socket, services, options.clone(), watching.clone()));
         Ok::<_, String>(Some(address))
     };
-    let http = bind(config.http(), services.clone()).await?;
-    let grpc = bind(config.grpc(), services).await?;
-    bind(config.metrics(), only_metrics).await?;
-    Ok((phase, listeners, Addresses { http, grpc }))
+    let http = bind(config.http(), services.clone(), &options).await?;
+    let grpc = bind(config.grpc(), services, &options).await?;
+    bind(config.metrics(), only_metrics, &in_the_clear).await?;
+    let scheme = if options.tls.is_some() { "https" } else { "http" };
+    Ok((phase, listeners, Addresses { http, grpc, scheme }))
+}
+
+/// TLS as configured, and the task that looks for new certificates.
+fn tls(config: &Config) -> Result<Option<Arc<Tls>>, String> {
+    let Some((certificate, key)) = config.tls() else { return Ok(None) };
+    let files = Files { certificate: certificate.into(), key: key.into(), client_authority: None };
+    let tls = Tls::open(files, config.handshake_timeout)?;
+    tokio::spawn(tls.clone().watch());
+    Ok(Some(tls))
 }
 
 /// How long a client may leave what is written to it untaken.
@@ -186,9 +202,9 @@ fn announce(registry: &Registry, addresses: &Addresses, start: Instant) {
         let name = if address.ip().is_unspecified() { "localhost".to_owned() } else { address.ip().to_string() };
         format!("{name}:{}", address.port())
     };
-    let mut text = String::from("\n");
+    let (mut text, scheme) = (String::from("\n"), addresses.scheme);
     if let Some(http) = addresses.http {
-        text += &format!("  REST   http://{}\n", host(http));
+        text += &format!("  REST   {scheme}://{}\n", host(http));
     }
     if let Some(grpc) = addresses.grpc {
         text += &format!("  gRPC   {}\n", host(grpc));
@@ -200,10 +216,10 @@ fn announce(registry: &Registry, addresses: &Addresses, start: Instant) {
     // The narrowest model makes the shortest command.
     if let (Some(http), Some(servable)) = (addresses.http, ready.iter().min_by_key(|s| inputs(s))) {
         let row = vec!["1.0"; inputs(servable).max(1) as usize].join(",");
-        let path = format!("http://{}/v1/models/{}:predict", host(http), servable.name);
+        let path = format!("{scheme}://{}/v1/models/{}:predict", host(http), servable.name);
         text += &format!("\n  curl {path} -d '{{\"instances\":[[{row}]]}}'\n");
     }
-    eprintln!("{text}");
+    telemetry::say(&(text + "\n"));
 }
 
 /// Readiness off, then no new connections, then no connections; a second signal ends it at once.

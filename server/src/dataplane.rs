@@ -6,10 +6,13 @@ use crate::classify;
 use crate::error::Error;
 use crate::profile::Profile;
 use crate::registry::{IndexEntry, Registry, Servable};
+use crate::telemetry::SPANS;
 use backends::{DataType, Parameter, Parameters, Port, Tensor};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use tracing::Instrument;
+use tracing::field::Empty;
 
 /// An inference request in the server's own terms.
 #[derive(Debug, Default)]
@@ -190,7 +193,19 @@ impl Dataplane {
         };
         let names = wanted.iter().map(|w| w.name.clone()).collect();
         let job = Job { inputs, outputs: names, parameters, deadline, priority };
-        let (outputs, timing) = servable.batcher.run(job).await?;
+        let span = tracing::info_span!(
+            target: SPANS,
+            "infer",
+            model = servable.name,
+            version = servable.version,
+            queue_us = Empty,
+            compute_us = Empty,
+        );
+        let (outputs, timing) = servable.batcher.run(job).instrument(span.clone()).await?;
+        if !span.is_disabled() {
+            let (queue, compute) = (timing.queue.as_micros() as u64, timing.infer.as_micros() as u64);
+            tracing::record_all!(span, queue_us = queue, compute_us = compute);
+        }
         if deadline.is_some_and(|deadline| Instant::now() > deadline) {
             return Err(Error::Deadline);
         }

@@ -22,3 +22,5 @@ pub mod registry;
 pub mod repository;
 pub mod rest;
 pub mod stats;
+pub mod telemetry;
+pub mod threads;

@@ -4,8 +4,9 @@ use mimalloc::MiMalloc;
 use server::args::{self, Command, UsageError, help};
 use server::cli::{config_show, manifests, validate};
 use server::config::{Config, LogFormat, Machine};
-use std::io::IsTerminal;
+use server::telemetry::{self, Format};
 use std::process::ExitCode;
+use tracing::level_filters::LevelFilter;
 
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
@@ -25,7 +26,8 @@ fn dispatch() -> Result<u8, UsageError> {
     match invocation.command {
         Command::Serve(args) => {
             let config = Config::load(args, &Machine::detect())?;
-            start_logging(&config);
+            // Until the end: what waits is written when it is dropped.
+            let _telemetry = start_telemetry(&config)?;
             invocation.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
             return serve(config);
         }
@@ -60,15 +62,15 @@ fn serve(config: Config) -> Result<u8, UsageError> {
     code
 }
 
-/// Text on a terminal, JSON otherwise.
-fn start_logging(config: &Config) {
-    let terminal = std::io::stderr().is_terminal();
-    let json = match config.log_format {
-        LogFormat::Json => true,
-        LogFormat::Text => false,
-        LogFormat::Auto => !terminal,
+fn start_telemetry(config: &Config) -> Result<telemetry::Guard, UsageError> {
+    let options = telemetry::Options {
+        level: config.log_level.name().parse().unwrap_or(LevelFilter::INFO),
+        format: match config.log_format {
+            LogFormat::Auto => Format::Auto,
+            LogFormat::Text => Format::Text,
+            LogFormat::Json => Format::Json,
+        },
+        otlp_endpoint: config.otlp_endpoint.clone(),
     };
-    let filter = tracing_subscriber::EnvFilter::new(config.log_level.name());
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if json { logs.json().init() } else { logs.with_ansi(terminal).init() }
+    telemetry::init(&options).map_err(problem)
 }

@@ -53,6 +53,11 @@ fn describe() {
     describe_gauge!("tensorgate_model_bytes", "Bytes a loaded model holds");
     describe_gauge!("tensorgate_backend_device", "1 for the device a model runs on");
     describe_histogram!("tensorgate_request_seconds", "End-to-end time of inference requests");
+    describe_gauge!("tensorgate_tls_cert_expiry_seconds", "Unix time at which the TLS certificate expires");
+    describe_counter!("tensorgate_log_dropped_total", "Log lines that nobody read in time");
+    describe_counter!("tensorgate_spans_dropped_total", "Spans that did not reach the collector");
+    log_dropped(0);
+    spans_dropped(0);
 }
 
 /// The metrics of one version of a model.
@@ -157,4 +162,21 @@ impl ModelMetrics {
         self.bytes.set(bytes as f64);
         self.executions.absolute(executions);
     }
+}
+
+/// Seconds since 1970 at which the certificate of the listeners expires.
+pub fn certificate_expires(seconds: Option<u64>) {
+    if let Some(seconds) = seconds {
+        gauge!("tensorgate_tls_cert_expiry_seconds").set(seconds as f64);
+    }
+}
+
+/// So many log lines were dropped in all.
+pub fn log_dropped(lines: u64) {
+    counter!("tensorgate_log_dropped_total").absolute(lines);
+}
+
+/// So many more spans did not reach the collector.
+pub fn spans_dropped(spans: u64) {
+    counter!("tensorgate_spans_dropped_total").increment(spans);
 }

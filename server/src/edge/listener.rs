@@ -1,6 +1,9 @@
 //! The accept loop: own, because axum's has no timeouts and ends on errors. It never ends but on shutdown.
 
 use super::activity::{Activity, Timeouts, Watched};
+use super::stream::Stream;
+use super::tls::Tls;
+use crate::telemetry::{self, Exchange};
 use axum::Router;
 use axum::body::Body;
 use http::Request;
@@ -8,12 +11,14 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tower::Service;
+use tracing::Instrument;
 
 /// How the server is leaving.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,6 +36,8 @@ pub struct Options {
     pub timeouts: Timeouts,
     /// Connections at a time, over all listeners.
     pub connections: Arc<Semaphore>,
+    /// Without it connections are in the clear.
+    pub tls: Option<Arc<Tls>>,
 }
 
 /// What answers: REST and gRPC, told apart by content type.
@@ -61,6 +68,7 @@ const LOOK: Duration = Duration::from_millis(1000);
 
 /// Accepts connections until `phase` is [`Phase::Closing`], then waits for those that are open.
 pub async fn serve(listener: TcpListener, services: Services, options: Options, mut phase: watch::Receiver<Phase>) {
+    let services = Services { rest: telemetry::named(services.rest), ..services };
     let mut connections = tokio::task::JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -72,10 +80,18 @@ pub async fn serve(listener: TcpListener, services: Services, options: Options, 
             Ok((stream, _)) => {
                 // Beyond the bound a connection is closed at once: the client learns it without waiting.
                 let Ok(permit) = options.connections.clone().try_acquire_owned() else { continue };
-                let (services, timeouts, phase) = (services.clone(), options.timeouts, phase.clone());
+                let (services, timeouts, tls) = (services.clone(), options.timeouts, options.tls.clone());
+                let mut phase = phase.clone();
                 connections.spawn(async move {
                     let _permit = permit;
-                    connection(stream, services, timeouts, phase).await;
+                    let stream = tokio::select! {
+                        biased;
+                        stream = Stream::open(stream, tls.as_deref()) => stream,
+                        _ = phase.wait_for(|phase| *phase == Phase::Closing) => None,
+                    };
+                    if let Some(stream) = stream {
+                        connection(stream, services, timeouts, phase).await;
+                    }
                 });
             }
             Err(error) => {
@@ -89,18 +105,18 @@ pub async fn serve(listener: TcpListener, services: Services, options: Options, 
     while connections.join_next().await.is_some() {}
 }
 
-async fn connection(stream: TcpStream, services: Services, timeouts: Timeouts, mut phase: watch::Receiver<Phase>) {
-    let _ = stream.set_nodelay(true);
+async fn connection(stream: Stream, services: Services, timeouts: Timeouts, mut phase: watch::Receiver<Phase>) {
     let activity = Activity::new();
     let service = {
         let activity = activity.clone();
-        service_fn(move |request: Request<Incoming>| {
+        service_fn(move |mut request: Request<Incoming>| {
             let running = activity.request(request.version() == http::Version::HTTP_2);
             let mut router = services.pick(&request);
+            let exchange = Exchange::begin(&mut request);
             async move {
-                let response = router.call(request.map(Body::new)).await;
-                drop(running);
-                response
+                let response = router.call(request.map(Body::new)).instrument(exchange.span()).await?;
+                // The request runs until its answer is sent: one that streams for minutes is not idle.
+                Ok::<_, Infallible>(exchange.answered(response, running))
             }
         })
     };

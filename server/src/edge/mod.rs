@@ -1,5 +1,8 @@
 //! Sockets: listeners, connections and their timeouts, who may come in. Nothing here knows what is served.
 
 pub mod activity;
+mod expiry;
 pub mod keys;
 pub mod listener;
+mod stream;
+pub mod tls;
