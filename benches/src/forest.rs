@@ -5,6 +5,7 @@
 //! median is what the machine let it do meanwhile.
 
 use crate::Failure;
+use crate::process;
 use backends::{
     Artifact, Call, CancelFlag, Conventions, DataType, Limits, LoadOptions, Model, Parameters, Predictor, Tensor,
 };
@@ -57,6 +58,8 @@ struct Report {
 struct Timing {
     min_us: f64,
     median_us: f64,
+    /// Processor time of a call on average, the timing itself included: what other jobs on the machine disturb least.
+    cpu_us: f64,
     calls: usize,
 }
 
@@ -143,7 +146,7 @@ fn read_rows(args: &Args) -> Result<Vec<u8>, Failure> {
 fn time(model: &dyn Predictor, inputs: &[Tensor], duration: Duration) -> Result<Timing, Failure> {
     let (parameters, cancel) = (Parameters::new(), CancelFlag::default());
     let mut times = Vec::new();
-    let began = Instant::now();
+    let (began, cpu_before) = (Instant::now(), process::own_cpu());
     // Three calls at least, or the median is no better than the fastest.
     for input in inputs.iter().cycle() {
         if times.len() >= 3 && began.elapsed() >= duration {
@@ -157,8 +160,14 @@ fn time(model: &dyn Predictor, inputs: &[Tensor], duration: Duration) -> Result<
         std::hint::black_box(outputs);
         times.push(took.as_nanos() as f64 / 1e3);
     }
+    let cpu = process::own_cpu().saturating_sub(cpu_before);
     times.sort_by(f64::total_cmp);
-    Ok(Timing { min_us: times[0], median_us: times[times.len() / 2], calls: times.len() })
+    Ok(Timing {
+        min_us: times[0],
+        median_us: times[times.len() / 2],
+        cpu_us: cpu.as_secs_f64() * 1e6 / times.len() as f64,
+        calls: times.len(),
+    })
 }
 
 /// Fastest and median microseconds by batch size, by engine.

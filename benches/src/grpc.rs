@@ -4,7 +4,7 @@
 //! if asked, the bytes) are looked at. A connection for each caller, as separate clients have.
 
 use crate::Failure;
-use crate::load::{self, Caller, Plan};
+use crate::load::{self, Answers, Caller, Plan};
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, Full};
@@ -29,21 +29,24 @@ pub(crate) struct Args {
 /// Loads a server.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let message = frame(&args.plan.body()?);
-    let expected = args.plan.expected()?.map(|message| frame(&message));
+    let answers = args.plan.answers()?;
     let uri: http::Uri = format!("http://{}{}", args.address, args.method).parse()?;
     let caller = || Channel {
         address: args.address,
         uri: uri.clone(),
         message: message.clone(),
-        expected: expected.clone(),
+        answers: answers.clone(),
         sender: None,
     };
     load::run(&args.plan, &uri.to_string(), (0..args.plan.concurrency).map(|_| caller()).collect())
 }
 
-/// A message as gRPC sends it: not compressed, and its length before it.
+/// Bytes before a message: whether it is compressed, and its length.
+const FRAME: usize = 5;
+
+/// A message as gRPC sends it, not compressed.
 fn frame(message: &[u8]) -> Bytes {
-    let mut framed = BytesMut::with_capacity(5 + message.len());
+    let mut framed = BytesMut::with_capacity(FRAME + message.len());
     framed.put_u8(0);
     framed.put_u32(message.len() as u32);
     framed.put_slice(message);
@@ -55,7 +58,7 @@ struct Channel {
     address: SocketAddr,
     uri: http::Uri,
     message: Bytes,
-    expected: Option<Bytes>,
+    answers: Answers,
     sender: Option<SendRequest<Full<Bytes>>>,
 }
 
@@ -80,10 +83,8 @@ impl Caller for Channel {
             Some(code) => return Err(format!("grpc-status {code}")),
             None => return Err("no grpc-status".into()),
         }
-        match &self.expected {
-            Some(expected) if body.to_bytes() != *expected => Err("unexpected message".into()),
-            _ => Ok(()),
-        }
+        let framed = body.to_bytes();
+        self.answers.take(framed.get(FRAME..).ok_or("no message")?)
     }
 }
 

@@ -37,6 +37,9 @@ pub(crate) struct Plan {
     /// File with the only good answer's body
     #[arg(long)]
     expect: Option<PathBuf>,
+    /// File to write the first good answer's body to
+    #[arg(long)]
+    save: Option<PathBuf>,
     /// Process of the server, to measure with its descendants
     #[arg(long)]
     pid: Option<u32>,
@@ -54,9 +57,33 @@ impl Plan {
         Ok(self.body.as_deref().map(read).transpose()?.unwrap_or_default())
     }
 
-    /// The body that a good answer has.
-    pub(crate) fn expected(&self) -> Result<Option<Rc<[u8]>>, Failure> {
-        Ok(self.expect.as_deref().map(read).transpose()?.map(Rc::from))
+    /// What is done with the bodies of answers.
+    pub(crate) fn answers(&self) -> Result<Answers, Failure> {
+        let expected = self.expect.as_deref().map(read).transpose()?.map(Rc::from);
+        Ok(Answers { expected, save: self.save.clone() })
+    }
+}
+
+/// What is done with the bodies of answers.
+#[derive(Clone)]
+pub(crate) struct Answers {
+    expected: Option<Rc<[u8]>>,
+    save: Option<PathBuf>,
+}
+
+impl Answers {
+    /// Takes the body of an answer that is good so far.
+    ///
+    /// # Errors
+    /// It is not the expected one, or cannot be saved.
+    pub(crate) fn take(&mut self, body: &[u8]) -> Result<(), String> {
+        if self.expected.as_deref().is_some_and(|expected| expected != body) {
+            return Err("unexpected body".into());
+        }
+        match self.save.take() {
+            Some(path) => std::fs::write(&path, body).map_err(|error| format!("{}: {error}", path.display())),
+            None => Ok(()),
+        }
     }
 }
 
