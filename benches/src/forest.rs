@@ -7,7 +7,8 @@
 use crate::Failure;
 use crate::process;
 use backends::{
-    Artifact, Call, CancelFlag, Conventions, DataType, Limits, LoadOptions, Model, Parameters, Predictor, Tensor,
+    Artifact, Call, CancelFlag, Conventions, DataType, InferError, Limits, LoadOptions, Model, Parameters, Predictor,
+    Tensor,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -50,6 +51,8 @@ struct Report {
     engine: &'static str,
     threads: usize,
     load_ms: f64,
+    /// Are the answers those of the library that trained the model, bit for bit? None without its answers.
+    exact: Option<bool>,
     /// By rows of a call.
     batches: BTreeMap<usize, Timing>,
 }
@@ -72,6 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let width = args.columns * 4;
     let seconds = Duration::try_from_secs_f64(args.seconds)?;
     let mut batches = BTreeMap::new();
+    let mut exact = None;
     for &batch in &args.batches {
         let inputs = rows
             .chunks_exact(width * batch)
@@ -81,15 +85,17 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         if inputs.is_empty() {
             return Err(format!("fewer than {batch} rows").into());
         }
+        exact = is_exact(&*model, &inputs[0], &args.model.join("expected.bin"))?.map(|now| now && exact != Some(false));
         batches.insert(batch, time(&*model, &inputs, seconds)?);
     }
     let name = args.model.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let report = Report { model: name, engine: "tensorgate", threads: args.threads, load_ms, batches };
+    let report = Report { model: name, engine: "tensorgate", threads: args.threads, load_ms, exact, batches };
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
         return Ok(());
     }
-    println!("{}: loaded in {:.1} ms, {} thread(s)", report.model, report.load_ms, report.threads);
+    let exact = exact.map_or("unchecked", |exact| if exact { "exact" } else { "WRONG" });
+    println!("{}: loaded in {:.1} ms, {} thread(s), answers {exact}", report.model, report.load_ms, report.threads);
     let peers = args.library_json.as_deref().map(|path| peers(path, &report.model)).transpose()?.unwrap_or_default();
     for (batch, timing) in &report.batches {
         println!(
@@ -142,9 +148,21 @@ fn read_rows(args: &Args) -> Result<Vec<u8>, Failure> {
     std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()).into())
 }
 
+/// Compares the answers to the first rows with the training library's; none where there are none.
+fn is_exact(model: &dyn Predictor, input: &Tensor, expected: &Path) -> Result<Option<bool>, Failure> {
+    let Ok(expected) = std::fs::read(expected) else { return Ok(None) };
+    let outputs = call(model, input)?;
+    Ok(Some(expected.starts_with(outputs[0].bytes())))
+}
+
+fn call(model: &dyn Predictor, input: &Tensor) -> Result<Vec<Tensor>, InferError> {
+    let (parameters, cancel) = (Parameters::new(), CancelFlag::default());
+    let inputs = std::slice::from_ref(input);
+    model.predict(&Call { inputs, outputs: &[], parameters: &parameters, deadline: None, cancel: &cancel })
+}
+
 /// Calls the model for some time, with each input in turn.
 fn time(model: &dyn Predictor, inputs: &[Tensor], duration: Duration) -> Result<Timing, Failure> {
-    let (parameters, cancel) = (Parameters::new(), CancelFlag::default());
     let mut times = Vec::new();
     let (began, cpu_before) = (Instant::now(), process::own_cpu());
     // Three calls at least, or the median is no better than the fastest.
@@ -152,10 +170,8 @@ fn time(model: &dyn Predictor, inputs: &[Tensor], duration: Duration) -> Result<
         if times.len() >= 3 && began.elapsed() >= duration {
             break;
         }
-        let inputs = std::slice::from_ref(input);
-        let call = Call { inputs, outputs: &[], parameters: &parameters, deadline: None, cancel: &cancel };
         let sent = Instant::now();
-        let outputs = model.predict(&call)?;
+        let outputs = call(model, input)?;
         let took = sent.elapsed();
         std::hint::black_box(outputs);
         times.push(took.as_nanos() as f64 / 1e3);

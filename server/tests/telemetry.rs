@@ -1,5 +1,8 @@
 //! Telemetry around the listener: ids, logs and traces, and sinks that fail.
 
+// The exemption of tests covers only the bodies of `#[test]` functions.
+#![allow(clippy::unwrap_used)]
+
 use axum::Router;
 use axum::extract::Path;
 use axum::routing::get;

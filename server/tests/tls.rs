@@ -1,5 +1,8 @@
 //! TLS on the listener: protocols, certificates that change under connections, clients that dawdle.
 
+// The exemption of tests covers only the bodies of `#[test]` functions.
+#![allow(clippy::unwrap_used)]
+
 use axum::Router;
 use axum::routing::get;
 use bytes::Bytes;
