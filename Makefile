@@ -32,6 +32,9 @@ TOOLS := $(call named,tools,.ci/tools.txt)
 ORACLE := $(call named,python-oracle,backends/tests/oracle/requirements.txt)
 CLIENTS := $(call named,python-clients,tests/clients/requirements.txt)
 CONFORMANCE := $(call named,python-conformance,tests/conformance/requirements.txt)
+LIBRARIES := $(call named,python-libraries,benches/peers/requirements-libraries.txt)
+MLSERVER := $(call named,python-mlserver,benches/peers/requirements-mlserver.txt)
+BENCH_MODELS := $(call named,bench-models,benches/peers/forest_models.py)
 DEPLOY := $(call named,python-deploy,deploy/check/requirements.txt)
 SWEEP := $(call named,sweep,$(ORACLE_FILES))
 
@@ -62,9 +65,14 @@ image-check: release
 	$(call say,the image without an image builder)
 	@deploy/check/image-check.sh $(BINARY) models
 
-bench:
-	$(call say,benchmarks)
-	@cargo run --release --locked -p tensorgate-benches
+bench: $(LIBRARIES)/.done $(MLSERVER)/.done $(CONFORMANCE)/.done $(BENCH_MODELS)/.done
+	$(call say,release build with the load generator)
+	@cargo build --release --locked -p tensorgate -p tensorgate-benches
+	$(call say,this server beside bare hyper and its peers; the tables come in $(CACHE)/bench)
+	@mkdir -p $(CACHE)/bench
+	@$(PYTHON) benches/run.py --benches $(CARGO_TARGET_DIR)/release/tensorgate-benches --tensorgate $(BINARY) \
+	  --models $(BENCH_MODELS) --library-python $(LIBRARIES)/bin/python --mlserver-python $(MLSERVER)/bin/python \
+	  --peers-python $(CONFORMANCE)/bin/python --out $(CACHE)/bench/results $(BENCH_FLAGS)
 
 clean:
 	$(call say,emptying $(CACHE))
@@ -83,7 +91,7 @@ clippy:
 
 crates: $(TOOLS)/.done $(SWEEP)/.done
 	$(call say,tests of the crates)
-	@TENSORGATE_SWEEP=$(SWEEP)/xgboost:$(SWEEP)/lightgbm cargo nextest run --workspace --locked --status-level fail
+	@TENSORGATE_SWEEP=$(SWEEP)/xgboost:$(SWEEP)/lightgbm cargo nextest run --workspace --locked --no-fail-fast --status-level fail
 	$(call say,examples in the documentation)
 	@cargo test --workspace --doc --locked --quiet
 
@@ -125,8 +133,16 @@ endef
 $(eval $(call python,CLIENTS,tests/clients/requirements.txt,))
 $(eval $(call python,CONFORMANCE,tests/conformance/requirements.txt,))
 $(eval $(call python,DEPLOY,deploy/check/requirements.txt,))
+$(eval $(call python,MLSERVER,benches/peers/requirements-mlserver.txt,))
 # This xgboost asks for a newer Python in its metadata only.
 $(eval $(call python,ORACLE,backends/tests/oracle/requirements.txt,--ignore-requires-python))
+$(eval $(call python,LIBRARIES,benches/peers/requirements-libraries.txt,--ignore-requires-python))
+
+$(BENCH_MODELS)/.done: $(LIBRARIES)/.done
+	$(call say,models to measure with)
+	@rm -rf $(@D)
+	@$(LIBRARIES)/bin/python benches/peers/forest_models.py --out $(@D)
+	@touch $@
 
 $(SWEEP)/.done: $(ORACLE)/.done
 	$(call say,models and answers by the original libraries)
