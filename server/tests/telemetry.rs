@@ -161,7 +161,13 @@ async fn arrives(endpoint: impl Fn(u16) -> String, path: &str, kind: &str, skip:
     client.get("/hello/d", &[]).await;
     drop(client);
     tokio::task::spawn_blocking(move || drop(guard)).await.unwrap();
-    assert_eq!(self::spans(&calls.recv().await.unwrap().2[skip..]).len(), 1);
+    let mut last = self::spans(&calls.recv().await.unwrap().2[skip..]);
+    if last.len() == 3 {
+        // Leaving before an answer was read: what it was for is sent again, rather than lost.
+        last = self::spans(&calls.recv().await.unwrap().2[skip..]);
+    }
+    let names: Vec<&str> = last.iter().map(|span| span.name.as_str()).collect();
+    assert_eq!(names, ["GET /hello/{who}"]);
 }
 
 #[tokio::test]
