@@ -1,4 +1,4 @@
-//! The description of a forest that every kernel compiles from. It is checked once, in [`Forest::new`]; kernels rely
+//! The description of a forest that every kernel compiles from. It is checked once, in [`Forest::checked`]; kernels rely
 //! on what is checked there (indices in range, no cycle) and use unchecked indexing.
 //!
 //! It is not a file format: readers lower XGBoost, LightGBM and others to it.
