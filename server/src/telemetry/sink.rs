@@ -69,6 +69,11 @@ pub(super) struct Sink {
     connection: Option<Connection>,
 }
 
+/// In the clear or not: one type, so that hyper's client is compiled once.
+trait Pipe: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Pipe for S {}
+
 enum Connection {
     Grpc(http2::SendRequest<Full<Bytes>>),
     Http(http1::SendRequest<Full<Bytes>>),
@@ -151,18 +156,15 @@ impl Sink {
     async fn connect(&self) -> Result<Connection, String> {
         let host = self.host.trim_start_matches('[').trim_end_matches(']');
         let stream = TcpStream::connect((host, self.port)).await.map_err(|error| error.to_string())?;
-        let Some(tls) = &self.tls else { return Connection::open(self.protocol, stream).await };
+        let Some(tls) = &self.tls else { return Connection::open(self.protocol, Box::new(stream)).await };
         let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
         let stream = tls.connect(name, stream).await.map_err(|error| error.to_string())?;
-        Connection::open(self.protocol, stream).await
+        Connection::open(self.protocol, Box::new(stream)).await
     }
 }
 
 impl Connection {
-    async fn open<S>(protocol: Protocol, stream: S) -> Result<Self, String>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    async fn open(protocol: Protocol, stream: Box<dyn Pipe>) -> Result<Self, String> {
         let stream = TokioIo::new(stream);
         match protocol {
             Protocol::Grpc => {
