@@ -170,6 +170,8 @@ mod tests {
         for (text, value) in [("1", 1.0), ("2.5", 2.5), ("0.7", 0.7), ("1e-05", 1e-5), ("12.5E+1", 125.0)] {
             assert_eq!(parse_parameter(text), Some(value), "{text}");
         }
+        // Six and 0.56 make another number than 6.56.
+        assert_eq!(parse_parameter("6.56").map(f64::to_bits), Some(6.56f64.next_up().to_bits()));
         for text in ["", ".", "x", "-1", "1e", "1e99", "nan"] {
             assert_eq!(parse_parameter(text), None, "{text}");
         }
