@@ -54,18 +54,23 @@ impl Artifact {
     /// # Errors
     /// No model file, more than one, or settings that cannot be read.
     pub fn open(root: &Path, directory: &Path) -> Result<Self, LoadError> {
+        let settings = settings::read(root)?;
         let mut found = Vec::new();
         for path in files(directory)? {
-            if let Some(format) = detect(&path)? {
+            let wanted = settings.file.as_ref().is_none_or(|name| *name == file_name(&path));
+            if wanted && let Some(format) = detect(&path)? {
                 found.push((path, format));
             }
         }
-        match found.len() {
-            1 => {
+        match (found.len(), &settings.file) {
+            (1, _) => {
                 let (model_path, format) = found.remove(0);
-                Ok(Artifact { model_path, format, settings: settings::read(root)? })
+                Ok(Artifact { model_path, format, settings })
             }
-            0 => Err(LoadError::new(directory, NO_MODEL)),
+            (0, Some(name)) => {
+                Err(LoadError::new(directory, format!("'{name}', which its settings name, is no model file in it")))
+            }
+            (0, None) => Err(LoadError::new(directory, NO_MODEL)),
             _ => {
                 let names: Vec<_> = found.iter().map(|(p, _)| file_name(p)).collect();
                 Err(LoadError::new(
@@ -136,7 +141,10 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>, LoadError> {
 }
 
 /// A link is followed only into `..data`, the way Kubernetes mounts files.
-fn check_link(path: &Path) -> Result<(), LoadError> {
+///
+/// # Errors
+/// It is another link.
+pub(crate) fn check_link(path: &Path) -> Result<(), LoadError> {
     let Ok(target) = fs::read_link(path) else { return Ok(()) };
     let mounted = target.components().next() == Some(Component::Normal("..data".as_ref()))
         && target.components().all(|c| matches!(c, Component::Normal(_)));

@@ -37,6 +37,8 @@ pub struct Port {
     pub name: String,
     /// The type that metadata states.
     pub datatype: DataType,
+    /// Types that are taken besides it, where types are matched exactly.
+    pub also: Vec<DataType>,
     /// Its shape; -1 is any length.
     pub shape: Vec<i64>,
     /// May it be left out?

@@ -1,5 +1,6 @@
 //! Names every part, starts them in order, and takes them down in order.
 
+use crate::budget::Budget;
 use crate::config::{self, Config, ControlMode, InitMode, Models, Startup};
 use crate::dataplane::{Control, Dataplane};
 use crate::edge::activity::Timeouts;
@@ -9,7 +10,7 @@ use crate::edge::tls::{Files, Tls};
 use crate::profile::Profile;
 use crate::registry::{Registry, Servable};
 use crate::repository::{Repository, watch};
-use crate::rest::{BodyLimits, Budget, Rest};
+use crate::rest::{BodyLimits, Rest, Shortcut};
 use crate::{batcher, grpc, metrics, telemetry};
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
@@ -32,6 +33,13 @@ pub async fn run(config: Config) -> Result<u8, String> {
     // Before anything else: a signal that comes while models load must be heard.
     let mut signals = Signals::new()?;
     let metrics = metrics::install()?;
+    let upkeep = metrics.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(UPKEEP).await;
+            upkeep.run_upkeep();
+        }
+    });
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(config.nthread)
         .thread_name(|i| format!("compute-{i}"))
@@ -56,8 +64,10 @@ pub async fn run(config: Config) -> Result<u8, String> {
     }
     let body =
         BodyLimits { bytes: usize::try_from(config.max_body_size).unwrap_or(usize::MAX), idle: config.body_timeout };
-    let rest = Rest::new(plane.clone(), body, Budget::new(config.inflight_bytes), metrics);
-    let services = services(&rest, &plane, body.bytes, keys);
+    let budget = Budget::new(config.inflight_bytes);
+    let bounds = grpc::Bounds { message_bytes: body.bytes, budget: budget.clone() };
+    let rest = Rest::new(plane.clone(), body, budget, metrics);
+    let services = services(&rest, &plane, bounds, keys);
     let (phase, listeners, addresses) = listen(&config, services, &rest).await?;
     if load(&config, &registry, &plane, &mut signals).await? {
         announce(&registry, &addresses, start);
@@ -98,7 +108,7 @@ fn batching(config: &Config) -> batcher::Options {
     }
 }
 
-fn services(rest: &Rest, plane: &Arc<Dataplane>, message_bytes: usize, keys: Option<Arc<Keys>>) -> Services {
+fn services(rest: &Rest, plane: &Arc<Dataplane>, bounds: grpc::Bounds, keys: Option<Arc<Keys>>) -> Services {
     let mut closed = rest.routes();
     if let Some(keys) = keys.clone() {
         // The layer lies over every route of this router, its fallback included: a route is closed unless it was put
@@ -113,7 +123,11 @@ fn services(rest: &Rest, plane: &Arc<Dataplane>, message_bytes: usize, keys: Opt
             }
         }));
     }
-    Services { rest: closed.merge(rest.open_routes()), grpc: grpc::router(plane.clone(), message_bytes, keys) }
+    Services {
+        rest: closed.merge(rest.open_routes()),
+        infer: (!telemetry::spans_wanted()).then(|| Shortcut::new(rest.clone(), keys.clone())),
+        grpc: grpc::router(plane.clone(), bounds, keys),
+    }
 }
 
 type Listeners = tokio::task::JoinSet<()>;
@@ -139,7 +153,7 @@ async fn listen(
     };
     // Who scrapes metrics expects them in the clear on a port of their own, as Triton has it.
     let in_the_clear = listener::Options { tls: None, ..options.clone() };
-    let only_metrics = Services { rest: rest.open_routes(), grpc: axum::Router::new() };
+    let only_metrics = Services { rest: rest.open_routes(), infer: None, grpc: axum::Router::new() };
     let mut listeners = Listeners::new();
     let mut bind = async |address: Option<SocketAddr>, services: Services, options: &listener::Options| {
         let Some(address) = address else { return Ok(None) };
@@ -163,6 +177,9 @@ fn tls(config: &Config) -> Result<Option<Arc<Tls>>, String> {
     tokio::spawn(tls.clone().watch());
     Ok(Some(tls))
 }
+
+/// Between two sweeps of what histograms have gathered: without them they would grow until somebody reads metrics.
+const UPKEEP: Duration = Duration::from_secs(1);
 
 /// How long a client may leave what is written to it untaken.
 const STALLED: Duration = Duration::from_secs(60);

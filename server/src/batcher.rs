@@ -56,6 +56,16 @@ struct Waiting {
     job: Job,
     since: Instant,
     reply: oneshot::Sender<Answer>,
+    cancel: CancelFlag,
+}
+
+/// Stands for somebody who waits; tells the call when they leave.
+struct Present(CancelFlag);
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
 }
 
 #[derive(Default)]
@@ -120,14 +130,15 @@ impl Batcher {
     pub async fn run(&self, job: Job) -> Answer {
         let inner = &self.0;
         if inner.cheap(&job) && inner.lock().waiting.is_empty() {
-            return inner.run_one(&job, Duration::ZERO);
+            return inner.run_one(&job, Duration::ZERO, &CancelFlag::default());
         }
-        let answer = self.enqueue(job)?;
+        let present = Present(CancelFlag::default());
+        let answer = self.enqueue(job, present.0.clone())?;
         // The sender is dropped without a word only when its thread is torn down.
         answer.await.unwrap_or(Err(Error::Draining))
     }
 
-    fn enqueue(&self, job: Job) -> Result<oneshot::Receiver<Answer>, Error> {
+    fn enqueue(&self, job: Job, cancel: CancelFlag) -> Result<oneshot::Receiver<Answer>, Error> {
         let (reply, answer) = oneshot::channel();
         let mut queue = self.0.lock();
         // Whoever left or ran out of time makes room for others.
@@ -142,7 +153,7 @@ impl Batcher {
         }
         queue.arrivals += 1;
         let place = (job.priority, queue.arrivals);
-        queue.waiting.insert(place, Waiting { job, since: Instant::now(), reply });
+        queue.waiting.insert(place, Waiting { job, since: Instant::now(), reply, cancel });
         if queue.running < self.0.instances {
             queue.running += 1;
             let inner = self.0.clone();
@@ -247,19 +258,18 @@ impl Inner {
             }
         }
         for waiting in group {
-            let answer = self.run_one(&waiting.job, waiting.since.elapsed());
+            let answer = self.run_one(&waiting.job, waiting.since.elapsed(), &waiting.cancel);
             let _ = waiting.reply.send(answer);
         }
     }
 
-    fn run_one(&self, job: &Job, queue: Duration) -> Answer {
-        let cancel = CancelFlag::default();
+    fn run_one(&self, job: &Job, queue: Duration, cancel: &CancelFlag) -> Answer {
         let call = Call {
             inputs: &job.inputs,
             outputs: &job.outputs,
             parameters: &job.parameters,
             deadline: job.deadline,
-            cancel: &cancel,
+            cancel,
         };
         let start = Instant::now();
         let outputs = self.predict(&call)?;

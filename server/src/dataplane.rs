@@ -3,9 +3,10 @@
 
 use crate::batcher::{Job, rows};
 use crate::classify;
+use crate::describe::max_batch_size;
 use crate::error::Error;
 use crate::profile::Profile;
-use crate::registry::{IndexEntry, Registry, Servable};
+use crate::registry::{IndexEntry, Registry};
 use crate::telemetry::SPANS;
 use backends::{DataType, Parameter, Parameters, Port, Tensor};
 use std::sync::Arc;
@@ -13,6 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tracing::Instrument;
 use tracing::field::Empty;
+
+pub use crate::registry::Servable;
 
 /// An inference request in the server's own terms.
 #[derive(Debug, Default)]
@@ -154,7 +157,9 @@ impl Dataplane {
     pub async fn infer(&self, servable: Arc<Servable>, request: Infer) -> Result<Inferred, Error> {
         let start = Instant::now();
         let count = rows(&request.inputs);
+        let waiting = Waiting { servable: &servable, since: start };
         let answer = self.answer(&servable, request).await;
+        std::mem::forget(waiting);
         let total = start.elapsed();
         match answer {
             Ok((id, outputs, timing)) => {
@@ -268,8 +273,8 @@ impl Dataplane {
                 servable.name
             )));
         }
-        let (count, most) = (rows(&request.inputs), servable.settings.max_batch_size);
-        if let Some(most) = most.filter(|most| count > *most as usize) {
+        let (count, most) = (rows(&request.inputs), max_batch_size(servable));
+        if count > most as usize {
             return Err(Error::Invalid(format!(
                 "inference request batch-size must be <= {most} for '{}', got {count}",
                 servable.name
@@ -320,6 +325,19 @@ impl Dataplane {
     }
 }
 
+/// A request that is being answered. It is dropped only when its client has left.
+struct Waiting<'a> {
+    servable: &'a Servable,
+    since: Instant,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.servable.stats.failed(self.since.elapsed());
+        self.servable.metrics.failed(&Error::Cancelled);
+    }
+}
+
 /// Requests that state no priority go behind those that state one.
 const DEFAULT_PRIORITY: u64 = 1 << 32;
 
@@ -336,7 +354,7 @@ fn check_strictly(servable: &Servable, request: &Infer) -> Result<(), Error> {
                 known.join(", ")
             )));
         };
-        if port.datatype != input.datatype() {
+        if port.datatype != input.datatype() && !port.also.contains(&input.datatype()) {
             return Err(Error::Invalid(format!(
                 "inference input '{}' data-type is '{}', but model '{model}' expects '{}'",
                 input.name(),

@@ -45,11 +45,11 @@ pub fn config_datatype(datatype: DataType) -> &'static str {
 
 /// Rows that a request may have where the model's settings state no bound: Triton's clients read it as the batch
 /// dimension's.
-pub const MAX_BATCH_SIZE: i32 = 1 << 20;
+pub const MAX_BATCH_SIZE: u32 = 1 << 20;
 
-/// Rows that a request may have.
-pub fn max_batch_size(servable: &Servable) -> i32 {
-    servable.settings.max_batch_size.map_or(MAX_BATCH_SIZE, |size| i32::try_from(size).unwrap_or(i32::MAX))
+/// Rows that a request may have: what is announced is what is enforced.
+pub fn max_batch_size(servable: &Servable) -> u32 {
+    servable.settings.max_batch_size.unwrap_or(MAX_BATCH_SIZE)
 }
 
 /// The shape without its first, batched dimension, as a configuration states it.

@@ -244,12 +244,16 @@ impl Registry {
 
     /// Loads the versions of what was found that the model's settings ask for, and replaces what served before.
     fn load_found(&self, name: &str, found: &Found) -> Result<(), LoadError> {
-        let versions = settings::read(&found.root).map(|settings| found.wanted(&settings.versions));
-        let versions = match versions {
-            Ok(versions) => versions,
+        let policy = match settings::read(&found.root) {
+            Ok(settings) => settings.versions,
             Err(error) => return self.failed(name, found.versions.keys().max().copied().unwrap_or(1), error),
         };
+        let versions = found.wanted(&policy);
         let mut result = Ok(());
+        for version in found.missing(&policy) {
+            let reason = format!("version {version}, which its settings ask for, is not there");
+            result = self.failed(name, version, LoadError::new(&found.root, reason));
+        }
         for (&version, directory) in &versions {
             if let Err(error) = self.load_one(name, version, found, directory) {
                 result = Err(error);
@@ -300,6 +304,9 @@ impl Registry {
     ) -> Result<Servable, LoadError> {
         let artifact = Artifact::open(&found.root, directory)?;
         let settings = artifact.settings().clone();
+        for note in &settings.without_effect {
+            tracing::warn!(model = name, version, "config.pbtxt: {note}");
+        }
         if let Some(stated) = settings.name.as_ref().filter(|stated| *stated != name) {
             return Err(LoadError::new(
                 &found.root,

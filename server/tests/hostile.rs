@@ -11,7 +11,14 @@ use server::codec;
 use server::dataplane::Infer;
 
 fn signature(datatype: DataType, shape: &[i64]) -> Signature {
-    let port = Port { name: "x".into(), datatype, shape: shape.to_vec(), optional: false, labels: Vec::new() };
+    let port = Port {
+        name: "x".into(),
+        datatype,
+        shape: shape.to_vec(),
+        also: Vec::new(),
+        optional: false,
+        labels: Vec::new(),
+    };
     Signature {
         inputs: vec![port],
         outputs: Vec::new(),

@@ -50,7 +50,7 @@ async fn serve() -> Server {
     let (phase, watching) = watch::channel(Phase::Serving);
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
-    tokio::spawn(listener::serve(socket, Services { rest, grpc: Router::new() }, options, watching));
+    tokio::spawn(listener::serve(socket, Services { infer: None, rest, grpc: Router::new() }, options, watching));
     Server { address, _phase: phase }
 }
 

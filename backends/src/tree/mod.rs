@@ -67,13 +67,13 @@ fn load_xgboost(mut booster: Booster, context: &Context<'_>) -> Result<Box<dyn P
     // `DMatrix` refuses infinities, `inplace_predict` and FIL do not.
     let finite = context.options.conventions == Conventions::Kserve;
     let intake = Intake { columns, fills_up: true, finite };
-    Ok(Box::new(TreePredictor::new(Xgboost::new(booster)?, intake, "xgboost", context)))
+    Ok(Box::new(TreePredictor::new(Xgboost::new(booster)?, intake, "xgboost", context)?))
 }
 
 fn load_lightgbm(data: &[u8], context: &Context<'_>) -> Result<Box<dyn Predictor>, String> {
     let model = lightgbm::read(data).map_err(|fault| fault.to_string())?;
     let (scorer, intake) = Lightgbm::new(lightgbm::lower(model)?);
-    Ok(Box::new(TreePredictor::new(scorer, intake, "lightgbm", context)))
+    Ok(Box::new(TreePredictor::new(scorer, intake, "lightgbm", context)?))
 }
 
 /// Is this the beginning of an XGBoost file of the binary format?

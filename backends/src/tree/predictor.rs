@@ -44,16 +44,27 @@ pub(super) struct Context<'a> {
 }
 
 impl<S: Scorer> TreePredictor<S> {
-    pub(super) fn new(scorer: S, intake: Intake, platform: &str, context: &Context<'_>) -> Self {
+    /// Errors are widths that the settings state and the model does not have.
+    pub(super) fn new(scorer: S, intake: Intake, platform: &str, context: &Context<'_>) -> Result<Self, String> {
         let shaping = Shaping::new(context.settings);
-        let signature = signature(shaping.columns(scorer.columns()), S::Number::DATATYPE, &intake.columns, context);
+        let outputs = shaping.columns(scorer.columns());
+        let stated = [
+            ("input", context.settings.input_type.columns, intake.columns.count),
+            ("output", context.settings.output_type.columns, outputs.unwrap_or(1)),
+        ];
+        for (port, stated, actual) in stated {
+            if let Some(stated) = stated.filter(|stated| *stated != actual) {
+                return Err(format!("its settings say that a row of the {port} has {stated} values; it has {actual}"));
+            }
+        }
+        let signature = signature(outputs, S::Number::DATATYPE, &intake.columns, context);
         let signature = Signature { platform: platform.into(), ..signature };
         let pool = context.options.pool.clone();
         let most_bytes = context.options.limits.tensor_bytes;
         let single_call = Duration::ZERO;
         let mut predictor = TreePredictor { scorer, intake, signature, shaping, pool, single_call, most_bytes };
         predictor.single_call = predictor.time_single_call();
-        predictor
+        Ok(predictor)
     }
 
     /// The fastest of a few calls of one row.
@@ -197,30 +208,40 @@ impl<S: Scorer> Predictor for TreePredictor<S> {
         let values = self.shaping.apply(values, columns);
         let mut shape = vec![count];
         shape.extend(self.shaping.columns(columns));
-        let output = Tensor::from_vec(self.signature.outputs[0].name.clone(), shape, values);
+        let port = &self.signature.outputs[0];
+        let name = port.name.clone();
+        let output = match port.datatype {
+            datatype if datatype == S::Number::DATATYPE => Tensor::from_vec(name, shape, values),
+            DataType::Fp32 => Tensor::from_vec(name, shape, values.iter().map(|v| v.to_f64() as f32).collect()),
+            _ => Tensor::from_vec(name, shape, values.iter().map(|v| v.to_f64()).collect()),
+        };
         Ok(vec![output.map_err(|misfit| InferError::Internal(misfit.to_string()))?])
     }
 }
 
 fn signature(outputs: Option<usize>, datatype: DataType, columns: &Columns, context: &Context<'_>) -> Signature {
-    let (input, output) = match context.options.conventions {
-        Conventions::Kserve => ("input-0", "output-0"),
-        Conventions::Triton => ("input__0", "output__0"),
-    };
-    let port = |stated: &Option<String>, name: &str, shape: Vec<i64>| Port {
+    let Context { options, settings } = context;
+    let triton = options.conventions == Conventions::Triton;
+    let (input, output) = if triton { ("input__0", "output__0") } else { ("input-0", "output-0") };
+    // Triton's forest backend takes 32 bits for every model; whoever has more may send more.
+    let taken = settings.input_type.datatype.unwrap_or(if triton { DataType::Fp32 } else { datatype });
+    let port = |stated: &Option<String>, name: &str, datatype: DataType, shape: Vec<i64>| Port {
         name: stated.as_deref().unwrap_or(name).into(),
         datatype,
+        also: Vec::new(),
         shape,
         optional: false,
         labels: Vec::new(),
     };
     let mut shape = vec![-1];
     shape.extend(outputs.map(|n| n as i64));
+    let input = port(&settings.input, input, taken, vec![-1, columns.count as i64]);
+    let wider = settings.input_type.datatype.is_none() && datatype != taken;
     Signature {
-        inputs: vec![port(&context.settings.input, input, vec![-1, columns.count as i64])],
-        outputs: vec![port(&context.settings.output, output, shape)],
+        inputs: vec![Port { also: wider.then_some(datatype).into_iter().collect(), ..input }],
+        outputs: vec![port(&settings.output, output, settings.output_type.datatype.unwrap_or(datatype), shape)],
         // Whoever states the input's name means it.
-        strict: context.options.conventions == Conventions::Triton || context.settings.input.is_some(),
+        strict: triton || settings.input.is_some(),
         feature_names: columns.names.clone(),
         platform: String::new(),
     }

@@ -24,10 +24,16 @@ pub fn validate(directory: &Path) -> Result<(String, bool), String> {
                 let Model::Predictor(predictor) = load(&artifact, &options)?;
                 let input = predictor.signature().inputs.first().map(|port| port.shape.clone()).unwrap_or_default();
                 let output = predictor.signature().outputs.first().map(|port| port.shape.clone()).unwrap_or_default();
-                Ok(format!("{}, input {input:?}, output {output:?}", artifact.format()))
+                let what = format!("{}, input {input:?}, output {output:?}", artifact.format());
+                Ok((what, artifact.settings().without_effect.clone()))
             });
             match loaded {
-                Ok(what) => text += &format!("{name} version {version}: ok: {what}\n"),
+                Ok((what, without_effect)) => {
+                    text += &format!("{name} version {version}: ok: {what}\n");
+                    for note in without_effect {
+                        text += &format!("{name} version {version}: config.pbtxt: {note}\n");
+                    }
+                }
                 Err(error) => {
                     good = false;
                     text += &format!("{name} version {version}: refused: {error}\n");

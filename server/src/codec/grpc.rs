@@ -246,7 +246,7 @@ pub fn config(servable: &Servable) -> grpc::ModelConfig {
         version_policy: Some(grpc::ModelVersionPolicy {
             policy_choice: Some(grpc::model_version_policy::PolicyChoice::Latest(latest)),
         }),
-        max_batch_size: describe::max_batch_size(servable),
+        max_batch_size: i32::try_from(describe::max_batch_size(servable)).unwrap_or(i32::MAX),
         input: servable.signature.inputs.iter().map(input).collect(),
         output: servable.signature.outputs.iter().map(output).collect(),
         instance_group: vec![grpc::ModelInstanceGroup {

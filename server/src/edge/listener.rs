@@ -3,9 +3,11 @@
 use super::activity::{Activity, Timeouts, Watched};
 use super::stream::Stream;
 use super::tls::Tls;
+use crate::rest::Shortcut;
 use crate::telemetry::{self, Exchange};
 use axum::Router;
 use axum::body::Body;
+use axum::response::Response;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -45,18 +47,30 @@ pub struct Options {
 pub struct Services {
     /// All paths of REST.
     pub rest: Router,
+    /// A shorter way to one of them.
+    pub infer: Option<Shortcut>,
     /// All methods of gRPC.
     pub grpc: Router,
 }
 
 impl Services {
-    fn pick(&self, request: &Request<Incoming>) -> Router {
-        let grpc = request
-            .headers()
-            .get(http::header::CONTENT_TYPE)
-            .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-        if grpc { self.grpc.clone() } else { self.rest.clone() }
+    async fn answer(&self, request: Request<Incoming>, exchange: &Exchange) -> Response {
+        let kind = request.headers().get(http::header::CONTENT_TYPE);
+        if kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
+            return routed(self.grpc.clone(), request, exchange).await;
+        }
+        if let Some(infer) = &self.infer
+            && let Some(servable) = infer.find(&request)
+        {
+            return infer.infer(servable, request).await;
+        }
+        routed(self.rest.clone(), request, exchange).await
     }
+}
+
+async fn routed(mut router: Router, request: Request<Incoming>, exchange: &Exchange) -> Response {
+    let answered = router.call(request.map(Body::new)).instrument(exchange.span()).await;
+    answered.unwrap_or_else(|never| match never {})
 }
 
 /// Requests of an HTTP/2 connection at a time.
@@ -108,13 +122,13 @@ pub async fn serve(listener: TcpListener, services: Services, options: Options, 
 async fn connection(stream: Stream, services: Services, timeouts: Timeouts, mut phase: watch::Receiver<Phase>) {
     let activity = Activity::new();
     let service = {
-        let activity = activity.clone();
+        let (activity, services) = (activity.clone(), Arc::new(services));
         service_fn(move |mut request: Request<Incoming>| {
             let running = activity.request(request.version() == http::Version::HTTP_2);
-            let mut router = services.pick(&request);
+            let services = services.clone();
             let exchange = Exchange::begin(&mut request);
             async move {
-                let response = router.call(request.map(Body::new)).instrument(exchange.span()).await?;
+                let response = services.answer(request, &exchange).await;
                 // The request runs until its answer is sent: one that streams for minutes is not idle.
                 Ok::<_, Infallible>(exchange.answered(response, running))
             }

@@ -1,5 +1,6 @@
 //! The gRPC services: inference, health, reflection. Decode, call the data plane, encode.
 
+mod counted;
 mod service;
 
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
@@ -8,10 +9,12 @@ mod generated {
     include!("gen/inference.rs");
 }
 
+use crate::budget::Budget;
 use crate::dataplane::Dataplane;
 use crate::edge::keys::Keys;
 use crate::error::Error;
 use axum::Router;
+use axum::middleware::from_fn_with_state;
 use generated::grpc_inference_service_server::GrpcInferenceServiceServer;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,11 +28,20 @@ use tonic_health::server::HealthReporter;
 /// Between two looks at whether the server is ready, for those who watch `grpc.health.v1`.
 const LOOK: Duration = Duration::from_millis(25);
 
+/// Bounds of messages.
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    /// Bytes of one, unpacked.
+    pub message_bytes: usize,
+    /// Bytes of all that are being answered, as they came over the wire.
+    pub budget: Budget,
+}
+
 /// All services. Health needs no key; everything else does where there are keys. Must be called within the runtime:
 /// it starts the task that keeps the health service up to date.
-pub fn router(plane: Arc<Dataplane>, message_bytes: usize, keys: Option<Arc<Keys>>) -> Router {
+pub fn router(plane: Arc<Dataplane>, bounds: Bounds, keys: Option<Arc<Keys>>) -> Router {
     let inference = GrpcInferenceServiceServer::new(service::Service(plane.clone()))
-        .max_decoding_message_size(message_bytes)
+        .max_decoding_message_size(bounds.message_bytes)
         .max_encoding_message_size(usize::MAX)
         .accept_compressed(CompressionEncoding::Gzip)
         .accept_compressed(CompressionEncoding::Deflate)
@@ -57,7 +69,7 @@ pub fn router(plane: Arc<Dataplane>, message_bytes: usize, keys: Option<Arc<Keys
     if let Ok(alpha) = reflection().build_v1alpha() {
         routes.add_service(InterceptedService::new(alpha, check));
     }
-    routes.routes().into_axum_router()
+    routes.routes().into_axum_router().layer(from_fn_with_state(bounds.budget, counted::count))
 }
 
 /// Keeps `grpc.health.v1` true, and ends its watches when connections close: they would hold them open for ever.

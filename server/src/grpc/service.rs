@@ -1,5 +1,6 @@
 //! `inference.GRPCInferenceService`.
 
+use super::counted::Share;
 use super::generated::grpc_inference_service_server::GrpcInferenceService;
 use super::status;
 use crate::codec::grpc as codec;
@@ -125,6 +126,7 @@ impl GrpcInferenceService for Service {
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Reply<Self::ModelStreamInferStream> {
         let (deadline, plane) = (deadline(&request)?, self.0.clone());
+        let share = request.extensions().get::<Share>().cloned();
         let ends_on_error = request.metadata().get("triton_grpc_error").is_some_and(|v| v.as_bytes() == b"true");
         let mut requests = request.into_inner();
         let (send, receive) = tokio::sync::mpsc::channel(STREAM_BUFFER);
@@ -151,6 +153,9 @@ impl GrpcInferenceService for Service {
                         infer_response: Some(ModelInferResponse { id, ..ModelInferResponse::default() }),
                     }),
                 };
+                if let Some(share) = &share {
+                    share.clear();
+                }
                 let over = answer.is_err();
                 if send.send(answer).await.is_err() || over {
                     return;

@@ -34,7 +34,17 @@ pub struct Found {
 }
 
 impl Found {
-    /// The versions that `policy` asks for; those that are not there cannot be.
+    /// Versions that `policy` names and that are not there.
+    pub fn missing(&self, policy: &VersionPolicy) -> Vec<Version> {
+        match policy {
+            VersionPolicy::Specific(named) => {
+                named.iter().filter(|v| !self.versions.contains_key(v)).copied().collect()
+            }
+            VersionPolicy::All | VersionPolicy::Latest(_) => Vec::new(),
+        }
+    }
+
+    /// The versions that `policy` asks for, of those that are there.
     pub fn wanted(&self, policy: &VersionPolicy) -> BTreeMap<Version, PathBuf> {
         let all = self.versions.iter().map(|(version, path)| (*version, path.clone()));
         match policy {

@@ -1,8 +1,8 @@
 //! Request bodies in, replies out, with their compression: limits count what a body is after it was unpacked.
 
 use super::BodyLimits;
+use crate::budget::{Budget, PAGE, Room};
 use crate::error::Error;
-use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use flate2::Compression;
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
@@ -10,62 +10,15 @@ use flate2::write::{GzEncoder, ZlibEncoder};
 use http::HeaderMap;
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
 use http_body_util::BodyExt;
+use hyper::body::Body;
+use std::fmt::Display;
 use std::io::{Read, Write};
-use std::sync::Arc;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
-/// Bytes of request bodies that the process holds at a time.
-#[derive(Clone, Debug)]
-pub struct Budget {
-    pages: Arc<Semaphore>,
-}
-
-/// The budget is counted in pages, so that small requests cost one operation.
-const PAGE: usize = 4096;
-
-impl Budget {
-    /// At most `bytes` at a time.
-    pub fn new(bytes: u64) -> Self {
-        let pages = usize::try_from(bytes / PAGE as u64).unwrap_or(usize::MAX);
-        Budget { pages: Arc::new(Semaphore::new(pages.clamp(1, Semaphore::MAX_PERMITS))) }
-    }
-
-    fn take(&self, pages: usize) -> Result<OwnedSemaphorePermit, Error> {
-        let pages = u32::try_from(pages).unwrap_or(u32::MAX);
-        self.pages.clone().try_acquire_many_owned(pages).map_err(|_| {
-            Error::Overloaded("the server holds as many bytes of requests as it may; try again later".into())
-        })
-    }
-}
 
 /// A body and its share of the budget, given back when it is dropped.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) bytes: Bytes,
     _room: Room,
-}
-
-/// A share of the budget that grows with a body.
-#[derive(Debug, Default)]
-struct Room {
-    pages: usize,
-    permit: Option<OwnedSemaphorePermit>,
-}
-
-impl Room {
-    /// Makes it room for `bytes` in all.
-    fn grow(&mut self, budget: &Budget, bytes: usize) -> Result<(), Error> {
-        let pages = bytes.div_ceil(PAGE);
-        if pages > self.pages {
-            let more = budget.take(pages - self.pages)?;
-            self.pages = pages;
-            match &mut self.permit {
-                Some(permit) => permit.merge(more),
-                None => self.permit = Some(more),
-            }
-        }
-        Ok(())
-    }
 }
 
 fn too_large(limits: &BodyLimits) -> Error {
@@ -76,7 +29,12 @@ fn too_large(limits: &BodyLimits) -> Error {
 ///
 /// # Errors
 /// Too large, too slow, cut off, or packed in a way that is not known.
-pub(super) async fn read(headers: &HeaderMap, body: Body, limits: &BodyLimits, budget: &Budget) -> Result<Held, Error> {
+pub(super) async fn read<B: Body<Data = Bytes, Error: Display> + Unpin>(
+    headers: &HeaderMap,
+    body: B,
+    limits: &BodyLimits,
+    budget: &Budget,
+) -> Result<Held, Error> {
     let stated = headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
     if stated.is_some_and(|length| length > limits.bytes) {
         return Err(too_large(limits));
@@ -89,10 +47,15 @@ pub(super) async fn read(headers: &HeaderMap, body: Body, limits: &BodyLimits, b
     Ok(Held { bytes, _room: room })
 }
 
-async fn collect(mut body: Body, limits: &BodyLimits, budget: &Budget, room: &mut Room) -> Result<Bytes, Error> {
+async fn collect<B: Body<Data = Bytes, Error: Display> + Unpin>(
+    mut body: B,
+    limits: &BodyLimits,
+    budget: &Budget,
+    room: &mut Room,
+) -> Result<Bytes, Error> {
     let mut first = Bytes::new();
     let mut whole = BytesMut::new();
-    loop {
+    while !body.is_end_stream() {
         let frame = tokio::time::timeout(limits.idle, body.frame()).await;
         let frame = frame.map_err(|_| Error::Invalid("the request body stopped arriving".into()))?;
         let Some(frame) = frame else { break };

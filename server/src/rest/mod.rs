@@ -2,9 +2,11 @@
 
 mod body;
 mod reply;
+mod shortcut;
 mod v1;
 mod v2;
 
+use crate::budget::Budget;
 use crate::dataplane::Dataplane;
 use crate::error::Error;
 use axum::Router;
@@ -14,7 +16,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use body::Budget;
+pub use shortcut::Shortcut;
 
 /// Bounds of request bodies.
 #[derive(Clone, Copy, Debug)]

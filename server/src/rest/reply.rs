@@ -1,10 +1,11 @@
 //! Replies that all routes share.
 
+use super::body::wanted;
 use crate::error::Error;
 use axum::body::Body;
 use axum::response::Response;
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderValue, StatusCode};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use protocol::write;
 
 /// A JSON body.
@@ -13,6 +14,24 @@ pub(super) fn json(status: StatusCode, body: Vec<u8>) -> Response {
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
+}
+
+/// An answer to inference, packed when the client asked.
+///
+/// # Errors
+/// It cannot be packed.
+pub(super) fn answer(headers: &HeaderMap, body: Vec<u8>, kind: &'static str) -> Result<Response, Error> {
+    let mut response = match wanted(headers) {
+        None => Response::new(Body::from(body)),
+        Some(encoding) => {
+            let packed = encoding.pack(&body).map_err(|e| Error::Internal(e.to_string()))?;
+            let mut response = Response::new(Body::from(packed));
+            response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static(encoding.name()));
+            response
+        }
+    };
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    Ok(response)
 }
 
 /// A JSON value as a body.

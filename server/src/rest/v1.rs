@@ -59,7 +59,7 @@ async fn predict(rest: &Rest, model: &str, headers: &HeaderMap, body: Body) -> R
     let encoding = Instant::now();
     let predictions = codec::v1::encode(&inferred, rest.plane.profile().not_finite())?;
     let (attributes, body) = event.wrap(&inferred.servable.name, predictions);
-    let mut response = reply::json(StatusCode::OK, body);
+    let mut response = reply::answer(headers, body, "application/json")?;
     response.headers_mut().extend(attributes);
     inferred.servable.metrics.framed(decoded - start, encoding.elapsed());
     Ok(response)

@@ -2,16 +2,19 @@
 
 use super::{Rest, body, reply};
 use crate::codec;
-use crate::dataplane::{EXTENSIONS, NAME, VERSION};
+use crate::dataplane::{EXTENSIONS, NAME, Servable, VERSION};
 use crate::describe;
 use crate::error::Error;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::response::Response;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
+use std::fmt::Display;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Length of the JSON in front of binary tensors.
@@ -100,6 +103,19 @@ pub(super) async fn infer(State(rest): State<Rest>, Path(target): Path<Target>, 
 
 async fn try_infer(rest: &Rest, target: &Target, headers: &HeaderMap, body: Body) -> Result<Response, Error> {
     let servable = rest.plane.servable(&target.model, target.version.as_deref())?;
+    infer_on(rest, servable, headers, body).await
+}
+
+/// Inference by a model that was found.
+pub(super) async fn infer_on<B>(
+    rest: &Rest,
+    servable: Arc<Servable>,
+    headers: &HeaderMap,
+    body: B,
+) -> Result<Response, Error>
+where
+    B: hyper::body::Body<Data = Bytes, Error: Display> + Unpin,
+{
     let held = body::read(headers, body, &rest.limits, &rest.budget).await?;
     let start = Instant::now();
     let length = header_length(headers)?;
@@ -115,19 +131,10 @@ async fn try_infer(rest: &Rest, target: &Target, headers: &HeaderMap, body: Body
     response
 }
 
-/// The reply with its headers, packed when it is worth it and the client asked.
+/// The reply with its headers.
 fn send(headers: &HeaderMap, encoded: codec::v2::Encoded) -> Result<Response, Error> {
-    let mut response = match body::wanted(headers) {
-        None => Response::new(Body::from(encoded.body)),
-        Some(encoding) => {
-            let packed = encoding.pack(&encoded.body).map_err(|e| Error::Internal(e.to_string()))?;
-            let mut response = Response::new(Body::from(packed));
-            response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static(encoding.name()));
-            response
-        }
-    };
     let kind = if encoded.header_length.is_some() { "application/octet-stream" } else { "application/json" };
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    let mut response = reply::answer(headers, encoded.body, kind)?;
     if let Some(length) = encoded.header_length {
         response.headers_mut().insert(HEADER_LENGTH, HeaderValue::from(length));
     }

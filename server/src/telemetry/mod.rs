@@ -8,7 +8,7 @@ mod sink;
 mod text;
 mod writer;
 
-pub use request::{Answer, Exchange, SPANS, named};
+pub use request::{Answer, Exchange, SPANS, named, spans_wanted};
 
 use opentelemetry::trace::TracerProvider;
 use otlp::Exporter;

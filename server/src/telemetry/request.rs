@@ -195,9 +195,14 @@ fn grpc_status(headers: &HeaderMap) -> Option<i32> {
     headers.get("grpc-status")?.to_str().ok()?.parse().ok()
 }
 
+/// Does anybody want to hear of single requests?
+pub fn spans_wanted() -> bool {
+    tracing::enabled!(target: SPANS, Level::INFO)
+}
+
 /// Names spans by route, where there are spans: paths are too many to be names.
 pub fn named(router: Router) -> Router {
-    if !tracing::enabled!(target: SPANS, Level::INFO) {
+    if !spans_wanted() {
         return router;
     }
     router.layer(from_fn(|request: axum::extract::Request, next: Next| {
