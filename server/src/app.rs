@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, watch as watch_channel};
+use tokio::sync::watch as watch_channel;
 
 /// Runs until a signal, and returns the process's exit code.
 ///
@@ -65,10 +65,10 @@ pub async fn run(config: Config) -> Result<u8, String> {
     let body =
         BodyLimits { bytes: usize::try_from(config.max_body_size).unwrap_or(usize::MAX), idle: config.body_timeout };
     let budget = Budget::new(config.inflight_bytes);
-    let bounds = grpc::Bounds { message_bytes: body.bytes, budget: budget.clone() };
+    let bounds = grpc::Bounds { message_bytes: body.bytes, budget: budget.clone(), idle: body.idle };
     let rest = Rest::new(plane.clone(), body, budget, metrics);
     let services = services(&rest, &plane, bounds, keys);
-    let (phase, listeners, addresses) = listen(&config, services, &rest).await?;
+    let (phase, listeners, addresses) = listen(&config, services).await?;
     if load(&config, &registry, &plane, &mut signals).await? {
         announce(&registry, &addresses, start);
         if config.model_control_mode == ControlMode::Poll {
@@ -123,10 +123,11 @@ fn services(rest: &Rest, plane: &Arc<Dataplane>, bounds: grpc::Bounds, keys: Opt
             }
         }));
     }
+    let (rest_routes, grpc) = (closed.merge(rest.open_routes()), grpc::router(plane.clone(), bounds, keys.clone()));
     Services {
-        rest: closed.merge(rest.open_routes()),
-        infer: (!telemetry::spans_wanted()).then(|| Shortcut::new(rest.clone(), keys.clone())),
-        grpc: grpc::router(plane.clone(), bounds, keys),
+        infer: (!telemetry::spans_wanted()).then(|| Shortcut::new(rest.clone(), keys)),
+        reserve: rest.open_routes(),
+        ..Services::new(rest_routes, grpc)
     }
 }
 
@@ -143,17 +144,13 @@ struct Addresses {
 async fn listen(
     config: &Config,
     services: Services,
-    rest: &Rest,
 ) -> Result<(watch_channel::Sender<Phase>, Listeners, Addresses), String> {
     let (phase, watching) = watch_channel::channel(Phase::Serving);
-    let options = listener::Options {
-        timeouts: Timeouts { header: config.header_timeout, idle: config.idle_timeout, stalled: STALLED },
-        connections: Arc::new(Semaphore::new(config.max_connections)),
-        tls: tls(config)?,
-    };
+    let timeouts = Timeouts { header: config.header_timeout, idle: config.idle_timeout, stalled: STALLED };
+    let options = listener::Options::new(timeouts, config.max_connections, tls(config)?);
     // Who scrapes metrics expects them in the clear on a port of their own, as Triton has it.
     let in_the_clear = listener::Options { tls: None, ..options.clone() };
-    let only_metrics = Services { rest: rest.open_routes(), infer: None, grpc: axum::Router::new() };
+    let only_metrics = Services { infer: None, rest: services.reserve.clone(), ..services.clone() };
     let mut listeners = Listeners::new();
     let mut bind = async |address: Option<SocketAddr>, services: Services, options: &listener::Options| {
         let Some(address) = address else { return Ok(None) };
@@ -214,7 +211,10 @@ async fn load(
 fn announce(registry: &Registry, addresses: &Addresses, start: Instant) {
     let ready = registry.servables();
     let milliseconds = start.elapsed().as_millis() as u64;
-    tracing::info!(models = registry.names().len(), ready = ready.len(), ms = milliseconds, "ready");
+    let (models, serving) = (registry.names().len(), ready.len());
+    let shown = |address: Option<SocketAddr>| address.map(tracing::field::display);
+    let (http, grpc) = (shown(addresses.http), shown(addresses.grpc));
+    tracing::info!(models, ready = serving, ms = milliseconds, http, grpc, "ready");
     let host = |address: SocketAddr| {
         let name = if address.ip().is_unspecified() { "localhost".to_owned() } else { address.ip().to_string() };
         format!("{name}:{}", address.port())

@@ -85,6 +85,8 @@ struct Inner {
     queue: Mutex<Queue>,
     arrived: Condvar,
     stats: Arc<Stats>,
+    /// Until when the batches that run may take; by an arbitrary number.
+    until: Mutex<BTreeMap<u64, Instant>>,
 }
 
 /// A predictor behind a bounded queue. Cheap to clone.
@@ -110,6 +112,7 @@ impl Batcher {
             queue: Mutex::default(),
             arrived: Condvar::new(),
             stats,
+            until: Mutex::default(),
         }))
     }
 
@@ -123,6 +126,12 @@ impl Batcher {
         self.0.lock().waiting.len()
     }
 
+    /// Does a batch run at `now` that should long have ended, [`OVERDUE`] after the last of its deadlines?
+    pub fn is_stuck(&self, now: Instant) -> bool {
+        let until = self.0.until.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        until.values().any(|until| *until + OVERDUE < now)
+    }
+
     /// Answers one request.
     ///
     /// # Errors
@@ -133,15 +142,20 @@ impl Batcher {
             return inner.run_one(&job, Duration::ZERO, &CancelFlag::default());
         }
         let present = Present(CancelFlag::default());
+        let deadline = job.deadline;
         let answer = self.enqueue(job, present.0.clone())?;
+        let answer = match deadline {
+            Some(deadline) => tokio::time::timeout_at(deadline.into(), answer).await.map_err(|_| Error::Deadline)?,
+            None => answer.await,
+        };
         // The sender is dropped without a word only when its thread is torn down.
-        answer.await.unwrap_or(Err(Error::Draining))
+        answer.unwrap_or(Err(Error::Draining))
     }
 
     fn enqueue(&self, job: Job, cancel: CancelFlag) -> Result<oneshot::Receiver<Answer>, Error> {
         let (reply, answer) = oneshot::channel();
         let mut queue = self.0.lock();
-        // Whoever left or ran out of time makes room for others.
+        // Whoever left, or ran out of time and so was told, makes room for others.
         if queue.waiting.len() >= self.0.options.queue {
             queue.waiting.retain(|_, waiting| !waiting.reply.is_closed());
         }
@@ -164,9 +178,33 @@ impl Batcher {
     }
 }
 
+/// A call that runs so long after its deadline will not come back: calls look at their deadlines many times a second.
+pub const OVERDUE: Duration = Duration::from_secs(30);
+
 /// Rows of a request: the length of its inputs' first dimension.
 pub fn rows(inputs: &[Tensor]) -> usize {
     inputs.first().map_or(1, Tensor::rows)
+}
+
+/// A batch that runs, as long as it does.
+struct Running<'a> {
+    until: &'a Mutex<BTreeMap<u64, Instant>>,
+    number: u64,
+}
+
+impl<'a> Running<'a> {
+    fn begin(until: &'a Mutex<BTreeMap<u64, Instant>>, end: Instant) -> Self {
+        let mut running = until.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let number = running.last_key_value().map_or(0, |(last, _)| last + 1);
+        running.insert(number, end);
+        Running { until, number }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.until.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).remove(&self.number);
+    }
 }
 
 impl Inner {
@@ -183,6 +221,9 @@ impl Inner {
     /// Runs batches until nothing waits.
     fn drain(&self) {
         while let Some(batch) = self.gather() {
+            let now = Instant::now();
+            let until = batch.iter().map(|waiting| waiting.job.deadline.unwrap_or(now + OVERDUE)).max().unwrap_or(now);
+            let _running = Running::begin(&self.until, until);
             self.run_batch(batch);
         }
     }
@@ -191,9 +232,11 @@ impl Inner {
     fn gather(&self) -> Option<Vec<Waiting>> {
         let mut queue = self.lock();
         let (mut batch, mut total) = (Vec::new(), 0);
-        let until = Instant::now() + self.options.max_delay;
+        let mut until = Instant::now() + self.options.max_delay;
         loop {
             while let Some(entry) = queue.waiting.first_entry() {
+                // A batch does not wait past the time that one of its requests has.
+                until = entry.get().job.deadline.map_or(until, |deadline| until.min(deadline));
                 let rows = rows(&entry.get().job.inputs);
                 let full = total + rows > self.options.max_rows || !self.batchable;
                 if !batch.is_empty() && full {

@@ -52,6 +52,13 @@ pub struct Inferred {
     pub outputs: Vec<Tensor>,
 }
 
+impl Inferred {
+    /// Bytes of all tensors.
+    pub fn bytes(&self) -> usize {
+        self.outputs.iter().map(|output| output.bytes().len()).sum()
+    }
+}
+
 /// May models be loaded and unloaded by request?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Control {
@@ -135,6 +142,17 @@ impl Dataplane {
     /// Is the server shutting down?
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
+    }
+
+    /// Does every model that runs get on? One that does not come back is mended by a restart alone.
+    pub fn live(&self) -> bool {
+        let now = Instant::now();
+        !self.registry.servables().iter().any(|servable| servable.batcher.is_stuck(now))
+    }
+
+    /// No request takes longer.
+    pub fn longest(&self) -> Duration {
+        self.longest
     }
 
     /// Were the models of the start loaded, is there one that serves, and is the server not shutting down?

@@ -22,6 +22,8 @@ pub enum Error {
     Unsupported(String),
     /// The request is larger than allowed.
     TooLarge(String),
+    /// The request's head is larger than so many bytes.
+    HeadTooLarge(usize),
     /// The content encoding is not known.
     UnsupportedEncoding(String),
     /// The server has as much to do as it takes on.
@@ -53,6 +55,9 @@ mod code {
     pub(super) const UNAUTHENTICATED: i32 = 16;
 }
 
+/// Bytes of a message.
+const LONGEST: usize = 1024;
+
 impl Error {
     /// The table: HTTP status, gRPC code.
     pub fn row(&self) -> (u16, i32) {
@@ -63,6 +68,7 @@ impl Error {
             Error::NotReady(_) | Error::Draining => (503, code::UNAVAILABLE),
             Error::Unsupported(_) => (501, code::UNIMPLEMENTED),
             Error::TooLarge(_) => (413, code::RESOURCE_EXHAUSTED),
+            Error::HeadTooLarge(_) => (431, code::RESOURCE_EXHAUSTED),
             Error::UnsupportedEncoding(_) => (501, code::UNIMPLEMENTED),
             Error::Overloaded(_) => (429, code::RESOURCE_EXHAUSTED),
             Error::Deadline => (504, code::DEADLINE_EXCEEDED),
@@ -73,8 +79,20 @@ impl Error {
         }
     }
 
-    /// What the client is told.
+    /// What the client is told. What it sent may be quoted there, but not at any length.
     pub fn message(&self) -> String {
+        let mut message = self.whole_message();
+        if message.len() > LONGEST {
+            let cut = (0..=LONGEST / 2).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
+            let tail = (message.len() - LONGEST / 2..message.len()).find(|at| message.is_char_boundary(*at));
+            let tail = message.split_off(tail.unwrap_or(message.len()));
+            message.truncate(cut);
+            message = format!("{message} [...] {tail}");
+        }
+        message
+    }
+
+    fn whole_message(&self) -> String {
         match self {
             Error::Invalid(what)
             | Error::Unsupported(what)
@@ -83,6 +101,7 @@ impl Error {
             | Error::Forbidden(what)
             | Error::UnsupportedEncoding(what) => what.clone(),
             Error::NoRoute => "Not Found".into(),
+            Error::HeadTooLarge(most) => format!("path and headers are larger than the limit of {most} bytes"),
             Error::UnknownModel(name) => format!("Model with name {name} does not exist."),
             Error::UnknownVersion(name, version) => {
                 format!("Request for unknown model: '{name}' version {version} is not found")
@@ -127,5 +146,21 @@ impl From<InferError> for Error {
 impl From<Misfit> for Error {
     fn from(misfit: Misfit) -> Self {
         Error::Invalid(misfit.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_do_not_repeat_all_that_was_sent() {
+        let short = Error::Invalid("what is wrong".into());
+        assert_eq!(short.message(), "what is wrong");
+        for text in ["x", "\u{1f600}", "\u{e9}a"] {
+            let long = Error::UnknownModel(text.repeat(1 << 20)).message();
+            assert!(long.len() <= LONGEST + 16, "{}", long.len());
+            assert!(long.starts_with("Model with name ") && long.ends_with(" does not exist."), "{long}");
+        }
     }
 }

@@ -18,6 +18,7 @@ pub mod edge;
 pub mod error;
 pub mod grpc;
 pub mod metrics;
+pub mod process;
 pub mod profile;
 pub mod registry;
 pub mod repository;

@@ -27,9 +27,14 @@ fn dispatch() -> Result<u8, UsageError> {
         Command::Serve(args) => {
             let config = Config::load(args, &Machine::detect())?;
             // Until the end: what waits is written when it is dropped.
-            let _telemetry = start_telemetry(&config)?;
+            let telemetry = start_telemetry(&config)?;
             invocation.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-            return serve(config);
+            let code = serve(config)?;
+            if code != 0 {
+                // A second signal: whoever sent it does not wait for a collector.
+                telemetry.abandon();
+            }
+            return Ok(code);
         }
         Command::ConfigShow { args, origin } => {
             print!("{}", config_show::render(&Config::load(args, &Machine::detect())?, origin));

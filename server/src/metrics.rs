@@ -56,6 +56,13 @@ fn describe() {
     describe_gauge!("tensorgate_tls_cert_expiry_seconds", "Unix time at which the TLS certificate expires");
     describe_counter!("tensorgate_log_dropped_total", "Log lines that nobody read in time");
     describe_counter!("tensorgate_spans_dropped_total", "Spans that did not reach the collector");
+    describe_counter!("tensorgate_answers_total", "Answers by protocol and status; gRPC's is that of the head");
+    describe_counter!("process_cpu_seconds_total", "User and system CPU time");
+    describe_gauge!("process_start_time_seconds", "Unix time at which the process started");
+    describe_gauge!("process_virtual_memory_bytes", "Virtual memory");
+    describe_gauge!("process_resident_memory_bytes", "Resident memory");
+    describe_gauge!("process_open_fds", "Open files");
+    describe_gauge!("process_max_fds", "Files that may be open");
     log_dropped(0);
     spans_dropped(0);
 }
@@ -80,6 +87,7 @@ pub struct ModelMetrics {
     postprocess: Histogram,
     explain: Histogram,
     total: Histogram,
+    device: Gauge,
 }
 
 impl std::fmt::Debug for ModelMetrics {
@@ -95,7 +103,7 @@ impl ModelMetrics {
         let count = |metric: &'static str| counter!(metric, "model" => model.clone(), "version" => version.clone());
         let time = |metric: &'static str| histogram!(metric, "model_name" => model.clone());
         let level = |metric: &'static str| gauge!(metric, "model" => model.clone(), "version" => version.clone());
-        gauge!("tensorgate_backend_device", "model" => model.clone(), "device" => device).set(1.0);
+        let device = gauge!("tensorgate_backend_device", "model" => model.clone(), "device" => device);
         let metrics = ModelMetrics {
             success: count("nv_inference_request_success"),
             failures: REASONS.map(|reason| {
@@ -117,6 +125,7 @@ impl ModelMetrics {
             postprocess: time("request_postprocess_seconds"),
             explain: time("request_explain_seconds"),
             total: histogram!("tensorgate_request_seconds", "model" => model.clone()),
+            device,
         };
         metrics.success.increment(0);
         metrics.failures.iter().for_each(|failure| failure.increment(0));
@@ -155,13 +164,77 @@ impl ModelMetrics {
         self.explain.record(time.as_secs_f64());
     }
 
+    /// Counts executions.
+    pub fn executions(&self) -> Counter {
+        self.executions.clone()
+    }
+
     /// What is only read when somebody asks.
-    pub fn refresh(&self, queued: usize, bytes: usize, executions: u64) {
+    pub fn refresh(&self, queued: usize, bytes: usize) {
         self.queued.set(queued as f64);
         self.pending.set(queued as f64);
         self.bytes.set(bytes as f64);
-        self.executions.absolute(executions);
+        self.device.set(1.0);
     }
+
+    /// The model is gone. Where another version of it serves, its own [`ModelMetrics::refresh`] comes later.
+    pub fn retire(&self) {
+        for level in [&self.queued, &self.pending, &self.bytes, &self.device] {
+            level.set(0.0);
+        }
+    }
+}
+
+/// Statuses that REST answers with; any other is counted as the last of them.
+const HTTP_STATUSES: [u16; 18] =
+    [200, 400, 401, 404, 405, 408, 413, 415, 422, 429, 431, 499, 500, 501, 503, 504, 505, 0];
+/// Codes of gRPC.
+const GRPC_CODES: usize = 17;
+
+/// Answers by status, whatever became of the request before it reached a model.
+#[derive(Clone)]
+pub struct Answers {
+    rest: std::sync::Arc<[Counter]>,
+    grpc: std::sync::Arc<[Counter]>,
+}
+
+impl Answers {
+    /// All of them, at zero.
+    pub fn register() -> Self {
+        let count = |protocol: &'static str, code: String| {
+            let counter = counter!("tensorgate_answers_total", "protocol" => protocol, "code" => code);
+            counter.increment(0);
+            counter
+        };
+        let rest = HTTP_STATUSES.map(|status| match status {
+            0 => count("rest", "other".into()),
+            status => count("rest", status.to_string()),
+        });
+        let grpc: Vec<Counter> = (0..GRPC_CODES).map(|code| count("grpc", code.to_string())).collect();
+        Answers { rest: rest.to_vec().into(), grpc: grpc.into() }
+    }
+
+    /// REST answers.
+    pub fn rest(&self, status: u16) {
+        let index = HTTP_STATUSES.iter().position(|known| *known == status).unwrap_or(HTTP_STATUSES.len() - 1);
+        self.rest[index].increment(1);
+    }
+
+    /// gRPC answers.
+    pub fn grpc(&self, code: usize) {
+        self.grpc[code.min(GRPC_CODES - 1)].increment(1);
+    }
+}
+
+/// What Prometheus' own clients tell about their process, read now: KServe's Python servers have these.
+pub fn refresh_process() {
+    let Some(process) = crate::process::Process::read() else { return };
+    counter!("process_cpu_seconds_total").absolute(process.cpu.as_secs());
+    gauge!("process_start_time_seconds").set(process.started);
+    gauge!("process_virtual_memory_bytes").set(process.virtual_bytes as f64);
+    gauge!("process_resident_memory_bytes").set(process.resident_bytes as f64);
+    gauge!("process_open_fds").set(process.open_files as f64);
+    gauge!("process_max_fds").set(process.max_files as f64);
 }
 
 /// Seconds since 1970 at which the certificate of the listeners expires.

@@ -37,6 +37,12 @@ pub struct Servable {
     pub bytes: usize,
 }
 
+impl Drop for Servable {
+    fn drop(&mut self) {
+        self.metrics.retire();
+    }
+}
+
 /// Where a version is in its life.
 #[derive(Clone, Debug)]
 pub enum State {
@@ -314,7 +320,9 @@ impl Registry {
             ));
         }
         let Model::Predictor(predictor) = load(&artifact, &self.load_options)?;
-        let (stats, profile) = (Arc::new(Stats::default()), predictor.profile());
+        let profile = predictor.profile();
+        let metrics = ModelMetrics::register(name, version, profile.device);
+        let stats = Arc::new(Stats::counting(metrics.executions()));
         let mut signature = predictor.signature().clone();
         if let Some(output) = signature.outputs.first_mut().filter(|_| !settings.labels.is_empty()) {
             output.labels = settings.labels.clone();
@@ -324,7 +332,6 @@ impl Registry {
             queue: settings.batching.queue_size.unwrap_or(self.batching.queue),
             ..self.batching
         };
-        let metrics = ModelMetrics::register(name, version, profile.device);
         Ok(Servable {
             name: name.into(),
             version,

@@ -40,7 +40,7 @@ pub struct Timing {
 pub type BatchCounts = [(u64, u64); 3];
 
 /// Counters of one version of a model.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Stats {
     /// Milliseconds since 1970 of the last request.
     pub last_inference: AtomicU64,
@@ -62,9 +62,22 @@ pub struct Stats {
     pub output: Durations,
     batches: Mutex<BTreeMap<u64, BatchCounts>>,
     single: [Durations; 3],
+    /// The metric that counts executions of all versions that were loaded under one name and number.
+    metric: Option<metrics::Counter>,
+}
+
+impl std::fmt::Debug for Stats {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stats").field("inferences", &self.inferences).finish_non_exhaustive()
+    }
 }
 
 impl Stats {
+    /// Counters whose executions `metric` counts too.
+    pub fn counting(metric: metrics::Counter) -> Self {
+        Stats { metric: Some(metric), ..Stats::default() }
+    }
+
     /// One request was answered.
     pub fn answered(&self, rows: usize, total: Duration, timing: &Timing) {
         self.inferences.fetch_add(rows as u64, Relaxed);
@@ -85,6 +98,9 @@ impl Stats {
     /// One execution over `rows` rows ran.
     pub fn executed(&self, rows: usize, timing: &Timing) {
         self.executions.fetch_add(1, Relaxed);
+        if let Some(metric) = &self.metric {
+            metric.increment(1);
+        }
         let parts = [timing.input, timing.infer, timing.output];
         // Nearly every execution of an unloaded server has one row: that count takes no lock.
         if rows == 1 {

@@ -24,10 +24,9 @@ use server::telemetry::{self, Format, Guard, Options};
 use std::convert::Infallible;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tracing::level_filters::LevelFilter;
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -42,15 +41,12 @@ struct Server {
 async fn serve() -> Server {
     let rest = Router::new().route("/hello/{who}", get(|Path(who): Path<String>| async move { who }));
     let second = Duration::from_secs(60);
-    let options = listener::Options {
-        timeouts: Timeouts { header: second, idle: second, stalled: second },
-        connections: Arc::new(Semaphore::new(64)),
-        tls: None,
-    };
+    let options = listener::Options::new(Timeouts { header: second, idle: second, stalled: second }, 64, None);
     let (phase, watching) = watch::channel(Phase::Serving);
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
-    tokio::spawn(listener::serve(socket, Services { infer: None, rest, grpc: Router::new() }, options, watching));
+    let services = Services::new(rest, Router::new());
+    tokio::spawn(listener::serve(socket, services, options, watching));
     Server { address, _phase: phase }
 }
 

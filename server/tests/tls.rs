@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic_health::pb::HealthCheckRequest;
@@ -68,15 +68,11 @@ async fn serve(tls: Arc<Tls>) -> Server {
     reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
     let grpc = tonic::service::Routes::new(health).into_axum_router();
     let minute = Duration::from_secs(60);
-    let options = listener::Options {
-        timeouts: Timeouts { header: minute, idle: minute, stalled: minute },
-        connections: Arc::new(Semaphore::new(1024)),
-        tls: Some(tls),
-    };
+    let options = listener::Options::new(Timeouts { header: minute, idle: minute, stalled: minute }, 1024, Some(tls));
     let (phase, watching) = watch::channel(Phase::Serving);
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
-    let ended = tokio::spawn(listener::serve(socket, Services { rest, grpc }, options, watching));
+    let ended = tokio::spawn(listener::serve(socket, Services::new(rest, grpc), options, watching));
     Server { address, phase, ended }
 }
 

@@ -54,7 +54,7 @@ def pour(each, data, seconds=SECONDS):
     return True
 
 
-# ------------------------------------------------------------------------------------------------------------ HTTP/1.1
+# ------------------------------------------------------------------------------------------------------------- HTTP/1.1
 
 
 @dataclass
@@ -151,7 +151,7 @@ def request(method, target, headers=(), body=b""):
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-# -------------------------------------------------------------------------------------------------------------- HTTP/2
+# --------------------------------------------------------------------------------------------------------------- HTTP/2
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
@@ -261,8 +261,8 @@ class Http2:
         stream = self.stream(number) if number else None
         if kind == SETTINGS and not flags & ACK:
             for at in range(0, len(payload), 6):
-                key, value = int.from_bytes(payload[at : at + 2], "big"), int.from_bytes(payload[at + 2 : at + 6], "big")
-                if key == INITIAL_WINDOW_SIZE:
+                value = int.from_bytes(payload[at + 2 : at + 6], "big")
+                if int.from_bytes(payload[at : at + 2], "big") == INITIAL_WINDOW_SIZE:
                     for each in self.streams.values():
                         each.credit += value - self.window
                     self.window = value
@@ -329,7 +329,7 @@ class Http2:
         return at == len(data)
 
 
-# ---------------------------------------------------------------------------------------------------------- what it costs
+# -------------------------------------------------------------------------------------------------------- what it costs
 
 
 def memory(pid, what="VmHWM"):
@@ -385,7 +385,7 @@ def unharmed(server, growth, answer=3.0):
     assert grown < growth, f"memory grew by {grown >> 20} MiB"
 
 
-# ------------------------------------------------------------------------------------------------ the server under attack
+# ---------------------------------------------------------------------------------------------- the server under attack
 
 LIMIT = 24 * MIB
 BUDGET = 48 * MIB

@@ -3,6 +3,7 @@
 //! hyper has one timer for reading a request's head, and it runs while a kept-alive connection is idle too; here idle
 //! connections and dawdling ones are told apart.
 
+use hyper::body::{Body, Frame, SizeHint};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use std::io;
 use std::pin::Pin;
@@ -22,6 +23,13 @@ pub struct Timeouts {
     pub stalled: Duration,
 }
 
+impl Timeouts {
+    /// The same, none of them longer than `most`.
+    pub fn shortened(self, most: Duration) -> Self {
+        Timeouts { header: self.header.min(most), idle: self.idle.min(most), stalled: self.stalled.min(most) }
+    }
+}
+
 /// What a connection is doing.
 #[derive(Debug)]
 pub struct Activity {
@@ -37,6 +45,10 @@ pub struct Activity {
     since: AtomicU64,
     /// Milliseconds from birth to when writing got stuck, plus one; 0 while it does not.
     stuck: AtomicU64,
+    /// Answers that have something to be taken.
+    sending: AtomicU32,
+    /// Milliseconds from birth to when a piece of an answer was last taken.
+    taken: AtomicU64,
 }
 
 impl Activity {
@@ -50,6 +62,8 @@ impl Activity {
             multiplexed: AtomicBool::new(false),
             since: AtomicU64::new(0),
             stuck: AtomicU64::new(0),
+            sending: AtomicU32::new(0),
+            taken: AtomicU64::new(0),
         })
     }
 
@@ -70,10 +84,16 @@ impl Activity {
         if self.running.load(Relaxed) > 0 {
             return;
         }
+        // Between the requests of HTTP/2 there are pings and their answers: they do not make a connection less idle.
         let first = !self.partial.swap(true, Relaxed);
-        if first || self.multiplexed.load(Relaxed) {
+        if first && !self.multiplexed.load(Relaxed) {
             self.since.store(self.now(), Relaxed);
         }
+    }
+
+    /// Is a request being answered?
+    pub fn is_running(&self) -> bool {
+        self.running.load(Relaxed) > 0
     }
 
     /// Has it taken longer than it may?
@@ -83,8 +103,11 @@ impl Activity {
         if stuck > 0 && now.saturating_sub(stuck - 1) > timeouts.stalled.as_millis() as u64 {
             return true;
         }
-        if self.running.load(Relaxed) > 0 {
-            return false;
+        let running = self.running.load(Relaxed);
+        if running > 0 {
+            // In HTTP/2 a client may keep a connection alive, and yet open no window for the answers to its requests.
+            let waiting = self.sending.load(Relaxed) == running;
+            return waiting && now.saturating_sub(self.taken.load(Relaxed)) > timeouts.stalled.as_millis() as u64;
         }
         let partial = self.partial.load(Relaxed) && !self.multiplexed.load(Relaxed);
         let limit = if partial || !self.used.load(Relaxed) { timeouts.header } else { timeouts.idle };
@@ -95,6 +118,63 @@ impl Activity {
 /// A request that is being answered.
 #[derive(Debug)]
 pub struct Running(Arc<Activity>);
+
+impl Running {
+    /// The request is answered; it runs until `body` is taken.
+    pub fn sending<B>(self, body: B) -> Sending<B> {
+        self.0.sending.fetch_add(1, Relaxed);
+        self.0.taken.store(self.0.now(), Relaxed);
+        Sending { body, running: self, waits: true }
+    }
+}
+
+/// The body of an answer that is being sent.
+#[derive(Debug)]
+pub struct Sending<B> {
+    body: B,
+    running: Running,
+    /// For the client to take something; while the model has nothing to say, it is not the client that stalls.
+    waits: bool,
+}
+
+impl<B> Sending<B> {
+    fn set_waiting(&mut self, waits: bool) {
+        let sending = &self.running.0.sending;
+        match (self.waits, waits) {
+            (false, true) => sending.fetch_add(1, Relaxed),
+            (true, false) => sending.fetch_sub(1, Relaxed),
+            _ => 0,
+        };
+        self.waits = waits;
+    }
+}
+
+impl<B> Drop for Sending<B> {
+    fn drop(&mut self) {
+        self.set_waiting(false);
+    }
+}
+
+impl<B: Body + Unpin> Body for Sending<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        // Asked for a piece, there is room for one.
+        self.running.0.taken.store(self.running.0.now(), Relaxed);
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        self.set_waiting(polled.is_ready());
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {

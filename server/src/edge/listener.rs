@@ -3,6 +3,8 @@
 use super::activity::{Activity, Timeouts, Watched};
 use super::stream::Stream;
 use super::tls::Tls;
+use crate::error::Error;
+use crate::metrics::Answers;
 use crate::rest::Shortcut;
 use crate::telemetry::{self, Exchange};
 use axum::Router;
@@ -16,7 +18,7 @@ use hyper_util::server::conn::auto;
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tower::Service;
@@ -38,8 +40,18 @@ pub struct Options {
     pub timeouts: Timeouts,
     /// Connections at a time, over all listeners.
     pub connections: Arc<Semaphore>,
+    /// Connections beyond them, on which health and metrics alone are answered.
+    pub reserve: Arc<Semaphore>,
     /// Without it connections are in the clear.
     pub tls: Option<Arc<Tls>>,
+}
+
+impl Options {
+    /// At most so many connections, over all listeners that these options are cloned for.
+    pub fn new(timeouts: Timeouts, connections: usize, tls: Option<Arc<Tls>>) -> Self {
+        let (connections, reserve) = (Arc::new(Semaphore::new(connections)), Arc::new(Semaphore::new(RESERVE)));
+        Options { timeouts, connections, reserve, tls }
+    }
 }
 
 /// What answers: REST and gRPC, told apart by content type.
@@ -51,12 +63,43 @@ pub struct Services {
     pub infer: Option<Shortcut>,
     /// All methods of gRPC.
     pub grpc: Router,
+    /// Health and metrics: what is answered when there are too many connections.
+    pub reserve: Router,
+    /// Counts answers.
+    pub answers: Answers,
 }
 
 impl Services {
+    /// `rest` and `grpc`, and nothing beyond the bound of connections.
+    pub fn new(rest: Router, grpc: Router) -> Self {
+        Services { rest, infer: None, grpc, reserve: Router::new(), answers: Answers::register() }
+    }
+
+    /// What is answered when there are too many connections.
+    fn reserved(&self) -> Self {
+        let refuse =
+            || async { crate::rest::refuse(&Error::Overloaded("too many connections; try again later".into())) };
+        let rest = self.reserve.clone().fallback(refuse);
+        Services { grpc: rest.clone(), rest, infer: None, ..self.clone() }
+    }
+
     async fn answer(&self, request: Request<Incoming>, exchange: &Exchange) -> Response {
-        let kind = request.headers().get(http::header::CONTENT_TYPE);
-        if kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
+        let grpc = is_grpc(&request);
+        let response = self.route(request, exchange).await;
+        if grpc {
+            let code = response.headers().get("grpc-status").and_then(|code| code.to_str().ok()?.parse().ok());
+            self.answers.grpc(code.unwrap_or(0));
+        } else {
+            self.answers.rest(response.status().as_u16());
+        }
+        response
+    }
+
+    async fn route(&self, request: Request<Incoming>, exchange: &Exchange) -> Response {
+        if head_bytes(&request) > HEAD {
+            return crate::rest::refuse(&Error::HeadTooLarge(HEAD));
+        }
+        if is_grpc(&request) {
             return routed(self.grpc.clone(), request, exchange).await;
         }
         if let Some(infer) = &self.infer
@@ -68,6 +111,17 @@ impl Services {
     }
 }
 
+fn is_grpc<B>(request: &Request<B>) -> bool {
+    let kind = request.headers().get(http::header::CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// What HTTP/2 calls the size of a header list, without its allowance for each entry.
+fn head_bytes<B>(request: &Request<B>) -> usize {
+    let path = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
+    path + request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>()
+}
+
 async fn routed(mut router: Router, request: Request<Incoming>, exchange: &Exchange) -> Response {
     let answered = router.call(request.map(Body::new)).instrument(exchange.span()).await;
     answered.unwrap_or_else(|never| match never {})
@@ -77,6 +131,12 @@ async fn routed(mut router: Router, request: Request<Incoming>, exchange: &Excha
 const STREAMS: u32 = 256;
 /// Bytes of a request's head.
 const HEAD: usize = 16 << 10;
+/// Connections beyond the bound, for health and metrics.
+const RESERVE: usize = 32;
+/// How long each of them may do nothing.
+const RESERVED: Duration = Duration::from_secs(1);
+/// How long a connection without a request may stay once the listener closes: its client ought to close it, too.
+const LEAVING: Duration = Duration::from_secs(1);
 /// Between two looks at a connection's timeouts.
 const LOOK: Duration = Duration::from_millis(1000);
 
@@ -92,9 +152,20 @@ pub async fn serve(listener: TcpListener, services: Services, options: Options, 
         while connections.try_join_next().is_some() {}
         match accepted {
             Ok((stream, _)) => {
-                // Beyond the bound a connection is closed at once: the client learns it without waiting.
-                let Ok(permit) = options.connections.clone().try_acquire_owned() else { continue };
-                let (services, timeouts, tls) = (services.clone(), options.timeouts, options.tls.clone());
+                let (mut services, mut timeouts, tls) = (services.clone(), options.timeouts, options.tls.clone());
+                let permit = match options.connections.clone().try_acquire_owned() {
+                    Ok(permit) => permit,
+                    // Beyond the bound a client is told so, and a probe is answered: being busy is not being dead.
+                    Err(_) => match options.reserve.clone().try_acquire_owned() {
+                        Ok(permit) => {
+                            services = services.reserved();
+                            timeouts = timeouts.shortened(RESERVED);
+                            permit
+                        }
+                        // Beyond both it is closed at once.
+                        Err(_) => continue,
+                    },
+                };
                 let mut phase = phase.clone();
                 connections.spawn(async move {
                     let _permit = permit;
@@ -130,7 +201,7 @@ async fn connection(stream: Stream, services: Services, timeouts: Timeouts, mut 
             async move {
                 let response = services.answer(request, &exchange).await;
                 // The request runs until its answer is sent: one that streams for minutes is not idle.
-                Ok::<_, Infallible>(exchange.answered(response, running))
+                Ok::<_, Infallible>(exchange.answered(response).map(|body| running.sending(body)))
             }
         })
     };
@@ -147,14 +218,19 @@ async fn connection(stream: Stream, services: Services, timeouts: Timeouts, mut 
     let mut connection = pin!(builder.serve_connection(io, service));
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut closing = false;
+    let mut closing = None;
     loop {
         tokio::select! {
             // How a connection ended is its client's affair.
             _ = connection.as_mut() => return,
-            _ = look.tick() => if activity.overdue(&timeouts) { return },
-            _ = phase.wait_for(|phase| *phase == Phase::Closing), if !closing => {
-                closing = true;
+            _ = look.tick() => {
+                let left = closing.is_some_and(|since: Instant| since.elapsed() > LEAVING) && !activity.is_running();
+                if left || activity.overdue(&timeouts) {
+                    return;
+                }
+            }
+            _ = phase.wait_for(|phase| *phase == Phase::Closing), if closing.is_none() => {
+                closing = Some(Instant::now());
                 connection.as_mut().graceful_shutdown();
             }
         }

@@ -1,8 +1,9 @@
-//! Messages of gRPC counted against the process's budget of request bytes, as REST bodies are. Bytes are counted as
-//! they arrive, and given back when the call is answered; a stream gives them back after each of its messages.
+//! Messages of gRPC as they arrive: counted against the process's budget of request bytes, and ended when they take too
+//! long, as REST bodies are. A stream gives its bytes back after each message, and may be silent between two of them.
 
-use super::status;
+use super::{status, timeout};
 use crate::budget::{Budget, Room};
+use crate::error::Error;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Request, State};
 use axum::middleware::Next;
@@ -11,11 +12,27 @@ use hyper::body::Frame;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::time::Sleep;
 use tonic::Status;
 
-/// What a call holds of the budget.
+/// What holds for the messages of all calls.
 #[derive(Clone, Debug)]
-pub(super) struct Share(Arc<Mutex<Held>>);
+pub(super) struct Rules {
+    /// Bytes of all that are being answered.
+    pub(super) budget: Budget,
+    /// Between two pieces of a message.
+    pub(super) idle: Duration,
+    /// For a whole message.
+    pub(super) whole: Duration,
+}
+
+/// What a call holds of the budget, and when it came.
+#[derive(Clone, Debug)]
+pub(super) struct Share {
+    since: Instant,
+    held: Arc<Mutex<Held>>,
+}
 
 #[derive(Debug)]
 struct Held {
@@ -26,37 +43,143 @@ struct Held {
 
 impl Share {
     fn new(budget: Budget) -> Self {
-        Share(Arc::new(Mutex::new(Held { budget, room: Room::default(), bytes: 0 })))
+        Share { since: Instant::now(), held: Arc::new(Mutex::new(Held { budget, room: Room::default(), bytes: 0 })) }
     }
 
-    fn add(&self, bytes: usize) -> Result<(), Status> {
-        let held = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    /// When the head of the call was there.
+    pub(super) fn since(&self) -> Instant {
+        self.since
+    }
+
+    fn add(&self, bytes: usize) -> Result<(), Error> {
+        let held = &mut *self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.bytes += bytes;
-        held.room.grow(&held.budget, held.bytes).map_err(|error| status(&error))
+        held.room.grow(&held.budget, held.bytes)
+    }
+
+    /// A message turned out to be so large when it was unpacked.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`].
+    pub(super) fn unpacked(&self, bytes: usize) -> Result<(), Error> {
+        let held = &mut *self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.bytes = held.bytes.max(bytes);
+        held.room.grow(&held.budget, held.bytes)
     }
 
     /// What has arrived was dealt with.
     pub(super) fn clear(&self) {
-        let held = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = &mut *self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.room.clear();
         held.bytes = 0;
     }
 }
 
-/// Counts the body of a call until its answer is there; streams find their [`Share`] among the call's extensions.
-pub(super) async fn count(State(budget): State<Budget>, request: Request, next: Next) -> Response {
-    let share = Share::new(budget);
+/// Calls whose clients may be silent between messages.
+const STREAMS: [&str; 2] = ["/ModelStreamInfer", "/ServerReflectionInfo"];
+
+/// Counts and times the body of a call until its answer is there; handlers find its [`Share`] among its extensions.
+pub(super) async fn count(State(rules): State<Rules>, request: Request, next: Next) -> Response {
+    let share = Share::new(rules.budget);
     let (mut parts, body) = request.into_parts();
+    let stream = STREAMS.iter().any(|method| parts.uri.path().ends_with(method));
+    let stated = parts.headers.get("grpc-timeout").and_then(timeout).filter(|_| !stream);
+    let arrival = Arrival {
+        idle: rules.idle,
+        whole: stated.map_or(rules.whole, |stated| stated.min(rules.whole)),
+        unary: !stream,
+        place: Place::default(),
+        since: share.since,
+        last: share.since,
+        timer: None,
+    };
     parts.extensions.insert(share.clone());
-    let body = Body::new(Counted { body, share: share.clone() });
+    let body = Body::new(Counted { body, share: share.clone(), arrival });
     let response = next.run(Request::from_parts(parts, body)).await;
     drop(share);
     response
 }
 
+/// Where a body is in the frames of gRPC: five bytes that end in a length, and so many bytes of a message.
+#[derive(Debug, Default)]
+struct Place {
+    prefix: [u8; 5],
+    have: usize,
+    left: usize,
+}
+
+impl Place {
+    /// Between two messages?
+    fn is_between(&self) -> bool {
+        self.have == 0
+    }
+
+    fn advance(&mut self, mut data: &[u8]) {
+        while !data.is_empty() {
+            if self.have < self.prefix.len() {
+                let count = data.len().min(self.prefix.len() - self.have);
+                self.prefix[self.have..self.have + count].copy_from_slice(&data[..count]);
+                self.have += count;
+                data = &data[count..];
+                let [_, a, b, c, d] = self.prefix;
+                self.left = u32::from_be_bytes([a, b, c, d]) as usize;
+            } else {
+                let count = data.len().min(self.left);
+                self.left -= count;
+                data = &data[count..];
+            }
+            if self.have == self.prefix.len() && self.left == 0 {
+                self.have = 0;
+            }
+        }
+    }
+}
+
+/// How long what arrives may take.
+struct Arrival {
+    idle: Duration,
+    whole: Duration,
+    /// Is the body one message, and over with it?
+    unary: bool,
+    place: Place,
+    /// When the message began.
+    since: Instant,
+    /// When its last piece came.
+    last: Instant,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Arrival {
+    fn received(&mut self, data: &[u8]) {
+        let fresh = self.place.is_between() && !self.unary;
+        self.place.advance(data);
+        self.last = Instant::now();
+        if fresh {
+            self.since = self.last;
+        }
+        self.timer = None;
+    }
+
+    /// Has it taken too long? Asked while there is nothing to read.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<Status> {
+        if !self.unary && self.place.is_between() {
+            return Poll::Pending;
+        }
+        let (idle, whole) = (self.last + self.idle, self.since + self.whole);
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(idle.min(whole).into())));
+        std::task::ready!(timer.as_mut().poll(cx));
+        Poll::Ready(if whole <= idle {
+            status(&Error::Deadline)
+        } else {
+            status(&Error::Invalid("the message stopped arriving".into()))
+        })
+    }
+}
+
 struct Counted {
     body: Body,
     share: Share,
+    arrival: Arrival,
 }
 
 impl HttpBody for Counted {
@@ -64,15 +187,17 @@ impl HttpBody for Counted {
     type Error = Box<dyn std::error::Error + Send + Sync>;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let frame = match std::task::ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-            None => return Poll::Ready(None),
-            Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
-            Some(Ok(frame)) => frame,
+        let frame = match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Pending => return self.arrival.poll_late(cx).map(|late| Some(Err(late.into()))),
+            Poll::Ready(None) => return Poll::Ready(None),
+            Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
+            Poll::Ready(Some(Ok(frame))) => frame,
         };
-        if let Some(data) = frame.data_ref()
-            && let Err(status) = self.share.add(data.len())
-        {
-            return Poll::Ready(Some(Err(status.into())));
+        if let Some(data) = frame.data_ref() {
+            self.arrival.received(data);
+            if let Err(error) = self.share.add(data.len()) {
+                return Poll::Ready(Some(Err(status(&error).into())));
+            }
         }
         Poll::Ready(Some(Ok(frame)))
     }
@@ -87,17 +212,56 @@ mod tests {
     use super::*;
     use http_body_util::BodyExt;
 
+    fn counted(body: Body, share: Share) -> Counted {
+        let long = Duration::from_secs(600);
+        let (since, place) = (share.since, Place::default());
+        let arrival = Arrival { idle: long, whole: long, unary: true, place, since, last: since, timer: None };
+        Counted { body, share, arrival }
+    }
+
     #[tokio::test]
     async fn a_body_beyond_the_budget_is_refused_and_gives_back_what_it_held() {
         let budget = Budget::new(3 * 4096);
         let share = Share::new(budget.clone());
-        let mut small = Counted { body: Body::from(vec![0; 8000]), share: share.clone() };
+        let mut small = counted(Body::from(vec![0; 8000]), share.clone());
         assert!(small.frame().await.is_some_and(|frame| frame.is_ok()));
-        let mut large = Counted { body: Body::from(vec![0; 8000]), share: Share::new(budget.clone()) };
+        let mut large = counted(Body::from(vec![0; 8000]), Share::new(budget.clone()));
         let refused = large.frame().await.and_then(Result::err).map(|error| Status::from_error(error).code());
         assert_eq!(refused, Some(tonic::Code::ResourceExhausted));
         share.clear();
-        let mut again = Counted { body: Body::from(vec![0; 8000]), share: Share::new(budget) };
+        let mut again = counted(Body::from(vec![0; 8000]), Share::new(budget));
         assert!(again.frame().await.is_some_and(|frame| frame.is_ok()));
+    }
+
+    #[test]
+    fn messages_are_told_apart_however_they_are_cut() {
+        let bytes = [&[0, 0, 0, 0, 3, 1, 2, 3][..], &[0, 0, 0, 0, 0], &[0, 0, 0, 0, 1, 9]].concat();
+        for cut in 1..bytes.len() {
+            let mut place = Place::default();
+            for piece in bytes.chunks(cut) {
+                place.advance(piece);
+            }
+            assert!(place.is_between(), "in pieces of {cut}");
+            place.advance(&bytes[..6]);
+            assert!(!place.is_between());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_that_stops_or_never_ends_is_ended() {
+        // Pieces that come now and then, and then no more.
+        let body = || {
+            let pieces = tokio_stream::iter([Ok::<_, Status>(Frame::data(Bytes::from_static(&[0, 0, 255, 255, 255])))]);
+            let pieces = tokio_stream::StreamExt::chain(pieces, tokio_stream::pending());
+            counted(Body::new(http_body_util::StreamBody::new(pieces)), Share::new(Budget::new(1 << 20)))
+        };
+        let soon = Duration::from_millis(20);
+        for (idle, code) in [(true, tonic::Code::InvalidArgument), (false, tonic::Code::DeadlineExceeded)] {
+            let mut body = body();
+            *(if idle { &mut body.arrival.idle } else { &mut body.arrival.whole }) = soon;
+            assert!(body.frame().await.is_some_and(|frame| frame.is_ok()));
+            let end = body.frame().await.and_then(Result::err).map(|error| Status::from_error(error).code());
+            assert_eq!(end, Some(code));
+        }
     }
 }

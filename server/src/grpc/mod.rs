@@ -15,7 +15,9 @@ use crate::edge::keys::Keys;
 use crate::error::Error;
 use axum::Router;
 use axum::middleware::from_fn_with_state;
+use counted::Rules;
 use generated::grpc_inference_service_server::GrpcInferenceServiceServer;
+use http::HeaderValue;
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::codec::CompressionEncoding;
@@ -35,11 +37,14 @@ pub struct Bounds {
     pub message_bytes: usize,
     /// Bytes of all that are being answered, as they came over the wire.
     pub budget: Budget,
+    /// Between two pieces of one.
+    pub idle: Duration,
 }
 
 /// All services. Health needs no key; everything else does where there are keys. Must be called within the runtime:
 /// it starts the task that keeps the health service up to date.
 pub fn router(plane: Arc<Dataplane>, bounds: Bounds, keys: Option<Arc<Keys>>) -> Router {
+    let rules = Rules { budget: bounds.budget, idle: bounds.idle, whole: plane.longest() };
     let inference = GrpcInferenceServiceServer::new(service::Service(plane.clone()))
         .max_decoding_message_size(bounds.message_bytes)
         .max_encoding_message_size(usize::MAX)
@@ -69,7 +74,7 @@ pub fn router(plane: Arc<Dataplane>, bounds: Bounds, keys: Option<Arc<Keys>>) ->
     if let Ok(alpha) = reflection().build_v1alpha() {
         routes.add_service(InterceptedService::new(alpha, check));
     }
-    routes.routes().into_axum_router().layer(from_fn_with_state(bounds.budget, counted::count))
+    routes.routes().into_axum_router().layer(from_fn_with_state(rules, counted::count))
 }
 
 /// Keeps `grpc.health.v1` true, and ends its watches when connections close: they would hold them open for ever.
@@ -104,4 +109,20 @@ fn status(error: &Error) -> Status {
         status.metadata_mut().insert("retry-after", tonic::metadata::MetadataValue::from(after.as_secs()));
     }
     status
+}
+
+/// `grpc-timeout`: up to eight digits and a unit.
+fn timeout(value: &HeaderValue) -> Option<Duration> {
+    let text = value.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let count: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
 }

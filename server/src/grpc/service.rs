@@ -2,13 +2,15 @@
 
 use super::counted::Share;
 use super::generated::grpc_inference_service_server::GrpcInferenceService;
-use super::status;
+use super::{status, timeout};
 use crate::codec::grpc as codec;
 use crate::dataplane::{Dataplane, EXTENSIONS, NAME, VERSION};
 use crate::error::Error;
+use crate::threads::heavy;
+use prost::Message;
 use protocol::grpc::*;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -21,10 +23,6 @@ type Reply<T> = Result<Response<T>, Status>;
 const STREAM_BUFFER: usize = 16;
 
 impl Service {
-    async fn infer(&self, request: ModelInferRequest, deadline: Option<Instant>) -> Result<ModelInferResponse, Error> {
-        infer(&self.0, request, deadline).await
-    }
-
     /// KServe's clients put the name into field 1, Triton's into field 2.
     fn model<'a>(repository: &'a str, model: &'a str) -> Result<&'a str, Error> {
         match (repository, model) {
@@ -40,38 +38,30 @@ async fn infer(
     plane: &Dataplane,
     request: ModelInferRequest,
     deadline: Option<Instant>,
+    share: Option<&Share>,
 ) -> Result<ModelInferResponse, Error> {
     let start = Instant::now();
     let servable = plane.servable(&request.model_name, Some(&request.model_version))?;
-    let mut decoded = codec::decode(request, plane.registry().limits())?;
+    let size = request.encoded_len();
+    share.map_or(Ok(()), |share| share.unpacked(size))?;
+    let mut decoded = heavy(size, || codec::decode(request, plane.registry().limits()))?;
     decoded.deadline = deadline;
     let metrics = servable.metrics.clone();
     let decoding = start.elapsed();
     let inferred = plane.infer(servable, decoded).await?;
     let encoding = Instant::now();
-    let response = codec::encode(inferred);
+    let response = heavy(inferred.bytes(), || codec::encode(inferred));
     metrics.framed(decoding, encoding.elapsed());
     Ok(response)
 }
 
-/// The deadline of `grpc-timeout`: up to eight digits and a unit.
+/// The deadline of `grpc-timeout`, from the head of the call on.
 fn deadline<T>(request: &Request<T>) -> Result<Option<Instant>, Status> {
     let Some(value) = request.metadata().get("grpc-timeout") else { return Ok(None) };
-    let parsed = value.to_str().ok().and_then(|text| {
-        let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-        let count: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
-        Some(match unit {
-            "H" => Duration::from_secs(count * 3600),
-            "M" => Duration::from_secs(count * 60),
-            "S" => Duration::from_secs(count),
-            "m" => Duration::from_millis(count),
-            "u" => Duration::from_micros(count),
-            "n" => Duration::from_nanos(count),
-            _ => return None,
-        })
-    });
-    match parsed {
-        Some(timeout) => Ok(Some(Instant::now() + timeout)),
+    let value = http::HeaderValue::from_bytes(value.as_encoded_bytes()).ok();
+    let since = request.extensions().get::<Share>().map_or_else(Instant::now, Share::since);
+    match value.as_ref().and_then(timeout) {
+        Some(timeout) => Ok(Some(since + timeout)),
         None => Err(Status::invalid_argument(format!("grpc-timeout is {value:?}, which is no timeout"))),
     }
 }
@@ -84,7 +74,7 @@ fn given(version: &str) -> Option<&str> {
 #[tonic::async_trait]
 impl GrpcInferenceService for Service {
     async fn server_live(&self, _: Request<ServerLiveRequest>) -> Reply<ServerLiveResponse> {
-        Ok(Response::new(ServerLiveResponse { live: true }))
+        Ok(Response::new(ServerLiveResponse { live: self.0.live() }))
     }
 
     async fn server_ready(&self, _: Request<ServerReadyRequest>) -> Reply<ServerReadyResponse> {
@@ -113,8 +103,8 @@ impl GrpcInferenceService for Service {
     }
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Reply<ModelInferResponse> {
-        let deadline = deadline(&request)?;
-        let response = self.infer(request.into_inner(), deadline).await;
+        let (deadline, share) = (deadline(&request)?, request.extensions().get::<Share>().cloned());
+        let response = infer(&self.0, request.into_inner(), deadline, share.as_ref()).await;
         response.map(Response::new).map_err(|error| status(&error))
     }
 
@@ -140,7 +130,7 @@ impl GrpcInferenceService for Service {
                     }
                 };
                 let id = request.id.clone();
-                let answer = match infer(&plane, request, deadline).await {
+                let answer = match infer(&plane, request, deadline, share.as_ref()).await {
                     Ok(mut response) => {
                         let last = infer_parameter::ParameterChoice::BoolParam(true);
                         let last = InferParameter { parameter_choice: Some(last) };

@@ -1,11 +1,12 @@
 //! Request bodies in, replies out, with their compression: limits count what a body is after it was unpacked.
 
-use super::BodyLimits;
+use super::{BodyLimits, Rest};
 use crate::budget::{Budget, PAGE, Room};
 use crate::error::Error;
+use crate::threads::heavy;
 use bytes::{Bytes, BytesMut};
 use flate2::Compression;
-use flate2::read::{MultiGzDecoder, ZlibDecoder};
+use flate2::bufread::{GzDecoder, ZlibDecoder};
 use flate2::write::{GzEncoder, ZlibEncoder};
 use http::HeaderMap;
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
@@ -13,12 +14,17 @@ use http_body_util::BodyExt;
 use hyper::body::Body;
 use std::fmt::Display;
 use std::io::{Read, Write};
+use std::time::Instant;
 
 /// A body and its share of the budget, given back when it is dropped.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) bytes: Bytes,
     _room: Room,
+}
+
+fn stopped() -> Error {
+    Error::Invalid("the request body stopped arriving".into())
 }
 
 fn too_large(limits: &BodyLimits) -> Error {
@@ -30,34 +36,47 @@ fn too_large(limits: &BodyLimits) -> Error {
 /// # Errors
 /// Too large, too slow, cut off, or packed in a way that is not known.
 pub(super) async fn read<B: Body<Data = Bytes, Error: Display> + Unpin>(
+    rest: &Rest,
     headers: &HeaderMap,
     body: B,
-    limits: &BodyLimits,
-    budget: &Budget,
+    deadline: Instant,
 ) -> Result<Held, Error> {
+    let limits = &rest.limits;
     let stated = headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
     if stated.is_some_and(|length| length > limits.bytes) {
         return Err(too_large(limits));
     }
     let mut room = Room::default();
-    let bytes = collect(body, limits, budget, &mut room).await?;
+    let arriving = Arriving { stated: stated.unwrap_or(limits.bytes), deadline };
+    let bytes = collect(body, rest, arriving, &mut room).await?;
     let Some(encoding) = encoding(headers)? else { return Ok(Held { bytes, _room: room }) };
-    let mut room = Room::default();
-    let bytes = unpack(&bytes, encoding, limits, budget, &mut room)?;
-    Ok(Held { bytes, _room: room })
+    let mut unpacked = Room::default();
+    // Few packed bytes may be many unpacked ones.
+    let bytes = heavy(usize::MAX, || unpack(&bytes, encoding, limits, &rest.budget, &mut unpacked))?;
+    Ok(Held { bytes, _room: unpacked })
+}
+
+/// How large a body may become, and until when.
+#[derive(Clone, Copy)]
+struct Arriving {
+    stated: usize,
+    deadline: Instant,
 }
 
 async fn collect<B: Body<Data = Bytes, Error: Display> + Unpin>(
     mut body: B,
-    limits: &BodyLimits,
-    budget: &Budget,
+    rest: &Rest,
+    arriving: Arriving,
     room: &mut Room,
 ) -> Result<Bytes, Error> {
+    let (limits, budget) = (&rest.limits, &rest.budget);
     let mut first = Bytes::new();
     let mut whole = BytesMut::new();
     while !body.is_end_stream() {
-        let frame = tokio::time::timeout(limits.idle, body.frame()).await;
-        let frame = frame.map_err(|_| Error::Invalid("the request body stopped arriving".into()))?;
+        let (idle, deadline) = (Instant::now() + limits.idle, arriving.deadline);
+        let frame = tokio::time::timeout_at(idle.min(deadline).into(), body.frame()).await;
+        let late = |_| if idle < deadline { stopped() } else { Error::Deadline };
+        let frame = frame.map_err(late)?;
         let Some(frame) = frame else { break };
         let frame = frame.map_err(|e| Error::Invalid(format!("the request body broke off: {e}")))?;
         let Ok(data) = frame.into_data() else { continue };
@@ -67,11 +86,18 @@ async fn collect<B: Body<Data = Bytes, Error: Display> + Unpin>(
         if first.len() + whole.len() + data.len() > limits.bytes {
             return Err(too_large(limits));
         }
-        room.grow(budget, first.len() + whole.len() + data.len())?;
+        let have = first.len() + whole.len() + data.len();
+        room.grow(budget, have.max(whole.capacity()))?;
         // One piece, as small bodies come, is not copied.
         if first.is_empty() && whole.is_empty() {
             first = data;
             continue;
+        }
+        if have > whole.capacity() {
+            // Doubled as it grows, but never beyond what it may become.
+            let capacity = (2 * have).min(arriving.stated).max(have);
+            room.grow(budget, capacity)?;
+            whole.reserve(capacity - whole.len());
         }
         if whole.is_empty() {
             whole.extend_from_slice(&std::mem::take(&mut first));
@@ -104,22 +130,59 @@ fn unpack(
     budget: &Budget,
     room: &mut Room,
 ) -> Result<Bytes, Error> {
-    let reader: Box<dyn Read + '_> = match encoding {
-        Encoding::Gzip => Box::new(MultiGzDecoder::new(packed)),
-        Encoding::Deflate => Box::new(ZlibDecoder::new(packed)),
-    };
-    let mut reader = reader.take(limits.bytes as u64 + 1);
-    let (mut out, mut piece) = (Vec::new(), [0u8; 16 * PAGE]);
-    loop {
-        let count = reader.read(&mut piece).map_err(|e| Error::Invalid(format!("the body cannot be unpacked: {e}")))?;
-        if count == 0 {
-            return Ok(Bytes::from(out));
+    let mut unpacked = Unpacked { bytes: Vec::new(), limits, budget, room };
+    let mut rest = packed;
+    match encoding {
+        Encoding::Gzip => {
+            // A file of gzip may be several, one behind the other.
+            for _ in 0..MEMBERS {
+                let mut reader = GzDecoder::new(rest);
+                unpacked.drain(&mut reader)?;
+                rest = reader.into_inner();
+                if rest.is_empty() {
+                    return Ok(unpacked.bytes.into());
+                }
+            }
+            Err(Error::Invalid(format!("the body consists of more than {MEMBERS} gzip members")))
         }
-        if out.len() + count > limits.bytes {
-            return Err(too_large(limits));
+        Encoding::Deflate => {
+            let mut reader = ZlibDecoder::new(rest);
+            unpacked.drain(&mut reader)?;
+            match reader.into_inner() {
+                [] => Ok(unpacked.bytes.into()),
+                more => Err(Error::Invalid(format!("{} bytes lie behind the end of the deflated body", more.len()))),
+            }
         }
-        room.grow(budget, out.len() + count)?;
-        out.extend_from_slice(&piece[..count]);
+    }
+}
+
+/// Parts of a gzip body. Each costs time, even an empty one.
+const MEMBERS: usize = 64;
+
+/// What comes out of a packed body.
+struct Unpacked<'a> {
+    bytes: Vec<u8>,
+    limits: &'a BodyLimits,
+    budget: &'a Budget,
+    room: &'a mut Room,
+}
+
+impl Unpacked<'_> {
+    /// Everything that `reader` has.
+    fn drain(&mut self, reader: &mut impl Read) -> Result<(), Error> {
+        let mut piece = [0u8; 16 * PAGE];
+        loop {
+            let count = reader.read(&mut piece);
+            let count = count.map_err(|e| Error::Invalid(format!("the body cannot be unpacked: {e}")))?;
+            if count == 0 {
+                return Ok(());
+            }
+            if self.bytes.len() + count > self.limits.bytes {
+                return Err(too_large(self.limits));
+            }
+            self.room.grow(self.budget, self.bytes.len() + count)?;
+            self.bytes.extend_from_slice(&piece[..count]);
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use super::v2::answer;
 use super::{Rest, body, reply};
 use crate::codec;
 use crate::error::Error;
+use crate::threads::heavy;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::Response;
@@ -49,20 +50,27 @@ pub(super) async fn call(
 
 async fn predict(rest: &Rest, model: &str, headers: &HeaderMap, body: Body) -> Result<Response, Error> {
     let servable = rest.plane.servable(model, None)?;
-    let held = body::read(headers, body, &rest.limits, &rest.budget).await?;
+    let deadline = super::v2::deadline(rest, headers)?;
+    let held = body::read(rest, headers, body, deadline).await?;
     let start = Instant::now();
-    let (event, data) = codec::events::unwrap(headers, &held.bytes)?;
-    let mut request = codec::v1::decode(&data, &servable.signature)?;
-    request.deadline = super::v2::timeout(headers)?.map(|timeout| start + timeout);
-    let decoded = Instant::now();
+    let decoded = heavy(held.bytes.len(), || {
+        let (event, data) = codec::events::unwrap(headers, &held.bytes)?;
+        Ok::<_, Error>((event, codec::v1::decode(&data, &servable.signature)?))
+    });
+    let (event, mut request) = decoded?;
+    request.deadline = Some(deadline);
+    let decoded = start.elapsed();
     let inferred = rest.plane.infer(servable, request).await?;
     let encoding = Instant::now();
-    let predictions = codec::v1::encode(&inferred, rest.plane.profile().not_finite())?;
-    let (attributes, body) = event.wrap(&inferred.servable.name, predictions);
-    let mut response = reply::answer(headers, body, "application/json")?;
-    response.headers_mut().extend(attributes);
-    inferred.servable.metrics.framed(decoded - start, encoding.elapsed());
-    Ok(response)
+    let response = heavy(inferred.bytes(), || {
+        let predictions = codec::v1::encode(&inferred, rest.plane.profile().not_finite())?;
+        let (attributes, body) = event.wrap(&inferred.servable.name, predictions);
+        let mut response = reply::answer(headers, body, "application/json")?;
+        response.headers_mut().extend(attributes);
+        Ok(response)
+    });
+    inferred.servable.metrics.framed(decoded, encoding.elapsed());
+    response
 }
 
 fn explain(rest: &Rest, model: &str) -> Result<Response, Error> {

@@ -5,6 +5,7 @@ use crate::codec;
 use crate::dataplane::{EXTENSIONS, NAME, Servable, VERSION};
 use crate::describe;
 use crate::error::Error;
+use crate::threads::heavy;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::response::Response;
@@ -27,8 +28,12 @@ pub(super) struct Target {
     version: Option<String>,
 }
 
-pub(super) async fn live() -> Response {
-    reply::json(StatusCode::OK, b"{\"live\":true}".to_vec())
+pub(super) async fn live(State(rest): State<Rest>) -> Response {
+    if rest.plane.live() {
+        reply::json(StatusCode::OK, b"{\"live\":true}".to_vec())
+    } else {
+        reply::json(StatusCode::SERVICE_UNAVAILABLE, b"{\"live\":false}".to_vec())
+    }
 }
 
 pub(super) async fn ready(State(rest): State<Rest>) -> Response {
@@ -41,9 +46,9 @@ pub(super) async fn ready(State(rest): State<Rest>) -> Response {
 
 pub(super) async fn metrics(State(rest): State<Rest>) -> Response {
     for servable in rest.plane.registry().servables() {
-        let executions = servable.stats.executions.load(std::sync::atomic::Ordering::Relaxed);
-        servable.metrics.refresh(servable.batcher.queued(), servable.bytes, executions);
+        servable.metrics.refresh(servable.batcher.queued(), servable.bytes);
     }
+    crate::metrics::refresh_process();
     let mut response = Response::new(Body::from(rest.metrics.render()));
     let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, text);
@@ -116,18 +121,23 @@ pub(super) async fn infer_on<B>(
 where
     B: hyper::body::Body<Data = Bytes, Error: Display> + Unpin,
 {
-    let held = body::read(headers, body, &rest.limits, &rest.budget).await?;
-    let start = Instant::now();
+    let deadline = deadline(rest, headers)?;
     let length = header_length(headers)?;
+    let held = body::read(rest, headers, body, deadline).await?;
+    let start = Instant::now();
     let limits = rest.plane.registry().limits();
-    let (mut request, form) = codec::v2::decode(&held.bytes, length, &servable.signature, limits)?;
-    request.deadline = timeout(headers)?.map(|timeout| start + timeout);
-    let decoded = Instant::now();
+    let size = held.bytes.len();
+    let decoded = heavy(size, || codec::v2::decode(&held.bytes, length, &servable.signature, limits));
+    let (mut request, form) = decoded?;
+    request.deadline = Some(deadline);
+    let decoded = start.elapsed();
     let inferred = rest.plane.infer(servable, request).await?;
     let encoding = Instant::now();
-    let encoded = codec::v2::encode(&inferred, &form, rest.plane.profile().not_finite())?;
-    let response = send(headers, encoded);
-    inferred.servable.metrics.framed(decoded - start, encoding.elapsed());
+    let response = heavy(inferred.bytes(), || {
+        let encoded = codec::v2::encode(&inferred, &form, rest.plane.profile().not_finite())?;
+        send(headers, encoded)
+    });
+    inferred.servable.metrics.framed(decoded, encoding.elapsed());
     response
 }
 
@@ -149,11 +159,12 @@ fn header_length(headers: &HeaderMap) -> Result<Option<usize>, Error> {
     })
 }
 
-/// How long the client waits, where it says so.
-pub(super) fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
-    let Some(value) = headers.get("x-request-timeout-ms") else { return Ok(None) };
+/// When the answer is of no use any more: from the head of the request on, whatever its body takes.
+pub(super) fn deadline(rest: &Rest, headers: &HeaderMap) -> Result<Instant, Error> {
+    let longest = rest.plane.longest();
+    let Some(value) = headers.get("x-request-timeout-ms") else { return Ok(Instant::now() + longest) };
     let number = value.to_str().ok().and_then(|text| text.trim().parse().ok());
-    number.map(|ms| Some(Duration::from_millis(ms))).ok_or_else(|| {
+    number.map(|ms| Instant::now() + longest.min(Duration::from_millis(ms))).ok_or_else(|| {
         Error::Invalid(format!("header x-request-timeout-ms is {value:?}, which is no number of milliseconds"))
     })
 }
@@ -228,7 +239,7 @@ async fn parse_optional<T: Default + for<'a> Deserialize<'a>>(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<T, Error> {
-    let held = body::read(headers, body, &rest.limits, &rest.budget).await?;
+    let held = body::read(rest, headers, body, Instant::now() + rest.plane.longest()).await?;
     if held.bytes.iter().all(u8::is_ascii_whitespace) {
         return Ok(T::default());
     }

@@ -69,6 +69,13 @@ impl Guard {
     }
 }
 
+impl Guard {
+    /// What waits is not wanted any more: leaving takes no time.
+    pub fn abandon(mut self) {
+        self.exporter = None;
+    }
+}
+
 impl Drop for Guard {
     fn drop(&mut self) {
         if let Some(exporter) = &self.exporter {

@@ -61,15 +61,15 @@ impl Exchange {
         self.record.as_ref().map_or_else(Span::none, |record| record.span.clone())
     }
 
-    /// The answer to be sent. It keeps `guard` until it has been, or cannot be.
-    pub fn answered<G>(mut self, response: Response, guard: G) -> http::Response<Answer<G>> {
+    /// The answer to be sent.
+    pub fn answered(mut self, response: Response) -> http::Response<Answer> {
         let (mut head, body) = response.into_parts();
         head.headers.insert(REQUEST_ID, self.id);
         if let Some(record) = &mut self.record {
             record.status = head.status.as_u16();
             record.grpc_status = grpc_status(&head.headers);
         }
-        http::Response::from_parts(head, Answer { body, record: self.record, _guard: guard })
+        http::Response::from_parts(head, Answer { body, record: self.record })
     }
 }
 
@@ -145,13 +145,12 @@ impl Drop for Record {
 
 /// The body of an answer, and what ends with it.
 #[derive(Debug)]
-pub struct Answer<G> {
+pub struct Answer {
     body: Body,
     record: Option<Box<Record>>,
-    _guard: G,
 }
 
-impl<G: Unpin> hyper::body::Body for Answer<G> {
+impl hyper::body::Body for Answer {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -182,7 +181,7 @@ impl<G: Unpin> hyper::body::Body for Answer<G> {
     }
 }
 
-impl<G> Drop for Answer<G> {
+impl Drop for Answer {
     fn drop(&mut self) {
         if let Some(record) = &mut self.record {
             // Where the length is known nobody polls for the end.
