@@ -6,6 +6,7 @@
 
 pub mod artifact;
 pub mod error;
+pub mod llm;
 mod pbtxt;
 pub mod settings;
 pub mod signature;

@@ -1,0 +1,180 @@
+//! The loop around scheduler and executor: plan, launch, sample, collect, commit. It owns no thread and no clock; whoever
+//! does calls [`Engine::step`] while it is not idle.
+//!
+//! ```text
+//! in step     plan 1  launch 1  sample 1  collect 1  commit 1 | plan 2  launch 2 ...
+//! one ahead   plan 1  launch 1  sample 1 | plan 2  launch 2  collect 1  commit 1  sample 2 | plan 3  launch 3 ...
+//!                                          the device is at work on 1 ........  and on 2 ............
+//! ```
+//! One ahead, the host's work is done while the device computes. `sample 2` comes after `commit 1`, because a grammar's
+//! mask for the second token needs to know the first.
+
+use super::executor::{Executor, Failure, Mask, Masks, Ticket};
+use super::plan::Plan;
+use super::request::Request;
+use super::scheduler::{Counters, Rejected, Scheduler};
+use super::sequence::{CancelReason, Event, GroupId, SequenceId};
+use std::collections::HashMap;
+use std::fmt;
+use std::time::Instant;
+
+/// When a step's outcome is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overlap {
+    /// After the next step was launched.
+    Ahead,
+    /// At once.
+    InStep,
+}
+
+/// What may come next in one sequence: a grammar and a place in it.
+pub trait Matcher: Send {
+    /// Goes on by the token that was chosen.
+    ///
+    /// # Errors
+    /// The token is not allowed here; the sequence fails, and no other.
+    fn accept(&mut self, token: u32) -> Result<(), String>;
+
+    /// The tokens that may come next.
+    ///
+    /// # Errors
+    /// There are none, or finding them takes too much; the sequence fails, and no other.
+    fn mask(&mut self) -> Result<Mask, String>;
+}
+
+/// A step under way.
+#[derive(Debug)]
+struct Flight {
+    plan: Plan,
+    ticket: Ticket,
+}
+
+/// A scheduler, and the executor that it plans for.
+pub struct Engine<E> {
+    scheduler: Scheduler,
+    executor: E,
+    overlap: Overlap,
+    flight: Option<Flight>,
+    matchers: HashMap<SequenceId, Box<dyn Matcher>>,
+}
+
+impl<E: fmt::Debug> fmt::Debug for Engine<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Engine { scheduler, executor, overlap, flight, .. } = self;
+        let fields = (scheduler, executor, overlap, flight);
+        f.debug_tuple("Engine").field(&fields).finish()
+    }
+}
+
+impl<E: Executor> Engine<E> {
+    /// An engine without requests. The scheduler's pool is the executor's blocks.
+    pub fn new(scheduler: Scheduler, executor: E, overlap: Overlap) -> Self {
+        Engine { scheduler, executor, overlap, flight: None, matchers: HashMap::new() }
+    }
+
+    /// Takes a request into the queue.
+    ///
+    /// # Errors
+    /// As [`Scheduler::admit`].
+    pub fn admit(&mut self, now: Instant, request: Request) -> Result<GroupId, Rejected> {
+        self.scheduler.admit(now, request)
+    }
+
+    /// Binds a sequence to a grammar; to be called before the step after its admission.
+    pub fn constrain(&mut self, sequence: SequenceId, matcher: Box<dyn Matcher>) {
+        self.matchers.insert(sequence, matcher);
+    }
+
+    /// Ends a sequence; its event comes with the next step's. `false` where it had ended before.
+    pub fn cancel(&mut self, sequence: SequenceId, reason: CancelReason) -> bool {
+        self.scheduler.cancel(sequence, reason)
+    }
+
+    /// Goes on by one step, and tells what happened.
+    pub fn step(&mut self, now: Instant) -> Vec<Event> {
+        let next = self.scheduler.plan(now).map(|plan| (self.executor.launch(&plan), plan));
+        let mut events = self.land();
+        if let Some((launched, plan)) = next {
+            events.extend(self.sample(launched, plan));
+        }
+        if self.overlap == Overlap::InStep {
+            events.extend(self.land());
+        }
+        events.extend(self.scheduler.take_events());
+        for event in events.iter().filter(|event| event.is_last()) {
+            self.matchers.remove(&event.sequence());
+        }
+        events
+    }
+
+    /// Is there nothing to step for?
+    pub fn idle(&self) -> bool {
+        self.flight.is_none() && self.scheduler.is_empty() && !self.scheduler.has_events()
+    }
+
+    /// Where it stands.
+    pub fn counters(&self) -> Counters {
+        self.scheduler.counters()
+    }
+
+    /// The scheduler, to look at.
+    pub fn scheduler(&self) -> &Scheduler {
+        &self.scheduler
+    }
+
+    /// The executor, to look at.
+    pub fn executor(&self) -> &E {
+        &self.executor
+    }
+
+    /// Has the tokens chosen of a step whose forward pass was launched. By now those of the step before are known.
+    fn sample(&mut self, launched: Result<Ticket, Failure>, plan: Plan) -> Vec<Event> {
+        let sampled = launched.and_then(|ticket| {
+            let masks = self.masks(&plan);
+            self.executor.sample(&ticket, &masks).map(|()| ticket)
+        });
+        match sampled {
+            Ok(ticket) => {
+                self.flight = Some(Flight { plan, ticket });
+                Vec::new()
+            }
+            Err(failure) => self.scheduler.commit(&plan, Err(failure)),
+        }
+    }
+
+    /// Waits for the step under way, if there is one.
+    fn land(&mut self) -> Vec<Event> {
+        let Some(Flight { plan, ticket }) = self.flight.take() else { return Vec::new() };
+        let outcome = self.executor.collect(ticket);
+        let events = self.scheduler.commit(&plan, outcome);
+        for event in &events {
+            if let Event::Token { sequence, token, .. } = event
+                && let Some(matcher) = self.matchers.get_mut(sequence)
+                && let Err(reason) = matcher.accept(*token)
+            {
+                self.scheduler.fail(*sequence, reason);
+            }
+        }
+        events
+    }
+
+    /// What grammars allow for the tokens of this plan.
+    fn masks(&mut self, plan: &Plan) -> Masks {
+        if self.matchers.is_empty() {
+            return Masks::default();
+        }
+        let mut masks = Masks { chunks: vec![None; plan.chunks.len()] };
+        for (chunk, mask) in plan.chunks.iter().zip(&mut masks.chunks) {
+            // One that has ended since has a surplus row here, and no place in its grammar to go on from.
+            if !chunk.sample || !self.scheduler.is_alive(chunk.sequence) {
+                continue;
+            }
+            match self.matchers.get_mut(&chunk.sequence).map(|matcher| matcher.mask()) {
+                Some(Ok(allowed)) => *mask = Some(allowed),
+                Some(Err(reason)) => drop(self.scheduler.fail(chunk.sequence, reason)),
+                None => {}
+            }
+        }
+        masks
+    }
+}

@@ -1,0 +1,348 @@
+//! Where a decoder's matrices lie among the tensors of its files.
+//!
+//! The forward pass asks for a [`Slot`] of a layer (and an expert); files hold it whole, as some rows of a packed
+//! tensor, or as one sheet of a stack. The differences end here: [`load`] answers with rows in order, in the format
+//! of the file.
+//!
+//! ```text
+//! Packing    stored rows                      Query, Key, Value   [ q q q q | k k | v v ]   Phi-3
+//! Whole      [ m m m m ]                      First/SecondHalf    [ g g g | u u u ]
+//!                                             Even/OddRows        [ g u g u g u ]           gpt-oss
+//! ```
+
+use super::spec::{DecoderSpec, Placement, QkNorm};
+use super::weights::{Format, Matrix, Weights};
+use crate::error::LoadError;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a slot is called, and how it lies in the tensor of that name.
+pub type Name = (Slot, &'static str, Packing);
+
+/// A matrix or vector of the forward pass. Shapes are rows by columns, outputs by inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs)] // the names say it
+pub enum Slot {
+    Embedding,
+    FinalNorm,
+    Head,
+    AttentionNormBefore,
+    AttentionNormAfter,
+    MlpNormBefore,
+    MlpNormAfter,
+    Query,
+    Key,
+    Value,
+    Output,
+    QueryBias,
+    KeyBias,
+    ValueBias,
+    OutputBias,
+    QueryNorm,
+    KeyNorm,
+    Sinks,
+    Gate,
+    Up,
+    Down,
+    GateBias,
+    UpBias,
+    DownBias,
+    Router,
+    RouterBias,
+    ExpertGate,
+    ExpertUp,
+    ExpertDown,
+    ExpertGateBias,
+    ExpertUpBias,
+    ExpertDownBias,
+}
+
+/// How a slot lies in its tensor; see the picture above.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Packing {
+    Whole,
+    Query,
+    Key,
+    Value,
+    FirstHalf,
+    SecondHalf,
+    EvenRows,
+    OddRows,
+}
+
+/// One matrix or vector of a model: `layer` and `expert` are 0 where they mean nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Which.
+    pub slot: Slot,
+    /// Of which layer.
+    pub layer: usize,
+    /// Of which expert.
+    pub expert: usize,
+}
+
+impl Part {
+    /// A part that belongs to no layer.
+    pub fn global(slot: Slot) -> Self {
+        Part { slot, layer: 0, expert: 0 }
+    }
+}
+
+/// Where a part lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The tensor.
+    pub name: String,
+    /// The shape that the tensor must have.
+    pub shape: Vec<usize>,
+    /// Sheets of the stack; 1 where there is none.
+    pub sheets: usize,
+    /// Sheets of the stack before this one.
+    pub sheet: usize,
+    /// The first row, of the sheet.
+    pub first: usize,
+    /// From one row to the next.
+    pub step: usize,
+    /// Rows.
+    pub rows: usize,
+    /// Numbers in a row; 1 in a vector.
+    pub columns: usize,
+    /// Are rows and columns of the stored tensor exchanged?
+    pub transposed: bool,
+}
+
+/// Every part of the model, layer by layer.
+pub fn parts(spec: &DecoderSpec) -> Vec<Part> {
+    let mut parts = vec![Part::global(Slot::Embedding), Part::global(Slot::FinalNorm)];
+    if !spec.tied {
+        parts.push(Part::global(Slot::Head));
+    }
+    for layer in 0..spec.layers.len() {
+        parts.extend(layer_slots(spec, layer).into_iter().map(|slot| Part { slot, layer, expert: 0 }));
+        let experts = spec.mixture.filter(|_| spec.layers[layer].mixture);
+        let Some(mixture) = experts else { continue };
+        let (weights, biases) = (EXPERT.iter(), EXPERT_BIAS.iter().take(if mixture.bias { 3 } else { 0 }));
+        for slot in weights.chain(biases) {
+            parts.extend((0..mixture.experts).map(|expert| Part { slot: *slot, layer, expert }));
+        }
+    }
+    parts
+}
+
+const EXPERT: [Slot; 3] = [Slot::ExpertGate, Slot::ExpertUp, Slot::ExpertDown];
+const EXPERT_BIAS: [Slot; 3] = [Slot::ExpertGateBias, Slot::ExpertUpBias, Slot::ExpertDownBias];
+
+/// The slots of one layer, experts left out.
+fn layer_slots(spec: &DecoderSpec, layer: usize) -> Vec<Slot> {
+    use Slot::*;
+    let mut slots = vec![Query, Key, Value, Output];
+    if spec.norm.placement != Placement::After {
+        slots.extend([AttentionNormBefore, MlpNormBefore]);
+    }
+    if spec.norm.placement != Placement::Before {
+        slots.extend([AttentionNormAfter, MlpNormAfter]);
+    }
+    if spec.attention.qkv_bias {
+        slots.extend([QueryBias, KeyBias, ValueBias]);
+    }
+    if spec.attention.out_bias {
+        slots.push(OutputBias);
+    }
+    if spec.attention.qk_norm != QkNorm::None {
+        slots.extend([QueryNorm, KeyNorm]);
+    }
+    if spec.attention.sinks {
+        slots.push(Sinks);
+    }
+    match spec.mixture.filter(|_| spec.layers[layer].mixture) {
+        Some(mixture) => {
+            slots.push(Router);
+            slots.extend(mixture.bias.then_some(RouterBias));
+        }
+        None => {
+            slots.extend([Gate, Up, Down]);
+            slots.extend(if spec.mlp_bias { &[GateBias, UpBias, DownBias][..] } else { &[] });
+        }
+    }
+    slots
+}
+
+/// Rows of a slot, and its columns; `None` for a vector.
+pub fn shape(spec: &DecoderSpec, slot: Slot) -> (usize, Option<usize>) {
+    let (hidden, attention) = (spec.hidden, &spec.attention);
+    let (query, kv) = (attention.query_width(), attention.kv_width());
+    let (experts, expert) = spec.mixture.map_or((0, 0), |mixture| (mixture.experts, mixture.intermediate));
+    let norm = |full: usize| if attention.qk_norm == QkNorm::Full { full } else { attention.head_dim };
+    match slot {
+        Slot::Embedding | Slot::Head => (spec.vocab, Some(hidden)),
+        Slot::FinalNorm | Slot::AttentionNormBefore | Slot::AttentionNormAfter => (hidden, None),
+        Slot::MlpNormBefore | Slot::MlpNormAfter => (hidden, None),
+        Slot::Query => (query, Some(hidden)),
+        Slot::Key | Slot::Value => (kv, Some(hidden)),
+        Slot::Output => (hidden, Some(query)),
+        Slot::QueryBias => (query, None),
+        Slot::KeyBias | Slot::ValueBias => (kv, None),
+        Slot::OutputBias | Slot::DownBias | Slot::ExpertDownBias => (hidden, None),
+        Slot::QueryNorm => (norm(query), None),
+        Slot::KeyNorm => (norm(kv), None),
+        Slot::Sinks => (attention.heads, None),
+        Slot::Gate | Slot::Up => (spec.intermediate, Some(hidden)),
+        Slot::Down => (hidden, Some(spec.intermediate)),
+        Slot::GateBias | Slot::UpBias => (spec.intermediate, None),
+        Slot::Router => (experts, Some(hidden)),
+        Slot::RouterBias => (experts, None),
+        Slot::ExpertGate | Slot::ExpertUp => (expert, Some(hidden)),
+        Slot::ExpertDown => (hidden, Some(expert)),
+        Slot::ExpertGateBias | Slot::ExpertUpBias => (expert, None),
+    }
+}
+
+fn is_expert(slot: Slot) -> bool {
+    EXPERT.contains(&slot) || EXPERT_BIAS.contains(&slot)
+}
+
+/// The row of the name tables for `slot`.
+fn name(spec: &DecoderSpec, slot: Slot) -> Option<(&'static str, Packing)> {
+    let mut rows = spec.names.tables.iter().flat_map(|table| table.iter());
+    rows.find(|(found, _, _)| *found == slot).map(|(_, name, packing)| (*name, *packing))
+}
+
+/// Where `part` lies; `None` where the names have no such slot. `format` is the stored tensor's, since gpt-oss lays
+/// out its experts by it.
+pub fn place(spec: &DecoderSpec, part: Part, format: Format) -> Option<Place> {
+    let (template, packing) = name(spec, part.slot)?;
+    let (rows, columns) = shape(spec, part.slot);
+    let (query, kv) = (spec.attention.query_width(), spec.attention.kv_width());
+    let (stored_rows, first, step) = match packing {
+        Packing::Whole => (rows, 0, 1),
+        Packing::Query => (query + 2 * kv, 0, 1),
+        Packing::Key => (query + 2 * kv, query, 1),
+        Packing::Value => (query + 2 * kv, query + kv, 1),
+        Packing::FirstHalf => (2 * rows, 0, 1),
+        Packing::SecondHalf => (2 * rows, rows, 1),
+        Packing::EvenRows => (2 * rows, 0, 2),
+        Packing::OddRows => (2 * rows, 1, 2),
+    };
+    let stacked = is_expert(part.slot) && !template.contains("{e}");
+    // gpt-oss saved unquantised has its experts' matrices inputs by outputs, unlike everything else.
+    let transposed = stacked && columns.is_some() && format.is_float() && spec.names.transposed;
+    let (sheets, sheet) = match spec.mixture {
+        Some(mixture) if stacked => (mixture.experts, part.expert),
+        _ => (1, 0),
+    };
+    let mut shape = Vec::with_capacity(3);
+    shape.extend(stacked.then_some(sheets));
+    match (columns, transposed) {
+        (None, _) => shape.push(stored_rows),
+        (Some(columns), false) => shape.extend([stored_rows, columns]),
+        (Some(columns), true) => shape.extend([columns, stored_rows]),
+    }
+    let name = template.replace("{l}", &part.layer.to_string()).replace("{e}", &part.expert.to_string());
+    Some(Place { name, shape, sheets, sheet, first, step, rows, columns: columns.unwrap_or(1), transposed })
+}
+
+/// Tensors named in an error before "and others".
+const NAMED: usize = 8;
+
+/// Has `weights` every tensor that the model needs, of the right shape, and no other?
+///
+/// A tensor too many is refused, too: it is a bias or a norm that the forward pass would leave out.
+///
+/// # Errors
+/// Missing and unexpected tensors by name; for a wrong shape, both.
+pub fn check(spec: &DecoderSpec, weights: &dyn Weights) -> Result<(), LoadError> {
+    let refuse = |reason: String| LoadError::new(weights.file(), reason);
+    let mut missing = BTreeSet::new();
+    let mut expected = BTreeSet::new();
+    for part in parts(spec) {
+        let named = place(spec, part, Format::F32).ok_or_else(|| refuse(format!("has no name for {part:?}")))?;
+        let Some(info) = weights.info(&named.name) else {
+            missing.insert(named.name);
+            continue;
+        };
+        let place = place(spec, part, info.format).unwrap_or(named);
+        if info.shape != place.shape {
+            let (name, found, wanted) = (place.name, &info.shape, place.shape);
+            return Err(refuse(format!("tensor '{name}' has shape {found:?}; the configuration makes it {wanted:?}")));
+        }
+        expected.insert(place.name);
+    }
+    let unexpected: Vec<_> = weights
+        .names()
+        .into_iter()
+        .filter(|name| !expected.contains(*name) && !is_ignored(spec, name))
+        .map(|name| name.escape_debug().to_string())
+        .collect();
+    let list = |what: &str, names: Vec<String>| match names.len() {
+        0 => String::new(),
+        count if count > NAMED => format!("{what} {count} tensors: {}, and others; ", names[..NAMED].join(", ")),
+        count => format!("{what} {count} tensors: {}; ", names.join(", ")),
+    };
+    let reason = list("lacks", missing.into_iter().collect()) + &list("has unexpected", unexpected);
+    if reason.is_empty() { Ok(()) } else { Err(refuse(reason.trim_end_matches("; ").to_owned())) }
+}
+
+/// Tensors that say nothing new: saved tables of angles, rotation factors that the spec has taken over, and the copy
+/// of a tied head.
+fn is_ignored(spec: &DecoderSpec, name: &str) -> bool {
+    let angles = name.ends_with(".rotary_emb.inv_freq") || name.starts_with("rope_");
+    angles || (spec.tied && (name == "lm_head.weight" || name == "output.weight"))
+}
+
+/// Numbers of all tensors together; `None` where they do not fit 64 bits.
+pub fn parameters(spec: &DecoderSpec) -> Option<u64> {
+    let mut tensors = BTreeMap::new();
+    for part in parts(spec) {
+        let place = place(spec, part, Format::F32)?;
+        tensors.insert(place.name, place.shape);
+    }
+    tensors.values().try_fold(0u64, |sum, shape| {
+        let product = shape.iter().try_fold(1u64, |product, dim| product.checked_mul(*dim as u64))?;
+        sum.checked_add(product)
+    })
+}
+
+/// Reads `part` in its file's format, rows in order.
+///
+/// # Errors
+/// The tensor is missing, has another shape than the configuration makes it, or cannot be read.
+pub fn load(spec: &DecoderSpec, weights: &dyn Weights, part: Part) -> Result<Matrix, LoadError> {
+    let refuse = |reason: String| LoadError::new(weights.file(), reason);
+    let named = place(spec, part, Format::F32).ok_or_else(|| refuse(format!("has no name for {part:?}")))?;
+    let info = weights.info(&named.name).ok_or_else(|| refuse(format!("lacks tensor '{}'", named.name)))?;
+    let place = place(spec, part, info.format).unwrap_or(named);
+    if info.shape != place.shape {
+        return Err(refuse(format!("tensor '{}' has shape {:?}; expected {:?}", place.name, info.shape, place.shape)));
+    }
+    let odd = || refuse(format!("tensor '{}' cannot be cut into rows", place.name));
+    let sheet_bytes = info.format.bytes(&place.shape).ok_or_else(odd)? / place.sheets;
+    let start = place.sheet * sheet_bytes;
+    if place.transposed {
+        let sheet = weights.read(&place.name, start..start + sheet_bytes)?;
+        let bytes = gather_transposed(&place, &sheet, info.format);
+        return Ok(Matrix { format: info.format, rows: place.rows, columns: place.columns, bytes });
+    }
+    let row = info.format.bytes(&[place.columns]).ok_or_else(odd)?;
+    let first = start + place.first * row;
+    // The last row ends its stretch: of interleaved rows, those between are read and dropped.
+    let stretch = ((place.rows - 1) * place.step + 1) * row;
+    let mut bytes = weights.read(&place.name, first..first + stretch)?;
+    if place.step > 1 {
+        bytes = bytes.chunks(row).step_by(place.step).flatten().copied().collect();
+    }
+    Ok(Matrix { format: info.format, rows: place.rows, columns: place.columns, bytes })
+}
+
+/// Rows of a sheet that is stored inputs by outputs.
+fn gather_transposed(place: &Place, sheet: &[u8], format: Format) -> Vec<u8> {
+    let size = format.block().1;
+    let stored = place.shape[place.shape.len() - 1];
+    let mut bytes = Vec::with_capacity(place.rows * place.columns * size);
+    for row in (0..place.rows).map(|row| place.first + row * place.step) {
+        for column in 0..place.columns {
+            let at = (column * stored + row) * size;
+            bytes.extend_from_slice(&sheet[at..at + size]);
+        }
+    }
+    bytes
+}

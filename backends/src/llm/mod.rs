@@ -1,0 +1,34 @@
+//! Language models. What a model is: [`spec`], [`families`]; where its numbers lie: [`weights`], [`layout`]. How its
+//! requests share a device: below.
+//!
+//! ```text
+//! a request's tokens -> request -> scheduler: waiting -> running ----------------> sequence: events
+//!                                      |  plan: chunks of positions, their blocks
+//!                                      v
+//!                        executor: launch, sample, collect  (engine: one step after the other)
+//! ```
+//!
+//! The scheduler, its blocks and the engine know no device and no clock; an executor knows no request. Each step takes
+//! some tokens of every sequence that runs: one where it decodes, a chunk where its prompt is not computed yet.
+
+pub mod blocks;
+pub mod config;
+pub mod engine;
+pub mod executor;
+pub mod families;
+mod fields;
+pub mod layout;
+pub mod plan;
+pub mod request;
+pub mod rope;
+mod rope_config;
+pub mod sampling;
+pub mod scheduler;
+pub mod scripted;
+pub mod sequence;
+pub mod spec;
+pub mod weights;
+
+pub use families::FAMILIES;
+pub use spec::DecoderSpec;
+pub use weights::Weights;

@@ -1,0 +1,274 @@
+//! Decides which sequences each step computes, and keeps account of what came of it.
+//!
+//! A pure function of its state: no clock (time is an argument), no thread, no device. There are no phases: every
+//! running sequence has positions that are yet to be computed, one for those that decode, many for those that read
+//! their prompt, and each step gives out its rows among them.
+//!
+//! | file | what |
+//! |---|---|
+//! | `settings` | bounds, refusals, counters |
+//! | `planning` | what the next step computes; preemption |
+//! | `commit` | what came of a step |
+//! | `check` | is all in order? for tests |
+//!
+//! **Why it never hangs.** The running sequence of the first rank is never preempted and may preempt all others; the
+//! whole pool is enough for it (or it was refused); so every step advances it, and it ends. Ranks do not change, and
+//! what arrives late enough gets a later rank, however urgent it is, so that every sequence is the first some day.
+
+mod check;
+mod commit;
+mod planning;
+mod settings;
+
+pub use settings::{Counters, Rejected, Settings, SettingsError};
+
+use super::blocks::{BlockPool, Salt};
+use super::request::Request;
+use super::sequence::{CancelReason, Event, GroupId, Rank, Sequence, SequenceId, State};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The copies of one request.
+#[derive(Debug)]
+struct Group {
+    /// Bit `i`: copy `i` has not ended.
+    alive: u16,
+    /// Is the whole prompt computed, so that the other copies find it?
+    ready: bool,
+    /// Probabilities of the prompt that were told.
+    logged: u32,
+    /// Where its blocks are found; `None` where nobody may find them.
+    salt: Option<Salt>,
+}
+
+impl Group {
+    /// The copy that computes the prompt; the others wait for it.
+    fn leader(&self) -> u16 {
+        self.alive.trailing_zeros() as u16
+    }
+}
+
+/// Decides what runs. See the module.
+#[derive(Debug)]
+pub struct Scheduler {
+    settings: Settings,
+    pool: BlockPool,
+    sequences: HashMap<SequenceId, Sequence>,
+    groups: HashMap<GroupId, Group>,
+    waiting: BTreeSet<Rank>,
+    running: BTreeSet<Rank>,
+    deadlines: BTreeSet<(Instant, SequenceId)>,
+    free_slots: Vec<u32>,
+    /// What arrivals are measured from: the first.
+    epoch: Option<Instant>,
+    next_group: u64,
+    next_step: u64,
+    events: Vec<Event>,
+    waiting_tokens: u64,
+    preemptions: u64,
+    rows: u64,
+    tokens: u64,
+}
+
+impl Scheduler {
+    /// A scheduler without requests.
+    ///
+    /// # Errors
+    /// The settings contradict each other, or the pool.
+    pub fn new(settings: Settings, pool: BlockPool) -> Result<Self, SettingsError> {
+        settings.check(pool.total())?;
+        // The lowest slot is taken first: executors compute up to the highest.
+        let free_slots = (0..settings.max_running).rev().collect();
+        Ok(Scheduler {
+            settings,
+            pool,
+            sequences: HashMap::new(),
+            groups: HashMap::new(),
+            waiting: BTreeSet::new(),
+            running: BTreeSet::new(),
+            deadlines: BTreeSet::new(),
+            free_slots,
+            epoch: None,
+            next_group: 0,
+            next_step: 1,
+            events: Vec::new(),
+            waiting_tokens: 0,
+            preemptions: 0,
+            rows: 0,
+            tokens: 0,
+        })
+    }
+
+    /// Tokens that there can be after a prompt of so many: what `max_tokens` is where nobody states it. 0 where the
+    /// prompt alone does not fit.
+    pub fn room(&self, prompt_tokens: u32) -> u32 {
+        self.tokens_max().saturating_sub(prompt_tokens.into()).try_into().unwrap_or(u32::MAX)
+    }
+
+    /// Takes a request into the queue, all copies or none.
+    ///
+    /// # Errors
+    /// [`Rejected`]: it can never run, or too much waits already.
+    pub fn admit(&mut self, now: Instant, request: Request) -> Result<GroupId, Rejected> {
+        self.check_room(&request)?;
+        let group = GroupId(self.next_group);
+        self.next_group += 1;
+        let copies = request.copies();
+        let shared = request.salt().filter(|_| self.settings.prefix_cache);
+        // Where nobody else may find them, its own copies may.
+        let own = (copies > 1).then(|| self.pool.key().private(group.0));
+        let alive = (1_u32 << copies).wrapping_sub(1) as u16;
+        self.groups.insert(group, Group { alive, ready: false, logged: 0, salt: shared.or(own) });
+        let arrival = now.saturating_duration_since(*self.epoch.get_or_insert(now)).as_nanos() as i128;
+        let due = arrival + i128::from(request.priority()) * self.settings.ageing.as_nanos() as i128;
+        let request = Arc::new(request);
+        for copy in 0..copies {
+            let sequence = group.copy(copy);
+            self.sequences.insert(sequence, Sequence::new(Rank { due, sequence }, request.clone()));
+            self.deadlines.extend(request.deadline().map(|deadline| (deadline, sequence)));
+            self.enqueue(sequence, if copy == 0 { request.prompt_tokens() } else { 1 });
+        }
+        Ok(group)
+    }
+
+    /// Ends a sequence. `false` where it had ended before. Its blocks are free at once.
+    pub fn cancel(&mut self, id: SequenceId, reason: CancelReason) -> bool {
+        self.end(id, Event::Cancelled { sequence: id, reason })
+    }
+
+    /// Ends a sequence that cannot be continued, for a reason that lies outside of the steps. `false` where it had ended.
+    pub fn fail(&mut self, id: SequenceId, reason: String) -> bool {
+        self.end(id, Event::Failed { sequence: id, reason })
+    }
+
+    /// What happened since the last call of this or of `commit`.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// Is there something to take?
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
+    /// Does it wait or run?
+    pub fn is_alive(&self, id: SequenceId) -> bool {
+        self.sequences.get(&id).is_some_and(|sequence| sequence.state != State::Ended)
+    }
+
+    /// Does nothing wait, run, or end?
+    pub fn is_empty(&self) -> bool {
+        self.sequences.is_empty()
+    }
+
+    /// The running sequences, the most urgent first.
+    pub fn running(&self) -> impl Iterator<Item = SequenceId> {
+        self.running.iter().map(|rank| rank.sequence)
+    }
+
+    /// The waiting sequences, the most urgent first.
+    pub fn waiting(&self) -> impl Iterator<Item = SequenceId> {
+        self.waiting.iter().map(|rank| rank.sequence)
+    }
+
+    /// Where it stands.
+    pub fn counters(&self) -> Counters {
+        let prefixes = self.pool.statistics();
+        Counters {
+            waiting: self.waiting.len() as u32,
+            waiting_tokens: self.waiting_tokens,
+            running: self.running.len() as u32,
+            blocks_used: self.pool.total() - self.pool.free(),
+            blocks_total: self.pool.total(),
+            preemptions: self.preemptions,
+            rows: self.rows,
+            tokens: self.tokens,
+            prefix_queries: prefixes.queries,
+            prefix_hits: prefixes.hits,
+            evictions: prefixes.evictions,
+        }
+    }
+
+    /// Tokens of prompt and output together. The last of them needs no place in a block.
+    fn tokens_max(&self) -> u64 {
+        let places = u64::from(self.pool.total()) * u64::from(self.pool.block_size());
+        u64::from(self.settings.context).min(places + 1)
+    }
+
+    fn check_room(&self, request: &Request) -> Result<(), Rejected> {
+        let (tokens, tokens_max) = (request.positions_max() + 1, self.tokens_max());
+        if tokens > tokens_max {
+            return Err(Rejected::NeverFits { tokens, tokens_max });
+        }
+        let Settings { max_waiting, max_waiting_tokens, .. } = self.settings;
+        let copies = u32::from(request.copies());
+        let sequences = self.waiting.len() as u32;
+        let added = u64::from(request.prompt_tokens()) + u64::from(copies) - 1;
+        if sequences + copies > max_waiting || self.waiting_tokens + added > max_waiting_tokens {
+            return Err(Rejected::QueueFull {
+                sequences,
+                sequences_max: max_waiting,
+                tokens: self.waiting_tokens,
+                tokens_max: max_waiting_tokens,
+            });
+        }
+        Ok(())
+    }
+
+    /// Puts a sequence into the queue, where it counts for so many tokens.
+    fn enqueue(&mut self, id: SequenceId, tokens: u32) {
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            sequence.state = State::Waiting;
+            sequence.queued_tokens = tokens;
+            self.waiting.insert(sequence.rank);
+            self.waiting_tokens += u64::from(tokens);
+        }
+    }
+
+    /// Takes it out again.
+    fn dequeue(&mut self, id: SequenceId) {
+        if let Some(sequence) = self.sequences.get_mut(&id)
+            && self.waiting.remove(&sequence.rank)
+        {
+            self.waiting_tokens -= u64::from(std::mem::take(&mut sequence.queued_tokens));
+        }
+    }
+
+    /// Ends a sequence and tells so; `false` where it had ended. Its blocks are free at once, since steps take effect in
+    /// order; its name and slot once no step in flight uses them.
+    fn end(&mut self, id: SequenceId, last: Event) -> bool {
+        self.dequeue(id);
+        let Some(sequence) = self.sequences.get_mut(&id) else { return false };
+        if sequence.state == State::Ended {
+            return false;
+        }
+        sequence.state = State::Ended;
+        self.running.remove(&sequence.rank);
+        self.pool.release(&sequence.rewind());
+        if let Some(deadline) = sequence.request.deadline() {
+            self.deadlines.remove(&(deadline, id));
+        }
+        if let Some(group) = self.groups.get_mut(&id.group) {
+            group.alive &= !(1 << id.copy);
+            if group.alive == 0 {
+                self.groups.remove(&id.group);
+            }
+        }
+        self.events.push(last);
+        self.settle(id);
+        true
+    }
+
+    /// Frees the slot of a sequence that does not run, and forgets one that has ended, once no step in flight names it.
+    fn settle(&mut self, id: SequenceId) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        if sequence.pending > 0 || sequence.state == State::Running {
+            return;
+        }
+        self.free_slots.extend(sequence.slot.take());
+        if sequence.state == State::Ended {
+            self.sequences.remove(&id);
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Tensors by name: from safetensors, from GGUF, or made up. What they mean is [`super::layout`]'s business.
+//!
+//! Every header is checked whole before anything of its size is allocated; bytes are read when they are asked for.
+
+pub mod blocks;
+pub mod dummy;
+pub mod gguf;
+mod gguf_reader;
+pub mod gguf_spec;
+pub mod safetensors;
+mod safetensors_header;
+
+use crate::error::LoadError;
+use std::ops::Range;
+use std::path::Path;
+
+/// Where a model's tensors come from.
+pub trait Weights: Send + Sync {
+    /// The file or directory, for errors.
+    fn file(&self) -> &Path;
+    /// The names of all tensors, sorted.
+    fn names(&self) -> Vec<&str>;
+    /// Format and shape of a tensor; `None` where there is none of this name.
+    fn info(&self, name: &str) -> Option<&Info>;
+    /// The bytes `range` of a tensor: row-major, in its own format.
+    ///
+    /// # Errors
+    /// There is no such tensor, it is shorter, or the file cannot be read (any more).
+    fn read(&self, name: &str, range: Range<usize>) -> Result<Vec<u8>, LoadError>;
+}
+
+/// What is known of a tensor before its bytes are read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// How its numbers are stored.
+    pub format: Format,
+    /// Rows before columns; the last dimension is contiguous.
+    pub shape: Vec<usize>,
+}
+
+/// How numbers are stored: one by one, or in blocks along the last dimension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// 32-bit floats.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper half of 32-bit floats.
+    Bf16,
+    /// 32 signed bytes and a scale.
+    Q8_0,
+    /// 32 half bytes and a scale.
+    Q4_0,
+    /// 256 half bytes; scales and minima of 32 in 6 bits.
+    Q4K,
+    /// 256 numbers of 5 bits; scales and minima of 32 in 6 bits.
+    Q5K,
+    /// 256 numbers of 6 bits; scales of 16 in 8 bits.
+    Q6K,
+    /// 32 four-bit floats and an exponent, in ggml's order of nibbles.
+    Mxfp4,
+}
+
+impl Format {
+    /// Numbers in a block, and its bytes.
+    pub fn block(self) -> (usize, usize) {
+        match self {
+            Format::F32 => (1, 4),
+            Format::F16 | Format::Bf16 => (1, 2),
+            Format::Q8_0 => (32, 34),
+            Format::Q4_0 => (32, 18),
+            Format::Q4K => (256, 144),
+            Format::Q5K => (256, 176),
+            Format::Q6K => (256, 210),
+            Format::Mxfp4 => (32, 17),
+        }
+    }
+
+    /// Is every number stored by itself?
+    pub fn is_float(self) -> bool {
+        self.block().0 == 1
+    }
+
+    /// Bytes of a tensor; `None` where blocks do not divide its rows or the product overflows.
+    pub fn bytes(self, shape: &[usize]) -> Option<usize> {
+        let (numbers, bytes) = self.block();
+        let row = shape.last().copied().unwrap_or(1);
+        if row % numbers != 0 {
+            return None;
+        }
+        let outer = shape.iter().rev().skip(1).try_fold(1usize, |product, dim| product.checked_mul(*dim))?;
+        (row / numbers).checked_mul(bytes)?.checked_mul(outer)
+    }
+}
+
+/// A matrix in its file's format: `rows` rows of `columns` numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Matrix {
+    /// How its numbers are stored.
+    pub format: Format,
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs; 1 in a vector.
+    pub columns: usize,
+    /// Row after row.
+    pub bytes: Vec<u8>,
+}
+
+impl Matrix {
+    /// The numbers themselves, row after row.
+    pub fn to_f32(&self) -> Vec<f32> {
+        blocks::dequantise(self.format, &self.bytes)
+    }
+}

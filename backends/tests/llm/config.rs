@@ -1,0 +1,125 @@
+//! `config.json`: what published models say, and what is refused, by the name of the field.
+
+use backends::llm::rope::Scaling;
+use backends::llm::spec::{DecoderSpec, Rotation};
+use backends::llm::weights::Format;
+use backends::llm::weights::dummy::{Dummy, Init};
+use backends::llm::{FAMILIES, layout};
+use std::path::Path;
+
+fn read(text: &str) -> Result<DecoderSpec, String> {
+    DecoderSpec::from_config(Path::new("config.json"), text.as_bytes()).map_err(|e| e.to_string())
+}
+
+/// A small Llama with one field more, or another value of one.
+fn llama(field: &str, value: &str) -> String {
+    let mut config: serde_json::Value = serde_json::from_str(
+        r#"{"architectures":["LlamaForCausalLM"],"hidden_size":64,"intermediate_size":96,"vocab_size":300,
+            "num_hidden_layers":2,"num_attention_heads":4,"num_key_value_heads":2,"max_position_embeddings":128}"#,
+    )
+    .unwrap();
+    config[field] = serde_json::from_str(value).unwrap();
+    config.to_string()
+}
+
+fn refused(field: &str, value: &str, why: &str) {
+    let reason = read(&llama(field, value)).expect_err(why);
+    assert!(reason.contains(why), "expected '{why}' in: {reason}");
+}
+
+#[test]
+fn an_unknown_architecture_is_refused_with_the_list() {
+    let reason = read(&llama("architectures", r#"["BertModel"]"#)).unwrap_err();
+    assert!(
+        reason.starts_with("config.json: `architectures` is 'BertModel', not supported; supported are"),
+        "{reason}"
+    );
+    for family in FAMILIES {
+        assert!(reason.contains(family.architecture));
+    }
+    refused("architectures", "[]", "holds no name");
+    refused("architectures", &format!("[\"{}\"]", "x".repeat(1 << 20)), "not supported");
+}
+
+#[test]
+fn sizes_are_bounded_and_divide() {
+    refused("hidden_size", "0", "`hidden_size` is 0; expected a whole number from 1 to 1048576");
+    refused("hidden_size", "1e30", "`hidden_size` is 1e+30");
+    refused("vocab_size", "-3", "`vocab_size` is -3");
+    refused("num_hidden_layers", "2.5", "`num_hidden_layers` is 2.5");
+    refused("num_hidden_layers", "null", "`num_hidden_layers` is missing");
+    refused("num_key_value_heads", "3", "does not divide the 4 of `num_attention_heads`");
+    refused("num_attention_heads", "6", "6 heads do not divide the 64 of `hidden_size`");
+    refused("head_dim", "15", "rotates 15 of 15 numbers");
+    refused("rms_norm_eps", "0", "`rms_norm_eps` is 0; expected a number above zero");
+    refused("tie_word_embeddings", "1", "`tie_word_embeddings` is 1; expected true or false");
+}
+
+#[test]
+fn what_is_not_understood_is_refused_by_name() {
+    refused("hidden_act", r#""relu""#, "`hidden_act` is 'relu'; supported are silu");
+    refused("torch_dtype", r#""float8_e4m3fn""#, "`torch_dtype` is 'float8_e4m3fn'");
+    refused("quantization_config", r#"{"quant_method":"awq"}"#, "is of method 'awq'");
+    refused(
+        "rope_scaling",
+        r#"{"rope_type":"dynamic","factor":2}"#,
+        "`rope_type` is 'dynamic'; supported are default, linear",
+    );
+    refused("rope_scaling", r#"{"type":"yarn","factor":2,"mscale":1}"#, "`mscale` is not supported");
+    refused("rope_scaling", r#"{"type":"linear"}"#, "`factor` is missing");
+    refused("rope_scaling", r#"{"type":"linear","factor":-1}"#, "`factor` is -1");
+    refused(
+        "rope_scaling",
+        r#"{"rope_type":"longrope","short_factor":[1],"long_factor":[1]}"#,
+        "`short_factor` has 1 numbers; expected 8",
+    );
+    refused(
+        "rope_scaling",
+        r#"{"rope_type":"llama3","factor":8,"low_freq_factor":4,"high_freq_factor":4}"#,
+        "is not below",
+    );
+    refused("rope_scaling", "[]", "`rope_scaling` is a list; expected an object");
+    refused("rope_theta", "1", "`rope_theta` is 1; expected a number above 1");
+    refused("layer_types", r#"["full_attention","linear_attention"]"#, "`layer_types` holds 'linear_attention'");
+    refused("layer_types", r#"["full_attention"]"#, "has 1 entries for 2 layers");
+    refused("no_rope_layers", "[1,2]", "is not a list of 2 zeros and ones");
+    refused("no_rope_layers", "[1]", "is not a list of 2 zeros and ones");
+    let reason = read("[]").unwrap_err();
+    assert!(reason.contains("is no JSON object"), "{reason}");
+}
+
+/// The rotation of Llama 3.1 8B, as it was published.
+#[test]
+fn the_configuration_of_llama_3_1_is_read() {
+    let spec = read(
+        r#"{"architectures":["LlamaForCausalLM"],"attention_bias":false,"bos_token_id":128000,"hidden_act":"silu",
+        "hidden_size":4096,"initializer_range":0.02,"intermediate_size":14336,"max_position_embeddings":131072,
+        "mlp_bias":false,"model_type":"llama","num_attention_heads":32,"num_hidden_layers":32,"num_key_value_heads":8,
+        "pretraining_tp":1,"rms_norm_eps":1e-05,"rope_scaling":{"factor":8.0,"low_freq_factor":1.0,
+        "high_freq_factor":4.0,"original_max_position_embeddings":8192,"rope_type":"llama3"},"rope_theta":500000.0,
+        "tie_word_embeddings":false,"torch_dtype":"bfloat16","use_cache":true,"vocab_size":128256}"#,
+    )
+    .unwrap();
+    assert_eq!(spec.rope.scaling, Scaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 8192.0 });
+    assert_eq!((spec.rope.theta, spec.rope.dims, spec.attention.head_dim), (500_000.0, 128, 128));
+    assert_eq!(layout::parameters(&spec), Some(8_030_261_248));
+    assert!(spec.layers.iter().all(|layer| layer.window.is_none() && layer.rotation == Rotation::Global));
+}
+
+#[test]
+fn dummy_weights_are_the_same_in_every_order_and_fit_their_type() {
+    let spec = read(&llama("tie_word_embeddings", "true")).unwrap();
+    let name = "model.layers.1.mlp.up_proj.weight";
+    use backends::llm::Weights;
+    let narrow = Dummy::new(&spec, Format::Bf16, Init::FanIn, 3).unwrap();
+    let wide = Dummy::new(&spec, Format::F32, Init::FanIn, 3).unwrap();
+    let size = Format::F32.bytes(&wide.info(name).unwrap().shape).unwrap();
+    let whole = wide.read(name, 0..size).unwrap();
+    assert_eq!(wide.read(name, 400..800).unwrap(), whole[400..800]);
+    let widened = backends::llm::weights::blocks::dequantise(Format::Bf16, &narrow.read(name, 0..size / 2).unwrap());
+    let numbers = backends::llm::weights::blocks::dequantise(Format::F32, &whole);
+    assert!(widened.iter().zip(&numbers).all(|(a, b)| (a - b).abs() <= b.abs() / 256.0));
+    let power = numbers.iter().map(|x| f64::from(x * x)).sum::<f64>() / numbers.len() as f64;
+    assert!((power * 64.0 - 1.0).abs() < 0.05, "the variance is {power}, not 1/64");
+    assert!(Dummy::new(&spec, Format::Q8_0, Init::FanIn, 3).is_err());
+}

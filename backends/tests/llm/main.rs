@@ -1,0 +1,17 @@
+//! Language models: what is read, against the libraries that wrote it; the scheduler, against its definition.
+
+// The exemption of tests covers only the bodies of `#[test]` functions.
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
+mod blocks;
+mod common;
+mod config;
+mod gguf;
+mod hazards;
+mod parity;
+mod properties;
+mod reference;
+mod request;
+mod rules;
+mod safetensors;
+mod scripts;

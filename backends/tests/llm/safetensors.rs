@@ -1,0 +1,127 @@
+//! safetensors files as Python writes them: shards, half precision, and gpt-oss's experts in two tensors.
+//! `tests/llm/make_gguf.py` wrote the files and the logits.
+
+use backends::llm::layout;
+use crate::reference::Reference;
+use backends::llm::spec::{DecoderSpec, FloatType};
+use backends::llm::weights::blocks::dequantise;
+use backends::llm::weights::safetensors::Safetensors;
+use backends::llm::weights::{Format, Weights};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/llm/shards")
+}
+
+fn spec() -> DecoderSpec {
+    let file = directory().join("config.json");
+    DecoderSpec::from_config(&file, &fs::read(&file).unwrap()).unwrap()
+}
+
+#[test]
+fn a_published_checkpoint_of_gpt_oss_equals_transformers() {
+    let (spec, weights) = (spec(), Safetensors::open(&directory()).unwrap());
+    assert_eq!(spec.dtype, Some(FloatType::Bf16));
+    layout::check(&spec, &weights).unwrap();
+    let experts = weights.info("model.layers.0.mlp.experts.down_proj").unwrap();
+    assert_eq!((experts.format, &experts.shape[..]), (Format::Mxfp4, &[4, 32, 32][..]));
+
+    let tokens = fs::read(directory().join("gpt_oss_mxfp4.json")).unwrap();
+    let tokens: Vec<u32> = serde_json::from_slice(&tokens).unwrap();
+    let golden = dequantise(Format::F32, &fs::read(directory().join("gpt_oss_mxfp4.bin")).unwrap());
+    let reference = Reference::new(spec, &weights, tokens.len()).unwrap();
+    let logits = reference.forward(&tokens, &mut reference.cache()).unwrap().data;
+    let largest = golden.iter().zip(&logits).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let deviation = (golden.iter().map(|x| x * x).sum::<f32>() / golden.len() as f32).sqrt();
+    println!("gpt_oss_mxfp4 {:e}", largest / deviation);
+    assert!(largest < 5e-5 * deviation, "{largest} of {deviation}");
+}
+
+#[test]
+fn any_range_of_a_tensor_can_be_read() {
+    let weights = Safetensors::open(&directory()).unwrap();
+    for name in ["model.layers.0.mlp.experts.gate_up_proj", "model.norm.weight", "lm_head.weight"] {
+        let info = weights.info(name).unwrap();
+        let size = info.format.bytes(&info.shape).unwrap();
+        let whole = weights.read(name, 0..size).unwrap();
+        for range in [0..0, 0..1, 5..40, size - 1..size, 17..size] {
+            assert_eq!(weights.read(name, range.clone()).unwrap(), whole[range.clone()], "{name} {range:?}");
+        }
+        assert!(weights.read(name, 1..size + 1).unwrap_err().reason.contains("bytes, not"));
+    }
+}
+
+/// What a changed copy of the checkpoint is refused for.
+fn refusal(change: impl Fn(&Path)) -> String {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(directory()).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    }
+    change(copy.path());
+    let opened = Safetensors::open(copy.path());
+    opened.and_then(|weights| layout::check(&spec(), &weights)).unwrap_err().to_string()
+}
+
+fn edit(file: &Path, from: &str, to: &str) {
+    let text = fs::read_to_string(file).unwrap();
+    assert!(text.contains(from));
+    fs::write(file, text.replace(from, to)).unwrap();
+}
+
+#[test]
+fn an_index_cannot_name_files_elsewhere() {
+    let index = "model.safetensors.index.json";
+    for name in ["../model-00001-of-00002.safetensors", "/etc/passwd", "a/b.safetensors", "..", "config.json"] {
+        let reason = refusal(|copy| edit(&copy.join(index), "model-00001-of-00002.safetensors", name));
+        assert!(reason.contains("is no plain name"), "{name}: {reason}");
+    }
+    let reason = refusal(|copy| edit(&copy.join(index), "00002-of-00002", "00009-of-00002"));
+    assert!(reason.contains("No such file"), "{reason}");
+    let reason = refusal(|copy| edit(&copy.join(index), "\"lm_head.weight\"", "\"lm_head.wait\""));
+    assert!(reason.contains("does not place tensor 'lm_head.weight'"), "{reason}");
+    let reason = refusal(|copy| {
+        edit(&copy.join(index), "\"weight_map\": {", "\"weight_map\": {\"more\": \"model-00001-of-00002.safetensors\",")
+    });
+    assert!(reason.contains("places tensor 'more'"), "{reason}");
+}
+
+#[test]
+fn missing_and_unexpected_tensors_are_named() {
+    let first = "model-00001-of-00002.safetensors";
+    let rename = |from: &str, to: &str| {
+        let (from, to) = (from.to_owned(), to.to_owned());
+        refusal(move |copy| {
+            for file in
+                [copy.join("model.safetensors.index.json"), copy.join(first), copy.join(first.replace("1-", "2-"))]
+            {
+                let mut bytes = fs::read(&file).unwrap();
+                while let Some(at) = bytes.windows(from.len()).position(|window| window == from.as_bytes()) {
+                    bytes[at..at + from.len()].copy_from_slice(to.as_bytes());
+                }
+                fs::write(&file, bytes).unwrap();
+            }
+        })
+    };
+    let reason = rename("model.norm.weight", "model.morn.weight");
+    assert!(
+        reason.contains("lacks 1 tensors: model.norm.weight; has unexpected 1 tensors: model.morn.weight"),
+        "{reason}"
+    );
+    let reason = rename("down_proj_scales", "down_proj_scaled");
+    assert!(reason.contains("has no `_scales`"), "{reason}");
+}
+
+/// A file that shrinks after it was opened makes an error, not a signal.
+#[test]
+fn a_file_cut_after_opening_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let header = br#"{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}"#;
+    fs::write(&path, [&(header.len() as u64).to_le_bytes()[..], header, &[0; 16]].concat()).unwrap();
+    let weights = Safetensors::open(folder.path()).unwrap();
+    assert_eq!(weights.read("a", 0..16).unwrap(), [0; 16]);
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(20).unwrap();
+    assert!(weights.read("a", 0..16).unwrap_err().reason.contains("cannot be read"));
+}

@@ -1,0 +1,191 @@
+//! The interleaved layout: 32 rows of a matrix become one tile, in which what a vector kernel loads lies side by side.
+//! Pure data movement, and its inverse: every bit of the source is kept (only the 6-bit scales of Q4_K and Q5_K are
+//! shifted), and a tile takes exactly the bytes of its rows. Not here: arithmetic.
+//!
+//! A tile is a run of blocks along the columns. `g` is a group of 8 rows, `r` a row of the tile, `l` of its group:
+//!
+//! ```text
+//! F32           [column][r]                       f32
+//! F16           [column][r]                       u16
+//! BF16          [column pair][r][2]               u16: a 32-bit lane holds an even and an odd column
+//! Q8_0          [d: r]  [column pair 16][r][2]                                  64 + 1024 bytes a block of 32
+//! Q4_0          [d: r]  [g][word 4][l][4]                                       64 +  512
+//! Q4_K          [d: r][dmin: r]  [g][scales 96]  [g][word 32][l][4]             128 + 384 + 4096 a block of 256
+//! Q5_K          [d: r][dmin: r]  [g][scales 96]  [g][high 8][l][4]  [g][word 32][l][4]    + 1024
+//! Q6_K          [d: r]  [g][scale 16][l]  [g][word 32][l][4]  [g][high 16][l][4]          64 + 512 + 4096 + 2048
+//! ```
+//!
+//! A word is 4 consecutive bytes of a row's block. Scales of a group are `[low 32][low of minima 32][high 32]`: byte
+//! `8 s + l` has sub-block s in its low nibble and s + 4 in its high one; the third part holds their upper two bits
+//! (scale s, scale s + 4, minimum s, minimum s + 4, from the lowest bits up).
+
+use super::blocks::{Format, scale_and_min};
+
+/// Rows of a tile.
+pub(super) const ROWS: usize = 32;
+/// Rows that share a vector register.
+pub(super) const GROUP: usize = 8;
+
+/// Where the scales of group 0 start in a block of Q4_K or Q5_K.
+pub(super) const K_SCALES: usize = 128;
+/// Bytes of a group's scales there.
+pub(super) const K_SCALE_BYTES: usize = 96;
+/// Where the words of Q4_K start.
+pub(super) const Q4_K_WORDS: usize = K_SCALES + 4 * K_SCALE_BYTES;
+/// Where the fifth bits of Q5_K start, and its words.
+pub(super) const Q5_K_HIGH: usize = Q4_K_WORDS;
+pub(super) const Q5_K_WORDS: usize = Q5_K_HIGH + 4 * 256;
+/// Where scales, words and upper bits of Q6_K start.
+pub(super) const Q6_K_SCALES: usize = 64;
+pub(super) const Q6_K_WORDS: usize = Q6_K_SCALES + 4 * 128;
+pub(super) const Q6_K_HIGH: usize = Q6_K_WORDS + 4 * 1024;
+
+/// Columns that are packed at a time: a block, or for floating point what one cache line of a row holds.
+const fn step(format: Format) -> usize {
+    match format {
+        Format::F32 => 16,
+        Format::F16 | Format::Bf16 => 32,
+        _ => format.block(),
+    }
+}
+
+/// Bytes of a tile of a matrix with `cols` columns; none where they overflow. Odd columns of BF16 are padded.
+pub(super) fn tile_bytes(format: Format, cols: usize) -> Option<usize> {
+    let cols = if format == Format::Bf16 { cols.checked_next_multiple_of(2)? } else { cols };
+    format.row_bytes(cols)?.checked_mul(ROWS)
+}
+
+/// Copies one row of one step: calls `copy(source, tile, bytes)` with offsets into both. `length` is the bytes of the
+/// row that are in this step.
+#[inline(always)]
+fn copies(format: Format, r: usize, length: usize, mut copy: impl FnMut(usize, usize, usize)) {
+    let (g, l) = (r / GROUP, r % GROUP);
+    let mut words = |source: usize, tile: usize, count: usize| {
+        for i in 0..count {
+            copy(source + 4 * i, tile + 32 * i + 4 * l, 4);
+        }
+    };
+    match format {
+        Format::F32 => (0..length / 4).for_each(|i| copy(4 * i, 128 * i + 4 * r, 4)),
+        Format::F16 => (0..length / 2).for_each(|i| copy(2 * i, 64 * i + 2 * r, 2)),
+        Format::Bf16 => {
+            (0..length / 4).for_each(|i| copy(4 * i, 128 * i + 4 * r, 4));
+            if length % 4 == 2 {
+                copy(length - 2, 128 * (length / 4) + 4 * r, 2);
+            }
+        }
+        Format::Q8_0 => {
+            copy(0, 2 * r, 2);
+            (0..16).for_each(|i| copy(2 + 2 * i, 64 + 64 * i + 2 * r, 2));
+        }
+        Format::Q4_0 => {
+            words(2, 64 + 128 * g, 4);
+            copy(0, 2 * r, 2);
+        }
+        Format::Q4K => {
+            words(16, Q4_K_WORDS + 1024 * g, 32);
+            copy(0, 2 * r, 2);
+            copy(2, 64 + 2 * r, 2);
+        }
+        Format::Q5K => {
+            words(16, Q5_K_HIGH + 256 * g, 8);
+            words(48, Q5_K_WORDS + 1024 * g, 32);
+            copy(0, 2 * r, 2);
+            copy(2, 64 + 2 * r, 2);
+        }
+        Format::Q6K => {
+            words(0, Q6_K_WORDS + 1024 * g, 32);
+            words(128, Q6_K_HIGH + 512 * g, 16);
+            (0..16).for_each(|i| copy(192 + i, Q6_K_SCALES + 128 * g + 8 * i + l, 1));
+            copy(208, 2 * r, 2);
+        }
+    }
+}
+
+/// Interleaves up to 32 rows of `row_bytes` each into `tile`; missing rows stay as `tile` has them.
+pub(super) fn pack(format: Format, rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
+    let bytes = step(format) / format.block() * format.block_bytes();
+    for start in (0..row_bytes).step_by(bytes) {
+        let length = bytes.min(row_bytes - start);
+        let tile = &mut tile[start * ROWS..];
+        for (r, row) in rows.chunks_exact(row_bytes).enumerate() {
+            let source = &row[start..start + length];
+            copies(format, r, length, |from, to, n| tile[to..to + n].copy_from_slice(&source[from..from + n]));
+            if matches!(format, Format::Q4K | Format::Q5K) {
+                let scales = &mut tile[K_SCALES + r / GROUP * K_SCALE_BYTES..][..K_SCALE_BYTES];
+                pack_scales(&source[4..16], r % GROUP, scales);
+            }
+        }
+    }
+}
+
+/// Row `r` of `tile` as the source had it.
+pub(super) fn unpack(format: Format, tile: &[u8], r: usize, row: &mut [u8]) {
+    let bytes = step(format) / format.block() * format.block_bytes();
+    for (i, row) in row.chunks_mut(bytes).enumerate() {
+        let tile = &tile[i * bytes * ROWS..];
+        copies(format, r, row.len(), |from, to, n| row[from..from + n].copy_from_slice(&tile[to..to + n]));
+        if matches!(format, Format::Q4K | Format::Q5K) {
+            let scales = &tile[K_SCALES + r / GROUP * K_SCALE_BYTES..][..K_SCALE_BYTES];
+            unpack_scales(scales, r % GROUP, &mut row[4..16]);
+        }
+    }
+}
+
+/// One row's 12 bytes of 6-bit scales and minima into its group's 96.
+fn pack_scales(source: &[u8], l: usize, scales: &mut [u8]) {
+    for s in 0..4 {
+        let ((scale, min), (scale4, min4)) = (scale_and_min(source, s), scale_and_min(source, s + 4));
+        scales[8 * s + l] = (scale & 15) | (scale4 & 15) << 4;
+        scales[32 + 8 * s + l] = (min & 15) | (min4 & 15) << 4;
+        scales[64 + 8 * s + l] = scale >> 4 | scale4 >> 4 << 2 | min >> 4 << 4 | min4 >> 4 << 6;
+    }
+}
+
+/// The inverse of [`pack_scales`].
+fn unpack_scales(scales: &[u8], l: usize, row: &mut [u8]) {
+    for s in 0..4 {
+        let (low, mins, high) = (scales[8 * s + l], scales[32 + 8 * s + l], scales[64 + 8 * s + l]);
+        let (scale, scale4) = ((low & 15) | (high & 3) << 4, low >> 4 | (high >> 2 & 3) << 4);
+        let (min, min4) = ((mins & 15) | (high >> 4 & 3) << 4, mins >> 4 | high >> 6 << 4);
+        row[s] = scale | scale4 >> 4 << 6;
+        row[s + 4] = min | min4 >> 4 << 6;
+        row[s + 8] = (scale4 & 15) | (min4 & 15) << 4;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bit_survives() {
+        let mut random = crate::llm::packed::tests::Random(7);
+        for format in Format::ALL {
+            let all = if format.is_float() { vec![1, 2, 7, 32, 33, 95] } else { vec![256, 512, 768] };
+            for cols in all {
+                let bytes = format.row_bytes(cols).unwrap();
+                let rows: Vec<u8> = (0..29 * bytes).map(|_| random.next() as u8).collect();
+                let mut tile = vec![0; tile_bytes(format, cols).unwrap()];
+                pack(format, &rows, bytes, &mut tile);
+                let mut back = vec![0; bytes];
+                for (r, row) in rows.chunks_exact(bytes).enumerate() {
+                    unpack(format, &tile, r, &mut back);
+                    assert_eq!(row, back, "{format:?} x {cols}, row {r}");
+                }
+                unpack(format, &tile, 30, &mut back);
+                assert!(back.iter().all(|&b| b == 0));
+            }
+        }
+    }
+
+    #[test]
+    fn a_tile_has_the_bytes_of_its_rows() {
+        for format in Format::ALL {
+            assert_eq!(tile_bytes(format, 1024), Some(32 * format.row_bytes(1024).unwrap()));
+        }
+        assert_eq!(Q6_K_HIGH + 4 * 512, 32 * 210);
+        assert_eq!(Q5_K_WORDS + 4 * 1024, 32 * 176);
+        assert_eq!(Q4_K_WORDS + 4 * 1024, 32 * 144);
+    }
+}
