@@ -55,11 +55,13 @@ impl Artifact {
     /// No model file, more than one, or settings that cannot be read.
     pub fn open(root: &Path, directory: &Path) -> Result<Self, LoadError> {
         let settings = settings::read(root)?;
-        let mut found = Vec::new();
+        let (mut found, mut others) = (Vec::new(), Vec::new());
         for path in files(directory)? {
             let wanted = settings.file.as_ref().is_none_or(|name| *name == file_name(&path));
-            if wanted && let Some(format) = detect(&path)? {
-                found.push((path, format));
+            match detect(&path)? {
+                Some(format) if wanted => found.push((path, format)),
+                None if wanted => others.push(path),
+                _ => {}
             }
         }
         match (found.len(), &settings.file) {
@@ -67,10 +69,14 @@ impl Artifact {
                 let (model_path, format) = found.remove(0);
                 Ok(Artifact { model_path, format, settings })
             }
+            (0, None) => Err(LoadError::new(directory, format!("{}{NO_MODEL}", unrecognised(&others)))),
             (0, Some(name)) => {
-                Err(LoadError::new(directory, format!("'{name}', which its settings name, is no model file in it")))
+                let why = unrecognised(&others);
+                Err(LoadError::new(
+                    directory,
+                    format!("{why}'{name}', which its settings name, is no model file in it"),
+                ))
             }
-            (0, None) => Err(LoadError::new(directory, NO_MODEL)),
             _ => {
                 let names: Vec<_> = found.iter().map(|(p, _)| file_name(p)).collect();
                 Err(LoadError::new(
@@ -121,6 +127,36 @@ impl Artifact {
 /// What is said of a directory without a model file.
 const NO_MODEL: &str = "no model file: expected one XGBoost (.json, .ubj, .bst, .model) or LightGBM (.txt, .bst) file";
 
+/// Files that lie beside a model and are none.
+const COMPANIONS: [&str; 3] = ["model.toml", "config.pbtxt", "expected.json"];
+
+/// What each of these files, which may have been meant for the model, lacks to be one; sentences to go before another.
+fn unrecognised(files: &[PathBuf]) -> String {
+    let meant = files.iter().filter(|path| !COMPANIONS.contains(&file_name(path).as_str()));
+    meant.filter_map(|path| Some(format!("{} is there, but {}; ", file_name(path), lack(path)?))).collect()
+}
+
+/// What a file that was not recognised lacks; `None` where its name does not say that it is a model.
+fn lack(path: &Path) -> Option<&'static str> {
+    let extension = path.extension()?.to_str()?.to_ascii_lowercase();
+    let known = ["json", "ubj", "bst", "model", "deprecated", "txt", "pkl", "pickle", "joblib"];
+    let known = known.contains(&extension.as_str());
+    let head = head(path).ok().filter(|_| known)?;
+    Some(match (extension.as_str(), head.first()) {
+        (_, None) => "it is empty",
+        ("pkl" | "pickle" | "joblib", _) => "pickles are not read: save it with the library's save_model",
+        ("txt", _) if !b"tree\n".starts_with(&head) => {
+            "it does not begin with the line 'tree', as LightGBM's text does"
+        }
+        ("txt", _) => "it breaks off in its first line",
+        (_, Some(b'{')) => {
+            "its outermost object has no key \"learner\", as XGBoost's JSON and UBJSON have: it is cut off, or no model"
+        }
+        ("json" | "ubj", _) => "it does not begin with '{', as XGBoost's JSON and UBJSON do",
+        _ => "it begins as no file of XGBoost or LightGBM does: it is cut off, or no model",
+    })
+}
+
 fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
@@ -140,11 +176,12 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>, LoadError> {
     Ok(files)
 }
 
-/// A link is followed only into `..data`, the way Kubernetes mounts files.
+/// A link is followed only into `..data`, the way Kubernetes mounts files and, where their paths have several parts,
+/// directories.
 ///
 /// # Errors
 /// It is another link.
-pub(crate) fn check_link(path: &Path) -> Result<(), LoadError> {
+pub fn check_link(path: &Path) -> Result<(), LoadError> {
     let Ok(target) = fs::read_link(path) else { return Ok(()) };
     let mounted = target.components().next() == Some(Component::Normal("..data".as_ref()))
         && target.components().all(|c| matches!(c, Component::Normal(_)));
@@ -157,20 +194,119 @@ pub(crate) fn check_link(path: &Path) -> Result<(), LoadError> {
 
 /// The format of a file, by its first bytes; `None` where it is no model.
 fn detect(path: &Path) -> Result<Option<Format>, LoadError> {
+    head(path).map(|head| sniff(&head)).map_err(|e| LoadError::new(path, e.to_string()))
+}
+
+fn head(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut head = Vec::new();
-    let file = fs::File::open(path).map_err(|e| LoadError::new(path, e.to_string()))?;
-    file.take(HEAD as u64).read_to_end(&mut head).map_err(|e| LoadError::new(path, e.to_string()))?;
-    Ok(sniff(&head))
+    fs::File::open(path)?.take(HEAD as u64).read_to_end(&mut head)?;
+    Ok(head)
 }
 
 /// The format of a file that begins with `head`.
 fn sniff(head: &[u8]) -> Option<Format> {
     if head.first() == Some(&b'{') {
-        let xgboost = head.windows(7).any(|w| w == b"learner");
+        let next = head.iter().skip(1).find(|b| !b.is_ascii_whitespace());
+        let xgboost = match next {
+            Some(b'"' | b'}') => outermost_key(head, b"learner"),
+            // UBJSON: no quotes, and the length right before the name.
+            _ => head.windows(8).any(|w| w == b"\x07learner"),
+        };
         return xgboost.then_some(Format::XgboostDocument);
     }
     if crate::tree::is_lightgbm_text(head) {
         return Some(Format::LightgbmText);
     }
     crate::tree::is_legacy_binary(head).then_some(Format::XgboostBinary)
+}
+
+/// Does the outermost object of a JSON text that begins so have this key? The text may break off.
+fn outermost_key(head: &[u8], key: &[u8]) -> bool {
+    let (mut depth, mut at) = (0usize, 0);
+    while let Some(&byte) = head.get(at) {
+        at += 1;
+        match byte {
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            b'"' => {
+                let Some(length) = text_length(&head[at..]) else { return false };
+                let text = &head[at..at + length];
+                at += length + 1;
+                let colon = head[at.min(head.len())..].iter().find(|b| !b.is_ascii_whitespace()) == Some(&b':');
+                if depth == 1 && colon && text == key {
+                    return true;
+                }
+            }
+            _ => {}
+        }
+    }
+    false
+}
+
+/// Length of the text up to the quote that ends it.
+fn text_length(rest: &[u8]) -> Option<usize> {
+    let mut escaped = false;
+    rest.iter().position(|&byte| {
+        let ends = byte == b'"' && !escaped;
+        escaped = byte == b'\\' && !escaped;
+        ends
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn xgboost_is_told_by_its_outermost_key() {
+        for (head, xgboost) in [
+            (&br#"{"learner":{"attributes":{"#[..], true),
+            (br#"{ "version" : [3, 0, 0] , "learner" : {"#, true),
+            (br#"{"base_learner":{"a":1}}"#, false),
+            (br#"{"learners":1}"#, false),
+            (br#"{"a":{"learner":{}}}"#, false),
+            (br#"{"a":"learner","b":["learner"]}"#, false),
+            (br#"{"a\":learner\"":1}"#, false),
+            (br#"{"a":"\\","learner":1}"#, true),
+            (br#"{"version":[3,0"#, false),
+            (br#"{"lear"#, false),
+            (b"{}", false),
+            (b"{L\0\0\0\0\0\0\0\x07learner{", true),
+            (b"{L\0\0\0\0\0\0\0\x0cbase_learner{", false),
+        ] {
+            let shown = String::from_utf8_lossy(head);
+            assert_eq!(sniff(head), xgboost.then_some(Format::XgboostDocument), "{shown}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_model_is_named_with_what_it_lacks() {
+        let directory = tempfile::tempdir().unwrap();
+        let reason = |name: &str, text: &str| {
+            let path = directory.path().join(name);
+            fs::write(&path, text).unwrap();
+            let error = Artifact::open(directory.path(), directory.path()).unwrap_err();
+            fs::remove_file(&path).unwrap();
+            error.reason
+        };
+        for (name, text, what) in [
+            ("model.json", "", "model.json is there, but it is empty; no model file"),
+            ("model.json", "{\"version\":[3,0", "model.json is there, but its outermost object has no key \"learner\""),
+            ("model.json", "[]", "model.json is there, but it does not begin with '{'"),
+            ("model.ubj", "x", "model.ubj is there, but it does not begin with '{'"),
+            ("model.txt", "treacle", "model.txt is there, but it does not begin with the line 'tree'"),
+            ("model.txt", "tree", "model.txt is there, but it breaks off in its first line"),
+            ("model.bst", "bs64", "model.bst is there, but it begins as no file"),
+            ("model.joblib", "x", "model.joblib is there, but pickles are not read"),
+            ("notes.md", "x", "no model file"),
+            ("expected.json", "{}", "no model file"),
+        ] {
+            let reason = reason(name, text);
+            assert!(reason.starts_with(what), "{name} {text}: {reason}");
+        }
+        fs::write(directory.path().join("model.toml"), "file = \"a.json\"").unwrap();
+        let reason = reason("a.json", "{\"b\":1}");
+        assert!(reason.starts_with("a.json is there, but its outermost object"), "{reason}");
+        assert!(reason.ends_with("'a.json', which its settings name, is no model file in it"), "{reason}");
+    }
 }

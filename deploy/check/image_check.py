@@ -266,16 +266,37 @@ def sizes(image):
     print(f"image {total / 1e6:.1f} MB, binary {(image / SERVER[1:]).stat().st_size / 1e6:.1f} MB")
 
 
-def dockerfile_agrees():
-    """Dockerfile.cpu copies every member of the workspace, and its last stage is what closure.sh laid out."""
-    text = (ROOT / "Dockerfile.cpu").read_text()
+def embedded(member):
+    """What the sources of a member compile in, and what it is read from: (source, path in the repository) each."""
+    for source in sorted((ROOT / member).rglob("*.rs")):
+        if "target" in source.relative_to(ROOT).parts:
+            continue
+        for name in re.findall(r'\binclude_(?:str|bytes)!\(\s*"([^"]+)"', source.read_text()):
+            path = pathlib.Path(os.path.normpath(source.parent / name))
+            yield source.relative_to(ROOT), path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+def dockerfile_complaints(text):
+    """Dockerfile.cpu copies every member of the workspace and all that they compile in, before it builds; its last stage
+    is what closure.sh laid out."""
     members = re.search(r"^members = \[(.*?)\]", (ROOT / "Cargo.toml").read_text(), re.M | re.S)[1]
-    wrong = [f"{each} is not copied" for each in re.findall(r'"([^"]+)"', members) if f"COPY {each} {each}\n" not in text]
+    members = re.findall(r'"([^"]+)"', members)
+    before = text.split("cargo build")[0]
+    copied = [pathlib.Path(path) for path, same in re.findall(r"^COPY (\S+) (\S+)$", before, re.M) if path == same]
+    wrong = [f"{each} is not copied" for each in members if pathlib.Path(each) not in copied]
+    for source, path in (found for each in members for found in embedded(each)):
+        if not any(path.is_relative_to(each) for each in copied):
+            wrong.append(f"{path}, which {source} compiles in, is not copied")
     last = text.split("FROM scratch")[-1]
     if re.findall(r"^(?:COPY|ADD|RUN) .*", last, re.M) != ["COPY --from=build /image /"]:
         wrong.append("the last stage is not /image alone")
     if "closure.sh /tensorgate /image" not in text or f"USER {NONROOT}:{NONROOT}" not in last or f'["{SERVER}"]' not in last:
         wrong.append("closure.sh, USER or ENTRYPOINT is another")
+    return wrong
+
+
+def dockerfile_agrees():
+    wrong = dockerfile_complaints((ROOT / "Dockerfile.cpu").read_text())
     print(f"FAIL Dockerfile.cpu: {'; '.join(wrong)}" if wrong else "ok   Dockerfile.cpu makes these files, and runs them so")
     return not wrong
 

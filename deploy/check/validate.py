@@ -8,7 +8,8 @@ What an API server checks is checked: types, required fields, enums, patterns, r
 field that the schema does not name is an error, where an API server would drop it in silence. On top come the rules of
 KServe's webhooks that a schema cannot say. Not evaluated: x-kubernetes-validations (CEL).
 
-Documents of other groups are checked if their CRD lies in the same folder, and counted as not checked if not.
+Documents of other groups are checked if their CRD lies in the same folder, and named as not checked if not. Without
+arguments, Dockerfile.cpu is compared with what the build needs, too.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import sys
 
 import jsonschema
 import yaml
+from image_check import dockerfile_complaints
 
 HERE = pathlib.Path(__file__).resolve().parent
 DEPLOY = HERE.parent
@@ -29,8 +31,9 @@ GROUP = "serving.kserve.io"
 KINDS = {"ServingRuntime", "ClusterServingRuntime", "InferenceService", "InferenceGraph", "ClusterStorageContainer",
          "LLMInferenceService", "LLMInferenceServiceConfig", "LocalModelCache", "TrainedModel"}  # fmt: skip
 # Of the server, where nothing is said: how long it takes connections after SIGTERM, how long requests may then take;
-# and what it needs to leave.
-DRAIN = {"TENSORGATE_DRAIN_DELAY": "0s", "TENSORGATE_DRAIN_TIMEOUT": "45s"}
+# the latter is shorter for a command line in KServe's spelling. And what it needs to leave.
+DRAIN = {"TENSORGATE_DRAIN_DELAY": "5s", "TENSORGATE_DRAIN_TIMEOUT": "45s"}
+KSERVE_DRAIN = {**DRAIN, "TENSORGATE_DRAIN_TIMEOUT": "20s"}
 LEAVE_SECONDS = 5
 
 
@@ -238,9 +241,11 @@ def drain_seconds(runtime, model):
     container = next(each for each in runtime["containers"] if each["name"] == "kserve-container")
     named = {each["name"]: each.get("value", "") for source in (container, model) for each in source.get("env", ())}
     units = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+    flags = [flag for source in (container, model) for flag in source.get("args", ())]
+    kserves = any(re.match("--(model_name|model_dir|http_port|grpc_port)", flag) for flag in flags)
     return sum(
         float(number) * units[unit]
-        for name, default in DRAIN.items()
+        for name, default in (KSERVE_DRAIN if kserves else DRAIN).items()
         for number, unit in re.findall(r"([\d.]+)(ms|s|m|h)", named.get(name, default))
     )
 
@@ -317,7 +322,7 @@ def manifests(paths):
 class Tally:
     def __init__(self):
         self.passed = self.failed = 0
-        self.others = []
+        self.unchecked = {}
 
     def result(self, name, errors):
         if errors:
@@ -343,7 +348,8 @@ class Tally:
             errors = check(each, crds)
             name = f"{origin} {each.get('kind')}/{each.get('metadata', {}).get('name')}" if isinstance(each, dict) else origin
             if errors is None:
-                self.others.append(name)
+                kind = f"{each['kind']} ({each.get('apiVersion')})"
+                self.unchecked.setdefault(kind, set()).add(name.rsplit(" ", 1)[0])
                 continue
             self.result(name, errors)
             if not errors:
@@ -389,6 +395,16 @@ def self_test(tally, crds):
         tally.result(f"refuses {path.relative_to(ROOT)}", [] if named else [f"expected {expected!r}, found: {said}"])
 
 
+def build_files(tally):
+    """Dockerfile.cpu has all that the build needs; and that the check can tell, a line left out shows."""
+    text = (ROOT / "Dockerfile.cpu").read_text()
+    tally.result("Dockerfile.cpu", dockerfile_complaints(text))
+    copies = re.findall(r"^COPY (?:deploy/runtimes|server) .*\n", text, re.M)
+    for line in copies:
+        told = dockerfile_complaints(text.replace(line, ""))
+        tally.result(f"refuses Dockerfile.cpu without {line.strip()}", [] if told else ["nothing is missed"])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--crds", help=f"folder of CRDs; by default {CRDS} beside the repository")
@@ -396,11 +412,13 @@ def main():
     arguments = parser.parse_args()
     shown = arguments.crds or CRDS
     folder = pathlib.Path(arguments.crds) if arguments.crds else ROOT / CRDS
+    tally, good = Tally(), []
+    if not arguments.paths:
+        build_files(tally)
     if not folder.is_dir():
         print(f"skipped: {shown} is not there (deploy/check/validate.py: manifests against KServe's schemas)")
-        return 0
-    crds, tally = Crds(folder), Tally()
-    good = []
+        return 1 if tally.failed else 0
+    crds = Crds(folder)
     for origin, text in manifests(arguments.paths or [str(DEPLOY)]):
         if not origin.endswith("kustomization.yaml"):
             good += tally.documents(origin, text, crds)
@@ -411,8 +429,8 @@ def main():
         self_test(tally, crds)
     for origin, message in together(good):
         tally.result(origin, [message])
-    if tally.others:
-        print(f"not checked, no schema: {len(tally.others)}: {', '.join(sorted(set(tally.others)))}")
+    for kind, names in sorted(tally.unchecked.items()):
+        print(f"not checked: no schema of {kind} at hand: {', '.join(sorted(names))}")
     print(f"{tally.passed} passed, {tally.failed} failed")
     return 1 if tally.failed else 0
 

@@ -1,12 +1,70 @@
-//! Every path against the scalar specification, bit for bit, on random forests.
+//! Every path against the scalar specification, bit for bit, on random forests. What this machine has no instructions
+//! for is not run, and named; what it would not choose is run all the same.
 
 // The exemption of tests covers only the bodies of `#[test]` functions.
 #![allow(clippy::unwrap_used)]
 
+use kernels::forest::bitsliced::BlockKernel;
+use kernels::forest::columns::RowKernel;
+use kernels::forest::search::SearchKernel;
 use kernels::forest::{
     CategoryRule, CategorySet, Compare, Engine, Forest, Missing, Node, Path, Real, Target, Test, Tree,
 };
 use proptest::prelude::*;
+use std::io::Write;
+use std::ops::{Add, Sub};
+
+/// A number that no AVX-512 kernel is handed out for: with it, a machine that has them runs what others run, the AVX2
+/// blocks and the portable search and row encoding.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+struct Plain<T>(T);
+
+impl<T: Real> Add for Plain<T> {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Plain(self.0 + other.0)
+    }
+}
+
+impl<T: Real> Sub for Plain<T> {
+    type Output = Self;
+    fn sub(self, other: Self) -> Self {
+        Plain(self.0 - other.0)
+    }
+}
+
+impl<T: Real> Real for Plain<T> {
+    const ZERO: Self = Plain(T::ZERO);
+    const INFINITY: Self = Plain(T::INFINITY);
+    const TINY: Self = Plain(T::TINY);
+    fn is_nan(self) -> bool {
+        self.0.is_nan()
+    }
+    fn abs(self) -> Self {
+        Plain(self.0.abs())
+    }
+    fn to_f64(self) -> f64 {
+        self.0.to_f64()
+    }
+    fn from_f64(value: f64) -> Self {
+        Plain(T::from_f64(value))
+    }
+    fn next_up(self) -> Self {
+        Plain(self.0.next_up())
+    }
+    fn next_down(self) -> Self {
+        Plain(self.0.next_down())
+    }
+    fn block_kernel() -> Option<BlockKernel<Self>> {
+        None
+    }
+    fn search_kernel() -> Option<SearchKernel<Self>> {
+        None
+    }
+    fn row_kernel() -> Option<RowKernel<Self>> {
+        None
+    }
+}
 
 /// Numbers from a seed: splitmix64.
 struct Dice(u64);
@@ -150,7 +208,17 @@ fn bits<T: Real>(values: &[T]) -> Vec<u64> {
     values.iter().map(|v| v.to_f64().to_bits()).collect()
 }
 
+/// The paths agree with each other, and those of [`Plain`] numbers with them.
 fn agree<T: Real>(shape: &Shape, compare: Compare, rule: CategoryRule) -> Result<(), TestCaseError> {
+    let chosen = sums_of::<T>(shape, compare, rule)?;
+    let plain = sums_of::<Plain<T>>(shape, compare, rule)?;
+    prop_assert_eq!(chosen, plain);
+    Ok(())
+}
+
+/// The bits of all sums, after every path was found to give the same.
+fn sums_of<T: Real>(shape: &Shape, compare: Compare, rule: CategoryRule) -> Result<Vec<u64>, TestCaseError> {
+    let mut all = Vec::new();
     let engine = Engine::new(forest::<T>(shape, compare, rule));
     for count in [1, 2, 15, 16, 17, 63, 64, 65, 130] {
         let rows = rows::<T>(shape, count);
@@ -162,6 +230,7 @@ fn agree<T: Real>(shape: &Shape, compare: Compare, rule: CategoryRule) -> Result
             engine.add(path, &rows, &mut sums);
             prop_assert_eq!(bits(&sums), bits(&expected), "{:?} over {} rows", path, count);
         }
+        all.extend(bits(&expected));
         let mut leaves = vec![];
         engine.leaves(&rows[..shape.features], &mut leaves);
         let forest = engine.forest();
@@ -170,7 +239,32 @@ fn agree<T: Real>(shape: &Shape, compare: Compare, rule: CategoryRule) -> Result
             prop_assert_eq!(*leaf as usize, expected);
         }
     }
-    Ok(())
+    Ok(all)
+}
+
+/// The paths that this machine has no instructions for.
+fn lacking() -> Vec<&'static str> {
+    let mut lacking = Vec::new();
+    if <f32 as Real>::block_kernel().is_none() {
+        lacking.push("AVX-512: blocks, the search for codes, the encoding of rows");
+    }
+    #[cfg(target_arch = "x86_64")]
+    let avx2 = is_x86_feature_detected!("avx2");
+    #[cfg(not(target_arch = "x86_64"))]
+    let avx2 = false;
+    if !avx2 {
+        lacking.push("AVX2: blocks");
+    }
+    lacking
+}
+
+/// Past the test runner's capture: who reads the log of a green run must see what it did not cover.
+#[test]
+fn what_this_machine_cannot_run_is_named() {
+    for what in lacking() {
+        let line = format!("kernels/tests/forest.rs: not run, this machine has no {what}\n");
+        std::io::stderr().write_all(line.as_bytes()).unwrap();
+    }
 }
 
 proptest! {
@@ -185,6 +279,41 @@ proptest! {
     fn paths_agree_in_64_bits(shape in shapes()) {
         agree::<f64>(&shape, Compare::LessEqual, CategoryRule::Truncate)?;
     }
+}
+
+/// A table of text features, hashed: a million columns and more.
+#[test]
+fn as_many_features_as_models_have() {
+    let last = 1_499_999;
+    let node = Node {
+        feature: last,
+        test: Test::Threshold(0.5f32),
+        left: !0,
+        right: !1,
+        missing: Missing::Nan,
+        default_left: true,
+    };
+    let forest = Forest {
+        features: last as usize + 1,
+        outputs: 1,
+        compare: Compare::Less,
+        category_rule: CategoryRule::NonNegative,
+        flush_zero: false,
+        trees: vec![Tree { first_node: 0, nodes: 1, first_value: 0, leaves: 2, target: Target::One(0) }],
+        nodes: vec![node],
+        values: vec![1.0, 2.0],
+        sets: vec![],
+    };
+    let engine = Engine::new(forest.clone().checked().unwrap());
+    let mut row = vec![f32::NAN; forest.features];
+    row[last as usize] = 0.75;
+    for path in Path::ALL {
+        let mut sum = [0.0];
+        engine.add(path, &row, &mut sum);
+        assert_eq!(sum, [2.0], "{path:?}");
+    }
+    let error = Forest { features: (1 << 24) + 1, ..forest }.checked().unwrap_err();
+    assert_eq!(error.to_string(), "16777217 features; 1 to 16777216 are supported");
 }
 
 #[test]

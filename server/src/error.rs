@@ -1,5 +1,5 @@
 //! What a request can end in besides an answer: one enum, one table. HTTP status and gRPC code of a failure stand in
-//! the same row, so that the protocols cannot disagree.
+//! the same row, so that the protocols cannot disagree. Where KServe or Triton say otherwise is in `profile.rs`.
 
 use backends::InferError;
 use backends::tensor::Misfit;
@@ -10,6 +10,14 @@ use std::time::Duration;
 pub enum Error {
     /// The request is at fault.
     Invalid(String),
+    /// The body is no JSON.
+    Malformed(String),
+    /// The body is JSON; a member lacks, or is of another kind than the protocol has.
+    Members(String),
+    /// Values are not of the datatype, or not as many as the shape has.
+    Values(String),
+    /// The model does not take these inputs.
+    Refused(String),
     /// No such route.
     NoRoute,
     /// No such model.
@@ -18,6 +26,10 @@ pub enum Error {
     UnknownVersion(String, String),
     /// The model exists but does not serve at the moment.
     NotReady(String),
+    /// A model that is to be loaded does not lie in the repository.
+    NothingToLoad(String),
+    /// A model was found, and cannot be loaded.
+    LoadFailed(String),
     /// The server or the model cannot do this.
     Unsupported(String),
     /// The request is larger than allowed.
@@ -62,10 +74,12 @@ impl Error {
     /// The table: HTTP status, gRPC code.
     pub fn row(&self) -> (u16, i32) {
         match self {
-            Error::Invalid(_) => (400, code::INVALID_ARGUMENT),
+            Error::Invalid(_) | Error::Malformed(_) | Error::Members(_) | Error::Values(_) | Error::Refused(_) => {
+                (400, code::INVALID_ARGUMENT)
+            }
             Error::NoRoute => (404, code::UNIMPLEMENTED),
-            Error::UnknownModel(_) | Error::UnknownVersion(..) => (404, code::NOT_FOUND),
-            Error::NotReady(_) | Error::Draining => (503, code::UNAVAILABLE),
+            Error::UnknownModel(_) | Error::UnknownVersion(..) | Error::NothingToLoad(_) => (404, code::NOT_FOUND),
+            Error::NotReady(_) | Error::Draining | Error::LoadFailed(_) => (503, code::UNAVAILABLE),
             Error::Unsupported(_) => (501, code::UNIMPLEMENTED),
             Error::TooLarge(_) => (413, code::RESOURCE_EXHAUSTED),
             Error::HeadTooLarge(_) => (431, code::RESOURCE_EXHAUSTED),
@@ -95,6 +109,11 @@ impl Error {
     fn whole_message(&self) -> String {
         match self {
             Error::Invalid(what)
+            | Error::Malformed(what)
+            | Error::Members(what)
+            | Error::Values(what)
+            | Error::Refused(what)
+            | Error::LoadFailed(what)
             | Error::Unsupported(what)
             | Error::TooLarge(what)
             | Error::Overloaded(what)
@@ -102,7 +121,7 @@ impl Error {
             | Error::UnsupportedEncoding(what) => what.clone(),
             Error::NoRoute => "Not Found".into(),
             Error::HeadTooLarge(most) => format!("path and headers are larger than the limit of {most} bytes"),
-            Error::UnknownModel(name) => format!("Model with name {name} does not exist."),
+            Error::UnknownModel(name) | Error::NothingToLoad(name) => format!("Model with name {name} does not exist."),
             Error::UnknownVersion(name, version) => {
                 format!("Request for unknown model: '{name}' version {version} is not found")
             }
@@ -134,7 +153,7 @@ impl Error {
 impl From<InferError> for Error {
     fn from(error: InferError) -> Self {
         match error {
-            InferError::Invalid(what) => Error::Invalid(what),
+            InferError::Invalid(what) => Error::Refused(what),
             InferError::Unsupported(what) => Error::Unsupported(what),
             InferError::Deadline => Error::Deadline,
             InferError::Cancelled => Error::Cancelled,
@@ -145,7 +164,7 @@ impl From<InferError> for Error {
 
 impl From<Misfit> for Error {
     fn from(misfit: Misfit) -> Self {
-        Error::Invalid(misfit.to_string())
+        Error::Values(misfit.to_string())
     }
 }
 

@@ -6,10 +6,10 @@
 use crate::batcher::{self, Batcher};
 use crate::error::Error;
 use crate::metrics::ModelMetrics;
-use crate::repository::{Found, Repository, Version};
+use crate::repository::{Found, Repository, Survey, Version};
 use crate::stats::Stats;
 use arc_swap::ArcSwap;
-use backends::{Artifact, LoadError, LoadOptions, Model, Settings, Signature, load, settings};
+use backends::{LoadError, LoadOptions, Model, Settings, Signature, load};
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
@@ -54,7 +54,14 @@ pub enum State {
     Unavailable(String),
 }
 
-type Versions = BTreeMap<Version, State>;
+/// A version, and what became of the last try to load it again where it serves on in spite of that.
+#[derive(Clone, Debug)]
+struct Entry {
+    state: State,
+    trouble: String,
+}
+
+type Versions = BTreeMap<Version, Entry>;
 type Snapshot = BTreeMap<String, Versions>;
 
 /// One line of the repository index.
@@ -66,7 +73,7 @@ pub struct IndexEntry {
     pub version: Option<Version>,
     /// `READY`, `LOADING` or `UNAVAILABLE`.
     pub state: &'static str,
-    /// Why it is not ready.
+    /// Why it is not ready, or not what was last asked for: a version that could not be loaded again serves on.
     pub reason: String,
 }
 
@@ -114,38 +121,33 @@ impl Registry {
         let models = self.models.load();
         let versions = models.get(name).ok_or_else(|| Error::UnknownModel(name.into()))?;
         let Some(version) = version.filter(|v| !v.is_empty()) else {
-            let latest = versions.values().rev().find_map(|state| match state {
-                State::Ready(servable) => Some(servable.clone()),
-                _ => None,
-            });
+            let latest = versions.values().rev().find_map(Entry::servable);
             return latest.ok_or_else(|| unavailable(name, versions.values()));
         };
         let number = crate::repository::parse_version(version)
             .ok_or_else(|| Error::Invalid(format!("version '{version}' is not a positive whole number")))?;
-        match versions.get(&number) {
-            Some(State::Ready(servable)) => Ok(servable.clone()),
-            Some(state) => Err(unavailable(name, [state])),
-            None => Err(Error::UnknownVersion(name.into(), version.into())),
-        }
+        let entry = versions.get(&number).ok_or_else(|| Error::UnknownVersion(name.into(), version.into()))?;
+        entry.servable().ok_or_else(|| unavailable(name, [entry]))
     }
 
     /// Versions of a model that are ready.
     pub fn ready_versions(&self, name: &str) -> Vec<Version> {
         let models = self.models.load();
-        let ready = |(version, state): (&Version, &State)| matches!(state, State::Ready(_)).then_some(*version);
+        let ready = |(version, entry): (&Version, &Entry)| entry.is_ready().then_some(*version);
         models.get(name).map(|versions| versions.iter().filter_map(ready).collect()).unwrap_or_default()
     }
 
-    /// Names of all models, whatever their state.
+    /// Names of all models, whatever their state; those that were unloaded are not among them.
     pub fn names(&self) -> Vec<String> {
-        self.models.load().keys().cloned().collect()
+        let models = self.models.load();
+        let present = models.iter().filter(|(_, versions)| !versions.values().all(Entry::is_unloaded));
+        present.map(|(name, _)| name.clone()).collect()
     }
 
     /// Every servable that is ready.
     pub fn servables(&self) -> Vec<Arc<Servable>> {
         let models = self.models.load();
-        let states = models.values().flat_map(BTreeMap::values);
-        states.filter_map(|state| if let State::Ready(s) = state { Some(s.clone()) } else { None }).collect()
+        models.values().flat_map(BTreeMap::values).filter_map(Entry::servable).collect()
     }
 
     /// Can the server take requests? A model that failed stops nobody from using the others: it makes the server
@@ -153,10 +155,10 @@ impl Registry {
     pub fn ready(&self) -> bool {
         let models = self.models.load();
         let (mut ready, mut failed) = (0, 0);
-        for state in models.values().flat_map(BTreeMap::values) {
-            match state {
+        for entry in models.values().flat_map(BTreeMap::values) {
+            match entry.state {
                 State::Ready(_) => ready += 1,
-                State::Unavailable(reason) if reason == UNLOADED => {}
+                State::Unavailable(_) if entry.is_unloaded() => {}
                 State::Unavailable(_) => failed += 1,
                 State::Loading => {}
             }
@@ -172,10 +174,10 @@ impl Registry {
         let models = self.models.load();
         let mut entries = Vec::new();
         for (name, versions) in models.iter() {
-            for (version, state) in versions {
-                let (state, reason) = match state {
+            for (version, entry) in versions {
+                let (state, reason) = match &entry.state {
                     State::Loading => ("LOADING", String::new()),
-                    State::Ready(_) => ("READY", String::new()),
+                    State::Ready(_) => ("READY", entry.trouble.clone()),
                     State::Unavailable(reason) => ("UNAVAILABLE", reason.clone()),
                 };
                 entries.push(IndexEntry { name: name.clone(), version: Some(*version), state, reason });
@@ -198,7 +200,10 @@ impl Registry {
     pub async fn load_all(self: &Arc<Self>, only: Option<&[String]>) -> Result<(), LoadError> {
         let _managing = self.managing.lock().await;
         let mut tasks = tokio::task::JoinSet::new();
-        let mut models = self.repository.list()?;
+        let Survey { mut models, notes } = self.repository.survey()?;
+        for note in notes {
+            tracing::warn!("{note}");
+        }
         if let Some(only) = only {
             for name in only.iter().filter(|name| !models.contains_key(*name)) {
                 let reason = "no such model in the repository";
@@ -224,10 +229,9 @@ impl Registry {
         let (registry, name) = (self.clone(), name.to_owned());
         let loading = tokio::task::spawn_blocking(move || {
             let found = registry.repository.find(&name).map_err(|e| Error::Internal(e.to_string()))?;
-            let found = found.ok_or_else(|| Error::UnknownModel(name.clone()))?;
-            registry.load_found(&name, &found).map_err(|e| {
-                Error::Forbidden(format!("failed to load '{name}': {}", relative(&e, registry.repository.root())))
-            })
+            let found = found.ok_or_else(|| Error::NothingToLoad(name.clone()))?;
+            let loaded = registry.load_found(&name, &found);
+            loaded.map_err(|e| Error::LoadFailed(format!("failed to load '{name}': {}", registry.relative(&e))))
         });
         loading.await.unwrap_or_else(|e| Err(Error::Internal(e.to_string())))
     }
@@ -242,7 +246,7 @@ impl Registry {
         self.update(|models| {
             if let Some(versions) = models.get_mut(name) {
                 known = true;
-                versions.values_mut().for_each(|state| *state = State::Unavailable(UNLOADED.into()));
+                versions.values_mut().for_each(|entry| *entry = State::Unavailable(UNLOADED.into()).into());
             }
         });
         if known { Ok(()) } else { Err(Error::UnknownModel(name.into())) }
@@ -250,15 +254,16 @@ impl Registry {
 
     /// Loads the versions of what was found that the model's settings ask for, and replaces what served before.
     fn load_found(&self, name: &str, found: &Found) -> Result<(), LoadError> {
-        let policy = match settings::read(&found.root) {
-            Ok(settings) => settings.versions,
-            Err(error) => return self.failed(name, found.versions.keys().max().copied().unwrap_or(1), error),
+        for note in &found.notes {
+            tracing::warn!(model = name, "{note}");
+        }
+        let plan = match found.plan() {
+            Ok(plan) => plan,
+            Err(error) => return self.failed(name, self.foremost(name, found), error),
         };
-        let versions = found.wanted(&policy);
-        let mut result = Ok(());
-        for version in found.missing(&policy) {
-            let reason = format!("version {version}, which its settings ask for, is not there");
-            result = self.failed(name, version, LoadError::new(&found.root, reason));
+        let (versions, mut result) = (plan.wanted, Ok(()));
+        for (version, error) in plan.absent {
+            result = self.failed(name, version, error);
         }
         for (&version, directory) in &versions {
             if let Err(error) = self.load_one(name, version, found, directory) {
@@ -272,6 +277,12 @@ impl Registry {
             });
         }
         result
+    }
+
+    /// The version that the failure of a whole model is told of: what serves, or would.
+    fn foremost(&self, name: &str, found: &Found) -> Version {
+        let ready = self.ready_versions(name).into_iter().max();
+        ready.or(found.versions.keys().max().copied()).unwrap_or(1)
     }
 
     fn load_one(&self, name: &str, version: Version, found: &Found, directory: &Path) -> Result<(), LoadError> {
@@ -291,14 +302,24 @@ impl Registry {
         }
     }
 
-    /// What served before serves on; where nothing did, the reason is the state.
+    /// What served before serves on, with the reason beside it; where nothing did, the reason is the state.
     fn failed(&self, name: &str, version: Version, error: LoadError) -> Result<(), LoadError> {
-        let reason = relative(&error, self.repository.root());
+        let reason = self.relative(&error);
         tracing::error!(model = name, version, %reason, "model cannot be loaded");
-        if !matches!(self.state(name, version), Some(State::Ready(_))) {
-            self.set(name, version, State::Unavailable(reason));
-        }
+        self.update(|models| {
+            let versions = models.entry(name.into()).or_default();
+            match versions.get_mut(&version).filter(|entry| entry.is_ready()) {
+                Some(entry) => entry.trouble = reason,
+                None => drop(versions.insert(version, State::Unavailable(reason).into())),
+            }
+        });
         Err(error)
+    }
+
+    /// The error without the repository's own path, which is nobody's business.
+    fn relative(&self, error: &LoadError) -> String {
+        let file = self.repository.within(&error.file);
+        if file.as_os_str().is_empty() { error.reason.clone() } else { format!("{}: {}", file.display(), error.reason) }
     }
 
     fn load_version(
@@ -308,16 +329,10 @@ impl Registry {
         found: &Found,
         directory: &Path,
     ) -> Result<Servable, LoadError> {
-        let artifact = Artifact::open(&found.root, directory)?;
+        let artifact = found.open(name, directory)?;
         let settings = artifact.settings().clone();
         for note in &settings.without_effect {
             tracing::warn!(model = name, version, "config.pbtxt: {note}");
-        }
-        if let Some(stated) = settings.name.as_ref().filter(|stated| *stated != name) {
-            return Err(LoadError::new(
-                &found.root,
-                format!("its settings call it '{stated}', but it is served as '{name}'"),
-            ));
         }
         let Model::Predictor(predictor) = load(&artifact, &self.load_options)?;
         let profile = predictor.profile();
@@ -327,7 +342,10 @@ impl Registry {
         if let Some(output) = signature.outputs.first_mut().filter(|_| !settings.labels.is_empty()) {
             output.labels = settings.labels.clone();
         }
+        // What one request may not have, a batch of several may not have either: the bound is the model's.
+        let most = settings.max_batch_size.map_or(usize::MAX, |rows| rows as usize);
         let batching = batcher::Options {
+            max_rows: self.batching.max_rows.min(most),
             max_delay: settings.batching.max_delay().unwrap_or(self.batching.max_delay),
             queue: settings.batching.queue_size.unwrap_or(self.batching.queue),
             ..self.batching
@@ -345,12 +363,12 @@ impl Registry {
     }
 
     fn state(&self, name: &str, version: Version) -> Option<State> {
-        self.models.load().get(name).and_then(|versions| versions.get(&version)).cloned()
+        self.models.load().get(name).and_then(|versions| versions.get(&version)).map(|entry| entry.state.clone())
     }
 
     fn set(&self, name: &str, version: Version, state: State) {
         self.update(|models| {
-            models.entry(name.into()).or_default().insert(version, state);
+            models.entry(name.into()).or_default().insert(version, state.into());
         });
     }
 
@@ -362,17 +380,31 @@ impl Registry {
     }
 }
 
+impl From<State> for Entry {
+    fn from(state: State) -> Self {
+        Entry { state, trouble: String::new() }
+    }
+}
+
+impl Entry {
+    fn servable(&self) -> Option<Arc<Servable>> {
+        if let State::Ready(servable) = &self.state { Some(servable.clone()) } else { None }
+    }
+
+    fn is_ready(&self) -> bool {
+        matches!(self.state, State::Ready(_))
+    }
+
+    fn is_unloaded(&self) -> bool {
+        matches!(&self.state, State::Unavailable(reason) if reason == UNLOADED)
+    }
+}
+
 /// A model that was unloaded is gone; one that failed or is being loaded may come.
-fn unavailable<'a>(name: &str, states: impl IntoIterator<Item = &'a State>) -> Error {
-    let unloaded = |state: &State| matches!(state, State::Unavailable(reason) if reason == UNLOADED);
-    if states.into_iter().all(unloaded) { Error::UnknownModel(name.into()) } else { Error::NotReady(name.into()) }
+fn unavailable<'a>(name: &str, entries: impl IntoIterator<Item = &'a Entry>) -> Error {
+    let gone = entries.into_iter().all(Entry::is_unloaded);
+    if gone { Error::UnknownModel(name.into()) } else { Error::NotReady(name.into()) }
 }
 
 /// The reason of a model that was taken out of service on request; it does not make the server unready.
 const UNLOADED: &str = "unloaded";
-
-/// The error without the repository's own path, which is nobody's business.
-fn relative(error: &LoadError, root: &Path) -> String {
-    let file = error.file.strip_prefix(root).unwrap_or(&error.file);
-    if file.as_os_str().is_empty() { error.reason.clone() } else { format!("{}: {}", file.display(), error.reason) }
-}

@@ -110,7 +110,7 @@ proptest! {
         let answers = runtime().block_on(all(&bench.batcher, &requests));
         for (request, answer) in requests.iter().zip(answers) {
             match request.iter().find(|v| **v < 0.0) {
-                Some(bad) => prop_assert_eq!(answer, Err(Error::Invalid(format!("{bad} is negative")))),
+                Some(bad) => prop_assert_eq!(answer, Err(Error::Refused(format!("{bad} is negative")))),
                 None => prop_assert_eq!(answer, Ok(request.iter().map(|v| v * 2.0).collect())),
             }
         }

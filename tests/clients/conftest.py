@@ -48,6 +48,8 @@ def starter(binary, folder):
         fill = {"http": ports[0], "grpc": ports[1]}
         words = [str(word).format(**fill) for word in arguments]
         variables = {key: str(value).format(**fill) for key, value in (environment or {}).items()}
+        # Nobody routes requests here who would have to notice that a server is going.
+        variables = {"TENSORGATE_DRAIN_DELAY": "0s", **variables}
         log = folder / f"server-{len(started)}.log"
         process = Process([program or binary, *words], ports, log, variables)
         started.append(process)

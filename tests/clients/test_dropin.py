@@ -3,6 +3,7 @@
 Argument lists and environment are those of KServe's stock runtimes; only ports and paths are ours.
 """
 
+import json
 import shutil
 import time
 
@@ -92,6 +93,32 @@ def test_kserve_flags_as_two_words(start, iris, tmp_path):
     assert_answers(start(*words), iris, "iris")
 
 
+def test_kserve_flags_with_dashes(start, iris, tmp_path):
+    """argparse takes them, and so do people; what nobody knows is named, and no error."""
+    directory = single(iris, tmp_path, "model.json")
+    words = [word.replace("_", "-") for word in XGBSERVER]
+    server = start(*fill(words, directory), "--some-new-flag=3")
+    assert_answers(server, iris, "iris")
+    assert "unknown and ignored: --some-new-flag" in server.tail()
+
+
+@pytest.mark.parametrize("variable", ["OTEL_EXPORTER_OTLP_ENDPOINT=localhost:4317", "OTEL_EXPORTER_OTLP_ENDPOINT=x://y",
+                                      "MODEL_INIT_MODE=eager"])  # fmt: skip
+def test_variables_of_the_cluster_stop_nobody(start, iris, tmp_path, variable):
+    name, value = variable.split("=")
+    directory = single(iris, tmp_path, "model.json")
+    server = start(*fill(XGBSERVER, directory), "--timeout-keep-alive=0", environment={name: value})
+    assert_answers(server, iris, "iris")
+    assert ("it is not read" in server.tail()) == (value in ("x://y", "eager"))
+
+
+def test_one_port_for_both(start, iris, tmp_path):
+    directory = single(iris, tmp_path, "model.json")
+    server = start(*fill(XGBSERVER, directory), "--grpc_port={http}")
+    server.grpc = server.http
+    assert_answers(server, iris, "iris")
+
+
 def test_grpc_can_be_disabled(start, iris, tmp_path):
     directory = single(iris, tmp_path, "model.json")
     server = start(*fill(XGBSERVER, directory), "--enable_grpc=false")
@@ -124,6 +151,19 @@ def test_modelcar_waits_for_the_directory(start, iris, tmp_path):
     assert not server.ready()
     shutil.copytree(single(iris, tmp_path, "model.json"), tmp_path / "staged")
     (tmp_path / "staged").rename(later)
+    server.wait_ready()
+    assert_answers(server, iris, "iris")
+
+
+def test_modelcar_fills_the_directory_late(start, iris, tmp_path):
+    """An empty directory is no model: the server stays unready until there is one, and then takes it."""
+    later = tmp_path / "later"
+    later.mkdir()
+    server = start(*fill(XGBSERVER, later), environment={"MODEL_INIT_MODE": "async"}, ready=False)
+    assert_live(server)
+    time.sleep(1)
+    assert not server.ready()
+    shutil.copy(single(iris, tmp_path, "model.json") / "model.json", later / "model.json")
     server.wait_ready()
     assert_answers(server, iris, "iris")
 
@@ -232,6 +272,60 @@ def test_tritonserver_explicit_without_models(start, iris, tmp_path):
         assert not client.is_model_ready("iris")
         client.load_model("iris")
     assert_triton_answers(server, iris)
+
+
+def test_tritonserver_of_two_repositories(start, iris, tmp_path):
+    repository = triton_repository(iris, tmp_path)
+    other = tmp_path / "other"
+    shutil.copytree(repository / "iris", other / "rose")
+    config = other / "rose" / "config.pbtxt"
+    config.write_text(config.read_text().replace('name: "iris"', 'name: "rose"'))
+    server = start("tritonserver", *fill(TRITONSERVER, repository), f"--model-repository={other}")
+    assert_triton_answers(server, iris)
+    with triton_http.InferenceServerClient(server.http) as client:
+        assert client.is_model_ready("rose")
+
+
+# What a server that follows another answers where the two differ: path, body, and (status, word of the body) of each.
+BAD = b'{"inputs":['
+SHORT = {"inputs": [{"name": "input-0", "shape": [1, 4], "datatype": "FP32", "data": [1.0]}]}
+DIFFERENCES = {
+    "live": ("GET", "/v2/health/live", None, (200, "live"), (200, None)),
+    "ready": ("GET", "/v2/health/ready", None, (200, "ready"), (200, None)),
+    "model ready": ("GET", "/v2/models/iris/ready", None, (200, "iris"), (200, None)),
+    "failed model ready": ("GET", "/v2/models/broken/ready", None, (503, "broken"), (400, "not ready")),
+    "failed model": ("GET", "/v2/models/broken", None, (503, "broken"), (404, "no available versions")),
+    "unknown model": ("GET", "/v2/models/zz", None, (404, "does not exist"), (404, "unknown model: 'zz'")),
+    "no JSON": ("POST", "/v2/models/iris/infer", BAD, (422, "detail"), (500, "failed to parse")),
+    "no inputs": ("POST", "/v2/models/iris/infer", {}, (422, "detail"), (500, "inputs")),
+    "too few values": ("POST", "/v2/models/iris/infer", SHORT, (500, "data"), (500, "data")),
+    "V1, no JSON": ("POST", "/v1/models/iris:predict", BAD, (400, "Unrecognized"), (400, "Unrecognized")),
+    "V1, ragged": ("POST", "/v1/models/iris:predict", {"instances": [[1], [1, 2]]}, (500, "error"), (400, "error")),
+    "load unknown": ("POST", "/v2/repository/models/zz/load", {}, (503, "not ready"), (500, "failed to load 'zz'")),
+    "unload unknown": ("POST", "/v2/repository/models/zz/unload", {}, (404, "zz"), (200, None)),
+    "statistics of unknown": ("GET", "/v2/models/zz/stats", None, (404, "zz"), (400, "requested model 'zz'")),
+    "version": ("GET", "/v2/models/iris/versions/1", None, (501, "versioning"), (200, "iris")),
+    "no route": ("GET", "/nothing", None, (404, "detail"), (404, "error")),
+}
+
+
+@pytest.mark.parametrize("profile", ["kserve", "triton"])
+def test_profiles(start, own_repository, profile):
+    broken = own_repository / "broken"
+    broken.mkdir()
+    (broken / "model.json").write_text('{"learner": 3}')
+    server = start(own_repository, f"--profile={profile}", "--http-port={http}", "--grpc-port={grpc}")
+    wrong = []
+    for name, (method, path, body, *answers) in DIFFERENCES.items():
+        status, word = answers[profile == "triton"]
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        reply = requests.request(method, server.url + path, data=data, headers={"Content-Type": "application/json"})
+        right = word in reply.text if word else reply.text == ""
+        if reply.status_code != status or not right:
+            wrong.append(f"{name}: {reply.status_code} {reply.text!r}, expected {status} and {word!r}")
+    assert not wrong, "\n".join(wrong)
+    listed = requests.get(f"{server.url}/v1/models").json()
+    assert ("data" in listed) == (profile == "triton")
 
 
 MLSERVER = {

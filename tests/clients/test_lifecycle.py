@@ -4,6 +4,7 @@ import http.client
 import json
 import signal
 import socket
+import subprocess
 import threading
 import time
 
@@ -84,6 +85,42 @@ def test_no_request_is_lost_while_stopping(own_server, iris):
         each.join()
     assert answered
     assert not broken
+
+
+def test_unready_before_it_leaves(start, own_repository):
+    """Without a word about draining: readiness says no while new connections are still answered."""
+    server = start(own_repository, *SERVE, environment={"TENSORGATE_DRAIN_DELAY": ""})
+    before = time.monotonic()
+    server.child.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert requests.get(f"{server.url}/v2/health/ready", timeout=2).status_code == 503
+    assert requests.get(f"{server.url}/v2/health/live", timeout=2).status_code == 200
+    assert server.wait() == 0
+    assert 4 < time.monotonic() - before < 15
+
+
+def test_failed_reload_serves_on_and_says_why(own_server, own_repository, iris):
+    (own_repository / "iris" / "1" / iris.model_file.name).write_text('{"learner": 3}')
+    reply = requests.post(f"{own_server.url}/v2/repository/models/iris/load", json={})
+    assert reply.status_code == 503, reply.text
+    index = {each["name"]: each for each in requests.post(f"{own_server.url}/v2/repository/index").json()}
+    assert index["iris"]["state"] == "READY"
+    assert iris.model_file.name in index["iris"]["reason"]
+    assert requests.post(f"{own_server.url}/v2/models/iris/infer", json=iris.request).status_code == 200
+
+
+def test_unloaded_models_are_not_listed(own_server):
+    assert requests.post(f"{own_server.url}/v2/repository/models/iris/unload", json={}).status_code == 200
+    assert "iris" not in requests.get(f"{own_server.url}/v1/models").json()["models"]
+    assert "iris" not in requests.get(f"{own_server.url}/v2/models").json()["models"]
+
+
+def test_validate_names_what_it_did_not_recognise(binary, tmp_path):
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "model.json").write_text('{"version":[3,0')
+    run = subprocess.run([binary, "validate", tmp_path], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "model.json is there, but" in run.stdout
 
 
 def test_empty_repository_is_ready(start, tmp_path):

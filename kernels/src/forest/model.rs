@@ -285,10 +285,30 @@ impl<T: Real> Forest<T> {
         if self.outputs == 0 {
             return Err(Invalid("no outputs".into()));
         }
+        let columns = self.most_columns();
+        if columns > MAX_COLUMNS {
+            return Err(Invalid(format!("{columns} different tests; {MAX_COLUMNS} are supported")));
+        }
         for (index, tree) in self.trees.iter().enumerate() {
             self.check_tree(tree).map_err(|what| Invalid(format!("tree {index}: {what}")))?;
         }
         Ok(self)
+    }
+
+    /// At least as many columns of codes as kernels make of this forest: of a feature's thresholds one for every 255, for
+    /// each of six ways with what is missing; of a set of categories one. No test makes more than one.
+    fn most_columns(&self) -> usize {
+        if self.nodes.len() <= MAX_COLUMNS {
+            return self.nodes.len();
+        }
+        let (mut thresholds, mut sets) = (vec![0usize; self.features], 0);
+        for node in &self.nodes {
+            match (node.test, thresholds.get_mut(node.feature as usize)) {
+                (Test::Threshold(_), Some(count)) => *count += 1,
+                _ => sets += 1,
+            }
+        }
+        sets + thresholds.into_iter().map(|count| 6 * count.div_ceil(255)).sum::<usize>()
     }
 
     fn check_tree(&self, tree: &Tree) -> Result<(), String> {
@@ -374,4 +394,6 @@ impl<T: Real> Forest<T> {
 }
 
 /// Column numbers have to fit the kernels' packed nodes.
-pub const MAX_FEATURES: usize = 1 << 20;
+const MAX_COLUMNS: usize = 1 << 24;
+/// Wider than what is trained in practice; a row of so many is 64 MiB.
+pub const MAX_FEATURES: usize = 1 << 24;

@@ -27,6 +27,10 @@ pub enum Field<'a> {
     Seconds(&'a mut Duration),
     /// A file or directory.
     Path(&'a mut Option<PathBuf>),
+    /// Directories, one for each time the flag is given; an empty one takes all back.
+    Paths(&'a mut Option<Vec<PathBuf>>),
+    /// A URL of HTTP; without a scheme it is `http`.
+    Url(&'a mut Option<String>),
     /// Any text.
     Text(&'a mut Option<String>),
     /// Names, one for each time the flag is given; an empty one takes all back.
@@ -53,8 +57,10 @@ impl Field<'_> {
                 **duration = text.parse().map(Duration::from_secs).or_else(|_| units::read_duration(text))?;
             }
             Field::Path(path) => **path = Some(PathBuf::from(filled(text)?)),
+            Field::Paths(paths) => read_item(paths, text),
+            Field::Url(url) => **url = Some(read_url(text)?),
             Field::Text(value) => **value = Some(filled(text)?.to_owned()),
-            Field::Names(names) => read_name(names, text),
+            Field::Names(names) => read_item(names, text),
             Field::Choice(choice) => {
                 if !choice.choose(text) {
                     return Err(format!("is not one of {}", choice.names().join(", ")));
@@ -77,11 +83,12 @@ impl Field<'_> {
             Field::Bytes(bytes) => units::show_bytes(**bytes),
             Field::Duration(duration) | Field::Seconds(duration) => units::show_duration(**duration),
             Field::Path(path) => path.as_ref().map(|path| path.display().to_string())?,
-            Field::Text(text) => (*text).clone()?,
-            Field::Names(names) => {
-                let names = names.as_ref()?.iter().map(|name| quote(name)).collect::<Vec<_>>();
-                return Some(format!("[{}]", names.join(", ")));
-            }
+            Field::Paths(paths) => match paths.as_deref()? {
+                [path] => path.display().to_string(),
+                paths => return Some(list(paths.iter().map(|path| path.display().to_string()))),
+            },
+            Field::Text(text) | Field::Url(text) => (*text).clone()?,
+            Field::Names(names) => return Some(list(names.as_ref()?.iter().cloned())),
             Field::Choice(choice) => choice.chosen()?.to_owned(),
         };
         Some(quote(&text))
@@ -90,8 +97,12 @@ impl Field<'_> {
     /// May the flag be given several times, each adding to the others?
     #[must_use]
     pub fn repeats(&self) -> bool {
-        matches!(self, Field::Names(_))
+        matches!(self, Field::Names(_) | Field::Paths(_))
     }
+}
+
+fn list(texts: impl Iterator<Item = String>) -> String {
+    format!("[{}]", texts.map(|text| quote(&text)).collect::<Vec<_>>().join(", "))
 }
 
 fn quote(text: &str) -> String {
@@ -121,9 +132,20 @@ fn filled(text: &str) -> Result<&str, String> {
     if text.trim().is_empty() { Err("is empty".to_owned()) } else { Ok(text) }
 }
 
-fn read_name(names: &mut Option<Vec<String>>, text: &str) {
-    let names = names.get_or_insert_default();
-    if text.is_empty() { names.clear() } else { names.push(text.to_owned()) }
+/// `collector:4317` is what people write, too.
+fn read_url(text: &str) -> Result<String, String> {
+    let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let whole = url.parse::<http::Uri>().is_ok_and(|url| url.authority().is_some_and(|a| !a.host().is_empty()));
+    if whole && (url.starts_with("http://") || url.starts_with("https://")) {
+        Ok(url)
+    } else {
+        Err("is not a URL that begins with http:// or https://".to_owned())
+    }
+}
+
+fn read_item<T: for<'a> From<&'a str>>(items: &mut Option<Vec<T>>, text: &str) {
+    let items = items.get_or_insert_default();
+    if text.is_empty() { items.clear() } else { items.push(text.into()) }
 }
 
 /// A value that is one of a few words, whatever its type.

@@ -92,8 +92,9 @@ static MODELS: &[Flag] = &[
         "model-repository",
         "DIR",
         "",
-        |c| Field::Path(&mut c.model_repository),
-        "Directory of models: each subdirectory is a model, named after it. `tensorgate DIR` says the same.",
+        |c| Field::Paths(&mut c.model_repository),
+        "Directory of models: each subdirectory is a model, named after it. `tensorgate DIR` says the same. Of several, \
+         the models of all are served.",
     ),
     Flag::new(
         "model-dir",
@@ -135,7 +136,7 @@ static MODELS: &[Flag] = &[
         "MODE",
         "sync",
         |c| Field::Choice(&mut c.model_init_mode),
-        "async: wait for the model's directory to appear, as KServe's modelcars need.",
+        "async: wait for the model to appear in its directory, as KServe's modelcars need.",
     )
     .also(&["MODEL_INIT_MODE"]),
     Flag::new(
@@ -145,12 +146,26 @@ static MODELS: &[Flag] = &[
         |c| Field::Choice(&mut c.profile),
         "Where KServe and Triton differ, do as kserve or as triton does. Without it: what clients of both accept.",
     ),
+    Flag::new(
+        "grpc-outputs",
+        "FORM",
+        "",
+        |c| Field::Choice(&mut c.grpc_outputs),
+        "raw: gRPC answers in bytes, which every client reads; mirror: typed contents are answered in kind. Without it: \
+         mirror with --profile kserve, else raw.",
+    ),
 ];
 
 static LISTENING: &[Flag] = &[
     Flag::new("host", "ADDRESS", "0.0.0.0", |c| Field::Address(&mut c.host), "Address to listen on."),
     Flag::new("http-port", "PORT", "8080", |c| Field::Port(&mut c.http_port), "Port for HTTP, or `off`."),
-    Flag::new("grpc-port", "PORT", "8081", |c| Field::Port(&mut c.grpc_port), "Port for gRPC, or `off`."),
+    Flag::new(
+        "grpc-port",
+        "PORT",
+        "8081",
+        |c| Field::Port(&mut c.grpc_port),
+        "Port for gRPC, or `off`. Every port answers both HTTP and gRPC: it may be that of HTTP.",
+    ),
     Flag::new(
         "metrics-port",
         "PORT",
@@ -275,7 +290,7 @@ static STOPPING: &[Flag] = &[
     Flag::new(
         "drain-delay",
         "TIME",
-        "0s",
+        "5s",
         |c| Field::Duration(&mut c.drain_delay),
         "After SIGTERM, how long new connections are still accepted while readiness already says no.",
     ),
@@ -284,7 +299,8 @@ static STOPPING: &[Flag] = &[
         "TIME",
         "45s",
         |c| Field::Duration(&mut c.drain_timeout),
-        "How long requests that have begun may take to finish after that.",
+        "How long requests that have begun may take to finish after that. A pod's terminationGracePeriodSeconds must be \
+         longer than both together.",
     ),
 ];
 
@@ -307,7 +323,7 @@ static OBSERVING: &[Flag] = &[
         "otlp-endpoint",
         "URL",
         "",
-        |c| Field::Text(&mut c.otlp_endpoint),
+        |c| Field::Url(&mut c.otlp_endpoint),
         "OpenTelemetry collector that traces are sent to.",
     )
     .also(&["OTEL_EXPORTER_OTLP_ENDPOINT"]),

@@ -5,7 +5,7 @@ use super::flags::{self, Flag, PREFIX};
 use super::line::{self, Word, Words, following};
 use super::origin::{Args, Origin};
 use super::{COMMANDS, Environment, UsageError, unknown_flag};
-use crate::dropin::{self, Becomes, Foreign, List, Translation};
+use crate::dropin::{self, Becomes, Foreign, List, Rewrite, Translation};
 
 /// Reads flags and environment into what was said, and warnings.
 ///
@@ -17,7 +17,7 @@ pub(super) fn read(
     environment: &Environment,
 ) -> Result<(Args, Vec<String>), UsageError> {
     let list = choose_list(program, &mut words)?;
-    let mut reader = Reader { list, ..Reader::default() };
+    let mut reader = Reader { list, tolerant: list != List::Own || names_one_model(&words), ..Reader::default() };
     reader.read_words(words);
     reader.read_environment(environment);
     reader.finish()
@@ -48,9 +48,21 @@ fn choose_list(program: &str, words: &mut Words) -> Result<List, UsageError> {
     Ok(List::of_flags(flags))
 }
 
+/// A line with the flags of KServe's servers that are ours as well: it may be KServe's with dashes for underscores,
+/// which its parser takes, too.
+fn names_one_model(words: &Words) -> bool {
+    let of_both = |word| match word {
+        Word::Flag { spelled, .. } => ["model-dir", "model-name"].contains(&line::name(&spelled).as_str()),
+        Word::Plain(_) => false,
+    };
+    words.clone().any(of_both)
+}
+
 #[derive(Default)]
 struct Reader {
     list: List,
+    /// What nobody knows is named in a warning, and no error.
+    tolerant: bool,
     args: Args,
     translation: Translation,
     directory: Option<String>,
@@ -85,7 +97,8 @@ impl Reader {
         if COMMANDS.contains(&text.as_str()) {
             self.problems.push(format!("{text}: a command comes first; a directory of that name is ./{text}"));
         } else if let Some(before) = &self.directory {
-            self.problems.push(format!("{text}: only one directory can be served, and {before} is one already"));
+            self.problems
+                .push(format!("{text}: {before} is the directory already; say --model-repository for further ones"));
         } else {
             let flag = flags::find("model-repository");
             flag.into_iter().for_each(|flag| self.say(flag, &text, Origin::Flag("DIR".to_owned())));
@@ -109,12 +122,12 @@ impl Reader {
     }
 
     fn read_unknown(&mut self, spelled: String) {
-        if self.list != List::Own {
-            self.translation.unknown.push(spelled);
-        } else if let Some(list) = List::knows(&line::name(&spelled)) {
-            let program = list.program();
+        let other = List::knows(&line::name(&spelled)).filter(|_| self.list == List::Own);
+        if let Some(program) = other.map(List::program) {
             self.problems
                 .push(format!("{spelled}: a flag of {program}; put the word {program} first to use its flags"));
+        } else if self.tolerant {
+            self.translation.unknown.push(spelled);
         } else {
             let known = flags::all().map(|flag| flag.name);
             self.problems.push(unknown_flag(&spelled, known));
@@ -127,7 +140,11 @@ impl Reader {
                 self.read_variable(name, variable, value);
             }
             for flag in flags::all().filter(|flag| flag.environment.contains(&variable.as_str())) {
-                self.say(flag, value, Origin::Env(variable.clone()));
+                // Others set it, perhaps for the whole cluster: a value that means nothing to us is no reason to stay
+                // away.
+                if let Err(problem) = self.args.say(flag, value, Origin::Env(variable.clone())) {
+                    self.warnings.push(format!("{problem}; it is not read"));
+                }
             }
             if let Some(row) = dropin::variable(self.list, variable) {
                 self.translate(row, value, Origin::Env(variable.clone()));
@@ -180,7 +197,11 @@ impl Reader {
                 return;
             }
             Becomes::Own(name) => Some((*name, value.to_owned())),
-            Becomes::Rewritten(name, rewrite) => rewrite(value).map(|value| (*name, value)),
+            Becomes::Rewritten(name, rewrite) => match rewrite(value) {
+                Rewrite::To(value) => Some((*name, value)),
+                Rewrite::Same => None,
+                Rewrite::Lost => return self.translation.idle.push(place),
+            },
         };
         if let Some((name, value)) = said
             && let Some(flag) = flags::find(name)

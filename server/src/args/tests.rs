@@ -44,6 +44,7 @@ const VALUES: &[(&str, &str)] = &[
     ("load-model", "m"),
     ("model-init-mode", "async"),
     ("profile", "triton"),
+    ("grpc-outputs", "mirror"),
     ("host", "127.0.0.1"),
     ("http-port", "1"),
     ("grpc-port", "2"),
@@ -192,6 +193,35 @@ fn flags_that_add_up() {
 }
 
 #[test]
+fn several_repositories_add_up() {
+    let all = |words: &str| configure(words, &[]).unwrap().model_repository;
+    let paths = |names: &[&str]| Some(names.iter().map(PathBuf::from).collect::<Vec<_>>());
+    assert_eq!(all("--model-repository=/a --model-repository /b"), paths(&["/a", "/b"]));
+    assert_eq!(all("/a --model-repository=/b"), paths(&["/a", "/b"]));
+    assert_eq!(all("tritonserver --model-store=/a --model-repository=/b"), paths(&["/a", "/b"]));
+    let environment = [("TENSORGATE_MODEL_REPOSITORY", "/c,/d")];
+    assert_eq!(configure("", &environment).unwrap().model_repository, paths(&["/c", "/d"]));
+    assert_eq!(configure("/a", &environment).unwrap().model_repository, paths(&["/a"]));
+    assert_eq!(configure("--model-repository=", &[]).unwrap().models(), None);
+}
+
+/// What others set for a whole cluster is no reason to stay away.
+#[test]
+fn variables_of_others_that_mean_nothing_to_us() {
+    for (variable, value) in [("OTEL_EXPORTER_OTLP_ENDPOINT", "unix:///run/otel"), ("MODEL_INIT_MODE", "eager")] {
+        let (args, warnings) = serve("/m", &[(variable, value)]).unwrap();
+        assert_eq!(Config::resolve(&args, &MACHINE).unwrap(), configure("/m", &[]).unwrap(), "{variable}");
+        assert!(warnings[0].starts_with(&format!("{variable}: `{value}` is not ")), "{warnings:?}");
+        assert!(warnings[0].ends_with("; it is not read"), "{warnings:?}");
+    }
+    let endpoint = |url: &str| configure("/m", &[("OTEL_EXPORTER_OTLP_ENDPOINT", url)]).unwrap().otlp_endpoint;
+    assert_eq!(endpoint("collector:4317").as_deref(), Some("http://collector:4317"));
+    assert_eq!(endpoint("https://collector").as_deref(), Some("https://collector"));
+    let problem = problems("", &[("TENSORGATE_OTLP_ENDPOINT", "unix:///run/otel")]);
+    assert!(problem.ends_with("is not a URL that begins with http:// or https://"), "what is said to us is an error");
+}
+
+#[test]
 fn empty_variables_are_not_set() {
     assert_eq!(configure("", &[("TENSORGATE_QUEUE_SIZE", ""), ("MODEL_INIT_MODE", "")]), configure("", &[]));
 }
@@ -219,9 +249,9 @@ fn slips_in_variables_are_told() {
 #[test]
 fn the_directory() {
     for words in ["/m", "serve /m", "--queue-size 3 /m", "/m --queue-size=3", "serve -- /m", "--model-repository=/m"] {
-        assert_eq!(configure(words, &[]).unwrap().model_repository, Some(PathBuf::from("/m")), "{words}");
+        assert_eq!(configure(words, &[]).unwrap().model_repository, Some(vec![PathBuf::from("/m")]), "{words}");
     }
-    assert_eq!(configure("./serve", &[]).unwrap().model_repository, Some(PathBuf::from("./serve")));
+    assert_eq!(configure("./serve", &[]).unwrap().model_repository, Some(vec![PathBuf::from("./serve")]));
     let nothing = configure("serve", &[]).unwrap().required_models().unwrap_err().to_string();
     assert!(nothing.starts_with("nothing to serve: give a directory"), "{nothing}");
 }
@@ -242,7 +272,11 @@ fn what_is_wrong_with_a_command_line() {
         ),
         ("--http-port", "--http-port: needs a value, --http-port PORT"),
         ("--http-port --nthread=1", "--http-port: needs a value, --http-port PORT"),
-        ("/m /n", "/n: only one directory can be served, and /m is one already"),
+        ("/m /n", "/n: /m is the directory already; say --model-repository for further ones"),
+        (
+            "--model-dir=/m --grpc-use-ssl=1",
+            "--grpc-use-ssl: a flag of tritonserver; put the word tritonserver first to use its flags",
+        ),
         ("--queue-size=1 serve", "serve: a command comes first; a directory of that name is ./serve"),
         ("vllm serve /m", "vllm: its command line is not understood yet; use tensorgate's own flags"),
         ("config", "config: say `tensorgate config show`, and the flags of `serve`"),
@@ -346,7 +380,7 @@ fn commands() {
     {
         let Command::ConfigShow { args, origin } = invoke(words, &[]).unwrap().command else { panic!("{words}") };
         assert_eq!(origin, with_origin, "{words}");
-        assert_eq!(Config::resolve(&args, &MACHINE).unwrap().model_repository, Some(PathBuf::from("/m")));
+        assert_eq!(Config::resolve(&args, &MACHINE).unwrap().model_repository, Some(vec![PathBuf::from("/m")]));
     }
 }
 
@@ -384,6 +418,6 @@ fn names_repeat_and_nothing_else_does() {
     let mut blank = Config::blank();
     let repeating: Vec<_> =
         flags::all().filter(|flag| flag.field(&mut blank).repeats()).map(|flag| flag.name).collect();
-    assert_eq!(repeating, ["load-model"]);
+    assert_eq!(repeating, ["model-repository", "load-model"]);
     assert!(matches!(flags::find("load_model").unwrap().field(&mut blank), Field::Names(None)));
 }

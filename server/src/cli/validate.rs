@@ -1,11 +1,11 @@
 //! `tensorgate validate DIR`: loads every model of a directory as the server would, and says what it found.
 
-use crate::repository::Repository;
-use backends::{Artifact, Conventions, Limits, LoadOptions, Model, load};
+use crate::repository::{Found, Repository, Survey};
+use backends::{Artifact, Conventions, Limits, LoadError, LoadOptions, Model, load, settings};
 use std::path::Path;
 use std::sync::Arc;
 
-/// One line for each model, and whether all of them can be served.
+/// Lines for each model, and whether all of them can be served.
 ///
 /// # Errors
 /// The directory cannot be read.
@@ -13,33 +13,145 @@ pub fn validate(directory: &Path) -> Result<(String, bool), String> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().map_err(|e| e.to_string())?;
     let options = LoadOptions { pool: Arc::new(pool), limits: Limits::default(), conventions: Conventions::Kserve };
     let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let models = Repository::single_or_many(directory, name).list().map_err(|e| e.to_string())?;
-    let (mut text, mut good) = (String::new(), !models.is_empty());
+    let Survey { models, notes } =
+        Repository::single_or_many(directory, name).survey().map_err(|error| error.to_string())?;
+    let mut report = Report { text: String::new(), good: !models.is_empty(), options };
     if models.is_empty() {
-        text += &format!("{}: no models\n", directory.display());
+        report.line(&format!("{}: no models", directory.display()));
+    }
+    for note in notes {
+        report.line(&note);
     }
     for (name, found) in models {
+        match settings::read(&found.root).ok().and_then(|settings| settings.name) {
+            // One model is named on the command line, so its own word counts for the directory's.
+            Some(stated) if found.root == directory && stated != name => {
+                report.line(&format!("{name}: its settings call it '{stated}': serve it with --model-name {stated}"));
+                report.model(&stated, &found);
+            }
+            _ => report.model(&name, &found),
+        }
+    }
+    Ok((report.text, report.good))
+}
+
+struct Report {
+    text: String,
+    good: bool,
+    options: LoadOptions,
+}
+
+impl Report {
+    fn line(&mut self, line: &str) {
+        self.text += line;
+        self.text.push('\n');
+    }
+
+    fn refused(&mut self, place: &str, error: &LoadError) {
+        self.good = false;
+        self.line(&format!("{place}: refused: {error}"));
+    }
+
+    /// The versions that the model's settings ask for, and what becomes of the others.
+    fn model(&mut self, name: &str, found: &Found) {
+        for note in &found.notes {
+            self.line(note);
+        }
+        let plan = match found.plan() {
+            Ok(plan) => plan,
+            Err(error) => return self.refused(name, &error),
+        };
+        for (version, error) in &plan.absent {
+            self.refused(&format!("{name} version {version}"), error);
+        }
         for (version, path) in &found.versions {
-            let loaded = Artifact::open(&found.root, path).and_then(|artifact| {
-                let Model::Predictor(predictor) = load(&artifact, &options)?;
-                let input = predictor.signature().inputs.first().map(|port| port.shape.clone()).unwrap_or_default();
-                let output = predictor.signature().outputs.first().map(|port| port.shape.clone()).unwrap_or_default();
-                let what = format!("{}, input {input:?}, output {output:?}", artifact.format());
-                Ok((what, artifact.settings().without_effect.clone()))
-            });
-            match loaded {
-                Ok((what, without_effect)) => {
-                    text += &format!("{name} version {version}: ok: {what}\n");
-                    for note in without_effect {
-                        text += &format!("{name} version {version}: config.pbtxt: {note}\n");
+            let place = format!("{name} version {version}");
+            if !plan.wanted.contains_key(version) {
+                self.line(&format!("{place}: not served: its settings ask for other versions"));
+                continue;
+            }
+            match found.open(name, path).and_then(|artifact| Ok((self.load(&artifact)?, artifact))) {
+                Err(error) => self.refused(&place, &error),
+                Ok((what, artifact)) => {
+                    self.line(&format!("{place}: ok: {what}"));
+                    for note in &artifact.settings().without_effect {
+                        self.line(&format!("{place}: config.pbtxt: {note}"));
                     }
-                }
-                Err(error) => {
-                    good = false;
-                    text += &format!("{name} version {version}: refused: {error}\n");
                 }
             }
         }
     }
-    Ok((text, good))
+
+    fn load(&self, artifact: &Artifact) -> Result<String, LoadError> {
+        let Model::Predictor(predictor) = load(artifact, &self.options)?;
+        let input = predictor.signature().inputs.first().map(|port| port.shape.clone()).unwrap_or_default();
+        let output = predictor.signature().outputs.first().map(|port| port.shape.clone()).unwrap_or_default();
+        Ok(format!("{}, input {input:?}, output {output:?}", artifact.format()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// A repository with `iris` in two versions, and these files besides.
+    fn repository(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/iris/1");
+        let model = fs::read_dir(model).unwrap().next().unwrap().unwrap().path();
+        for version in ["1", "2"] {
+            let directory = root.path().join("iris").join(version);
+            fs::create_dir_all(&directory).unwrap();
+            fs::copy(&model, directory.join("model.json")).unwrap();
+        }
+        for (path, text) in files {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        root
+    }
+
+    fn lines(files: &[(&str, &str)]) -> (Vec<String>, bool) {
+        let (text, good) = validate(repository(files).path()).unwrap();
+        (text.lines().map(str::to_owned).collect(), good)
+    }
+
+    #[test]
+    fn versions_as_the_server_takes_them() {
+        let (lines, good) = lines(&[]);
+        assert_eq!(lines[0], "iris version 1: not served: its settings ask for other versions");
+        assert!(lines[1].starts_with("iris version 2: ok: XGBoost"), "{lines:?}");
+        assert!(good);
+    }
+
+    #[test]
+    fn what_settings_ask_for_and_is_not_so() {
+        let (absent, good) = lines(&[("iris/model.toml", "versions = { specific = [1, 7] }")]);
+        assert!(absent[0].starts_with("iris version 7: refused: "), "{absent:?}");
+        assert!(absent[0].ends_with("version 7, which its settings ask for, is not there"), "{absent:?}");
+        assert!(absent[1].starts_with("iris version 1: ok"), "{absent:?}");
+        assert!(!good);
+        let (renamed, good) = lines(&[("iris/model.toml", "name = \"rose\"")]);
+        assert!(renamed[1].ends_with("its settings call it 'rose', but it is served as 'iris'"), "{renamed:?}");
+        assert!(!good);
+    }
+
+    #[test]
+    fn one_model_may_be_named_otherwise() {
+        let root = repository(&[("iris/model.toml", "name = \"rose\"")]);
+        let (text, good) = validate(&root.path().join("iris")).unwrap();
+        assert!(text.starts_with("iris: its settings call it 'rose': serve it with --model-name rose\n"), "{text}");
+        assert!(text.contains("rose version 2: ok") && good, "{text}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_model_is_named() {
+        let (lines, good) = lines(&[("cut/1/model.json", "{\"version\":[3,0"), ("pickled/model.pkl", "\u{80}\u{4}")]);
+        assert!(lines[0].contains("model.json"), "{lines:?}");
+        assert!(lines[0].contains("\"learner\""), "{lines:?}");
+        assert!(lines.iter().any(|line| line.contains("model.pkl")), "{lines:?}");
+        assert!(!good);
+    }
 }

@@ -14,6 +14,7 @@ const LONGEST_NAME: usize = 256;
 impl Config {
     /// A repository or one model: who is heard first decides, and the other is as if never said.
     pub(super) fn choose_models(&mut self, problems: &mut Vec<String>) {
+        self.model_repository = self.model_repository.take().filter(|repositories| !repositories.is_empty());
         let (repository, directory) = (self.rank("model-repository"), self.rank("model-dir"));
         if self.model_repository.is_some() && self.model_dir.is_some() {
             if repository == directory {
@@ -61,12 +62,6 @@ impl Config {
             (Some(_), None) => problems.push(format!("{}: needs --tls-key too", self.place("tls-cert"))),
             (None, Some(_)) => problems.push(format!("{}: needs --tls-cert too", self.place("tls-key"))),
             _ => {}
-        }
-        if let Some(url) = &self.otlp_endpoint
-            && !(url.starts_with("http://") || url.starts_with("https://"))
-        {
-            let place = self.place("otlp-endpoint");
-            problems.push(format!("{place}: `{url}` is not a URL that begins with http:// or https://"));
         }
         if let Some(name) = &self.model_name
             && (name.chars().count() > LONGEST_NAME || name.chars().any(char::is_control))

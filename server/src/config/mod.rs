@@ -10,7 +10,7 @@ mod tests;
 mod values;
 
 pub use machine::Machine;
-pub use values::{ControlMode, InitMode, LogFormat, LogLevel, Profile};
+pub use values::{ControlMode, GrpcOutputs, InitMode, LogFormat, LogLevel, Profile};
 
 use crate::args::{Args, Origin, UsageError, file, flags};
 use std::collections::BTreeMap;
@@ -21,8 +21,8 @@ use std::time::Duration;
 /// The settings of a server. Each field is the flag of the same name; see [`flags::GROUPS`] for what it means.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The directory of models; see [`Config::models`].
-    pub model_repository: Option<PathBuf>,
+    /// Directories of models; see [`Config::models`].
+    pub model_repository: Option<Vec<PathBuf>>,
     /// The directory of the one model; see [`Config::models`].
     pub model_dir: Option<PathBuf>,
     /// Set whenever `model_dir` is.
@@ -37,6 +37,8 @@ pub struct Config {
     pub model_init_mode: InitMode,
     /// `None`: what clients of both accept.
     pub profile: Option<Profile>,
+    /// See [`Config::mirrors_grpc_outputs`].
+    pub grpc_outputs: Option<GrpcOutputs>,
 
     /// Of listeners that have no address of their own; see [`Config::http`].
     pub host: IpAddr,
@@ -107,8 +109,8 @@ pub struct Config {
 /// What is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Models<'a> {
-    /// Each subdirectory is a model.
-    Repository(&'a Path),
+    /// Each subdirectory is a model. Never empty.
+    Repository(&'a [PathBuf]),
     /// One model. If there is no model file in it, the directory is a repository: KServe's servers start over an
     /// empty directory that the agent fills later.
     Directory {
@@ -167,7 +169,7 @@ impl Config {
     #[must_use]
     pub fn models(&self) -> Option<Models<'_>> {
         match (&self.model_repository, &self.model_dir) {
-            (Some(repository), _) => Some(Models::Repository(repository)),
+            (Some(repositories), _) => Some(Models::Repository(repositories)),
             (None, Some(path)) => {
                 Some(Models::Directory { path, name: self.model_name.as_deref().unwrap_or(DEFAULT_NAME) })
             }
@@ -203,10 +205,26 @@ impl Config {
         self.listener(self.http_address, self.http_port)
     }
 
-    /// Where gRPC is served.
+    /// Where gRPC is served; `None` also where it shares the port of HTTP, which answers both.
     #[must_use]
     pub fn grpc(&self) -> Option<SocketAddr> {
-        self.listener(self.grpc_address, self.grpc_port)
+        self.listener(self.grpc_address, self.grpc_port).filter(|_| !self.shares_port())
+    }
+
+    /// Are HTTP and gRPC to be served on one port? Each port of ours answers both anyway.
+    #[must_use]
+    pub fn shares_port(&self) -> bool {
+        let grpc = self.listener(self.grpc_address, self.grpc_port);
+        grpc.is_some_and(|address| address.port() != 0) && grpc == self.http()
+    }
+
+    /// Is a gRPC request of typed contents answered with typed contents, as KServe does it? Else answers are raw.
+    #[must_use]
+    pub fn mirrors_grpc_outputs(&self) -> bool {
+        match self.grpc_outputs {
+            Some(outputs) => outputs == GrpcOutputs::Mirror,
+            None => self.profile == Some(Profile::Kserve),
+        }
     }
 
     /// Where metrics are served besides the HTTP port.
@@ -248,6 +266,7 @@ impl Config {
             load_model: None,
             model_init_mode: InitMode::Sync,
             profile: None,
+            grpc_outputs: None,
             host: Ipv4Addr::UNSPECIFIED.into(),
             http_address: None,
             grpc_address: None,

@@ -7,7 +7,7 @@ use crate::args::tests::{configure, problems, serve};
 fn what_is_wrong_together() {
     for (words, problem) in [
         (
-            "--http-port=9000 --grpc-port 9000",
+            "--http-port=9000 --grpc-port 9000 --grpc-address=127.0.0.1",
             "http-port and grpc-port are both 9000 (from --http-port and --grpc-port): each needs a port of its own, or `off`",
         ),
         (
@@ -46,7 +46,7 @@ fn what_is_wrong_together() {
             "--inflight-bytes: must be at least max-body-size, or a request of that size could never be let in",
         ),
         ("--max-batch-delay=1m", "--max-batch-delay: must be shorter than request-timeout"),
-        ("--otlp-endpoint=o:1", "--otlp-endpoint: `o:1` is not a URL that begins with http:// or https://"),
+        ("--otlp-endpoint=ftp://o", "--otlp-endpoint: `ftp://o` is not a URL that begins with http:// or https://"),
         ("/r --load-model=* --load-model=a", "--load-model: `*` is all models and stands alone"),
         (
             "/r --load-model=a --model-control-mode=none",
@@ -77,7 +77,8 @@ fn the_place_of_a_problem_is_where_the_value_was_given() {
 
 #[test]
 fn the_source_that_is_heard_first_hides_the_other() {
-    let repository = Some(Models::Repository(Path::new("/r")));
+    let paths = [PathBuf::from("/r")];
+    let repository = Some(Models::Repository(&paths));
     let directory = Some(Models::Directory { path: Path::new("/d"), name: "d" });
     let both = [("TENSORGATE_MODEL_REPOSITORY", "/r"), ("TENSORGATE_MODEL_NAME", "n")];
     assert_eq!(configure("/r", &[("TENSORGATE_MODEL_DIR", "/d")]).unwrap().models(), repository);
@@ -103,6 +104,9 @@ fn listeners() {
     assert_eq!(addresses("--host=localhost --http-port=0 --grpc-port=0"), ["127.0.0.1:0", "127.0.0.1:0", "-"]);
     let apart = "--http-address=127.0.0.1 --grpc-address=127.0.0.2 --http-port=1 --grpc-port=1";
     assert_eq!(addresses(apart), ["127.0.0.1:1", "127.0.0.2:1", "-"]);
+    assert_eq!(addresses("--http-port=1 --grpc-port=1"), ["0.0.0.0:1", "-", "-"], "one port answers both");
+    assert!(configure("--http-port=1 --grpc-port=1", &[]).unwrap().shares_port());
+    assert!(!configure("--http-port=0 --grpc-port=0", &[]).unwrap().shares_port());
 }
 
 #[test]
@@ -119,6 +123,19 @@ fn what_fits() {
 }
 
 #[test]
+fn the_form_of_grpc_outputs() {
+    for (words, mirrored) in [
+        ("", false),
+        ("--profile=triton", false),
+        ("--profile=kserve", true),
+        ("--profile=kserve --grpc-outputs=raw", false),
+        ("--grpc-outputs=mirror", true),
+    ] {
+        assert_eq!(configure(words, &[]).unwrap().mirrors_grpc_outputs(), mirrored, "{words}");
+    }
+}
+
+#[test]
 fn startup() {
     assert_eq!(configure("/r", &[]).unwrap().startup(), Startup::All);
     assert_eq!(configure("/r --load-model=*", &[]).unwrap().startup(), Startup::All);
@@ -131,6 +148,7 @@ fn tls_and_draining() {
     let config = configure("--tls-cert=c --tls-key=k --drain-delay=5s --drain-timeout=20s", &[]).unwrap();
     assert_eq!(config.tls(), Some((Path::new("c"), Path::new("k"))));
     assert_eq!(config.drain_total(), Duration::from_secs(25));
+    assert_eq!(configure("", &[]).unwrap().drain_delay, Duration::from_secs(5), "long enough to be seen as unready");
     assert_eq!(config.log_level.name(), "info");
     assert_eq!(configure("", &[]).unwrap().tls(), None);
 }

@@ -15,6 +15,19 @@ impl Named for Profile {
     const ALL: &'static [(&'static str, Self)] = &[("kserve", Profile::Kserve), ("triton", Profile::Triton)];
 }
 
+/// In which form gRPC answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GrpcOutputs {
+    /// Bytes, which clients of KServe and of Triton read.
+    Raw,
+    /// As the request came: typed contents for typed contents.
+    Mirror,
+}
+
+impl Named for GrpcOutputs {
+    const ALL: &'static [(&'static str, Self)] = &[("raw", GrpcOutputs::Raw), ("mirror", GrpcOutputs::Mirror)];
+}
+
 /// Who decides which models are loaded once the server runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ControlMode {

@@ -2,7 +2,7 @@
 //!
 //! `--model_name`, `--model_dir`, `--http_port`, `--grpc_port` and `--nthread` are ours as well and not listed.
 
-use super::{Becomes, Foreign, Takes, say, seconds, wider_body};
+use super::{Becomes, Foreign, Rewrite, Takes, say, wider_body};
 use crate::args::flags::PREFIX;
 use crate::args::{Args, Origin};
 
@@ -19,7 +19,7 @@ pub(super) const FLAGS: &[Foreign] = &[
     Foreign::new("enable_grpc", Takes::Bool, Becomes::Listener("grpc-port")),
     Foreign::new("ssl_certfile", Takes::Text, Becomes::Own("tls-cert")),
     Foreign::new("ssl_keyfile", Takes::Text, Becomes::Own("tls-key")),
-    Foreign::new("timeout-keep-alive", Takes::Integer, Becomes::Rewritten("idle-timeout", seconds)),
+    Foreign::new("timeout-keep-alive", Takes::Integer, Becomes::Rewritten("idle-timeout", keep_alive)),
     Foreign::new("grpc_max_receive_message_length", Takes::Integer, Becomes::Rewritten("max-body-size", wider_body)),
     Foreign::new("grpc_max_send_message_length", Takes::Integer, Becomes::Nothing),
     Foreign::new("workers", Takes::Integer, Becomes::Nothing),
@@ -41,9 +41,19 @@ pub(super) const FLAGS: &[Foreign] = &[
     Foreign::new("enable_predictor_health_check", Takes::Nothing, Becomes::Nothing),
 ];
 
-/// KServe's default name, and its port for HTTPS.
+/// 0 is KServe's way of closing a connection right after its answer; a second is the shortest here.
+fn keep_alive(value: &str) -> Rewrite {
+    let seconds = value.parse::<i64>().unwrap_or(0).max(1);
+    Rewrite::To(format!("{seconds}s"))
+}
+
+/// With the delay before it, this fits into the 30 s that a pod of KServe's gets to end.
+const DRAIN_TIMEOUT: &str = "20s";
+
+/// KServe's default name, the time that its pods have to end, and its port for HTTPS.
 pub(super) fn finish(args: &mut Args) -> Result<(), String> {
     say(args, "model-name", "model", Origin::Program(PROGRAM))?;
+    say(args, "drain-timeout", DRAIN_TIMEOUT, Origin::Program(PROGRAM))?;
     let (certificate, _) = args.word("tls-cert");
     let kserves = match &certificate {
         Origin::Flag(spelled) => spelled.contains("ssl"),

@@ -1,6 +1,6 @@
 //! The environment that KServe's controller gives to MLServer.
 
-use super::{Becomes, Foreign, List, Takes, say, truth, wider_body};
+use super::{Becomes, Foreign, List, Rewrite, Takes, say, truth, unless_same, wider_body};
 use crate::args::{Args, Origin};
 
 /// What its variables begin with.
@@ -22,12 +22,12 @@ pub(super) const VARIABLES: &[Foreign] = &[
 /// Any other.
 pub(super) static OTHER: Foreign = Foreign::new("MLSERVER_*", Takes::Text, Becomes::Nothing);
 
-fn path(uri: &str) -> Option<String> {
-    Some(uri.strip_prefix("file://").unwrap_or(uri).to_owned())
+fn path(uri: &str) -> Rewrite {
+    Rewrite::To(uri.strip_prefix("file://").unwrap_or(uri).to_owned())
 }
 
-fn nothing(load: &str) -> Option<String> {
-    (truth(load) == Some(false)).then(String::new)
+fn nothing(load: &str) -> Rewrite {
+    unless_same((truth(load) == Some(false)).then(String::new))
 }
 
 /// Without a model of its own, MLServer under KServe is a repository that the agent fills.

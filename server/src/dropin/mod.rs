@@ -59,12 +59,23 @@ pub enum Becomes {
     Nothing,
     /// A flag of ours that takes the same value.
     Own(&'static str),
-    /// A flag of ours with another value, or nothing for values that change nothing.
-    Rewritten(&'static str, fn(&str) -> Option<String>),
+    /// A flag of ours with another value.
+    Rewritten(&'static str, fn(&str) -> Rewrite),
     /// No turns the listener of this port off.
     Listener(&'static str),
     /// An error, unless the value is no: passing over it would be unsafe. The reason says what to do.
     Refused(&'static str),
+}
+
+/// What the value of a foreign flag becomes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rewrite {
+    /// This value of ours.
+    To(String),
+    /// Nothing: that is how it is anyway.
+    Same,
+    /// Nothing, though something else was asked for: it is named in the warning.
+    Lost,
 }
 
 impl List {
@@ -218,12 +229,23 @@ fn say(args: &mut Args, name: &str, text: &str, origin: Origin) -> Result<(), St
     flags::find(name).map_or(Ok(()), |flag| args.say(flag, text, origin))
 }
 
-/// A limit of another program is taken over only where it is wider than ours: its default is not the user's wish.
-fn wider_body(value: &str) -> Option<String> {
+/// A limit on gRPC messages is taken over where it is wider than ours, which holds for HTTP as well: a narrower one would
+/// refuse what the other program takes. KServe's own default is no wish of the user's.
+fn wider_body(value: &str) -> Rewrite {
     const OURS: u64 = 64 << 20;
-    value.parse::<u64>().ok().filter(|bytes| *bytes > OURS).map(|bytes| bytes.to_string())
+    const KSERVES: u64 = 8 << 20;
+    match value.parse::<u64>() {
+        Ok(bytes) if bytes > OURS => Rewrite::To(bytes.to_string()),
+        Ok(OURS | KSERVES) => Rewrite::Same,
+        _ => Rewrite::Lost,
+    }
 }
 
-fn seconds(value: &str) -> Option<String> {
-    Some(format!("{value}s"))
+fn seconds(value: &str) -> Rewrite {
+    Rewrite::To(format!("{value}s"))
+}
+
+/// This value, or what is so anyway.
+fn unless_same(value: Option<String>) -> Rewrite {
+    value.map_or(Rewrite::Same, Rewrite::To)
 }

@@ -6,7 +6,7 @@ use crate::args::tests::{MACHINE, configure, invoke, problems, serve};
 use crate::args::{Command, parse};
 use crate::config::{Config, ControlMode, LogLevel, Models, Profile, Startup};
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The settings and the warnings of a line.
@@ -56,7 +56,7 @@ fn kserve_without_a_name_or_with_another_servers() {
     assert_eq!(config.models(), one_model("/mnt/models", "mine"));
     assert_eq!(dropped("--model-dir=/mnt/models", &[]).0.models(), one_model("/mnt/models", "models"), "our own list");
     let environment = [("TENSORGATE_MODEL_REPOSITORY", "/r")];
-    assert_eq!(dropped("--workers=1", &environment).0.models(), Some(Models::Repository(Path::new("/r"))));
+    assert_eq!(dropped("--workers=1", &environment).0.models(), Some(Models::Repository(&[PathBuf::from("/r")])));
 }
 
 /// All of KServe's python command line, with the values of its documentation.
@@ -95,6 +95,33 @@ fn what_kserve_does_not_know_is_named_and_ignored() {
         let (config, warnings) = dropped(&format!("{SKLEARN} {words} --workers=2 --nthread=2"), &[]);
         let warning = "accepted without effect: --workers; unknown and ignored: --some_flag_of_a_later_release";
         assert_eq!((config.nthread, warnings), (2, vec![warning.to_owned()]));
+    }
+}
+
+/// KServe's parser takes dashes for underscores, and so do people.
+#[test]
+fn kserves_line_with_dashes() {
+    let words = "--model-name=a --model-dir=/m --http-port=8080 --nthread=1 --some-new-flag=3";
+    let (config, warnings) = dropped(words, &[]);
+    assert_eq!((config.models(), config.nthread), (one_model("/m", "a"), 1));
+    assert_eq!(warnings, ["unknown and ignored: --some-new-flag"]);
+    assert_eq!(problems("/r --some-new-flag=3", &[]).lines().count(), 1, "our own line is read strictly");
+}
+
+#[test]
+fn a_pod_of_kserves_can_end_in_time() {
+    let (config, _) = dropped(SKLEARN, &[]);
+    assert_eq!((config.drain_delay, config.drain_timeout), (Duration::from_secs(5), Duration::from_secs(20)));
+    assert!(config.drain_total() + Duration::from_secs(5) <= Duration::from_secs(30));
+    let (config, _) = dropped(&format!("{SKLEARN} --drain-timeout=1m"), &[("TENSORGATE_DRAIN_DELAY", "0")]);
+    assert_eq!(config.drain_total(), Duration::from_secs(60));
+}
+
+#[test]
+fn the_shortest_keep_alive() {
+    for (value, seconds) in [("0", 1), ("-1", 1), ("65", 65)] {
+        let (config, warnings) = dropped(&format!("{SKLEARN} --timeout-keep-alive={value}"), &[]);
+        assert_eq!((config.idle_timeout, warnings.len()), (Duration::from_secs(seconds), 0), "{value}");
     }
 }
 
@@ -171,6 +198,12 @@ fn kserves_certificate_from_the_environment() {
 fn a_wider_limit_of_kserves_is_taken_over() {
     let words = format!("{SKLEARN} --grpc_max_receive_message_length=1073741824");
     assert_eq!(dropped(&words, &[]).0.max_body_size, 1 << 30);
+    for (value, named) in [("1048576", true), ("-1", true), ("8388608", false), ("67108864", false)] {
+        let (config, warnings) = dropped(&format!("{SKLEARN} --grpc_max_receive_message_length={value}"), &[]);
+        assert_eq!(config.max_body_size, 64 << 20, "{value}");
+        let warning = "accepted without effect: --grpc_max_receive_message_length";
+        assert_eq!(warnings == [warning], named, "{value}: {warnings:?}");
+    }
 }
 
 const TRITON: &str = "--model-store=/mnt/models --grpc-port=9000 --http-port=8080 --allow-grpc=true --allow-http=true";
@@ -179,7 +212,7 @@ const TRITON: &str = "--model-store=/mnt/models --grpc-port=9000 --http-port=808
 fn tritons_stock_runtime_by_word_and_by_name() {
     let (by_word, warnings) = dropped(&format!("tritonserver {TRITON}"), &[]);
     assert_eq!(warnings, Vec::<String>::new());
-    assert_eq!(by_word.models(), Some(Models::Repository(Path::new("/mnt/models"))));
+    assert_eq!(by_word.models(), Some(Models::Repository(&[PathBuf::from("/mnt/models")])));
     assert_eq!(ports(&by_word), [Some(8080), Some(9000), Some(8002)]);
     assert_eq!(by_word.profile, Some(Profile::Triton));
     assert_eq!((by_word.model_control_mode, by_word.startup()), (ControlMode::None, Startup::All));
@@ -310,9 +343,9 @@ fn mlservers_environment() {
 fn mlserver_for_several_models() {
     let environment = [("MLSERVER_LOAD_MODELS_AT_STARTUP", "false"), ("MLSERVER_HTTP_PORT", "8080")];
     let (config, _) = dropped("", &environment);
-    assert_eq!(config.models(), Some(Models::Repository(Path::new("/mnt/models"))));
+    assert_eq!(config.models(), Some(Models::Repository(&[PathBuf::from("/mnt/models")])));
     assert_eq!(config.startup(), Startup::Only(&[]));
-    assert_eq!(dropped("/r", &environment).0.models(), Some(Models::Repository(Path::new("/r"))));
+    assert_eq!(dropped("/r", &environment).0.models(), Some(Models::Repository(&[PathBuf::from("/r")])));
     assert_eq!(dropped("", &environment[1..]).0.models(), None);
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Flags that are ours as well (ports, addresses, the model control mode) are not listed.
 
-use super::{Becomes, Foreign, Takes, say, seconds, truth};
+use super::{Becomes, Foreign, Rewrite, Takes, say, seconds, truth, unless_same};
 use crate::args::{Args, Origin};
 
 /// The word, or the name of the executable, that chooses this list.
@@ -104,16 +104,16 @@ pub(super) const FLAGS: &[Foreign] = &[
 /// Triton's two formats are both text for people; ours are meant when they are named.
 const LOG_FORMATS: &[&str] = &["default", "ISO8601", "auto", "text", "json"];
 
-fn own_format(value: &str) -> Option<String> {
-    (!matches!(value, "default" | "ISO8601")).then(|| value.to_owned())
+fn own_format(value: &str) -> Rewrite {
+    unless_same((!matches!(value, "default" | "ISO8601")).then(|| value.to_owned()))
 }
 
-fn verbose(value: &str) -> Option<String> {
-    value.parse::<i64>().ok().filter(|level| *level > 0).map(|_| "debug".to_owned())
+fn verbose(value: &str) -> Rewrite {
+    unless_same(value.parse::<i64>().ok().filter(|level| *level > 0).map(|_| "debug".to_owned()))
 }
 
-fn terse(value: &str) -> Option<String> {
-    (truth(value) == Some(false)).then(|| "warn".to_owned())
+fn terse(value: &str) -> Rewrite {
+    unless_same((truth(value) == Some(false)).then(|| "warn".to_owned()))
 }
 
 /// Triton's defaults that are not ours.

@@ -6,9 +6,12 @@
 //! single:  root/model.json         or  root/<version>/model.json           under the name that was given
 //! ```
 
+#[cfg(test)]
+mod tests;
 pub mod watch;
 
-use backends::settings::VersionPolicy;
+use backends::artifact::check_link;
+use backends::settings::{self, VersionPolicy};
 use backends::{Artifact, LoadError};
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,25 +20,88 @@ use std::path::{Path, PathBuf};
 /// Versions that a directory name can spell.
 pub type Version = u64;
 
-/// A directory of models, or of one model.
+/// Directories of models, or one of one model.
 #[derive(Clone, Debug)]
 pub struct Repository {
-    root: PathBuf,
+    /// Never empty.
+    roots: Vec<PathBuf>,
     single: Option<String>,
 }
 
+/// One directory, or several.
+pub trait Roots {
+    /// As a list.
+    fn list(self) -> Vec<PathBuf>;
+}
+
+impl Roots for &[PathBuf] {
+    fn list(self) -> Vec<PathBuf> {
+        self.to_vec()
+    }
+}
+
+impl Roots for &Path {
+    fn list(self) -> Vec<PathBuf> {
+        vec![self.to_path_buf()]
+    }
+}
+
 /// A model on disk: its directory and those of its versions.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
     /// Where its settings are.
     pub root: PathBuf,
     /// Its versions; the root itself is version 1 where there are no version directories.
     pub versions: BTreeMap<Version, PathBuf>,
+    /// Why it cannot be served, whatever its files say.
+    pub refused: Option<String>,
+    /// What lies in its directory and is passed over, though somebody may have meant it.
+    pub notes: Vec<String>,
+}
+
+/// Which of a model's versions its settings ask for.
+#[derive(Debug)]
+pub struct Plan {
+    /// Those that are there.
+    pub wanted: BTreeMap<Version, PathBuf>,
+    /// Those that are not.
+    pub absent: Vec<(Version, LoadError)>,
 }
 
 impl Found {
+    /// What its settings ask for.
+    ///
+    /// # Errors
+    /// They cannot be read, or the model cannot be served at all.
+    pub fn plan(&self) -> Result<Plan, LoadError> {
+        if let Some(reason) = &self.refused {
+            return Err(LoadError::new(&self.root, reason));
+        }
+        let policy = settings::read(&self.root)?.versions;
+        let absent = |version| {
+            let reason = format!("version {version}, which its settings ask for, is not there");
+            (version, LoadError::new(&self.root, reason))
+        };
+        Ok(Plan { wanted: self.wanted(&policy), absent: self.missing(&policy).into_iter().map(absent).collect() })
+    }
+
+    /// The files of a version, as those of the model `name`.
+    ///
+    /// # Errors
+    /// There is no model, or its settings give it another name.
+    pub fn open(&self, name: &str, directory: &Path) -> Result<Artifact, LoadError> {
+        let artifact = Artifact::open(&self.root, directory)?;
+        match artifact.settings().name.as_deref() {
+            Some(stated) if stated != name => Err(LoadError::new(
+                &self.root,
+                format!("its settings call it '{stated}', but it is served as '{name}'"),
+            )),
+            _ => Ok(artifact),
+        }
+    }
+
     /// Versions that `policy` names and that are not there.
-    pub fn missing(&self, policy: &VersionPolicy) -> Vec<Version> {
+    fn missing(&self, policy: &VersionPolicy) -> Vec<Version> {
         match policy {
             VersionPolicy::Specific(named) => {
                 named.iter().filter(|v| !self.versions.contains_key(v)).copied().collect()
@@ -45,7 +111,7 @@ impl Found {
     }
 
     /// The versions that `policy` asks for, of those that are there.
-    pub fn wanted(&self, policy: &VersionPolicy) -> BTreeMap<Version, PathBuf> {
+    fn wanted(&self, policy: &VersionPolicy) -> BTreeMap<Version, PathBuf> {
         let all = self.versions.iter().map(|(version, path)| (*version, path.clone()));
         match policy {
             VersionPolicy::All => all.collect(),
@@ -55,52 +121,97 @@ impl Found {
     }
 }
 
+/// What lies in a repository.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// Its models.
+    pub models: BTreeMap<String, Found>,
+    /// What is passed over, though somebody may have meant it for a model.
+    pub notes: Vec<String>,
+}
+
 impl Repository {
-    /// One directory for each model.
-    pub fn many(root: impl Into<PathBuf>) -> Self {
-        Repository { root: root.into(), single: None }
+    /// One directory for each model, in one or several directories.
+    pub fn many(roots: impl Roots) -> Self {
+        Repository { roots: roots.list(), single: None }
     }
 
     /// `root` is the model called `name` if there is a model file in it; else it is a repository, or empty (KServe's
     /// rule).
     pub fn single_or_many(root: impl Into<PathBuf>, name: impl Into<String>) -> Self {
-        Repository { root: root.into(), single: Some(name.into()) }
+        Repository { roots: vec![root.into()], single: Some(name.into()) }
     }
 
-    /// Its directory.
+    /// Its directory; of several, the first that is not there, or the first.
     pub fn root(&self) -> &Path {
-        &self.root
+        let absent = self.roots.iter().find(|root| !root.is_dir());
+        absent.or(self.roots.first()).map_or(Path::new(""), PathBuf::as_path)
+    }
+
+    /// A path in it without what leads to it, which is nobody's business.
+    pub fn within<'a>(&self, path: &'a Path) -> &'a Path {
+        self.roots.iter().find_map(|root| path.strip_prefix(root).ok()).unwrap_or(path)
     }
 
     /// Is there anything at all yet?
     pub fn exists(&self) -> bool {
-        self.root.is_dir()
+        self.roots.iter().all(|root| root.is_dir())
+    }
+
+    /// Is there a model in it?
+    pub fn has_model(&self) -> bool {
+        self.exists() && self.list().is_ok_and(|models| models.values().any(is_model))
     }
 
     /// Every model that is there.
     ///
     /// # Errors
-    /// The directory cannot be read.
+    /// A directory cannot be read.
     pub fn list(&self) -> Result<BTreeMap<String, Found>, LoadError> {
-        if let Some(name) = &self.single {
-            let found = look_at(&self.root)?;
+        self.survey().map(|survey| survey.models)
+    }
+
+    /// Every model that is there, and what is passed over.
+    ///
+    /// # Errors
+    /// A directory cannot be read.
+    pub fn survey(&self) -> Result<Survey, LoadError> {
+        if let (Some(name), Some(root)) = (&self.single, self.roots.first()) {
+            let found = look_at(root)?;
             if is_model(&found) {
-                return Ok([(name.clone(), found)].into());
+                return Ok(Survey { models: [(name.clone(), found)].into(), notes: Vec::new() });
             }
         }
-        let mut models = BTreeMap::new();
-        for (name, path) in directories(&self.root)? {
-            models.insert(name, look_at(&path)?);
+        let mut survey = Survey::default();
+        for root in &self.roots {
+            let Listed { directories, notes } = list(root)?;
+            survey.notes.extend(notes);
+            for (name, path) in directories {
+                survey.add(name, look_at(&path)?);
+            }
         }
-        Ok(models)
+        Ok(survey)
     }
 
     /// One model.
     ///
     /// # Errors
-    /// The directory cannot be read.
+    /// A directory cannot be read.
     pub fn find(&self, name: &str) -> Result<Option<Found>, LoadError> {
         Ok(self.list()?.remove(name))
+    }
+}
+
+impl Survey {
+    /// A name that several repositories have is nobody's, as in Triton: which of them was meant cannot be told.
+    fn add(&mut self, name: String, found: Found) {
+        let Some(before) = self.models.get_mut(&name) else {
+            self.models.insert(name, found);
+            return;
+        };
+        let (one, other) = (before.root.display(), found.root.display());
+        let reason = format!("not unique across all model repositories: {one} and {other}");
+        before.refused = Some(reason);
     }
 }
 
@@ -110,16 +221,20 @@ fn is_model(found: &Found) -> bool {
 }
 
 fn look_at(root: &Path) -> Result<Found, LoadError> {
-    let mut versions = BTreeMap::new();
-    for (name, path) in directories(root)? {
-        if let Some(version) = parse_version(&name) {
-            versions.insert(version, path);
-        }
-    }
-    if versions.is_empty() || Artifact::is_model(root) {
+    let Listed { directories, mut notes } = list(root)?;
+    let numbered = |(name, path): (String, PathBuf)| Some((parse_version(&name)?, path));
+    let mut versions: BTreeMap<_, _> = directories.into_iter().filter_map(numbered).collect();
+    if versions.is_empty() {
+        versions = [(1, root.to_path_buf())].into();
+    } else if Artifact::is_model(root) {
+        let shown = versions.keys().map(Version::to_string).collect::<Vec<_>>().join(", ");
+        notes.push(format!(
+            "{}: a model file lies beside the version directories {shown}: it is served as version 1, they are not",
+            root.display()
+        ));
         versions = [(1, root.to_path_buf())].into();
     }
-    Ok(Found { root: root.to_path_buf(), versions })
+    Ok(Found { root: root.to_path_buf(), versions, refused: None, notes })
 }
 
 /// A positive whole number without leading zeros.
@@ -128,17 +243,36 @@ pub fn parse_version(text: &str) -> Option<Version> {
     digits.then(|| text.parse().ok()).flatten()
 }
 
-/// Directories of `root` by name; hidden ones (Kubernetes' `..data` among them) and links left out.
-fn directories(root: &Path) -> Result<Vec<(String, PathBuf)>, LoadError> {
+/// Directories by name, and a note for each link that is not followed.
+#[derive(Default)]
+struct Listed {
+    directories: Vec<(String, PathBuf)>,
+    notes: Vec<String>,
+}
+
+/// Directories of `root`; hidden ones (Kubernetes' `..data` among them) left out. Links are followed into `..data`, the
+/// way Kubernetes lays out volumes, and nowhere else.
+fn list(root: &Path) -> Result<Listed, LoadError> {
     let refuse = |e: std::io::Error| LoadError::new(root, e.to_string());
-    let mut found = Vec::new();
+    let mut listed = Listed::default();
     for entry in fs::read_dir(root).map_err(refuse)? {
         let entry = entry.map_err(refuse)?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if !name.starts_with('.') && entry.file_type().map_err(refuse)?.is_dir() {
-            found.push((name, entry.path()));
+        let (path, kind) = (entry.path(), entry.file_type().map_err(refuse)?);
+        if name.starts_with('.') {
+            continue;
+        }
+        // A link to nothing may have been meant for a directory, too.
+        let leads_to_file = || fs::metadata(&path).is_ok_and(|metadata| metadata.is_file());
+        if kind.is_symlink() && check_link(&path).is_err() && !leads_to_file() {
+            listed
+                .notes
+                .push(format!("{}: is a symbolic link, which is not followed; copy the directory", path.display()));
+        } else if kind.is_dir() || kind.is_symlink() && path.is_dir() {
+            listed.directories.push((name, path));
         }
     }
-    found.sort();
-    Ok(found)
+    listed.directories.sort();
+    listed.notes.sort();
+    Ok(listed)
 }

@@ -1,7 +1,8 @@
 //! `--model-control-mode poll`: what lies in the repository is what is served. A model is loaded when its files have
-//! changed and then stayed the same from one look to the next, so that a copy in progress is not read.
+//! changed and then stayed the same from one look to the next, so that a copy in progress is not read. The same for the
+//! start where models arrive later than the server.
 
-use super::Found;
+use super::{Found, Repository};
 use crate::registry::Registry;
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,6 +12,31 @@ use std::time::{Duration, SystemTime};
 
 /// Name, length and time of every file of a model.
 type Fingerprint = Vec<(String, u64, Option<SystemTime>)>;
+
+/// Whether the models that a server starts with have arrived.
+#[derive(Debug, Default)]
+pub struct Arrival {
+    seen: BTreeMap<String, Fingerprint>,
+    taken: BTreeMap<String, Fingerprint>,
+}
+
+impl Arrival {
+    /// Is there a model, and is everything as it was at the last look? A directory that is filled after it was made is
+    /// taken once nothing is added any more; after that, what lies there is news only when it has changed again.
+    pub fn is_complete(&mut self, repository: &Repository) -> bool {
+        if !repository.has_model() {
+            self.seen.clear();
+            return false;
+        }
+        let now = repository.list().map(fingerprints).unwrap_or_default();
+        let complete = now == self.seen && now != self.taken;
+        if complete {
+            self.taken.clone_from(&now);
+        }
+        self.seen = now;
+        complete
+    }
+}
 
 /// Looks every `interval`; never ends.
 pub async fn poll(registry: Arc<Registry>, interval: Duration) {
@@ -38,12 +64,16 @@ pub async fn poll(registry: Arc<Registry>, interval: Duration) {
 /// What lies in the repository; `None` when it cannot be read, which changes nothing.
 fn look(registry: &Registry) -> Option<BTreeMap<String, Fingerprint>> {
     match registry.repository().list() {
-        Ok(models) => Some(models.into_iter().map(|(name, found)| (name, fingerprint(&found))).collect()),
+        Ok(models) => Some(fingerprints(models)),
         Err(error) => {
             tracing::warn!(%error, "the model repository cannot be read");
             None
         }
     }
+}
+
+fn fingerprints(models: BTreeMap<String, Found>) -> BTreeMap<String, Fingerprint> {
+    models.into_iter().map(|(name, found)| (name, fingerprint(&found))).collect()
 }
 
 fn fingerprint(found: &Found) -> Fingerprint {

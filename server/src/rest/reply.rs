@@ -39,7 +39,8 @@ pub(super) fn value(status: StatusCode, value: &serde_json::Value) -> Response {
     json(status, value.to_string().into_bytes())
 }
 
-/// `{"error": ...}` with the status of the table.
+/// `{"error": ...}` with the status of the table. The error itself goes along in the extensions: a server that is
+/// followed may call it something else.
 pub(super) fn error(error: &Error) -> Response {
     let mut body = b"{\"error\":".to_vec();
     write::string(&mut body, &error.message());
@@ -53,5 +54,6 @@ pub(super) fn error(error: &Error) -> Response {
         let known = HeaderValue::from_static("gzip, deflate");
         response.headers_mut().insert(http::header::ACCEPT_ENCODING, known);
     }
+    response.extensions_mut().insert(error.clone());
     response
 }

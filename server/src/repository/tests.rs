@@ -1,0 +1,169 @@
+//! Repositories on disk, and what the registry makes of them.
+
+use super::watch::Arrival;
+use super::*;
+use crate::batcher;
+use crate::error::Error;
+use crate::registry::{IndexEntry, Registry};
+use backends::{Conventions, Limits, LoadOptions};
+use std::os::unix::fs::symlink;
+use std::sync::Arc;
+use tempfile::TempDir;
+
+const MODEL: &str = "model.json";
+
+/// Puts the example model, with these settings, into `directory`.
+fn put(directory: &Path, settings: &str) {
+    fs::create_dir_all(directory).unwrap();
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/iris/1");
+    let example = fs::read_dir(example).unwrap().next().unwrap().unwrap().path();
+    fs::copy(example, directory.join(MODEL)).unwrap();
+    if !settings.is_empty() {
+        fs::write(directory.join("model.toml"), settings).unwrap();
+    }
+}
+
+fn folder() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn names(repository: &Repository) -> Vec<String> {
+    repository.list().unwrap().into_keys().collect()
+}
+
+/// As Kubernetes mounts a volume whose items have paths of several parts.
+#[test]
+fn directories_of_a_projected_volume() {
+    let root = folder();
+    put(&root.path().join("..2026_11_25/iris/1"), "");
+    symlink("..2026_11_25", root.path().join("..data")).unwrap();
+    symlink("..data/iris", root.path().join("iris")).unwrap();
+    let repository = Repository::many(root.path());
+    assert_eq!(names(&repository), ["iris"]);
+    assert!(repository.has_model());
+    assert_eq!(repository.survey().unwrap().notes, Vec::<String>::new());
+}
+
+#[test]
+fn links_that_lead_elsewhere_are_named() {
+    let (root, elsewhere) = (folder(), folder());
+    put(&elsewhere.path().join("iris"), "");
+    put(&root.path().join("rose"), "");
+    symlink(elsewhere.path().join("iris"), root.path().join("iris")).unwrap();
+    symlink(elsewhere.path().join("iris"), root.path().join("rose/2")).unwrap();
+    symlink(root.path().join("rose/model.json"), root.path().join("README")).unwrap();
+    let survey = Repository::many(root.path()).survey().unwrap();
+    assert_eq!(survey.models.keys().collect::<Vec<_>>(), ["rose"]);
+    let link = |path: &str| {
+        let path = root.path().join(path);
+        format!("{}: is a symbolic link, which is not followed; copy the directory", path.display())
+    };
+    assert_eq!(survey.notes, [link("iris")], "a link to a file is no model that somebody missed");
+    assert_eq!(survey.models["rose"].notes, [link("rose/2")]);
+}
+
+#[test]
+fn a_model_beside_its_versions_hides_them_and_says_so() {
+    let root = folder();
+    put(&root.path().join("iris"), "");
+    put(&root.path().join("iris/3"), "");
+    let found = Repository::many(root.path()).find("iris").unwrap().unwrap();
+    assert_eq!(found.versions.into_keys().collect::<Vec<_>>(), [1]);
+    assert!(found.notes[0].contains("beside the version directories 3"), "{:?}", found.notes);
+}
+
+#[tokio::test]
+async fn several_repositories_are_served_as_one() {
+    let (one, other) = (folder(), folder());
+    put(&one.path().join("iris"), "");
+    put(&one.path().join("both"), "");
+    put(&other.path().join("rose"), "");
+    put(&other.path().join("both"), "");
+    let roots = [one.path().to_path_buf(), other.path().to_path_buf()];
+    let registry = registry(Repository::many(&roots[..]));
+    registry.load_all(None).await.unwrap();
+    assert_eq!(states(&registry), ["both UNAVAILABLE", "iris READY", "rose READY"]);
+    let reason = &registry.index().unwrap()[0].reason;
+    assert!(reason.contains("not unique across all model repositories"), "{reason}");
+    let absent = [one.path().to_path_buf(), "/nowhere/at/all".into()];
+    let repository = Repository::many(&absent[..]);
+    assert_eq!((repository.exists(), repository.root()), (false, Path::new("/nowhere/at/all")));
+}
+
+/// A directory that is made first and filled later, as a copy does it.
+#[test]
+fn models_that_arrive_late() {
+    let folder = folder();
+    let root = folder.path().join("models");
+    let repository = Repository::single_or_many(&root, "iris");
+    let mut arrival = Arrival::default();
+    let mut looks = |times: usize| (0..times).map(|_| arrival.is_complete(&repository)).collect::<Vec<_>>();
+    assert_eq!(looks(2), [false, false], "nothing is there");
+    fs::create_dir_all(&root).unwrap();
+    assert_eq!(looks(2), [false, false], "an empty directory is no model");
+    put(&root, "");
+    assert_eq!(looks(1), [false], "it may still be written");
+    fs::write(root.join("model.toml"), "threshold = 0.4").unwrap();
+    assert_eq!(looks(3), [false, true, false], "settled; what was taken is no news");
+    fs::write(root.join("model.toml"), "threshold = 0.25").unwrap();
+    assert_eq!(looks(2), [false, true]);
+}
+
+fn registry(repository: Repository) -> Arc<Registry> {
+    let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap());
+    let options = LoadOptions { pool, limits: Limits::default(), conventions: Conventions::Kserve };
+    Arc::new(Registry::new(repository, options, batcher::Options::default()))
+}
+
+fn states(registry: &Registry) -> Vec<String> {
+    let shown = |entry: IndexEntry| format!("{} {}", entry.name, entry.state);
+    registry.index().unwrap().into_iter().map(shown).collect()
+}
+
+#[tokio::test]
+async fn a_failed_reload_serves_on_and_says_why() {
+    let root = folder();
+    put(&root.path().join("iris"), "");
+    let registry = registry(Repository::many(root.path()));
+    registry.load_all(None).await.unwrap();
+    let reason = || registry.index().unwrap()[0].reason.clone();
+    assert_eq!((states(&registry), reason()), (vec!["iris READY".to_owned()], String::new()));
+    fs::write(root.path().join("iris").join(MODEL), "{\"learner\":3}").unwrap();
+    let Err(Error::LoadFailed(why)) = registry.load("iris").await else { panic!("loaded") };
+    assert_eq!((states(&registry), why.contains(&reason())), (vec!["iris READY".to_owned()], true));
+    assert!(reason().starts_with("iris/model.json: "), "{}", reason());
+    fs::write(root.path().join("iris/model.toml"), "nonsense = 1").unwrap();
+    registry.load("iris").await.unwrap_err();
+    assert!(reason().contains("nonsense"), "{}", reason());
+    fs::remove_file(root.path().join("iris/model.toml")).unwrap();
+    put(&root.path().join("iris"), "");
+    registry.load("iris").await.unwrap();
+    assert_eq!(reason(), "");
+}
+
+#[tokio::test]
+async fn what_was_unloaded_is_listed_no_more() {
+    let root = folder();
+    put(&root.path().join("iris"), "");
+    put(&root.path().join("rose"), "");
+    let registry = registry(Repository::many(root.path()));
+    registry.load_all(None).await.unwrap();
+    registry.unload("iris").await.unwrap();
+    assert_eq!(registry.names(), ["rose"]);
+    assert_eq!(states(&registry), ["iris UNAVAILABLE", "rose READY"], "the index tells of it");
+    registry.load("iris").await.unwrap();
+    assert_eq!(registry.names(), ["iris", "rose"]);
+    assert_eq!(registry.load("zz").await, Err(Error::NothingToLoad("zz".into())));
+}
+
+#[tokio::test]
+async fn a_batch_has_no_more_rows_than_the_model_takes() {
+    let root = folder();
+    put(&root.path().join("iris"), "max_batch_size = 8");
+    put(&root.path().join("rose"), "");
+    let registry = registry(Repository::many(root.path()));
+    registry.load_all(None).await.unwrap();
+    let shown = |name: &str| format!("{:?}", registry.get(name, None).unwrap().batcher);
+    assert!(shown("iris").contains("max_rows: 8,"), "{}", shown("iris"));
+    assert!(shown("rose").contains(&format!("max_rows: {},", batcher::Options::default().max_rows)));
+}
