@@ -3,7 +3,7 @@
 # make conformance   the same requests to real KServe and Triton servers and to this one
 # make audit         known vulnerabilities of dependencies
 # make image-check   the container image's files, run as a pod would run them; needs root
-# make bench         load and micro-benchmarks
+# make bench         micro-benchmarks, engines, servers and start beside their peers; some of it: STAGES='micro ready'
 # make clean         empties the cache
 #
 # Assumed: Rust, make, bash, a C compiler, python3 with venv. All else lies in the cache, build products included.
@@ -65,14 +65,17 @@ image-check: release
 	$(call say,the image without an image builder)
 	@deploy/check/image-check.sh $(BINARY) models
 
-bench: $(LIBRARIES)/.done $(MLSERVER)/.done $(CONFORMANCE)/.done $(BENCH_MODELS)/.done
+# Each stage can be run alone, and asks for no more than it needs.
+STAGES ?= micro engines servers ready
+bench: $(if $(filter-out micro,$(STAGES)),$(LIBRARIES)/.done $(BENCH_MODELS)/.done) \
+    $(if $(filter engines,$(STAGES)),$(BENCH_MODELS)/.compiled) \
+    $(if $(filter servers ready,$(STAGES)),$(MLSERVER)/.done $(CONFORMANCE)/.done)
 	$(call say,release build with the load generator)
 	@cargo build --release --locked -p tensorgate -p tensorgate-benches
-	$(call say,this server beside bare hyper and its peers; the tables come in $(CACHE)/bench)
-	@mkdir -p $(CACHE)/bench
+	$(call say,$(STAGES); the tables come in $(CACHE)/bench)
 	@$(PYTHON) benches/run.py --benches $(CARGO_TARGET_DIR)/release/tensorgate-benches --tensorgate $(BINARY) \
 	  --models $(BENCH_MODELS) --library-python $(LIBRARIES)/bin/python --mlserver-python $(MLSERVER)/bin/python \
-	  --peers-python $(CONFORMANCE)/bin/python --out $(CACHE)/bench/results $(BENCH_FLAGS)
+	  --peers-python $(CONFORMANCE)/bin/python --out $(CACHE)/bench --only $(STAGES) $(BENCH_FLAGS)
 
 clean:
 	$(call say,emptying $(CACHE))
@@ -142,6 +145,11 @@ $(BENCH_MODELS)/.done: $(LIBRARIES)/.done
 	$(call say,models to measure with)
 	@rm -rf $(@D)
 	@$(LIBRARIES)/bin/python benches/peers/forest_models.py --out $(@D)
+	@touch $@
+
+$(BENCH_MODELS)/.compiled: $(BENCH_MODELS)/.done
+	$(call say,the same models compiled by tl2cgen)
+	@$(LIBRARIES)/bin/python benches/peers/inprocess.py --models $(@D) --prepare
 	@touch $@
 
 $(SWEEP)/.done: $(ORACLE)/.done

@@ -25,7 +25,6 @@ MISSING = 0.05
 TREES = 500
 
 XGBOOST = {
-    "xgb-d6": {"max_depth": 6},
     "xgb-d8": {"max_depth": 8},
 }
 LIGHTGBM = {

@@ -1,6 +1,7 @@
 """Times tree libraries in this process, on one thread, as JSON.
 
     python inprocess.py --models DIR > inprocess.json
+    python inprocess.py --models DIR --prepare
 
 DIR is what forest_models.py made. Every call gets other rows than the one before,
 and is timed whole as a Python program would make it; `tensorgate-benches forest`
@@ -8,10 +9,20 @@ does the same with our engine. Reported are the fastest and the median call, the
 processor time of a call on average (the timing itself included), and how far answers
 are from the library that trained the model.
 
-Engines: XGBoost (inplace_predict; predict with a DMatrix made for each call),
-LightGBM (predict; its C function for single rows, without Python's part of the call
-where the arguments are prepared once), ONNX Runtime, treelite (what Triton's FIL
-backend runs on a CPU) and, if asked for by name, tl2cgen (compiles for minutes).
+| engine | what |
+|---|---|
+| xgboost inplace_predict | no DMatrix |
+| xgboost DMatrix + predict | a DMatrix for each call, as KServe's server makes it |
+| lightgbm predict | on f64, which is what the library computes with |
+| lightgbm C one row | its C function for single rows, everything but the row fixed before |
+| onnxruntime | one TreeEnsembleRegressor node |
+| onnxruntime bound | the same, with input and output bound to memory before |
+| treelite gtil | what Triton's FIL backend runs on a CPU |
+| tl2cgen | trees as C code, compiled with -O2 |
+| tl2cgen C one row | the compiled function itself, without tl2cgen's part of the call |
+
+Compiling for tl2cgen takes minutes: --prepare does it once and leaves the result
+beside the model; without it the first run does.
 """
 
 import os
@@ -20,6 +31,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import argparse  # noqa: E402
 import ctypes  # noqa: E402
+import functools  # noqa: E402
 import json  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
@@ -31,33 +43,46 @@ import lightgbm  # noqa: E402
 import numpy as np  # noqa: E402
 import onnx_trees  # noqa: E402
 import onnxruntime  # noqa: E402
+import tl2cgen  # noqa: E402
 import treelite  # noqa: E402
 import xgboost  # noqa: E402
 
 
+@functools.cache
+def xgboost_booster(folder):
+    """The trained booster."""
+    return xgboost.Booster({"nthread": 1}, model_file=str(folder / "model.json"))
+
+
 def xgboost_inplace(folder, _):
-    """`inplace_predict`: no DMatrix."""
-    booster = xgboost.Booster({"nthread": 1}, model_file=str(folder / "model.json"))
+    """`inplace_predict`."""
+    booster = xgboost_booster(folder)
     return lambda x: booster.inplace_predict(x)
 
 
 def xgboost_dmatrix(folder, _):
-    """`predict`, as KServe's server calls it."""
-    booster = xgboost.Booster({"nthread": 1}, model_file=str(folder / "model.json"))
+    """`predict`."""
+    booster = xgboost_booster(folder)
     return lambda x: booster.predict(xgboost.DMatrix(x, nthread=1))
 
 
+@functools.cache
+def lightgbm_booster(folder):
+    """The trained booster."""
+    return lightgbm.Booster(model_file=str(folder / "model.txt"))
+
+
 def lightgbm_predict(folder, _):
-    """`predict` on f64, which is what the library computes with."""
-    booster = lightgbm.Booster(model_file=str(folder / "model.txt"))
+    """`predict`."""
+    booster = lightgbm_booster(folder)
     return lambda x: booster.predict(x, num_threads=1)
 
 
 def lightgbm_fast(folder, batch):
-    """`LGBM_BoosterPredictForMatSingleRowFast`: everything but the row fixed."""
+    """`LGBM_BoosterPredictForMatSingleRowFast`."""
     if batch != 1:
         return None
-    booster = lightgbm.Booster(model_file=str(folder / "model.txt"))
+    booster = lightgbm_booster(folder)
     library, answer, length = lightgbm.basic._LIB, np.empty(1), ctypes.c_int64()
     fast = ctypes.c_void_p()
     float32, normal = 0, 0
@@ -74,27 +99,49 @@ def lightgbm_fast(folder, batch):
             raise RuntimeError("LGBM_BoosterPredictForMatSingleRowFast failed")
         return answer
 
-    predict.keep = booster
     return predict
 
 
-def onnx_runtime(folder, _):
-    """One TreeEnsembleRegressor node."""
+@functools.cache
+def onnx_session(folder):
+    """The same trees, loaded by ONNX Runtime."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model.onnx"
         if (folder / "model.json").exists():
             model = onnx_trees.from_xgboost(folder / "model.json")
         else:
-            booster = lightgbm.Booster(model_file=str(folder / "model.txt"))
-            model = onnx_trees.from_lightgbm(booster)
+            model = onnx_trees.from_lightgbm(lightgbm_booster(folder))
         onnx_trees.save(model, path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        session = onnxruntime.InferenceSession(
+        return onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"])
+
+
+def onnx_runtime(folder, _):
+    """`run`."""
+    session = onnx_session(folder)
     return lambda x: session.run(None, {"x": x})[0]
 
 
+def onnx_bound(folder, batch):
+    """`run_with_iobinding`: rows are copied to where the input is."""
+    session = onnx_session(folder)
+    x = np.empty((batch, session.get_inputs()[0].shape[1]), np.float32)
+    y = np.empty((batch, 1), np.float32)
+    binding = session.io_binding()
+    binding.bind_input("x", "cpu", 0, np.float32, x.shape, x.ctypes.data)
+    binding.bind_output("y", "cpu", 0, np.float32, y.shape, y.ctypes.data)
+
+    def predict(rows):
+        np.copyto(x, rows)
+        session.run_with_iobinding(binding)
+        return y
+
+    return predict
+
+
+@functools.cache
 def load_treelite(folder):
     """The model as treelite reads it."""
     if (folder / "model.json").exists():
@@ -108,34 +155,63 @@ def gtil(folder, _):
     return lambda x: treelite.gtil.predict(model, x, nthread=1)
 
 
-COMPILED = {}
+@functools.cache
+def compiled(folder):
+    """The shared library with the trees, made if it is not there."""
+    path = folder / f"tl2cgen-{metadata.version('tl2cgen')}.so"
+    if not path.exists():
+        print(f"{folder.name}: compiling for tl2cgen", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            tl2cgen.generate_c_code(
+                load_treelite(folder), dirpath=scratch, params={"parallel_comp": 64})
+            library = tl2cgen.create_shared(
+                toolchain="gcc", dirpath=scratch, options=["-O2"], nthread=os.cpu_count())
+            # Whole or not at all: a compilation may be interrupted.
+            os.replace(library, path)
+    return path
 
 
-def tl2cgen_compiled(folder, _):
-    """Trees as C code, compiled with -O2."""
-    import tl2cgen  # noqa: PLC0415
-
-    if folder not in COMPILED:
-        directory = tempfile.mkdtemp()
-        tl2cgen.generate_c_code(
-            load_treelite(folder), dirpath=directory, params={"parallel_comp": 64})
-        library = tl2cgen.create_shared(
-            toolchain="gcc", dirpath=directory, options=["-O2"], nthread=1)
-        COMPILED[folder] = tl2cgen.Predictor(library, nthread=1)
-    predictor = COMPILED[folder]
+def tl2cgen_predictor(folder, _):
+    """`predict`."""
+    predictor = tl2cgen.Predictor(compiled(folder), nthread=1)
     return lambda x: predictor.predict(tl2cgen.DMatrix(x))
+
+
+def tl2cgen_function(folder, batch):
+    """The function `predict`, on rows whose missing values are marked as it wants them."""
+    if batch != 1:
+        return None
+    function = ctypes.CDLL(str(compiled(folder))).predict
+    function.restype, function.argtypes = None, [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+    answer = np.zeros(1, np.float32 if (folder / "model.json").exists() else np.float64)
+    out = answer.ctypes.data
+
+    def predict(x):
+        answer[0] = 0
+        function(x.ctypes.data, 0, out)
+        return answer
+
+    return predict
+
+
+def mark_missing(x):
+    """tl2cgen's rows: a value is missing where its first four bytes are -1."""
+    marked = x.copy()
+    marked.view(np.int32 if x.dtype == np.float32 else np.int64)[np.isnan(x)] = -1
+    return marked
 
 
 ENGINES = {
     "xgboost inplace_predict": ("xgboost", xgboost_inplace, np.float32),
     "xgboost DMatrix + predict": ("xgboost", xgboost_dmatrix, np.float32),
     "lightgbm predict": ("lightgbm", lightgbm_predict, np.float64),
-    "lightgbm C single row fast": ("lightgbm", lightgbm_fast, np.float32),
+    "lightgbm C one row": ("lightgbm", lightgbm_fast, np.float32),
     "onnxruntime": ("", onnx_runtime, np.float32),
+    "onnxruntime bound": ("", onnx_bound, np.float32),
     "treelite gtil": ("", gtil, None),
-    "tl2cgen": ("", tl2cgen_compiled, None),
+    "tl2cgen": ("", tl2cgen_predictor, None),
+    "tl2cgen C one row": ("", tl2cgen_function, None),
 }
-SLOW_TO_PREPARE = {"tl2cgen"}
 
 
 def measure(predict, parts, seconds):
@@ -174,11 +250,13 @@ def run(folder, x, options):
     dtype = {"f32": np.float32, "f64": np.float64}[meta["expected"]["dtype"]]
     expected = np.fromfile(folder / meta["expected"]["file"], dtype)
     for name, (library, prepare, input_type) in ENGINES.items():
-        wanted = name in options.engine if options.engine else name not in SLOW_TO_PREPARE
+        wanted = not options.engine or name in options.engine
         if not wanted or library not in ("", meta["library"]):
             continue
-        # treelite computes in the type of the model.
+        # treelite and tl2cgen compute in the type of the model.
         rows = x.astype(input_type or dtype)
+        if prepare is tl2cgen_function:
+            rows = mark_missing(rows)
         for batch in options.batch:
             predict = prepare(folder, batch)
             if predict is None:
@@ -197,7 +275,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", required=True, type=Path)
     parser.add_argument("--model", nargs="*", help="names; all by default")
-    parser.add_argument("--engine", nargs="*", choices=ENGINES)
+    parser.add_argument("--engine", nargs="*", choices=ENGINES, help="all by default")
+    parser.add_argument("--prepare", action="store_true", help="compile, time nothing")
     parser.add_argument("--batch", nargs="*", type=int, default=[1, 64, 10_000])
     parser.add_argument("--seconds", type=float, default=3.0)
     options = parser.parse_args()
@@ -205,6 +284,10 @@ def main():
     folders = [p for p in folders if not options.model or p.name in options.model]
     if not folders:
         parser.error("no such model")
+    if options.prepare:
+        for folder in folders:
+            compiled(folder)
+        return
     features = json.loads((folders[0] / "meta.json").read_text(encoding="utf-8"))["features"]
     x = np.fromfile(options.models / "x.f32.bin", "<f4").reshape(-1, features)
     packages = ("xgboost-cpu", "lightgbm", "onnxruntime", "treelite", "tl2cgen", "numpy")

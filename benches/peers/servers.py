@@ -203,14 +203,22 @@ class Running:
 
     def __enter__(self):
         """Waits until it is ready."""
+        try:
+            self.wait()
+        except BaseException:
+            # Nobody calls __exit__ where __enter__ failed or was interrupted.
+            self.stop()
+            raise
+        return self
+
+    def wait(self):
+        """Until it says that it is ready."""
         deadline = time.monotonic() + START_SECONDS
         while not self.is_ready():
             if self.child.poll() is not None or time.monotonic() > deadline:
-                self.stop()
                 tail = self.log.read_text(errors="replace")[-2000:]
                 raise RuntimeError(f"{self.server.name} did not start:\n{tail}")
             time.sleep(0.1)
-        return self
 
     def __exit__(self, *_):
         """Ends it."""
@@ -265,6 +273,11 @@ def available(options):
         "kserve": options.peers_python, "triton": options.peers_python,
     }
     return [name for name in SERVERS if given[name.split("-")[0]]]
+
+
+def chosen(options):
+    """Those of them that were asked for; no choice is all."""
+    return [name for name in available(options) if not options.server or name in options.server]
 
 
 def make(name, arguments, folder):

@@ -28,6 +28,17 @@ impl Histogram {
         self.max = self.max.max(value);
     }
 
+    /// Counts what another has counted.
+    pub(crate) fn absorb(&mut self, other: &Histogram) {
+        if other.counts.len() > self.counts.len() {
+            self.counts.resize(other.counts.len(), 0);
+        }
+        self.counts.iter_mut().zip(&other.counts).for_each(|(mine, more)| *mine += more);
+        self.count += other.count;
+        self.sum = self.sum.saturating_add(other.sum);
+        self.max = self.max.max(other.max);
+    }
+
     /// Values counted.
     pub(crate) fn count(&self) -> u64 {
         self.count
@@ -95,5 +106,18 @@ mod tests {
         assert_eq!(quantiles, [1, 50, 90, 99, 100]);
         assert_eq!((histogram.count(), histogram.max(), histogram.mean()), (100, 100, 50));
         assert_eq!(Histogram::default().quantile(0.5), 0);
+    }
+
+    #[test]
+    fn parts_absorbed_are_the_whole() {
+        let (mut whole, mut parts) = (Histogram::default(), [Histogram::default(), Histogram::default()]);
+        for value in 1..=1000 {
+            whole.add(value);
+            parts[usize::from(value > 300)].add(value);
+        }
+        let mut sum = Histogram::default();
+        parts.iter().for_each(|part| sum.absorb(part));
+        assert_eq!((sum.count(), sum.max(), sum.mean()), (whole.count(), whole.max(), whole.mean()));
+        assert_eq!([0.1, 0.5, 0.99].map(|share| sum.quantile(share)), [0.1, 0.5, 0.99].map(|s| whole.quantile(s)));
     }
 }

@@ -4,6 +4,8 @@
 //! with what, is `run.py`'s business.
 
 mod baseline;
+mod batcher;
+mod codec;
 mod forest;
 mod grpc;
 mod histogram;
@@ -11,10 +13,18 @@ mod http1;
 mod load;
 mod process;
 mod ready;
+mod repeat;
 mod report;
+mod trivial;
 
 use clap::{Parser, Subcommand};
+use mimalloc::MiMalloc;
 use std::process::ExitCode;
+
+/// The server's allocator: what is timed in this process is then what the server does, and bare hyper differs from the
+/// server in what it does, not in how it gets its memory.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// What went wrong, for a person to read.
 type Failure = Box<dyn std::error::Error>;
@@ -38,6 +48,10 @@ enum Command {
     Ready(ready::Args),
     /// Time the tree engine in this process, on one thread
     Forest(forest::Args),
+    /// Time reading requests and writing replies in this process
+    Codec(codec::Args),
+    /// Time the batcher over a predictor that does next to nothing
+    Batcher(batcher::Args),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +61,8 @@ fn main() -> ExitCode {
         Command::Baseline(args) => baseline::run(&args),
         Command::Ready(args) => ready::run(&args),
         Command::Forest(args) => forest::run(&args),
+        Command::Codec(args) => codec::run(&args),
+        Command::Batcher(args) => batcher::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -11,6 +11,8 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Arguments of `ready`.
@@ -46,6 +48,7 @@ struct Report {
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let target = Target::parse(&args.url)?;
     let timeout = Duration::try_from_secs_f64(args.timeout)?;
+    let (_signals, interrupted) = watch_signals()?;
     let (mut times, mut resident_bytes) = (Vec::new(), 0);
     for _ in 0..args.repeat.max(1) {
         if TcpStream::connect(target.address).is_ok() {
@@ -53,7 +56,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         }
         let began = Instant::now();
         let mut server = Server::start(&args.command)?;
-        server.wait_until_ready(&target, began + timeout)?;
+        server.wait_until_ready(&target, began + timeout, &interrupted)?;
         times.push(began.elapsed().as_secs_f64() * 1e3);
         resident_bytes = process::usage(server.0.id())?.resident_bytes;
     }
@@ -78,6 +81,24 @@ const PAUSE: Duration = Duration::from_micros(300);
 /// Longest wait for one answer, or for a server to end when it is asked to.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Set when somebody wants this program to end. It must not end at once: the server is in a process group of its own,
+/// and would stay.
+fn watch_signals() -> Result<(tokio::runtime::Runtime, Arc<AtomicBool>), Failure> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let entered = runtime.enter();
+    for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
+        let (mut signals, interrupted) = (signal(kind)?, interrupted.clone());
+        runtime.spawn(async move {
+            signals.recv().await;
+            interrupted.store(true, Ordering::Relaxed);
+        });
+    }
+    drop(entered);
+    Ok((runtime, interrupted))
+}
+
 /// A running server with its process group, ended when dropped.
 struct Server(Child);
 
@@ -93,8 +114,16 @@ impl Server {
         Ok(Server(child))
     }
 
-    fn wait_until_ready(&mut self, target: &Target, deadline: Instant) -> Result<(), Failure> {
+    fn wait_until_ready(
+        &mut self,
+        target: &Target,
+        deadline: Instant,
+        interrupted: &AtomicBool,
+    ) -> Result<(), Failure> {
         while Instant::now() < deadline {
+            if interrupted.load(Ordering::Relaxed) {
+                return Err("interrupted".into());
+            }
             if is_ready(target) {
                 return Ok(());
             }
