@@ -127,6 +127,7 @@ fn services(rest: &Rest, plane: &Arc<Dataplane>, bounds: grpc::Bounds, keys: Opt
     Services {
         infer: (!telemetry::spans_wanted()).then(|| Shortcut::new(rest.clone(), keys)),
         reserve: rest.open_routes(),
+        profile: plane.profile(),
         ..Services::new(rest_routes, grpc)
     }
 }
@@ -188,7 +189,12 @@ async fn load(
     plane: &Dataplane,
     signals: &mut Signals,
 ) -> Result<bool, String> {
-    while !registry.repository().exists() {
+    let is_there = || match config.model_init_mode {
+        InitMode::Sync => registry.repository().exists(),
+        // A directory comes before the files that are copied into it.
+        InitMode::Async => registry.repository().has_model(),
+    };
+    while !is_there() {
         tokio::select! {
             _ = tokio::time::sleep(Duration::from_millis(200)) => {}
             _ = signals.first() => return Ok(false),

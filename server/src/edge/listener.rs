@@ -5,6 +5,7 @@ use super::stream::Stream;
 use super::tls::Tls;
 use crate::error::Error;
 use crate::metrics::Answers;
+use crate::profile::Profile;
 use crate::rest::Shortcut;
 use crate::telemetry::{self, Exchange};
 use axum::Router;
@@ -67,12 +68,21 @@ pub struct Services {
     pub reserve: Router,
     /// Counts answers.
     pub answers: Answers,
+    /// Whose manner of answering REST has.
+    pub profile: Profile,
 }
 
 impl Services {
     /// `rest` and `grpc`, and nothing beyond the bound of connections.
     pub fn new(rest: Router, grpc: Router) -> Self {
-        Services { rest, infer: None, grpc, reserve: Router::new(), answers: Answers::register() }
+        Services {
+            rest,
+            infer: None,
+            grpc,
+            reserve: Router::new(),
+            answers: Answers::register(),
+            profile: Profile::default(),
+        }
     }
 
     /// What is answered when there are too many connections.
@@ -85,7 +95,12 @@ impl Services {
 
     async fn answer(&self, request: Request<Incoming>, exchange: &Exchange) -> Response {
         let grpc = is_grpc(&request);
+        let manner = if grpc { None } else { self.profile.manner(request.uri().path()) };
         let response = self.route(request, exchange).await;
+        let response = match manner {
+            Some(manner) => manner.restate(response),
+            None => response,
+        };
         if grpc {
             let code = response.headers().get("grpc-status").and_then(|code| code.to_str().ok()?.parse().ok());
             self.answers.grpc(code.unwrap_or(0));

@@ -19,6 +19,9 @@ pub(super) async fn alive() -> Response {
 /// KServe's list and OpenAI's in one object: clients of either find theirs.
 pub(super) async fn list(State(rest): State<Rest>) -> Response {
     let models = rest.plane.registry().names();
+    if !rest.plane.profile().lists_for_openai() {
+        return reply::value(StatusCode::OK, &json!({"models": models}));
+    }
     let data: Vec<_> = models
         .iter()
         .map(|name| json!({"id": name, "object": "model", "created": 0, "owned_by": "tensorgate"}))
