@@ -9,6 +9,22 @@ use std::fmt;
 /// Deeper nesting than this is refused.
 pub const MAX_DEPTH: usize = 100;
 
+/// Longer numbers than this are refused. Every double is written in full in 1,100 characters; with many more, exponents
+/// that make up for them are beyond what the standard library reads.
+pub const MAX_NUMBER: usize = 4096;
+
+/// What an error shows of a text that a client wrote.
+const EXCERPT: usize = 64;
+
+/// The beginning of a text, for errors: they name what a client wrote, and do not repeat all of it.
+pub fn excerpt(text: &str) -> Cow<'_, str> {
+    if text.len() <= EXCERPT {
+        return Cow::Borrowed(text);
+    }
+    let end = (0..=EXCERPT).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+    Cow::Owned(format!("{}...", &text[..end]))
+}
+
 /// Text that is not what it should be: what, and at which byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JsonError {
@@ -294,6 +310,9 @@ impl<'a> Reader<'a> {
         if length == 0 || !ends {
             return self.special_number();
         }
+        if length > MAX_NUMBER {
+            return Err(self.error(format!("a number of {length} characters; at most {MAX_NUMBER} are read")));
+        }
         self.at += length;
         std::str::from_utf8(&rest[..length]).map_err(|_| self.error("not a number"))
     }
@@ -310,7 +329,10 @@ impl<'a> Reader<'a> {
         }
         let kind = self.kind()?;
         Err(self.error(match kind {
-            Kind::Number => format!("'{}' is not a number", token.escape_ascii()),
+            Kind::Number => {
+                let shown = token[..token.len().min(EXCERPT + 1)].escape_ascii().to_string();
+                format!("'{}' is not a number", excerpt(&shown))
+            }
             other => format!("expected a number, found {}", other.name()),
         }))
     }

@@ -1,7 +1,7 @@
 //! The v1 "predict protocol": `instances` or `inputs` as a dense array of numbers, a list of text, or rows keyed by
 //! column name.
 
-use crate::json::{JsonError, Kind, Reader};
+use crate::json::{JsonError, Kind, Reader, excerpt};
 use std::collections::HashMap;
 
 /// What a v1 request carries.
@@ -11,15 +11,25 @@ pub enum Instances {
     Numbers {
         /// Lengths of its dimensions.
         shape: Vec<usize>,
-        /// Its values; `null` is not-a-number.
-        values: Vec<f64>,
-        /// Were all of them written as whole numbers?
-        whole: bool,
+        /// Its values.
+        values: Numbers,
     },
     /// A flat list of text.
     Text(Vec<String>),
     /// Columns by name, in the order in which they were first met, all of one length.
     Frame(Vec<(String, Vec<Cell>)>),
+}
+
+/// Values of a dense array, told apart as numpy does when it makes an array of the list: libraries treat them
+/// differently.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Numbers {
+    /// All are whole, or true or false.
+    Whole(Vec<i64>),
+    /// Some have a fraction, an exponent, or more digits than 64 bits hold.
+    Float(Vec<f64>),
+    /// Some are `null`, which is not-a-number here.
+    Object(Vec<f64>),
 }
 
 /// A cell of a column.
@@ -59,11 +69,11 @@ impl std::fmt::Display for V1Error {
 impl std::error::Error for V1Error {}
 
 /// Reads a body: the field that was read, and what it carries. `inputs` wins where both are present; other keys are
-/// left alone.
+/// left alone. Of a frame, `columns` are taken, and all where there are none.
 ///
 /// # Errors
 /// [`V1Error`] says what is wrong and where.
-pub fn parse(body: &[u8]) -> Result<(&'static str, Instances), V1Error> {
+pub fn parse(body: &[u8], columns: &[String]) -> Result<(&'static str, Instances), V1Error> {
     let mut reader = Reader::new(body);
     let (mut inputs, mut instances) = (None, None);
     if reader.kind()? != Kind::Object {
@@ -95,29 +105,30 @@ pub fn parse(body: &[u8]) -> Result<(&'static str, Instances), V1Error> {
             return Err(V1Error::Invalid("expected \"instances\" or \"inputs\" in the request".into()));
         }
     };
-    Ok((name, parse_list(&reader.again(place), body.len(), name)?))
+    let mut reader = reader.again(place);
+    let instances = match leading_kind(reader.again(place))? {
+        Kind::Object => {
+            let chosen = columns.iter().enumerate().map(|(place, column)| (column.as_str(), place)).collect();
+            let mut frame = Frame { most: body.len().max(FEW_CELLS), chosen, ..Frame::new(name) };
+            frame.read(&mut reader)?;
+            Instances::Frame(frame.columns)
+        }
+        Kind::String => parse_text(&mut reader, name)?,
+        _ => parse_numbers(&mut reader, name)?,
+    };
+    Ok((name, instances))
 }
 
-/// Reads the list at which `start` stands, in the way that its first element asks for.
-fn parse_list(start: &Reader<'_>, body: usize, name: &str) -> Result<Instances, V1Error> {
-    let mut first = start.again(start.position());
-    let mut entries = first.array()?;
-    if !first.element(&mut entries)? {
-        return Ok(Instances::Numbers { shape: vec![0], values: Vec::new(), whole: false });
-    }
-    let kind = match first.kind()? {
-        Kind::Array => {
-            let mut inner = first.array()?;
-            if first.element(&mut inner)? { first.kind()? } else { Kind::Number }
+/// What the first element of a list is, or the first in it where that is a list: it says how the list is read.
+fn leading_kind(mut reader: Reader<'_>) -> Result<Kind, V1Error> {
+    let mut kind = Kind::Array;
+    for _ in 0..2 {
+        if kind == Kind::Array {
+            let mut entries = reader.array()?;
+            kind = if reader.element(&mut entries)? { reader.kind()? } else { Kind::Number };
         }
-        other => other,
-    };
-    let mut reader = start.again(start.position());
-    match kind {
-        Kind::Object => parse_frame(&mut reader, body, name),
-        Kind::String => parse_text(&mut reader, name),
-        _ => parse_numbers(&mut reader, name),
     }
+    Ok(kind)
 }
 
 fn parse_text(reader: &mut Reader<'_>, name: &str) -> Result<Instances, V1Error> {
@@ -133,24 +144,34 @@ fn parse_text(reader: &mut Reader<'_>, name: &str) -> Result<Instances, V1Error>
 }
 
 fn parse_numbers(reader: &mut Reader<'_>, name: &str) -> Result<Instances, V1Error> {
-    let mut dense = Dense { shape: Vec::new(), values: Vec::new(), whole: true, name };
+    let mut dense =
+        Dense { shape: Vec::new(), whole: Vec::new(), floats: Vec::new(), is_whole: true, has_null: false, name };
     dense.level(reader, 0)?;
-    let Dense { shape, values, whole, .. } = dense;
+    let Dense { shape, whole, floats, is_whole, has_null, .. } = dense;
     let shape = shape.into_iter().map(|length| length.unwrap_or(0)).collect();
-    Ok(Instances::Numbers { shape, values, whole })
+    let values = match (is_whole, has_null) {
+        // As numpy has it: an array of nothing is one of floats.
+        (true, _) if !whole.is_empty() => Numbers::Whole(whole),
+        (_, true) => Numbers::Object(floats),
+        (_, false) => Numbers::Float(floats),
+    };
+    Ok(Instances::Numbers { shape, values })
 }
 
+/// An array under construction. Its values are in `whole` for as long as all of them are.
 struct Dense<'a> {
     shape: Vec<Option<usize>>,
-    values: Vec<f64>,
-    whole: bool,
+    whole: Vec<i64>,
+    floats: Vec<f64>,
+    is_whole: bool,
+    has_null: bool,
     name: &'a str,
 }
 
 impl Dense<'_> {
     fn level(&mut self, reader: &mut Reader<'_>, level: usize) -> Result<(), V1Error> {
         if self.shape.len() == level {
-            if !self.values.is_empty() {
+            if !self.whole.is_empty() || !self.floats.is_empty() {
                 return Err(self.ragged(reader));
             }
             self.shape.push(None);
@@ -164,10 +185,10 @@ impl Dense<'_> {
                 Kind::Number => self.number(reader.number()?),
                 Kind::Null => {
                     reader.null()?;
-                    self.whole = false;
-                    self.values.push(f64::NAN);
+                    self.has_null = true;
+                    self.float(f64::NAN);
                 }
-                Kind::Bool => self.values.push(f64::from(u8::from(reader.boolean()?))),
+                Kind::Bool => self.integer(i64::from(reader.boolean()?)),
                 Kind::String | Kind::Object => {
                     let what = format!("{}: expected numbers only, found something else", self.name);
                     return Err(V1Error::Invalid(reader.error(what).to_string()));
@@ -187,9 +208,28 @@ impl Dense<'_> {
     }
 
     fn number(&mut self, token: &str) {
-        self.whole &= token.bytes().all(|b| b.is_ascii_digit() || b == b'-');
+        if self.is_whole
+            && let Ok(value) = token.parse()
+        {
+            return self.integer(value);
+        }
         // The reader has checked the form, which is a subset of what `parse` takes.
-        self.values.push(token.parse().unwrap_or(f64::NAN));
+        self.float(token.parse().unwrap_or(f64::NAN));
+    }
+
+    fn integer(&mut self, value: i64) {
+        if self.is_whole {
+            self.whole.push(value);
+        } else {
+            self.floats.push(value as f64);
+        }
+    }
+
+    fn float(&mut self, value: f64) {
+        if std::mem::take(&mut self.is_whole) {
+            self.floats = std::mem::take(&mut self.whole).into_iter().map(|value| value as f64).collect();
+        }
+        self.floats.push(value);
     }
 
     fn ragged(&self, reader: &Reader<'_>) -> V1Error {
@@ -197,31 +237,16 @@ impl Dense<'_> {
     }
 }
 
-/// Rows keyed by column, or columns keyed by name, one object or many, or lists of such.
-fn parse_frame(reader: &mut Reader<'_>, body: usize, name: &str) -> Result<Instances, V1Error> {
-    let most = body.max(FEW_CELLS);
-    let mut frame = Frame { columns: Vec::new(), by_name: HashMap::new(), rows: 0, most, name };
-    let mut entries = reader.array()?;
-    while reader.element(&mut entries)? {
-        if reader.kind()? == Kind::Array {
-            let mut inner = reader.array()?;
-            while reader.element(&mut inner)? {
-                frame.add(reader)?;
-            }
-        } else {
-            frame.add(reader)?;
-        }
-    }
-    Ok(Instances::Frame(frame.columns))
-}
-
 /// So many cells a frame may have however short its text is.
 const FEW_CELLS: usize = 1 << 16;
 
-/// Columns under construction.
+/// Columns under construction: of rows keyed by column, or of columns keyed by name, one object or many, or lists of
+/// such.
 struct Frame<'a> {
     columns: Vec<(String, Vec<Cell>)>,
     by_name: HashMap<String, usize>,
+    /// The columns that are taken, with their order; without any, all are.
+    chosen: HashMap<&'a str, usize>,
     rows: usize,
     /// Cells that it may have. Without a bound, rows written as `{}` behind one row of many columns take up thousands
     /// of times the memory that their text did.
@@ -229,65 +254,145 @@ struct Frame<'a> {
     name: &'a str,
 }
 
-impl Frame<'_> {
-    /// One object: a row of scalars, or columns of lists.
+/// A column whose cells are keyed by row.
+type Keyed = (String, Vec<(String, Cell)>);
+
+impl<'a> Frame<'a> {
+    fn new(name: &'a str) -> Self {
+        let (columns, by_name, chosen) = (Vec::new(), HashMap::new(), HashMap::new());
+        Frame { columns, by_name, chosen, rows: 0, most: FEW_CELLS, name }
+    }
+
+    fn read(&mut self, reader: &mut Reader<'_>) -> Result<(), V1Error> {
+        let mut entries = reader.array()?;
+        while reader.element(&mut entries)? {
+            if reader.kind()? == Kind::Array {
+                let mut inner = reader.array()?;
+                while reader.element(&mut inner)? {
+                    self.add(reader)?;
+                }
+            } else {
+                self.add(reader)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One object: a row of values, columns of lists, or columns keyed by row (as pandas writes a frame).
     fn add(&mut self, reader: &mut Reader<'_>) -> Result<(), V1Error> {
         if reader.kind()? != Kind::Object {
             let what = format!("{}: expected an object like the first element", self.name);
             return Err(V1Error::Invalid(reader.error(what).to_string()));
         }
-        let mut added: Option<usize> = None;
+        // A row of which nothing is taken is one that lacks everything; a frame of which nothing is taken has no rows.
+        let (mut added, mut keyed, mut without) = (None, Vec::new(), 1);
         let mut entries = reader.object()?;
         while let Some(key) = reader.key(&mut entries)? {
-            let cells = parse_cells(reader, &key)?;
-            match added {
-                Some(count) if count != cells.len() => {
-                    return Err(V1Error::Invalid(format!(
-                        "{}: column '{key}' has {} values, the columns before it {count}",
-                        self.name,
-                        cells.len()
-                    )));
-                }
-                _ => added = Some(cells.len()),
+            let kind = reader.kind()?;
+            if !self.chosen.is_empty() && !self.chosen.contains_key(&*key) {
+                without = usize::from(without == 1 && !matches!(kind, Kind::Array | Kind::Object));
+                reader.skip()?;
+            } else if kind == Kind::Object {
+                let cells = parse_keyed(reader, &key)?;
+                keyed.push((key.into_owned(), cells));
+            } else {
+                let count = self.add_cells(&key, parse_cells(reader, &key)?, added)?;
+                added = Some(count);
             }
-            let (name, rows) = (self.name, self.rows);
-            let column = self.column(&key)?;
-            if column.len() > rows {
-                return Err(V1Error::Invalid(format!("{name}: column '{key}' appears twice")));
-            }
-            column.extend(cells);
         }
-        self.rows += added.unwrap_or(1);
-        self.check(self.columns.len())?;
+        if !keyed.is_empty() {
+            if added.is_some() {
+                return Err(V1Error::Invalid(format!(
+                    "{}: some columns are keyed by row, and some are not",
+                    self.name
+                )));
+            }
+            added = Some(self.add_keyed(keyed)?);
+        }
+        self.rows += added.unwrap_or(without);
+        self.check(self.columns.len(), self.rows)?;
         for (_, column) in &mut self.columns {
             column.resize(self.rows, Cell::Missing);
         }
         Ok(())
     }
 
-    /// The column called `key`, filled up to the row at hand.
-    fn column(&mut self, key: &str) -> Result<&mut Vec<Cell>, V1Error> {
+    /// Cells in the order of rows, as many as the columns before them `added`. Returns how many.
+    fn add_cells(&mut self, key: &str, cells: Vec<Cell>, added: Option<usize>) -> Result<usize, V1Error> {
+        let count = cells.len();
+        if let Some(wanted) = added.filter(|wanted| *wanted != count) {
+            let (name, key) = (self.name, excerpt(key));
+            return Err(V1Error::Invalid(format!(
+                "{name}: column '{key}' has {count} values, the columns before it {wanted}"
+            )));
+        }
+        self.column(key, 0)?.extend(cells);
+        Ok(count)
+    }
+
+    /// Columns whose rows are matched by key. As pandas, rows come in the order in which their keys are met, column by
+    /// column, and in the order of the columns that are taken. Returns how many.
+    fn add_keyed(&mut self, mut keyed: Vec<Keyed>) -> Result<usize, V1Error> {
+        keyed.sort_by_key(|(column, _)| self.chosen.get(column.as_str()).copied());
+        let mut places: HashMap<&str, usize> = HashMap::new();
+        for (row, _) in keyed.iter().flat_map(|(_, cells)| cells) {
+            let next = places.len();
+            places.entry(row).or_insert(next);
+        }
+        let (name, start, count) = (self.name, self.rows, places.len());
+        for (key, cells) in &keyed {
+            let column = self.column(key, count)?;
+            column.resize(start + count, Cell::Missing);
+            let mut filled = vec![false; count];
+            for (row, cell) in cells {
+                let place = places[row.as_str()];
+                if std::mem::replace(&mut filled[place], true) {
+                    let (key, row) = (excerpt(key), excerpt(row));
+                    return Err(V1Error::Invalid(format!("{name}: row '{row}' of column '{key}' appears twice")));
+                }
+                column[start + place] = cell.clone();
+            }
+        }
+        Ok(count)
+    }
+
+    /// The column called `key`, filled up to the rows at hand, which are `more` than there were.
+    fn column(&mut self, key: &str, more: usize) -> Result<&mut Vec<Cell>, V1Error> {
         let index = match self.by_name.get(key) {
             Some(&index) => index,
             None => {
-                self.check(self.columns.len() + 1)?;
+                self.check(self.columns.len() + 1, self.rows)?;
                 self.by_name.insert(key.to_owned(), self.columns.len());
                 self.columns.push((key.to_owned(), vec![Cell::Missing; self.rows]));
                 self.columns.len() - 1
             }
         };
-        Ok(&mut self.columns[index].1)
+        self.check(self.columns.len(), self.rows + more)?;
+        let column = &mut self.columns[index].1;
+        if column.len() > self.rows {
+            return Err(V1Error::Invalid(format!("{}: column '{}' appears twice", self.name, excerpt(key))));
+        }
+        Ok(column)
     }
 
-    fn check(&self, columns: usize) -> Result<(), V1Error> {
-        if columns.checked_mul(self.rows).is_some_and(|cells| cells <= self.most) {
+    fn check(&self, columns: usize, rows: usize) -> Result<(), V1Error> {
+        if columns.checked_mul(rows).is_some_and(|cells| cells <= self.most) {
             return Ok(());
         }
         Err(V1Error::Invalid(format!(
-            "{}: {} rows of {columns} columns, most of them missing, are too large a table",
-            self.name, self.rows
+            "{}: {rows} rows of {columns} columns, most of them missing, are too large a table",
+            self.name
         )))
     }
+}
+
+fn parse_keyed(reader: &mut Reader<'_>, key: &str) -> Result<Vec<(String, Cell)>, V1Error> {
+    let mut cells = Vec::new();
+    let mut entries = reader.object()?;
+    while let Some(row) = reader.key(&mut entries)? {
+        cells.push((row.into_owned(), parse_cell(reader, key)?));
+    }
+    Ok(cells)
 }
 
 fn parse_cells(reader: &mut Reader<'_>, key: &str) -> Result<Vec<Cell>, V1Error> {
@@ -312,7 +417,7 @@ fn parse_cell(reader: &mut Reader<'_>, key: &str) -> Result<Cell, V1Error> {
             Cell::Missing
         }
         Kind::Array | Kind::Object => {
-            let what = format!("column '{key}' is nested; expected a value or a list of values");
+            let what = format!("column '{}' is nested; expected a value or a list of values", excerpt(key));
             return Err(V1Error::Invalid(reader.error(what).to_string()));
         }
     })

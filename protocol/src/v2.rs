@@ -1,7 +1,7 @@
 //! The v2 inference request as JSON. Tensor data goes from text to typed values in one pass when the datatype stands
 //! before the data, as every client writes it, and in a second one when it does not.
 
-use crate::json::{JsonError, Kind, Reader};
+use crate::json::{JsonError, Kind, Reader, excerpt};
 use std::collections::BTreeMap;
 
 /// A value of `parameters`.
@@ -17,6 +17,19 @@ pub enum Parameter {
     Double(f64),
     /// Text.
     String(String),
+}
+
+impl std::fmt::Display for Parameter {
+    /// As it is written in JSON, long text cut short.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Parameter::Bool(value) => write!(f, "{value}"),
+            Parameter::Int(value) => write!(f, "{value}"),
+            Parameter::Uint(value) => write!(f, "{value}"),
+            Parameter::Double(value) => write!(f, "{value:?}"),
+            Parameter::String(text) => write!(f, "\"{}\"", excerpt(text)),
+        }
+    }
 }
 
 /// Named parameters.
@@ -137,7 +150,7 @@ impl InferRequest {
     pub fn parse(body: &[u8]) -> Result<Self> {
         let mut reader = Reader::new(body);
         let mut request = InferRequest::default();
-        let (mut inputs, mut outputs) = (false, false);
+        let (mut id, mut parameters, mut inputs, mut outputs) = (false, false, false, false);
         let mut entries = reader.object()?;
         while let Some(key) = reader.key(&mut entries)? {
             if reader.is_null() {
@@ -146,8 +159,14 @@ impl InferRequest {
                 continue;
             }
             match &*key {
-                "id" => request.id = Some(within("id", reader.string())?.into_owned()),
-                "parameters" => request.parameters = parse_parameters(&mut reader, "parameters")?,
+                "id" => {
+                    once(&mut id, "id")?;
+                    request.id = Some(within("id", reader.string())?.into_owned());
+                }
+                "parameters" => {
+                    once(&mut parameters, "parameters")?;
+                    request.parameters = parse_parameters(&mut reader)?;
+                }
                 "inputs" => {
                     once(&mut inputs, "inputs")?;
                     let mut list = within("inputs", reader.array())?;
@@ -177,9 +196,9 @@ fn once(seen: &mut bool, name: &str) -> Result<()> {
     if std::mem::replace(seen, true) { Err(field(format!("'{name}' appears twice"))) } else { Ok(()) }
 }
 
-fn parse_parameters(reader: &mut Reader<'_>, name: &str) -> Result<Parameters> {
+fn parse_parameters(reader: &mut Reader<'_>) -> Result<Parameters> {
     let mut parameters = Parameters::new();
-    let mut entries = within(name, reader.object())?;
+    let mut entries = within("parameters", reader.object())?;
     while let Some(key) = reader.key(&mut entries)? {
         let value = match reader.kind()? {
             Kind::Bool => Parameter::Bool(reader.boolean()?),
@@ -187,10 +206,14 @@ fn parse_parameters(reader: &mut Reader<'_>, name: &str) -> Result<Parameters> {
             Kind::Number => number(reader.number()?),
             _ => {
                 return Err(field(format!(
-                    "parameter '{key}' has invalid type. It should be either 'int', 'double', 'bool', or 'string'"
+                    "parameter '{}' has invalid type. It should be either 'int', 'double', 'bool', or 'string'",
+                    excerpt(&key)
                 )));
             }
         };
+        if parameters.contains_key(&*key) {
+            return Err(field(format!("parameter '{}' appears twice", excerpt(&key))));
+        }
         parameters.insert(key.into_owned(), value);
     }
     Ok(parameters)
@@ -208,7 +231,7 @@ fn number(token: &str) -> Parameter {
 
 fn parse_output(reader: &mut Reader<'_>, index: usize) -> Result<RequestedOutput> {
     let mut output = RequestedOutput::default();
-    let mut named = false;
+    let (mut named, mut parameters) = (false, false);
     let mut entries = within(format_args!("outputs[{index}]"), reader.object())?;
     while let Some(key) = reader.key(&mut entries)? {
         if reader.is_null() {
@@ -220,7 +243,10 @@ fn parse_output(reader: &mut Reader<'_>, index: usize) -> Result<RequestedOutput
                 once(&mut named, "name")?;
                 output.name = within("name", reader.string())?.into_owned();
             }
-            "parameters" => output.parameters = parse_parameters(reader, "parameters")?,
+            "parameters" => {
+                once(&mut parameters, "parameters")?;
+                output.parameters = parse_parameters(reader)?;
+            }
             _ => reader.skip()?,
         }
     }
@@ -229,7 +255,7 @@ fn parse_output(reader: &mut Reader<'_>, index: usize) -> Result<RequestedOutput
 
 fn parse_input(reader: &mut Reader<'_>, index: usize) -> Result<RequestInput> {
     let mut input = RequestInput::default();
-    let (mut name, mut shape, mut datatype, mut data) = (false, false, false, false);
+    let (mut name, mut shape, mut datatype, mut data, mut parameters) = (false, false, false, false, false);
     let mut later = None;
     let mut entries = within(format_args!("inputs[{index}]"), reader.object())?;
     while let Some(key) = reader.key(&mut entries)? {
@@ -250,7 +276,10 @@ fn parse_input(reader: &mut Reader<'_>, index: usize) -> Result<RequestInput> {
                 once(&mut datatype, "datatype")?;
                 input.datatype = within("datatype", reader.string())?.into_owned();
             }
-            "parameters" => input.parameters = parse_parameters(reader, "parameters")?,
+            "parameters" => {
+                once(&mut parameters, "parameters")?;
+                input.parameters = parse_parameters(reader)?;
+            }
             "data" => {
                 once(&mut data, "data")?;
                 if datatype {
@@ -281,7 +310,8 @@ fn parse_shape(reader: &mut Reader<'_>) -> Result<Vec<i64>> {
     let mut entries = within("shape", reader.array())?;
     while reader.element(&mut entries)? {
         let token = within("shape", reader.number())?;
-        shape.push(token.parse().map_err(|_| field(format!("Unable to parse 'shape': '{token}' is no length")))?);
+        let length = token.parse();
+        shape.push(length.map_err(|_| field(format!("Unable to parse 'shape': '{}' is no length", excerpt(token))))?);
     }
     Ok(shape)
 }
@@ -327,7 +357,7 @@ fn parse_data(reader: &mut Reader<'_>, name: &str, datatype: &str, shape: &[i64]
                 "Sending {datatype} data via JSON is not supported. Please use the binary data format for input {name}"
             )));
         }
-        other => return Err(field(format!("input '{name}' has unknown datatype '{other}'"))),
+        other => return Err(field(format!("input '{name}' has unknown datatype '{}'", excerpt(other)))),
     };
     let values = values.map_err(|e| field(format!("Unable to parse 'data' of input '{name}' as {datatype}: {e}")))?;
     Ok(Data { values, nesting })
@@ -382,7 +412,7 @@ fn float32(reader: &mut Reader<'_>) -> std::result::Result<f32, JsonError> {
         return reader.null().map(|()| f32::NAN);
     }
     let token = reader.number()?;
-    token.parse().map_err(|_| reader.error(format!("'{token}' is not a number")))
+    token.parse().map_err(|_| reader.error(format!("'{}' is not a number", excerpt(token))))
 }
 
 #[inline]
@@ -391,7 +421,7 @@ fn float64(reader: &mut Reader<'_>) -> std::result::Result<f64, JsonError> {
         return reader.null().map(|()| f64::NAN);
     }
     let token = reader.number()?;
-    token.parse().map_err(|_| reader.error(format!("'{token}' is not a number")))
+    token.parse().map_err(|_| reader.error(format!("'{}' is not a number", excerpt(token))))
 }
 
 /// A whole number of a type; `3.0` and `3e2` are whole too.
@@ -411,8 +441,10 @@ fn integer<T: std::str::FromStr + TryFrom<i128>>(
         }
     };
     match whole {
-        None => Err(reader.error(format!("'{token}' is not a whole number"))),
-        Some(value) => T::try_from(value).map_err(|_| reader.error(format!("{token} does not fit {datatype}"))),
+        None => Err(reader.error(format!("'{}' is not a whole number", excerpt(token)))),
+        Some(value) => {
+            T::try_from(value).map_err(|_| reader.error(format!("{} does not fit {datatype}", excerpt(token))))
+        }
     }
 }
 
@@ -424,6 +456,6 @@ fn boolean(reader: &mut Reader<'_>) -> std::result::Result<u8, JsonError> {
     match reader.number()? {
         "0" => Ok(0),
         "1" => Ok(1),
-        other => Err(reader.error(format!("'{other}' is neither true nor false"))),
+        other => Err(reader.error(format!("'{}' is neither true nor false", excerpt(other)))),
     }
 }

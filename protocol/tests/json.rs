@@ -1,7 +1,7 @@
 //! The pull reader against tables of edge cases, and against serde_json as the judge of what is JSON.
 
 use proptest::prelude::*;
-use protocol::json::{Kind, MAX_DEPTH, Reader};
+use protocol::json::{Kind, MAX_DEPTH, MAX_NUMBER, Reader};
 
 /// Passes over one document.
 fn skip(text: &[u8]) -> Result<(), String> {
@@ -83,6 +83,24 @@ fn numbers_are_those_of_json_and_the_names_of_those_it_lacks() {
     ];
     for text in bad {
         assert!(skip(text.as_bytes()).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn numbers_are_of_bounded_length() {
+    // The middle between two doubles, in full: every digit counts.
+    let half = "2.4703282292062327208e-324";
+    let long = format!("0.{}1", "0".repeat(MAX_NUMBER - 3));
+    for text in [half, &long] {
+        assert_eq!(Reader::new(text.as_bytes()).number(), Ok(text));
+    }
+    for zeros in ["0", "0.", "1e", "-1"] {
+        let text = format!("{zeros}{}1", "0".repeat(MAX_NUMBER));
+        let error = skip(format!("[{text}]").as_bytes()).unwrap_err();
+        assert!(error.len() < 100, "{zeros}: {} bytes of error", error.len());
+    }
+    for text in ["1x".repeat(1 << 20), "-".repeat(1 << 20)] {
+        assert!(skip(text.as_bytes()).unwrap_err().len() < 200);
     }
 }
 

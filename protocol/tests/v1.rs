@@ -1,24 +1,37 @@
 //! The v1 request: what is read, what is refused, and how much memory a body may ask for.
 
 use proptest::prelude::*;
-use protocol::v1::{self, Cell, Instances, V1Error};
+use protocol::v1::{self, Cell, Instances, Numbers, V1Error};
 
 fn parse(body: &[u8]) -> Result<Instances, V1Error> {
-    v1::parse(body).map(|(_, instances)| instances)
+    v1::parse(body, &[]).map(|(_, instances)| instances)
 }
 
+/// Shape, values, and whether they are whole.
 fn numbers(body: &str) -> (Vec<usize>, Vec<f64>, bool) {
     match parse(body.as_bytes()) {
-        Ok(Instances::Numbers { shape, values, whole }) => (shape, values, whole),
+        Ok(Instances::Numbers { shape, values: Numbers::Whole(values) }) => {
+            (shape, values.iter().map(|&value| value as f64).collect(), true)
+        }
+        Ok(Instances::Numbers { shape, values: Numbers::Float(values) }) => (shape, values, false),
         other => panic!("{body}: {other:?}"),
     }
 }
 
 fn frame(body: &str) -> Vec<(String, Vec<Cell>)> {
-    match parse(body.as_bytes()) {
-        Ok(Instances::Frame(frame)) => frame,
+    frame_of(body, &[])
+}
+
+fn frame_of(body: &str, columns: &[&str]) -> Vec<(String, Vec<Cell>)> {
+    let columns: Vec<String> = columns.iter().map(|&column| column.to_owned()).collect();
+    match v1::parse(body.as_bytes(), &columns) {
+        Ok((_, Instances::Frame(frame))) => frame,
         other => panic!("{body}: {other:?}"),
     }
+}
+
+fn cells(cells: &[f64]) -> Vec<Cell> {
+    cells.iter().map(|&cell| if cell.is_nan() { Cell::Missing } else { Cell::Number(cell) }).collect()
 }
 
 fn refused(body: &str) -> String {
@@ -32,7 +45,7 @@ fn dense_numbers_have_the_shape_they_are_written_in() {
         (r#"{"inputs": [[1.0, 2]]}"#, &[1, 2], &[1., 2.], false),
         (r#"{"instances": [1, 2, 3]}"#, &[3], &[1., 2., 3.], true),
         (r#"{"instances": []}"#, &[0], &[], false),
-        (r#"{"instances": [[]]}"#, &[1, 0], &[], true),
+        (r#"{"instances": [[]]}"#, &[1, 0], &[], false),
         (r#"{"instances": [[[1], [2]]]}"#, &[1, 2, 1], &[1., 2.], true),
         (r#"{"instances": [[true, false]]}"#, &[1, 2], &[1., 0.], true),
         (r#"{"instances": [[1]], "inputs": [[2]]}"#, &[1, 1], &[2.], true),
@@ -43,9 +56,26 @@ fn dense_numbers_have_the_shape_they_are_written_in() {
     for (body, shape, values, whole) in table {
         assert_eq!(numbers(body), (shape.to_vec(), values.to_vec(), *whole), "{body}");
     }
-    assert_eq!(v1::parse(br#"{"instances": [1], "inputs": [2]}"#).unwrap().0, "inputs");
-    let (shape, values, whole) = numbers(r#"{"instances": [[null, NaN]]}"#);
-    assert!(shape == [1, 2] && values.iter().all(|v| v.is_nan()) && !whole);
+    assert_eq!(v1::parse(br#"{"instances": [1], "inputs": [2]}"#, &[]).unwrap().0, "inputs");
+}
+
+#[test]
+fn whole_numbers_floats_and_null_are_told_apart() {
+    let values = |list: &str| match parse(format!("{{\"instances\":[{list}]}}").as_bytes()) {
+        Ok(Instances::Numbers { values, .. }) => values,
+        other => panic!("{list}: {other:?}"),
+    };
+    let great = 9_007_199_254_740_993;
+    assert_eq!(values("9007199254740993, -1, true"), Numbers::Whole(vec![great, -1, 1]));
+    assert_eq!(values("9007199254740993, 0.5, false"), Numbers::Float(vec![great as f64, 0.5, 0.0]));
+    assert_eq!(values("1, 9223372036854775808"), Numbers::Float(vec![1.0, 9_223_372_036_854_775_808.0]));
+    assert_eq!(values("1e2"), Numbers::Float(vec![100.0]));
+    for list in ["1, null", "null, 1", "1.0, null", "null, 1.0"] {
+        let Numbers::Object(values) = values(list) else { panic!("{list}") };
+        assert!(values.contains(&1.0) && values.iter().any(|value| value.is_nan()), "{list}");
+    }
+    let Numbers::Float(nan) = values("NaN") else { panic!() };
+    assert!(nan[0].is_nan());
 }
 
 #[test]
@@ -92,12 +122,39 @@ fn rows_and_columns_make_the_same_frame() {
 }
 
 #[test]
+fn columns_keyed_by_row_are_matched_by_key() {
+    const NAN: f64 = f64::NAN;
+    let body = r#"{"instances": [{"b": {"0": 1, "1": 5}, "a": {"1": 2}, "c": {"0": 3, "1": null}}, {"b": {"x": 7}}]}"#;
+    // As pandas: rows in the order of the columns that were asked for, or of those that were sent.
+    let wanted = [("b", [1.0, 5.0, 7.0]), ("a", [NAN, 2.0, NAN]), ("c", [3.0, NAN, NAN])];
+    assert_eq!(frame(body), wanted.map(|(name, column)| (name.to_owned(), cells(&column))));
+    let wanted = [("a", [2.0, NAN, NAN]), ("b", [5.0, 1.0, 7.0])];
+    assert_eq!(frame_of(body, &["a", "b"]), wanted.map(|(name, column)| (name.to_owned(), cells(&column))));
+    assert_eq!(frame(r#"{"inputs": [{"a": {}}]}"#), [("a".to_owned(), Vec::new())]);
+}
+
+#[test]
+fn columns_that_are_not_asked_for_are_passed_over() {
+    let taken = |body: &str| frame_of(body, &["a", "b"]);
+    let wanted = |column: &[f64]| vec![("a".to_owned(), cells(column))];
+    assert_eq!(taken(r#"{"inputs": [{"a": 1, "x": {"y": [[]]}}, {"a": 2, "x": "z"}]}"#), wanted(&[1.0, 2.0]));
+    assert_eq!(taken(r#"{"inputs": [{"x": [1, 2, 3], "a": [1, 2]}]}"#), wanted(&[1.0, 2.0]));
+    assert_eq!(taken(r#"{"inputs": [{"a": {"0": 1}, "x": {"1": 2}}]}"#), wanted(&[1.0]), "nor do they make rows");
+    assert_eq!(taken(r#"{"inputs": [{"a": [1]}, {"x": [2]}, {"x": {"0": 1}}]}"#), wanted(&[1.0]));
+    assert_eq!(taken(r#"{"inputs": [{"a": 1}, {"x": 2}]}"#), wanted(&[1.0, f64::NAN]));
+    assert_eq!(taken(r#"{"inputs": [{"x": 2}]}"#), []);
+}
+
+#[test]
 fn frames_that_do_not_fit_are_refused() {
     for (body, says) in [
         (r#"{"instances": [{"a": 1, "a": 2}]}"#, "column 'a' appears twice"),
         (r#"{"instances": [{"a": [1, 2], "b": [1]}]}"#, "column 'b' has 1 values, the columns before it 2"),
         (r#"{"instances": [{"a": [[1]]}]}"#, "column 'a' is nested"),
-        (r#"{"instances": [{"a": {"b": 1}}]}"#, "column 'a' is nested"),
+        (r#"{"instances": [{"a": {"b": {}}}]}"#, "column 'a' is nested"),
+        (r#"{"instances": [{"a": {"b": 1}, "c": [1]}]}"#, "some columns are keyed by row, and some are not"),
+        (r#"{"instances": [{"a": {"b": 1}, "a": {"c": 1}}]}"#, "column 'a' appears twice"),
+        (r#"{"instances": [{"a": {"b": 1, "b": 2}}]}"#, "row 'b' of column 'a' appears twice"),
         (r#"{"instances": [{"a": 1}, 2]}"#, "expected an object like the first element"),
     ] {
         assert!(refused(body).contains(says), "{body}: {}", refused(body));
@@ -114,6 +171,9 @@ fn a_short_text_asks_for_no_large_frame() {
     let body =
         format!("{{\"instances\":[{}]}}", columns.iter().map(|c| format!("{{{c}}}")).collect::<Vec<_>>().join(","));
     assert!(refused(&body).contains("too large a table"));
+    // Each column a row of its own.
+    let keyed: Vec<String> = (0..20_000).map(|i| format!("\"{i}\":{{\"{i}\":1}}")).collect();
+    assert!(refused(&format!("{{\"instances\":[{{{}}}]}}", keyed.join(","))).contains("too large a table"));
     // What is written out in full is never too large.
     let row = format!("{{{}}}", columns[..500].join(","));
     assert_eq!(frame(&format!("{{\"instances\":[{}]}}", vec![row; 400].join(","))).len(), 500);
@@ -160,13 +220,15 @@ proptest! {
 
     #[test]
     fn changed_bodies_are_read_or_refused(at in 0usize..64, byte in any::<u8>(), cut in 0usize..64) {
-        for body in [r#"{"instances": [[1, 2.5, null], [-3, 1e5, NaN]]}"#, r#"{"instances": [{"a": 1, "b": ["x"]}, {"a": 3}]}"#] {
+        for body in [r#"{"instances": [[1, 2.5, null], [-3, 1e5, NaN]]}"#, r#"{"instances": [{"a": 1, "b": ["x"]}, {"a": 3}]}"#,
+            r#"{"instances": [{"a": {"0": 1, "1": 2}, "b": {"1": null}}]}"#] {
             let mut bytes = body.as_bytes().to_vec();
             let length = bytes.len();
             bytes[at % length] = byte;
             bytes.truncate(cut.max(1));
-            if let Ok(Instances::Numbers { shape, values, .. }) = parse(&bytes) {
-                prop_assert_eq!(shape.iter().product::<usize>(), values.len());
+            if let Ok(Instances::Numbers { shape, values }) = parse(&bytes) {
+                let (Numbers::Float(floats) | Numbers::Object(floats)) = &values else { continue };
+                prop_assert_eq!(shape.iter().product::<usize>(), floats.len());
             }
         }
     }

@@ -129,6 +129,17 @@ fn members_come_in_any_order_and_once() {
     assert!(refused(r#"{"inputs": [], "inputs": []}"#).contains("'inputs' appears twice"));
     assert!(refused(r#"{"inputs": [], "outputs": [], "outputs": []}"#).contains("'outputs' appears twice"));
     assert!(refused(r#"{"inputs": [], "outputs": [{"name": "a", "name": "b"}]}"#).contains("'name' appears twice"));
+    assert!(refused(r#"{"inputs": [], "id": "a", "id": "a"}"#).contains("'id' appears twice"));
+    for body in [
+        r#"{"inputs": [], TWICE}"#,
+        r#"{"inputs": [{"name": "x", "shape": [1], "datatype": "INT8", TWICE}]}"#,
+        r#"{"inputs": [], "outputs": [{"name": "a", TWICE}]}"#,
+    ] {
+        let twice = body.replace("TWICE", r#""parameters": {"a": 1}, "parameters": {}"#);
+        assert!(refused(&twice).contains("'parameters' appears twice"), "{twice}");
+        let twice = body.replace("TWICE", r#""parameters": {"a": 1, "b": 2, "a": 1}"#);
+        assert!(refused(&twice).contains("parameter 'a' appears twice"), "{twice}");
+    }
 }
 
 #[test]
@@ -183,9 +194,33 @@ fn parameters_keep_their_types() {
         ("f", Parameter::Double(f64::INFINITY)),
     ];
     assert_eq!(parameters, wanted.map(|(key, value)| (key.to_owned(), value)).into());
+    let shown: Vec<String> = parameters.values().map(ToString::to_string).collect();
+    assert_eq!(shown, ["true", "-5", "9223372036854775808", "1.5", "\"x\"", "inf"]);
     for value in ["null", "[]", "{}"] {
         assert!(refused(&format!(r#"{{"inputs": [], "parameters": {{"a": {value}}}}}"#)).contains("parameter 'a'"));
     }
+}
+
+#[test]
+fn long_numbers_are_refused_in_short() {
+    // 0.1, written in such a way that the standard library makes nothing of it.
+    let tenth = format!("0.{}1e100000", "0".repeat(100_000));
+    let digits = "1".repeat(100_000);
+    for number in [tenth, digits] {
+        for body in [
+            body("FP32", "[1]", &format!("[{number}]")),
+            body("INT64", "[1]", &format!("[{number}]")),
+            body("FP32", &format!("[{number}]"), "[1]"),
+            format!(r#"{{"inputs": [], "parameters": {{"a": {number}}}}}"#),
+        ] {
+            assert!(refused(&body).len() < 200, "{}", refused(&body).len());
+        }
+    }
+    let digits = "1".repeat(4000);
+    for (datatype, data) in [("INT64", format!("[{digits}]")), ("BOOL", format!("[{digits}]"))] {
+        assert!(values(datatype, &data).unwrap_err().len() < 200, "{datatype}");
+    }
+    assert!(refused(&body("FP32", &format!("[{digits}]"), "[1]")).len() < 200);
 }
 
 #[test]

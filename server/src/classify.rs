@@ -2,11 +2,13 @@
 
 use crate::error::Error;
 use backends::Tensor;
+use std::cmp::Ordering;
 
 /// Elements that a classified output may have.
 const MAX_ELEMENTS: usize = 1_000_000;
 
-/// The `count` greatest values of each row of `output` as text, greatest first; the first of equals first.
+/// The `count` greatest values of each row of `output` as text, greatest first; the first of equals first, and what is
+/// no number last.
 ///
 /// # Errors
 /// The output is no number, or the result is too large.
@@ -23,11 +25,49 @@ pub fn classify(output: &Tensor, count: usize, labels: &[String]) -> Result<Tens
     let mut text = Vec::with_capacity(rows * count);
     for row in values.chunks_exact(width.max(1)) {
         let mut order: Vec<usize> = (0..row.len()).collect();
-        order.sort_by(|&a, &b| row[b].partial_cmp(&row[a]).unwrap_or(std::cmp::Ordering::Equal));
+        order.sort_by(|&a, &b| greatest_first(row[a], row[b]));
         for &index in order.iter().take(count) {
             let label = labels.get(index).map(|label| format!(":{label}")).unwrap_or_default();
-            text.push(format!("{:.6}:{index}{label}", row[index]));
+            text.push(format!("{:.6}:{index}{label}", row[index]).replacen("NaN", "nan", 1));
         }
     }
     Ok(Tensor::from_strings(output.name(), vec![rows, count], text)?)
+}
+
+/// A total order: sorting by anything less may panic.
+fn greatest_first(a: f64, b: f64) -> Ordering {
+    // Of two numbers neither is not-a-number, so that they compare.
+    a.is_nan().cmp(&b.is_nan()).then_with(|| b.partial_cmp(&a).unwrap_or(Ordering::Equal))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn classes(row: &[f64], count: usize) -> Vec<String> {
+        let output = Tensor::from_vec("p", vec![1, row.len()], row.to_vec()).unwrap();
+        let classes = classify(&output, count, &[]).unwrap();
+        classes.strings().unwrap().map(|text| String::from_utf8(text.to_vec()).unwrap()).collect()
+    }
+
+    #[test]
+    fn greatest_first_then_the_first_of_equals_then_what_is_no_number() {
+        const NAN: f64 = f64::NAN;
+        let row = [NAN, 1.0, -NAN, f64::INFINITY, 1.0, f64::NEG_INFINITY];
+        let wanted = ["inf:3", "1.000000:1", "1.000000:4", "-inf:5", "nan:0", "nan:2"];
+        assert_eq!(classes(&row, 9), wanted);
+        assert_eq!(classes(&[0.0, -0.0, 0.0], 2), ["0.000000:0", "-0.000000:1"]);
+        // Long enough for a sort that trusts its order to find that it is none.
+        let mixed: Vec<f64> = (0..1000).map(|i| if i % 3 == 0 { NAN } else { f64::from(i * 7 % 101) }).collect();
+        let sorted = classes(&mixed, 1000);
+        assert!(sorted[..666].iter().all(|text| !text.starts_with("nan")) && sorted[666].starts_with("nan:0"));
+    }
+
+    #[test]
+    fn labels_follow_their_index() {
+        let output = Tensor::from_vec("p", vec![2, 2], vec![0.25f32, 0.75, 1.0, 0.0]).unwrap();
+        let classes = classify(&output, 1, &["cat".into(), "dog".into()]).unwrap();
+        let wanted: [&[u8]; 2] = [b"0.750000:1:dog", b"1.000000:0:cat"];
+        assert_eq!((classes.shape(), classes.strings().unwrap().collect::<Vec<_>>()), (&[2, 1][..], wanted.to_vec()));
+    }
 }

@@ -265,6 +265,7 @@ impl Dataplane {
         if let Some(key) = request.parameters.keys().find(reserved) {
             return Err(Error::Invalid(format!("parameter keys starting with 'triton_' are reserved, got '{key}'")));
         }
+        check_parameters(&request.parameters)?;
         for (index, input) in request.inputs.iter().enumerate() {
             if request.inputs[..index].iter().any(|earlier| earlier.name() == input.name()) {
                 return Err(Error::Invalid(format!("input '{}' already exists in request", input.name())));
@@ -359,6 +360,33 @@ impl Drop for Waiting<'_> {
 /// Requests that state no priority go behind those that state one.
 const DEFAULT_PRIORITY: u64 = 1 << 32;
 
+/// Parameters that mean something must mean it: what is of the wrong type, or asks for what no model does, is refused and
+/// not passed over.
+fn check_parameters(parameters: &Parameters) -> Result<(), Error> {
+    for (key, value) in parameters {
+        let wanted = match (key.as_str(), value) {
+            // Whole numbers beyond 63 bits are longer than any request lasts, and behind any other priority.
+            ("timeout" | "priority", Parameter::Int(0..) | Parameter::Uint(_)) => continue,
+            ("timeout", _) => "a whole number of microseconds",
+            ("priority", _) => "a whole number from 0",
+            ("binary_data_output", Parameter::Bool(_)) => continue,
+            ("binary_data_output", _) => "true or false",
+            ("sequence_id", Parameter::Int(0)) | ("sequence_start" | "sequence_end", Parameter::Bool(false)) => {
+                continue;
+            }
+            ("sequence_id", Parameter::String(id)) if id.is_empty() => continue,
+            ("sequence_id" | "sequence_start" | "sequence_end", _) => {
+                return Err(Error::Unsupported(format!(
+                    "parameter '{key}': no model remembers a sequence of requests"
+                )));
+            }
+            _ => continue,
+        };
+        return Err(Error::Invalid(format!("parameter '{key}' is not {wanted}")));
+    }
+    Ok(())
+}
+
 /// Names, types and shapes as the signature has them.
 fn check_strictly(servable: &Servable, request: &Infer) -> Result<(), Error> {
     let (model, ports) = (&servable.name, &servable.signature.inputs);
@@ -407,4 +435,42 @@ fn shape_fits(port: &Port, input: &Tensor) -> bool {
     let fits = |(wanted, got): (&i64, &usize)| *wanted < 0 || *wanted as usize == *got;
     port.shape.len() == input.shape().len() && port.shape.iter().zip(input.shape()).all(fits)
         || port.datatype == DataType::Bytes && port.shape.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(key: &str, value: Parameter) -> Result<(), Error> {
+        check_parameters(&[(key.to_owned(), value)].into())
+    }
+
+    #[test]
+    fn parameters_mean_something_or_are_refused() {
+        let text = |text: &str| Parameter::String(text.into());
+        for key in ["timeout", "priority"] {
+            for value in [Parameter::Int(0), Parameter::Int(7), Parameter::Uint(1 << 63)] {
+                assert_eq!(checked(key, value), Ok(()), "{key}");
+            }
+            for value in [Parameter::Int(-5), Parameter::Double(1.5), Parameter::Bool(true), text("abc")] {
+                let refused = checked(key, value.clone()).unwrap_err();
+                assert!(matches!(&refused, Error::Invalid(what) if what.contains(key)), "{value:?}: {refused:?}");
+            }
+        }
+        assert_eq!(checked("binary_data_output", Parameter::Bool(false)), Ok(()));
+        assert!(matches!(checked("binary_data_output", text("yes")), Err(Error::Invalid(_))));
+        for (key, nothing) in [
+            ("sequence_id", Parameter::Int(0)),
+            ("sequence_id", text("")),
+            ("sequence_start", Parameter::Bool(false)),
+            ("sequence_end", Parameter::Bool(false)),
+        ] {
+            assert_eq!(checked(key, nothing), Ok(()), "{key}");
+            for value in [Parameter::Int(1), text("a"), Parameter::Bool(true)] {
+                let refused = checked(key, value.clone()).unwrap_err();
+                assert!(matches!(&refused, Error::Unsupported(what) if what.contains(key)), "{value:?}: {refused:?}");
+            }
+        }
+        assert_eq!(checked("anything", text("else")), Ok(()));
+    }
 }

@@ -3,8 +3,9 @@
 
 use crate::registry::{IndexEntry, Servable};
 use crate::stats::Durations;
-use backends::{DataType, Port};
-use serde_json::{Value, json};
+use backends::settings::{Answer, Batching, VersionPolicy};
+use backends::{DataType, Port, Settings};
+use serde_json::{Map, Value, json};
 use std::sync::atomic::Ordering::Relaxed;
 
 /// `GET /v2/models/{model}`.
@@ -73,14 +74,60 @@ pub fn config(servable: &Servable) -> Value {
         "name": servable.name,
         "platform": servable.signature.platform,
         "backend": "tensorgate",
-        "version_policy": {"latest": {"num_versions": 1}},
+        "version_policy": version_policy(&servable.settings.versions),
         "max_batch_size": max_batch_size(servable),
         "input": servable.signature.inputs.iter().map(input).collect::<Vec<_>>(),
         "output": servable.signature.outputs.iter().map(output).collect::<Vec<_>>(),
         "instance_group": [{"name": servable.name, "kind": "KIND_CPU", "count": 1}],
-        "default_model_filename": "",
-        "parameters": {},
+        "default_model_filename": servable.settings.file.as_deref().unwrap_or_default(),
+        "dynamic_batching": dynamic_batching(&servable.settings.batching),
+        "parameters": config_parameters(&servable.settings)
+            .into_iter()
+            .map(|(key, value)| (key, json!({"string_value": value})))
+            .collect::<Map<_, _>>(),
     })
+}
+
+fn version_policy(versions: &VersionPolicy) -> Value {
+    match versions {
+        VersionPolicy::Latest(count) => json!({"latest": {"num_versions": count}}),
+        VersionPolicy::All => json!({"all": {}}),
+        VersionPolicy::Specific(versions) => json!({"specific": {"versions": versions}}),
+    }
+}
+
+/// Requests of every model gather; what its settings leave open is the server's to say, and stays open here.
+fn dynamic_batching(batching: &Batching) -> Value {
+    let mut stated = json!({"preserve_ordering": false});
+    if let Some(delay) = batching.max_delay_us {
+        stated["max_queue_delay_microseconds"] = delay.into();
+    }
+    if let Some(size) = batching.queue_size {
+        stated["default_queue_policy"] = json!({"max_queue_size": size});
+    }
+    stated
+}
+
+/// What a model answers, by the names that Triton's forest backend has for it, and what only settings of this server's
+/// own state.
+pub fn config_parameters(settings: &Settings) -> Vec<(String, String)> {
+    let mut parameters = Vec::new();
+    let mut add = |key: &str, value: String| parameters.push((key.to_owned(), value));
+    if settings.answer != Answer::Value {
+        add("output_class", "true".into());
+        add("predict_proba", (settings.answer == Answer::Probability).to_string());
+    }
+    if let Some(threshold) = settings.threshold {
+        add("threshold", threshold.to_string());
+    }
+    if settings.use_best_iteration {
+        add("use_best_iteration", "true".into());
+    }
+    if !settings.labels.is_empty() {
+        // The file that they came from, if it was one, is not the client's to read; lines are how it has them.
+        add("labels", settings.labels.join("\n"));
+    }
+    parameters
 }
 
 /// One entry of `model_stats`.
@@ -134,4 +181,41 @@ pub fn index(entries: &[IndexEntry]) -> Value {
         }
     };
     Value::Array(entries.iter().map(entry).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_says_what_the_settings_say() {
+        assert_eq!(version_policy(&VersionPolicy::Latest(2)), json!({"latest": {"num_versions": 2}}));
+        assert_eq!(version_policy(&VersionPolicy::All), json!({"all": {}}));
+        assert_eq!(version_policy(&VersionPolicy::Specific(vec![1, 3])), json!({"specific": {"versions": [1, 3]}}));
+        let batching = Batching { max_delay_us: Some(100), queue_size: Some(7) };
+        let stated = json!({"preserve_ordering": false, "max_queue_delay_microseconds": 100,
+                            "default_queue_policy": {"max_queue_size": 7}});
+        assert_eq!(dynamic_batching(&batching), stated);
+        assert_eq!(dynamic_batching(&Batching::default()), json!({"preserve_ordering": false}));
+    }
+
+    #[test]
+    fn parameters_are_those_that_change_an_answer() {
+        assert_eq!(config_parameters(&Settings::default()), []);
+        let settings = Settings {
+            answer: Answer::Class,
+            threshold: Some(0.3),
+            use_best_iteration: true,
+            labels: vec!["cat".into(), "dog".into()],
+            ..Settings::default()
+        };
+        let wanted = [
+            ("output_class", "true"),
+            ("predict_proba", "false"),
+            ("threshold", "0.3"),
+            ("use_best_iteration", "true"),
+            ("labels", "cat\ndog"),
+        ];
+        assert_eq!(config_parameters(&settings), wanted.map(|(key, value)| (key.to_owned(), value.to_owned())));
+    }
 }

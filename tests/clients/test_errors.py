@@ -1,6 +1,8 @@
 """What a wrong request is told: the status, and a message that names the member at fault."""
 
+import gzip
 import json
+import zlib
 
 import grpc
 import numpy as np
@@ -38,8 +40,23 @@ PREDICT = "/v1/models/iris:predict"
 
 DEEP = b'{"inputs":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 
+
+
+def parameters(**values):
+    return v2() | {"parameters": values}
+
+
+def output(**parameters):
+    return v2() | {"outputs": [{"name": "output-0", "parameters": parameters}]}
+
+
+def twice(where, member):
+    """A good request with one more member, after one of its own."""
+    return json.dumps(v2() | {"id": "1", "parameters": {"a": 1}}).replace(where, f"{member}, {where}", 1).encode()
+
+
 BAD_V2 = {
-    "empty body": (b"", []),
+    "empty body": (b"", ["empty", "input-0"]),
     "malformed JSON": (b'{"inputs":[', []),
     "not an object": ([1, 2], []),
     "nested too deeply": (DEEP, []),
@@ -68,11 +85,54 @@ BAD_V2 = {
     "the same input twice": ({"inputs": v2()["inputs"] * 2}, ["input-0"]),
     "unknown output": (v2() | {"outputs": [{"name": "nope"}]}, ["nope"]),
     "the same output twice": (v2() | {"outputs": [{"name": "output-0"}] * 2}, ["output-0"]),
+    "timeout is text": (parameters(timeout="abc"), ["timeout"]),
+    "timeout is negative": (parameters(timeout=-5), ["timeout"]),
+    "timeout is no whole number": (parameters(timeout=1.5), ["timeout"]),
+    "priority is negative": (parameters(priority=-1), ["priority"]),
+    "priority is text": (parameters(priority="high"), ["priority"]),
+    "binary_data_output is text": (parameters(binary_data_output="yes"), ["binary_data_output"]),
+    "binary_data is text": (output(binary_data="yes"), ["binary_data"]),
+    "classification is text": (output(classification="3"), ["classification"]),
+    "the same member twice": (twice('"id"', '"id": "2"'), ["id", "twice"]),
+    "parameters twice": (twice('"parameters"', '"parameters": {}'), ["parameters", "twice"]),
+    "the same parameter twice": (twice('"a"', '"a": 2'), ["'a'", "twice"]),
+    "a number of very many digits": (json.dumps(v2()).replace("5.1", "5." + "1" * 10_000).encode(), ["10002 characters"]),
     "binary size without a tail": (
         {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "parameters": {"binary_data_size": 16}}]},
         ["binary"],
     ),
 }
+
+
+NOT_SERVED = {
+    "a sequence's id": (parameters(sequence_id=7), ["sequence_id"]),
+    "a sequence's id as text": (parameters(sequence_id="a"), ["sequence_id"]),
+    "a sequence's start": (parameters(sequence_start=True), ["sequence_start"]),
+    "a sequence's end": (parameters(sequence_end=True), ["sequence_end"]),
+    "an output in shared memory": (output(shared_memory_region="r", shared_memory_byte_size=12), ["output-0"]),
+    "an input in shared memory": (v2(parameters={"shared_memory_region": "r"}, data=None), ["input-0", '"r"']),
+}
+
+
+@pytest.mark.parametrize("case", NOT_SERVED)
+def test_v2_not_served(server, case):
+    body, words = NOT_SERVED[case]
+    assert_refused(post(server, INFER, body), 501, *words)
+
+
+GOOD_V2 = {
+    "no sequence": parameters(sequence_id=0, sequence_start=False, sequence_end=False),
+    "no timeout": parameters(timeout=0, priority=0),
+    "the longest timeout": parameters(timeout=2**64 - 1, priority=2**64 - 1),
+    "no classes": output(classification=0, binary_data=False),
+}
+
+
+@pytest.mark.parametrize("case", GOOD_V2)
+def test_v2_parameters_that_ask_for_nothing(server, case):
+    reply = post(server, INFER, GOOD_V2[case])
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["outputs"] == post(server, INFER, v2()).json()["outputs"]
 
 
 @pytest.mark.parametrize("case", BAD_V2)
@@ -95,6 +155,8 @@ BAD_BINARY = {
     "tail longer than said": binary(16, bytes(20)),
     "size does not fit the shape": binary(12, bytes(12)),
     "negative size": binary(-4, bytes(16)),
+    "size is text": binary("16", bytes(16)),
+    "raw request without bytes": (b"", {"Inference-Header-Content-Length": "0"}),
     "header beyond the body": binary(16, bytes(16), 10_000),
     "header is not a number": binary(16, bytes(16), "many"),
     "header is negative": binary(16, bytes(16), -5),
@@ -104,7 +166,17 @@ BAD_BINARY = {
 @pytest.mark.parametrize("case", BAD_BINARY)
 def test_v2_binary(server, case):
     body, headers = BAD_BINARY[case]
-    assert_refused(post(server, INFER, body, headers), 400)
+    reply = post(server, INFER, body, headers)
+    assert_refused(reply, 400)
+    assert "String(" not in reply.text, "messages are for users of the protocol"
+
+
+@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_v2_packed_bodies_are_whole(server, encoding, pack):
+    """One stream, all of it, and nothing behind it."""
+    packed = pack(json.dumps(v2()).encode())
+    for body, status in [(packed, 200), (packed + b"garbage", 400), (packed[:-1], 400), (packed[:-4], 400)]:
+        assert post(server, INFER, body, {"Content-Encoding": encoding}).status_code == status
 
 
 def test_v2_unknown_compression(server):
@@ -147,6 +219,8 @@ MISSING = {
     "version infer": ("POST", "/v2/models/iris/versions/7/infer", ["7"]),
     "route": ("GET", "/v2/nothing/here", []),
     "route at the root": ("GET", "/nothing", []),
+    "version that is no number": ("GET", "/v2/models/iris/versions/abc", ["not found"]),
+    "version infer that is no number": ("POST", "/v2/models/iris/versions/1x/infer", ["not found"]),
     "unload": ("POST", "/v2/repository/models/no-such-model/unload", ["no-such-model"]),
 }
 
@@ -166,9 +240,36 @@ def test_wrong_method(server, method, path):
     assert reply.headers["Allow"]
 
 
-@pytest.mark.parametrize("path", ["/v2/trace/setting", "/v2/logging", "/v2/systemsharedmemory/status"])
+NOT_BUILT = [
+    "/v2/trace/setting",
+    "/v2/models/iris/trace/setting",
+    "/v2/models/iris/versions/1/trace/setting",
+    "/v2/logging",
+    "/v2/systemsharedmemory/status",
+]
+
+
+@pytest.mark.parametrize("path", NOT_BUILT)
 def test_not_built_yet(server, path):
-    assert_refused(requests.get(server.url + path), 501)
+    assert_refused(requests.get(server.url + path), 501, path)
+
+
+BAD_MANAGEMENT = {
+    "index of unknown members": ("index", {"ready": True, "redy": True}),
+    "index that is a list": ("index", [True]),
+    "index that is no JSON": ("index", b"{"),
+    "load of unknown members": ("models/iris/load", {"parameter": {}}),
+    "load that is a list": ("models/iris/load", [{}]),
+    "unload of unknown members": ("models/iris/unload", {"unload_dependents": True}),
+    "unload with a parameter that is none": ("models/iris/unload", {"parameters": {"unload_dependents": "maybe"}}),
+}
+
+
+@pytest.mark.parametrize("case", BAD_MANAGEMENT)
+def test_management(server, case):
+    path, body = BAD_MANAGEMENT[case]
+    assert_refused(post(server, f"/v2/repository/{path}", body), 400)
+    assert requests.get(f"{server.url}/v2/models/iris/ready").status_code == 200
 
 
 def test_errors_keep_the_connection(server):
@@ -184,8 +285,9 @@ def stub(server):
         yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
 
-def message(model="iris", version="", shape=(1, 4), datatype="FP32", raw=None, typed=None, outputs=()):
+def message(model="iris", version="", shape=(1, 4), datatype="FP32", raw=None, typed=None, outputs=(), **parameters):
     request = service_pb2.ModelInferRequest(model_name=model, model_version=version)
+    fill(request.parameters, parameters)
     tensor = request.inputs.add(name="input-0", datatype=datatype, shape=shape)
     if typed is not None:
         tensor.contents.fp32_contents.extend(typed)
@@ -193,6 +295,18 @@ def message(model="iris", version="", shape=(1, 4), datatype="FP32", raw=None, t
         request.raw_input_contents.append(raw)
     for name in outputs:
         request.outputs.add(name=name)
+    return request
+
+
+def fill(into, parameters):
+    for key, value in parameters.items():
+        field = {bool: "bool_param", int: "int64_param", str: "string_param", float: "double_param"}[type(value)]
+        setattr(into[key], field, value)
+
+
+def with_output(**parameters):
+    request = message(raw=RAW, outputs=["output-0"])
+    fill(request.outputs[0].parameters, parameters)
     return request
 
 
@@ -214,6 +328,16 @@ BAD_GRPC = {
     "shape overflows": (message(shape=(2**62, 2**62), raw=RAW), "INVALID_ARGUMENT", ["shape"]),
     "too many columns": (message(shape=(1, 5), raw=RAW + bytes(4)), "INVALID_ARGUMENT", ["input-0"]),
     "unknown output": (message(raw=RAW, outputs=["nope"]), "INVALID_ARGUMENT", ["nope"]),
+    "timeout is text": (message(raw=RAW, timeout="abc"), "INVALID_ARGUMENT", ["timeout"]),
+    "timeout is negative": (message(raw=RAW, timeout=-5), "INVALID_ARGUMENT", ["timeout"]),
+    "timeout is no whole number": (message(raw=RAW, timeout=1.5), "INVALID_ARGUMENT", ["timeout"]),
+    "priority is negative": (message(raw=RAW, priority=-1), "INVALID_ARGUMENT", ["priority"]),
+    "priority is text": (message(raw=RAW, priority="high"), "INVALID_ARGUMENT", ["priority"]),
+    "binary_data_output is text": (message(raw=RAW, binary_data_output="yes"), "INVALID_ARGUMENT", ["binary_data_output"]),
+    "binary_data is text": (with_output(binary_data="yes"), "INVALID_ARGUMENT", ["binary_data"]),
+    "a sequence's id": (message(raw=RAW, sequence_id=7), "UNIMPLEMENTED", ["sequence_id"]),
+    "a sequence's start": (message(raw=RAW, sequence_start=True), "UNIMPLEMENTED", ["sequence_start"]),
+    "an output in shared memory": (with_output(shared_memory_region="r"), "UNIMPLEMENTED", ["output-0"]),
 }
 
 
@@ -225,6 +349,28 @@ def test_grpc(stub, case):
     assert caught.value.code().name == code, caught.value.details()
     for word in words:
         assert word.lower() in caught.value.details().lower()
+
+
+def test_grpc_message_over_the_limit(start, own_repository):
+    """As the table has it, for single messages and in streams."""
+    ports = ["--http-port", "{http}", "--grpc-port", "{grpc}"]
+    server = start("serve", "--model-repository", own_repository, *ports, "--max-body-size", "64KiB")
+    large = message(raw=bytes(1 << 17))
+    with grpc.insecure_channel(server.grpc) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for call in (lambda: stub.ModelInfer(large), lambda: list(stub.ModelStreamInfer(iter([large])))):
+            with pytest.raises(grpc.RpcError) as caught:
+                call()
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "large" in caught.value.details()
+
+
+def test_grpc_unload_parameters(stub):
+    request = service_pb2.RepositoryModelUnloadRequest(model_name="iris")
+    request.parameters["unload_dependents"].string_param = "maybe"
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.RepositoryModelUnload(request, timeout=30)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 NAMED = {

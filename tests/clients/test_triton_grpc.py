@@ -2,6 +2,7 @@
 
 import asyncio
 import queue
+import shutil
 import threading
 import time
 import uuid
@@ -10,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 import requests
-from harness import NUMPY, assert_same
+from harness import NUMPY, Example, assert_same
 from sdk import InferenceServerException, service_pb2, service_pb2_grpc, triton_grpc, triton_grpc_aio
 
 CONTENTS = {
@@ -261,6 +262,43 @@ def test_model_config(client, example):
     assert config.name == example.name
     assert config.output[0].name == "output-0"
     assert config.input[0].dims[-1] == example.rows.shape[1]
+
+
+CONFIG = """
+backend: "fil"
+max_batch_size: 16
+version_policy { specific { versions: [ 1, 2 ] } }
+dynamic_batching { max_queue_delay_microseconds: 100 default_queue_policy { max_queue_size: 7 } }
+parameters { key: "output_class" value { string_value: "true" } }
+parameters { key: "threshold" value { string_value: "0.25" } }
+default_model_filename: "model.ubj"
+"""
+
+
+def test_a_configuration_says_what_the_model_was_told(start, models, own_repository):
+    """The same over gRPC and REST."""
+    shutil.copytree(models / "iris" / "1", own_repository / "iris" / "2")
+    name = Example.read(models, "iris").model_file.name
+    (own_repository / "iris" / "config.pbtxt").write_text(CONFIG.replace("model.ubj", name))
+    server = start("serve", "--model-repository", own_repository, "--http-port", "{http}", "--grpc-port", "{grpc}")
+    with triton_grpc.InferenceServerClient(server.grpc) as each:
+        over_grpc = each.get_model_config("iris", as_json=True)["config"]
+    over_rest = requests.get(f"{server.url}/v2/models/iris/config").json()
+    batching = over_rest["dynamic_batching"]
+    assert over_rest["version_policy"] == {"specific": {"versions": [1, 2]}}
+    assert over_grpc["version_policy"] == {"specific": {"versions": ["1", "2"]}}
+    assert batching["max_queue_delay_microseconds"] == int(over_grpc["dynamic_batching"]["max_queue_delay_microseconds"])
+    assert batching["default_queue_policy"] == over_grpc["dynamic_batching"]["default_queue_policy"]
+    assert batching["default_queue_policy"] == {"max_queue_size": 7}
+    told = {"output_class": "true", "predict_proba": "false", "threshold": "0.25"}
+    for config in (over_rest, over_grpc):
+        assert config["max_batch_size"] == 16
+        assert config["default_model_filename"] == name
+        assert {key: value["string_value"] for key, value in config["parameters"].items()} == told
+    # What the settings leave open is as it is without them.
+    plain = requests.get(f"{server.url}/v2/models/breast-cancer/config").json()
+    assert plain["version_policy"] == {"latest": {"num_versions": 1}}
+    assert plain["parameters"] == {}
 
 
 def test_statistics(client, iris):

@@ -62,13 +62,22 @@ pub(super) struct Table {
     pub(super) values: Vec<f64>,
 }
 
+/// What becomes of a column that a call lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Absent {
+    /// The call is refused.
+    Refused,
+    /// All of it is missing values.
+    Missing,
+}
+
 impl Columns {
     /// Assembles one-column tensors into a table: ordered by name where the model has names, as given where not.
-    pub(super) fn assemble(&self, inputs: &[Tensor]) -> Result<Table, InferError> {
-        let order = self.order(inputs)?;
+    pub(super) fn assemble(&self, inputs: &[Tensor], absent: Absent) -> Result<Table, InferError> {
+        let order = self.order(inputs, absent)?;
         let rows = inputs.first().map_or(0, Tensor::rows);
         let columns = order.len();
-        let mut unplaced = self.unplaced_by_column(order.iter().map(|&input| &inputs[input]))?.iter();
+        let mut unplaced = self.unplaced_by_column(order.iter().flatten().map(|&input| &inputs[input]))?.iter();
         if let Some(tensor) = inputs.iter().find(|tensor| tensor.len() != rows || tensor.rows() != rows) {
             return Err(InferError::invalid(format!(
                 "column '{}' has shape {:?}; expected [{rows}] like the first column",
@@ -77,8 +86,8 @@ impl Columns {
             )));
         }
         let mut values = vec![f64::NAN; rows * columns];
-        for (column, &input) in order.iter().enumerate() {
-            let tensor = &inputs[input];
+        for (column, input) in order.into_iter().enumerate() {
+            let Some(tensor) = input.map(|input| &inputs[input]) else { continue };
             let placed = self.categories.get(column).and_then(Option::as_ref);
             let text = tensor.datatype() == DataType::Bytes;
             let categories = if text { placed.or_else(|| unplaced.next()) } else { placed };
@@ -90,21 +99,16 @@ impl Columns {
     }
 
     /// For each of the model's columns, the input that holds it.
-    fn order(&self, inputs: &[Tensor]) -> Result<Vec<usize>, InferError> {
+    fn order(&self, inputs: &[Tensor], absent: Absent) -> Result<Vec<Option<usize>>, InferError> {
         if self.names.is_empty() {
-            return Ok((0..inputs.len()).collect());
+            return Ok((0..inputs.len()).map(Some).collect());
         }
         let mut by_name: HashMap<&str, usize> = inputs.iter().enumerate().map(|(i, t)| (t.name(), i)).collect();
-        let mut order = Vec::with_capacity(self.names.len());
-        let mut absent = Vec::new();
-        for name in &self.names {
-            match by_name.remove(name.as_str()) {
-                Some(input) => order.push(input),
-                None => absent.push(name.as_str()),
-            }
-        }
-        if !absent.is_empty() {
-            return Err(InferError::invalid(format!("missing columns: {}", absent.join(", "))));
+        let order: Vec<Option<usize>> = self.names.iter().map(|name| by_name.remove(name.as_str())).collect();
+        if absent == Absent::Refused && order.contains(&None) {
+            let lacking = self.names.iter().zip(&order).filter(|(_, input)| input.is_none());
+            let lacking: Vec<&str> = lacking.map(|(name, _)| name.as_str()).collect();
+            return Err(InferError::invalid(format!("missing columns: {}", lacking.join(", "))));
         }
         let mut unknown: Vec<&str> = by_name.into_keys().collect();
         if !unknown.is_empty() {
@@ -156,5 +160,37 @@ impl Columns {
                 Err(InferError::invalid(format!("column '{name}' holds text, but the model knows no categories of it")))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn columns() -> Columns {
+        Columns {
+            count: 3,
+            names: ["a", "b", "c"].map(str::to_owned).to_vec(),
+            categories: Vec::new(),
+            unplaced: Vec::new(),
+            unknown: Unknown::Missing,
+        }
+    }
+
+    fn column(name: &str, values: &[f64]) -> Tensor {
+        Tensor::from_vec(name, vec![values.len()], values.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_column_that_is_absent_is_refused_or_missing() {
+        let inputs = [column("c", &[3.0, 6.0]), column("a", &[1.0, 4.0])];
+        let refused = columns().assemble(&inputs, Absent::Refused).unwrap_err();
+        assert_eq!(refused, InferError::invalid("missing columns: b"));
+        let table = columns().assemble(&inputs, Absent::Missing).unwrap();
+        assert_eq!((table.rows, table.columns), (2, 3));
+        assert_eq!([0, 2, 3, 5].map(|at| table.values[at]), [1.0, 3.0, 4.0, 6.0]);
+        assert!(table.values[1].is_nan() && table.values[4].is_nan());
+        let unknown = [column("d", &[1.0])];
+        assert!(columns().assemble(&unknown, Absent::Missing).is_err(), "whoever picks columns picks those");
     }
 }

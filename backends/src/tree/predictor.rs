@@ -1,7 +1,7 @@
 //! Rows in, predictions out.
 
 use super::answer::Shaping;
-use super::frame::Columns;
+use super::frame::{Absent, Columns};
 use super::scorer::{Intake, Number, Scorer};
 use crate::{
     Call, Conventions, DataType, Element, InferError, LoadOptions, Parameter, Port, Predictor, Profile, Settings,
@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 const ROWS_PER_TASK: usize = 256;
 /// Rows between two looks at the deadline.
 const ROWS_PER_CHECK: usize = 16 * ROWS_PER_TASK;
+/// The `content_type` of a table whose sender picked those of the model's columns that it has.
+const FILLED_FRAME: &str = "pd; columns=model";
 /// A model with more columns is not timed: a row of them is larger than the file need be.
 const TIMED_COLUMNS: usize = 1 << 16;
 
@@ -98,9 +100,13 @@ impl<S: Scorer> TreePredictor<S> {
     /// The one input as rows of all of the model's columns.
     fn rows<'a>(&self, call: &Call<'a>) -> Result<(Rows<'a, S>, usize), InferError> {
         self.check_size(call.inputs)?;
-        let by_column = matches!(call.parameters.get("content_type"), Some(Parameter::String(t)) if t == "pd");
+        let (by_column, absent) = match call.parameters.get("content_type") {
+            Some(Parameter::String(kind)) if kind == "pd" => (true, Absent::Refused),
+            Some(Parameter::String(kind)) if kind == FILLED_FRAME => (true, Absent::Missing),
+            _ => (false, Absent::Refused),
+        };
         if by_column || call.inputs.len() > 1 {
-            let table = self.intake.columns.assemble(call.inputs)?;
+            let table = self.intake.columns.assemble(call.inputs, absent)?;
             let values: Vec<S::Number> = table.values.into_iter().map(S::Number::from_f64).collect();
             return Ok((self.fit("the columns", Cow::Owned(values), table.rows, table.columns)?, table.rows));
         }

@@ -1,15 +1,17 @@
 //! The gRPC messages of inference, configuration and statistics.
 
-use super::v2::{datatype, from_raw, push_raw, shape};
+use super::v2::{self, datatype, from_raw, push_raw, shape};
 use crate::dataplane::{Infer, Inferred, Wanted};
 use crate::describe;
 use crate::error::Error;
 use crate::registry::Servable;
 use crate::stats::Durations;
+use backends::settings::{Batching, VersionPolicy};
 use backends::tensor::elements;
 use backends::{DataType, Limits, Parameter, Parameters, Port, Tensor};
 use bytes::Bytes;
 use protocol::grpc::infer_parameter::ParameterChoice;
+use protocol::grpc::model_config::SchedulingChoice;
 use protocol::grpc::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
 use protocol::grpc::model_infer_response::InferOutputTensor;
 use protocol::grpc::{self, InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse};
@@ -62,19 +64,9 @@ fn parameters(wire: HashMap<String, InferParameter>) -> Result<Parameters, Error
     Ok(parameters)
 }
 
+/// Outputs are always raw, whether they were wanted in binary or not.
 fn wanted(output: InferRequestedOutputTensor) -> Result<Wanted, Error> {
-    let parameters = parameters(output.parameters)?;
-    let classes = match parameters.get("classification") {
-        None | Some(Parameter::Int(0)) => None,
-        Some(Parameter::Int(count)) if *count > 0 => Some((*count).min(1 << 20) as u32),
-        Some(_) => {
-            return Err(Error::Invalid(format!(
-                "parameter 'classification' of output '{}' is not a number of classes",
-                output.name
-            )));
-        }
-    };
-    Ok(Wanted { name: output.name, classes })
+    v2::wanted(output.name, &parameters(output.parameters)?).map(|(wanted, _)| wanted)
 }
 
 /// `raw` is `Some` when the request has raw contents, and holds this input's.
@@ -238,14 +230,12 @@ pub fn config(servable: &Servable) -> grpc::ModelConfig {
         dims: describe::config_dims(port),
         ..grpc::ModelOutput::default()
     };
-    let latest = grpc::model_version_policy::Latest { num_versions: 1 };
+    let parameter = |(key, value)| (key, grpc::ModelParameter { string_value: value });
     grpc::ModelConfig {
         name: servable.name.clone(),
         platform: servable.signature.platform.clone(),
         backend: "tensorgate".into(),
-        version_policy: Some(grpc::ModelVersionPolicy {
-            policy_choice: Some(grpc::model_version_policy::PolicyChoice::Latest(latest)),
-        }),
+        version_policy: Some(version_policy(&servable.settings.versions)),
         max_batch_size: i32::try_from(describe::max_batch_size(servable)).unwrap_or(i32::MAX),
         input: servable.signature.inputs.iter().map(input).collect(),
         output: servable.signature.outputs.iter().map(output).collect(),
@@ -255,7 +245,35 @@ pub fn config(servable: &Servable) -> grpc::ModelConfig {
             count: 1,
             ..grpc::ModelInstanceGroup::default()
         }],
+        default_model_filename: servable.settings.file.clone().unwrap_or_default(),
+        parameters: describe::config_parameters(&servable.settings).into_iter().map(parameter).collect(),
+        scheduling_choice: Some(SchedulingChoice::DynamicBatching(dynamic_batching(&servable.settings.batching))),
         ..grpc::ModelConfig::default()
+    }
+}
+
+fn version_policy(versions: &VersionPolicy) -> grpc::ModelVersionPolicy {
+    use grpc::model_version_policy::{All, Latest, PolicyChoice, Specific};
+    let choice = match versions {
+        VersionPolicy::Latest(count) => PolicyChoice::Latest(Latest { num_versions: *count }),
+        VersionPolicy::All => PolicyChoice::All(All {}),
+        VersionPolicy::Specific(versions) => {
+            let versions = versions.iter().map(|&version| i64::try_from(version).unwrap_or(i64::MAX)).collect();
+            PolicyChoice::Specific(Specific { versions })
+        }
+    };
+    grpc::ModelVersionPolicy { policy_choice: Some(choice) }
+}
+
+fn dynamic_batching(batching: &Batching) -> grpc::ModelDynamicBatching {
+    let queue = |size: usize| grpc::ModelQueuePolicy {
+        max_queue_size: u32::try_from(size).unwrap_or(u32::MAX),
+        ..grpc::ModelQueuePolicy::default()
+    };
+    grpc::ModelDynamicBatching {
+        max_queue_delay_microseconds: batching.max_delay_us.unwrap_or_default(),
+        default_queue_policy: batching.queue_size.map(queue),
+        ..grpc::ModelDynamicBatching::default()
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::dataplane::{Infer, Inferred};
 use crate::error::Error;
 use backends::{DataType, Parameter, Parameters, Signature, Tensor};
-use protocol::v1::{Cell, Instances, V1Error};
+use protocol::v1::{Cell, Instances, Numbers, V1Error};
 use protocol::write::{self, NotFinite};
 
 impl From<V1Error> for Error {
@@ -18,26 +18,44 @@ impl From<V1Error> for Error {
 /// Says what is wrong and where.
 pub fn decode(body: &[u8], signature: &Signature) -> Result<Infer, Error> {
     let mut parameters = Parameters::new();
-    let (field, instances) = protocol::v1::parse(body)?;
+    // Of a frame, LightGBM's server hands the model the model's own columns; XGBoost's hands it the frame.
+    let columns = if signature.platform == "lightgbm" { &signature.feature_names[..] } else { &[] };
+    let (field, instances) = protocol::v1::parse(body, columns)?;
     // Errors name what the client wrote, unless the model insists on its own names.
     let name = signature.inputs.first().filter(|_| signature.strict).map_or(field, |port| port.name.as_str());
     let inputs = match instances {
-        Instances::Numbers { shape, values, .. } => vec![numbers(name, shape, values, signature)?],
+        Instances::Numbers { shape, values } => vec![numbers(name, shape, values, signature)?],
         Instances::Text(text) => vec![Tensor::from_strings(name, vec![text.len()], text)?],
-        Instances::Frame(columns) => {
-            parameters.insert("content_type".into(), Parameter::String("pd".into()));
-            columns.into_iter().map(|(name, cells)| column(name, cells)).collect::<Result<_, _>>()?
+        Instances::Frame(frame) if frame.is_empty() && !columns.is_empty() => {
+            // The library's answer would be that of a row of which nothing is known.
+            let known = columns.join(", ");
+            return Err(Error::Invalid(format!("{field}: no column is one of the model's, which are {known}")));
+        }
+        Instances::Frame(frame) => {
+            let content = if columns.is_empty() { "pd" } else { FILLED_FRAME };
+            parameters.insert("content_type".into(), Parameter::String(content.into()));
+            frame.into_iter().map(|(name, cells)| column(name, cells)).collect::<Result<_, _>>()?
         }
     };
     Ok(Infer { inputs, parameters, ..Infer::default() })
 }
 
+/// The `content_type` of a frame that may lack columns of the model. That of the protocol, `pd`, may not: KServe picks
+/// and fills columns of v1 frames alone.
+const FILLED_FRAME: &str = "pd; columns=model";
+
 /// Numbers as the model's own type where it is a 32-bit one, which is what the library would round them to.
-fn numbers(name: &str, shape: Vec<usize>, values: Vec<f64>, signature: &Signature) -> Result<Tensor, Error> {
+fn numbers(name: &str, shape: Vec<usize>, values: Numbers, signature: &Signature) -> Result<Tensor, Error> {
     // An empty list is no rows of any width.
     let shape = if shape == [0] { vec![0, 1] } else { shape };
+    let values: Vec<f64> = match values {
+        Numbers::Float(values) => values,
+        // LightGBM takes arrays of 64-bit floats as they are, and makes 32-bit ones of all others.
+        Numbers::Object(values) => values.into_iter().map(|value| f64::from(value as f32)).collect(),
+        Numbers::Whole(values) => values.into_iter().map(|value| f64::from(value as f32)).collect(),
+    };
     if signature.inputs.first().is_some_and(|port| port.datatype == DataType::Fp32) {
-        let narrow: Vec<f32> = values.into_iter().map(|v| v as f32).collect();
+        let narrow: Vec<f32> = values.into_iter().map(|value| value as f32).collect();
         return Ok(Tensor::from_vec(name, shape, narrow)?);
     }
     Ok(Tensor::from_vec(name, shape, values)?)
@@ -113,4 +131,56 @@ fn nested<T>(out: &mut Vec<u8>, shape: &[usize], values: &[T], write: &dyn Fn(&m
         nested(out, inner, &values[index * width..(index + 1) * width], write);
     }
     out.push(b']');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use backends::Port;
+
+    fn signature(datatype: DataType, platform: &str) -> Signature {
+        let port = Port {
+            name: "x".into(),
+            datatype,
+            also: Vec::new(),
+            shape: vec![-1, 2],
+            optional: false,
+            labels: Vec::new(),
+        };
+        let (inputs, feature_names) = (vec![port], vec!["a".into(), "b".into()]);
+        Signature { inputs, outputs: Vec::new(), strict: false, feature_names, platform: platform.into() }
+    }
+
+    fn decoded(list: &str, platform: &str) -> Result<Infer, String> {
+        let body = format!("{{\"instances\": [{list}]}}");
+        decode(body.as_bytes(), &signature(DataType::Fp64, platform)).map_err(|error| error.message())
+    }
+
+    #[test]
+    fn whole_numbers_and_lists_with_null_are_rounded_as_lightgbm_rounds_them() {
+        let values = |list: &str| {
+            let request = decoded(list, "lightgbm").unwrap();
+            request.inputs[0].to_f64().unwrap().to_vec()
+        };
+        assert_eq!(values("[16777217, 16777219]"), [16_777_216.0, 16_777_220.0]);
+        assert_eq!(values("[16777217, 16777219.0]"), [16_777_217.0, 16_777_219.0]);
+        assert_eq!(values("[16777217.0, true], [null, 1]")[0], 16_777_216.0);
+        // Straight to 32 bits: by way of 64 this would be rounded twice.
+        assert_eq!(values("[9007199791611905, 0]")[0], 9_007_200_328_482_816.0);
+        let narrow = decode(br#"{"instances": [[9007199791611905]]}"#, &signature(DataType::Fp32, "xgboost")).unwrap();
+        assert_eq!(narrow.inputs[0].values::<f32>(), Some(&[9_007_200_328_482_816.0][..]));
+    }
+
+    #[test]
+    fn frames_are_picked_for_lightgbm_alone() {
+        let content = |request: &Infer| request.parameters["content_type"].clone();
+        let picked = decoded(r#"{"b": {"0": 1}, "x": {"0": {}}}"#, "lightgbm").unwrap();
+        assert_eq!(picked.inputs.iter().map(Tensor::name).collect::<Vec<_>>(), ["b"]);
+        assert_eq!(content(&picked), Parameter::String("pd; columns=model".into()));
+        let whole = decoded(r#"{"b": {"0": 1}, "x": {"0": 2}}"#, "xgboost").unwrap();
+        assert_eq!(whole.inputs.iter().map(Tensor::name).collect::<Vec<_>>(), ["b", "x"]);
+        assert_eq!(content(&whole), Parameter::String("pd".into()));
+        let error = decoded(r#"{"x": 1}"#, "lightgbm").unwrap_err();
+        assert!(error.contains("no column is one of the model's, which are a, b"), "{error}");
+    }
 }

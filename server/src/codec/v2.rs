@@ -6,7 +6,7 @@ use backends::tensor::elements;
 use backends::{DataType, Limits, Parameter, Parameters, Port, Signature, Tensor};
 use bytes::Bytes;
 use half::{bf16, f16};
-use protocol::v2::{Data, InferRequest, RequestError, RequestInput, RequestedOutput, Values};
+use protocol::v2::{Data, InferRequest, RequestError, RequestInput, Values};
 use protocol::write::{self, NotFinite};
 use protocol::{binary, v2};
 
@@ -45,8 +45,8 @@ pub fn decode(
     limits: &Limits,
 ) -> Result<(Infer, Form), Error> {
     let split = match header_length {
-        None => body.len(),
-        Some(0) => return raw(body, signature, limits),
+        None if !body.is_empty() => body.len(),
+        None | Some(0) => return raw(body, signature, limits),
         Some(length) if length <= body.len() => length,
         Some(length) => {
             return Err(Error::Invalid(format!(
@@ -67,11 +67,12 @@ pub fn decode(
             tail.bytes.len() - tail.at
         )));
     }
-    let all_binary = infer.parameters.remove("binary_data_output") == Some(Parameter::Bool(true));
+    let all_binary = infer.parameters.get("binary_data_output") == Some(&Parameter::Bool(true));
     let mut form = Form { all_binary: all_binary && request.outputs.is_empty(), binary: Vec::new() };
     for output in request.outputs {
-        form.binary.push(flag(&output, "binary_data")?);
-        infer.outputs.push(Wanted { classes: classes(&output)?, name: output.name });
+        let (wanted, binary) = wanted(output.name, &parameters(output.parameters))?;
+        infer.outputs.push(wanted);
+        form.binary.push(binary);
     }
     Ok((infer, form))
 }
@@ -88,23 +89,26 @@ pub fn parameters(wire: v2::Parameters) -> Parameters {
     wire.into_iter().map(|(key, v)| (key, value(v))).collect()
 }
 
-fn flag(output: &RequestedOutput, name: &str) -> Result<bool, Error> {
-    match output.parameters.get(name) {
-        None => Ok(false),
-        Some(v2::Parameter::Bool(value)) => Ok(*value),
-        Some(_) => Err(Error::Invalid(format!("parameter '{name}' of output '{}' is not true or false", output.name))),
+/// A wanted output, and whether it is wanted in binary.
+///
+/// # Errors
+/// A parameter means nothing, or asks for what is not served.
+pub fn wanted(name: String, parameters: &Parameters) -> Result<(Wanted, bool), Error> {
+    if parameters.contains_key("shared_memory_region") {
+        return Err(Error::Unsupported(format!("output '{name}' is to go to shared memory, which is not served")));
     }
-}
-
-fn classes(output: &RequestedOutput) -> Result<Option<u32>, Error> {
-    match output.parameters.get("classification") {
-        None | Some(v2::Parameter::Int(0)) => Ok(None),
-        Some(v2::Parameter::Int(count)) if *count > 0 => Ok(Some((*count).min(1 << 20) as u32)),
-        Some(_) => Err(Error::Invalid(format!(
-            "parameter 'classification' of output '{}' is not a number of classes",
-            output.name
-        ))),
-    }
+    let invalid = |key: &str, is: &str| Error::Invalid(format!("parameter '{key}' of output '{name}' is not {is}"));
+    let binary = match parameters.get("binary_data") {
+        None => false,
+        Some(Parameter::Bool(binary)) => *binary,
+        Some(_) => return Err(invalid("binary_data", "true or false")),
+    };
+    let classes = match parameters.get("classification") {
+        None | Some(Parameter::Int(0)) => None,
+        Some(Parameter::Int(count @ 1..)) => Some((*count).min(1 << 20) as u32),
+        Some(_) => return Err(invalid("classification", "a number of classes")),
+    };
+    Ok((Wanted { name, classes }, binary))
 }
 
 /// Binary tensors behind the JSON, taken in order.
@@ -133,7 +137,7 @@ fn tensor(input: RequestInput, tail: &mut Tail, limits: &Limits) -> Result<Tenso
     let count = elements(&shape, datatype, limits).map_err(|e| Error::Invalid(format!("input '{name}': {e}")))?;
     if let Some(region) = input.parameters.get("shared_memory_region") {
         return Err(Error::Unsupported(format!(
-            "input '{name}' names shared memory region {region:?}; shared memory is not served, send the data"
+            "input '{name}' names shared memory region {region}; shared memory is not served, send the data"
         )));
     }
     match (input.data, input.parameters.get("binary_data_size")) {
@@ -143,7 +147,7 @@ fn tensor(input: RequestInput, tail: &mut Tail, limits: &Limits) -> Result<Tenso
             from_raw(name, datatype, shape, bytes)
         }
         (None, Some(size)) => {
-            Err(Error::Invalid(format!("input '{name}': binary_data_size {size:?} is not a number of bytes")))
+            Err(Error::Invalid(format!("input '{name}': binary_data_size {size} is not a number of bytes")))
         }
         (None, None) => Err(Error::Invalid(format!(
             "input '{name}' must have 'data', or a 'binary_data_size' parameter and its bytes behind the JSON"
@@ -269,6 +273,11 @@ fn raw(body: &Bytes, signature: &Signature, limits: &Limits) -> Result<(Infer, F
     };
     let tensor = if port.datatype == DataType::Bytes {
         raw_text(body, port)?
+    } else if body.is_empty() {
+        return Err(Error::Invalid(format!(
+            "the body is empty; as a raw request it lacks the bytes of input '{}'",
+            port.name
+        )));
     } else {
         let shape = deduce(port, body.len() / port.datatype.size().max(1))?;
         elements(&shape, port.datatype, limits).map_err(|e| Error::Invalid(format!("input '{}': {e}", port.name)))?;

@@ -14,7 +14,8 @@ use crate::dataplane::Dataplane;
 use crate::edge::keys::Keys;
 use crate::error::Error;
 use axum::Router;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn_with_state, map_response};
+use axum::response::Response;
 use counted::Rules;
 use generated::grpc_inference_service_server::GrpcInferenceServiceServer;
 use http::HeaderValue;
@@ -74,7 +75,18 @@ pub fn router(plane: Arc<Dataplane>, bounds: Bounds, keys: Option<Arc<Keys>>) ->
     if let Ok(alpha) = reflection().build_v1alpha() {
         routes.add_service(InterceptedService::new(alpha, check));
     }
-    routes.routes().into_axum_router().layer(from_fn_with_state(rules, counted::count))
+    let routes = routes.routes().into_axum_router().layer(map_response(too_large));
+    routes.layer(from_fn_with_state(rules, counted::count))
+}
+
+/// A single message over the limit is OUT_OF_RANGE to the library, which reads it before any service does; in the table
+/// of errors, and to clients of other servers, it is RESOURCE_EXHAUSTED. Nothing else here is OUT_OF_RANGE.
+async fn too_large(mut response: Response) -> Response {
+    if response.headers().get(Status::GRPC_STATUS).is_some_and(|code| code == "11") {
+        let code = Error::TooLarge(String::new()).row().1;
+        response.headers_mut().insert(Status::GRPC_STATUS, HeaderValue::from(code));
+    }
+    response
 }
 
 /// Keeps `grpc.health.v1` true, and ends its watches when connections close: they would hold them open for ever.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 pub(super) struct Service(pub(super) Arc<Dataplane>);
 
@@ -125,7 +125,7 @@ impl GrpcInferenceService for Service {
                 let request = match request {
                     Ok(request) => request,
                     Err(broken) => {
-                        let _ = send.send(Err(broken)).await;
+                        let _ = send.send(Err(of_the_table(broken))).await;
                         return;
                     }
                 };
@@ -217,8 +217,14 @@ impl GrpcInferenceService for Service {
         let request = request.into_inner();
         let unload = async {
             let name = Self::model(&request.repository_name, &request.model_name)?;
-            if let Some(parameter) = request.parameters.keys().find(|key| *key != "unload_dependents") {
-                return Err(Error::Invalid(format!("unload parameter '{parameter}'; unload_dependents is known")));
+            let truth = |value: &ModelRepositoryParameter| {
+                matches!(value.parameter_choice, Some(model_repository_parameter::ParameterChoice::BoolParam(_)))
+            };
+            let known = |name: &str, value: &ModelRepositoryParameter| name == "unload_dependents" && truth(value);
+            if let Some((name, _)) = request.parameters.iter().find(|(name, value)| !known(name, value)) {
+                return Err(Error::Invalid(format!(
+                    "unload parameter '{name}'; unload_dependents is known, true or false"
+                )));
             }
             self.0.unload(name).await?;
             Ok(name.to_owned())
@@ -276,6 +282,14 @@ impl GrpcInferenceService for Service {
     async fn log_settings(&self, _: Request<LogSettingsRequest>) -> Reply<LogSettingsResponse> {
         Err(not_served("log settings"))
     }
+}
+
+/// A message over the limit is OUT_OF_RANGE to the library, and too large in the table of errors.
+fn of_the_table(broken: Status) -> Status {
+    if broken.code() == Code::OutOfRange {
+        return status(&Error::TooLarge(broken.message().into()));
+    }
+    broken
 }
 
 fn not_served(what: &str) -> Status {

@@ -5,9 +5,9 @@ use crate::budget::{Budget, PAGE, Room};
 use crate::error::Error;
 use crate::threads::heavy;
 use bytes::{Bytes, BytesMut};
-use flate2::Compression;
-use flate2::bufread::{GzDecoder, ZlibDecoder};
+use flate2::bufread::GzDecoder;
 use flate2::write::{GzEncoder, ZlibEncoder};
+use flate2::{Compression, Decompress, FlushDecompress, Status};
 use http::HeaderMap;
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
 use http_body_util::BodyExt;
@@ -146,12 +146,8 @@ fn unpack(
             Err(Error::Invalid(format!("the body consists of more than {MEMBERS} gzip members")))
         }
         Encoding::Deflate => {
-            let mut reader = ZlibDecoder::new(rest);
-            unpacked.drain(&mut reader)?;
-            match reader.into_inner() {
-                [] => Ok(unpacked.bytes.into()),
-                more => Err(Error::Invalid(format!("{} bytes lie behind the end of the deflated body", more.len()))),
-            }
+            unpacked.drain(&mut Zlib { stream: Decompress::new(true), packed, over: false })?;
+            Ok(unpacked.bytes.into())
         }
     }
 }
@@ -183,6 +179,33 @@ impl Unpacked<'_> {
             self.room.grow(self.budget, self.bytes.len() + count)?;
             self.bytes.extend_from_slice(&piece[..count]);
         }
+    }
+}
+
+/// A zlib stream that is the whole of a body. The library's own reader passes over what follows a stream, and takes one
+/// that is cut off for one that ends.
+struct Zlib<'a> {
+    stream: Decompress,
+    packed: &'a [u8],
+    over: bool,
+}
+
+impl Read for Zlib<'_> {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        if self.over {
+            return Ok(0);
+        }
+        let (taken, made) = (self.stream.total_in() as usize, self.stream.total_out());
+        let status = self.stream.decompress(&self.packed[taken..], out, FlushDecompress::None)?;
+        let count = (self.stream.total_out() - made) as usize;
+        self.over = status == Status::StreamEnd;
+        if self.over && self.stream.total_in() as usize != self.packed.len() {
+            return Err(std::io::Error::other("bytes follow the end of its stream"));
+        }
+        if !self.over && count == 0 {
+            return Err(std::io::Error::other("its stream is cut off"));
+        }
+        Ok(count)
     }
 }
 
@@ -226,6 +249,32 @@ impl Encoding {
                 let mut encoder = ZlibEncoder::new(Vec::new(), Compression::fast());
                 encoder.write_all(body)?;
                 encoder.finish()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unpacked(packed: &[u8], encoding: Encoding) -> Result<Bytes, Error> {
+        let limits = BodyLimits { bytes: 1 << 20, idle: std::time::Duration::from_secs(1) };
+        unpack(packed, encoding, &limits, &Budget::new(1 << 22), &mut Room::default())
+    }
+
+    #[test]
+    fn a_packed_body_is_one_stream_and_nothing_else() {
+        let body: Vec<u8> = (0..200_000u32).flat_map(|i| i.wrapping_mul(i).to_le_bytes()).collect();
+        for encoding in [Encoding::Gzip, Encoding::Deflate] {
+            let packed = encoding.pack(&body).unwrap();
+            assert_eq!(unpacked(&packed, encoding).unwrap(), body, "{encoding:?}");
+            assert_eq!(unpacked(&encoding.pack(b"").unwrap(), encoding).unwrap(), b"".as_slice(), "{encoding:?}");
+            for garbage in [b"\0".as_slice(), b"garbage", &packed[..20]] {
+                assert!(unpacked(&[&packed, garbage].concat(), encoding).is_err(), "{encoding:?} {garbage:?}");
+            }
+            for cut in [0, 1, 2, packed.len() / 2, packed.len() - 4, packed.len() - 1] {
+                assert!(unpacked(&packed[..cut], encoding).is_err(), "{encoding:?} {cut}");
             }
         }
     }

@@ -76,6 +76,8 @@ impl Rest {
             .route("/v2/repository/models/{model}/unload", post(v2::unload))
             .route("/v2/repository/{repository}/{*rest}", any(v2::named_repository))
             .route("/v2/trace/setting", any(v2::not_built))
+            .route("/v2/models/{model}/trace/setting", any(v2::not_built))
+            .route("/v2/models/{model}/versions/{version}/trace/setting", any(v2::not_built))
             .route("/v2/logging", any(v2::not_built))
             .route("/v2/systemsharedmemory/{*rest}", any(v2::not_built))
             .route("/v2/cudasharedmemory/{*rest}", any(v2::not_built))

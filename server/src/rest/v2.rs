@@ -28,6 +28,16 @@ pub(super) struct Target {
     version: Option<String>,
 }
 
+impl Target {
+    /// The model that is meant. A path has digits for a version, or is none.
+    fn servable(&self, rest: &Rest) -> Result<Arc<Servable>, Error> {
+        match &self.version {
+            Some(version) if !version.bytes().all(|byte| byte.is_ascii_digit()) => Err(Error::NoRoute),
+            version => rest.plane.servable(&self.model, version.as_deref()),
+        }
+    }
+}
+
 pub(super) async fn live(State(rest): State<Rest>) -> Response {
     if rest.plane.live() {
         reply::json(StatusCode::OK, b"{\"live\":true}".to_vec())
@@ -64,7 +74,7 @@ pub(super) async fn list(State(rest): State<Rest>) -> Response {
 }
 
 pub(super) async fn model_metadata(State(rest): State<Rest>, Path(target): Path<Target>) -> Response {
-    answer(rest.plane.servable(&target.model, target.version.as_deref()).map(|servable| {
+    answer(target.servable(&rest).map(|servable| {
         let versions = rest.plane.registry().ready_versions(&target.model);
         reply::value(StatusCode::OK, &describe::metadata(&servable, &versions))
     }))
@@ -72,24 +82,20 @@ pub(super) async fn model_metadata(State(rest): State<Rest>, Path(target): Path<
 
 pub(super) async fn model_ready(State(rest): State<Rest>, Path(target): Path<Target>) -> Response {
     answer(
-        rest.plane
-            .servable(&target.model, target.version.as_deref())
+        target
+            .servable(&rest)
             .map(|servable| reply::value(StatusCode::OK, &json!({"name": servable.name, "ready": true}))),
     )
 }
 
 pub(super) async fn config(State(rest): State<Rest>, Path(target): Path<Target>) -> Response {
-    answer(
-        rest.plane
-            .servable(&target.model, target.version.as_deref())
-            .map(|servable| reply::value(StatusCode::OK, &describe::config(&servable))),
-    )
+    answer(target.servable(&rest).map(|servable| reply::value(StatusCode::OK, &describe::config(&servable))))
 }
 
 pub(super) async fn stats(State(rest): State<Rest>, Path(target): Path<Target>) -> Response {
     answer(
-        rest.plane
-            .servable(&target.model, target.version.as_deref())
+        target
+            .servable(&rest)
             .map(|servable| reply::value(StatusCode::OK, &json!({"model_stats": [describe::stats(&servable)]}))),
     )
 }
@@ -107,7 +113,7 @@ pub(super) async fn infer(State(rest): State<Rest>, Path(target): Path<Target>, 
 }
 
 async fn try_infer(rest: &Rest, target: &Target, headers: &HeaderMap, body: Body) -> Result<Response, Error> {
-    let servable = rest.plane.servable(&target.model, target.version.as_deref())?;
+    let servable = target.servable(rest)?;
     infer_on(rest, servable, headers, body).await
 }
 
@@ -170,6 +176,7 @@ pub(super) fn deadline(rest: &Rest, headers: &HeaderMap) -> Result<Instant, Erro
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct IndexRequest {
     #[serde(default)]
     ready: bool,
@@ -184,6 +191,7 @@ pub(super) async fn index(State(rest): State<Rest>, headers: HeaderMap, body: Bo
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct LoadRequest {
     #[serde(default)]
     parameters: serde_json::Map<String, serde_json::Value>,
@@ -215,8 +223,11 @@ pub(super) async fn unload(
 ) -> Response {
     let unload = async {
         let request: LoadRequest = parse_optional(&rest, &headers, body).await?;
-        if let Some(name) = request.parameters.keys().find(|name| *name != "unload_dependents") {
-            return Err(Error::Invalid(format!("unload parameter '{name}'; unload_dependents is known")));
+        let known = |name: &str, value: &serde_json::Value| name == "unload_dependents" && value.is_boolean();
+        if let Some((name, _)) = request.parameters.iter().find(|(name, value)| !known(name, value)) {
+            return Err(Error::Invalid(format!(
+                "unload parameter '{name}'; unload_dependents is known, true or false"
+            )));
         }
         rest.plane.unload(&target.model).await
     };
@@ -233,15 +244,18 @@ fn managed(rest: &Rest, result: Result<(), Error>, model: &str, verb: &str) -> R
     }))
 }
 
-/// A body that may be empty.
+/// An object, or nothing: a body that may be empty.
 async fn parse_optional<T: Default + for<'a> Deserialize<'a>>(
     rest: &Rest,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<T, Error> {
     let held = body::read(rest, headers, body, Instant::now() + rest.plane.longest()).await?;
-    if held.bytes.iter().all(u8::is_ascii_whitespace) {
-        return Ok(T::default());
+    match held.bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        None => return Ok(T::default()),
+        Some(b'{') => {}
+        // A list would be read as the object's members in their order.
+        Some(_) => return Err(Error::Invalid("failed to parse the request JSON buffer: expected an object".into())),
     }
     serde_json::from_slice(&held.bytes)
         .map_err(|e| Error::Invalid(format!("failed to parse the request JSON buffer: {e}")))
