@@ -1,4 +1,4 @@
-//! The wire: the Open Inference Protocol v1 and v2 as this server reads and writes them.
+//! The wire: the Open Inference Protocol v1 and v2, and the OpenAI API, as this server reads and writes them.
 //!
 //! Nothing here knows a runtime, a socket or a tensor of the engine. Reading checks form (is this the JSON that the
 //! protocol describes?), never meaning (does the model want it?).
@@ -6,6 +6,7 @@
 pub mod binary;
 pub mod grpc;
 pub mod json;
+pub mod openai;
 pub mod v1;
 pub mod v2;
 pub mod write;
