@@ -1,8 +1,8 @@
 //! GGUF files made by llama.cpp's own converter, against the logits of the models they were made from, and block formats
 //! against gguf-py's reader. `tests/llm/make_gguf.py` wrote the files.
 
-use backends::llm::layout;
 use crate::reference::Reference;
+use backends::llm::layout;
 use backends::llm::spec::DecoderSpec;
 use backends::llm::weights::blocks::dequantise;
 use backends::llm::weights::gguf::Gguf;

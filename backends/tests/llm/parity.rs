@@ -4,8 +4,8 @@
 //! `tests/llm/make_goldens.py` wrote the goldens. The tolerance is 5e-5 of the logits' standard deviation at every
 //! position; 32-bit noise is about a tenth of it.
 
-use backends::LoadError;
 use crate::reference::{Logits, Reference};
+use backends::LoadError;
 use backends::llm::rope::Rope;
 use backends::llm::spec::DecoderSpec;
 use backends::llm::weights::dummy::{Dummy, Init};

@@ -1,8 +1,8 @@
 //! safetensors files as Python writes them: shards, half precision, and gpt-oss's experts in two tensors.
 //! `tests/llm/make_gguf.py` wrote the files and the logits.
 
-use backends::llm::layout;
 use crate::reference::Reference;
+use backends::llm::layout;
 use backends::llm::spec::{DecoderSpec, FloatType};
 use backends::llm::weights::blocks::dequantise;
 use backends::llm::weights::safetensors::Safetensors;

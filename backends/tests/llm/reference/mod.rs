@@ -8,11 +8,11 @@ mod attention;
 mod feed_forward;
 mod ops;
 
-use backends::{InferError, LoadError};
+use attention::Attention;
 use backends::llm::layout::{Part, Slot};
 use backends::llm::spec::{DecoderSpec, Placement};
 use backends::llm::weights::Weights;
-use attention::Attention;
+use backends::{InferError, LoadError};
 use candle_core::{Device, Tensor};
 use feed_forward::FeedForward;
 use ops::{Norm, Reader, softcap};
