@@ -96,7 +96,10 @@ BAD_V2 = {
     "the same member twice": (twice('"id"', '"id": "2"'), ["id", "twice"]),
     "parameters twice": (twice('"parameters"', '"parameters": {}'), ["parameters", "twice"]),
     "the same parameter twice": (twice('"a"', '"a": 2'), ["'a'", "twice"]),
-    "a number of very many digits": (json.dumps(v2()).replace("5.1", "5." + "1" * 10_000).encode(), ["10002 characters"]),
+    "a number of very many digits": (
+        json.dumps(v2()).replace("5.1", "5." + "1" * 10_000).encode(),
+        ["10002 characters"],
+    ),
     "binary size without a tail": (
         {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "parameters": {"binary_data_size": 16}}]},
         ["binary"],
@@ -333,7 +336,11 @@ BAD_GRPC = {
     "timeout is no whole number": (message(raw=RAW, timeout=1.5), "INVALID_ARGUMENT", ["timeout"]),
     "priority is negative": (message(raw=RAW, priority=-1), "INVALID_ARGUMENT", ["priority"]),
     "priority is text": (message(raw=RAW, priority="high"), "INVALID_ARGUMENT", ["priority"]),
-    "binary_data_output is text": (message(raw=RAW, binary_data_output="yes"), "INVALID_ARGUMENT", ["binary_data_output"]),
+    "binary_data_output is text": (
+        message(raw=RAW, binary_data_output="yes"),
+        "INVALID_ARGUMENT",
+        ["binary_data_output"],
+    ),
     "binary_data is text": (with_output(binary_data="yes"), "INVALID_ARGUMENT", ["binary_data"]),
     "a sequence's id": (message(raw=RAW, sequence_id=7), "UNIMPLEMENTED", ["sequence_id"]),
     "a sequence's start": (message(raw=RAW, sequence_start=True), "UNIMPLEMENTED", ["sequence_start"]),

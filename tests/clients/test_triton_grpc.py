@@ -284,12 +284,11 @@ def test_a_configuration_says_what_the_model_was_told(start, models, own_reposit
     with triton_grpc.InferenceServerClient(server.grpc) as each:
         over_grpc = each.get_model_config("iris", as_json=True)["config"]
     over_rest = requests.get(f"{server.url}/v2/models/iris/config").json()
-    batching = over_rest["dynamic_batching"]
+    batching, over_grpc_batching = over_rest["dynamic_batching"], over_grpc["dynamic_batching"]
     assert over_rest["version_policy"] == {"specific": {"versions": [1, 2]}}
     assert over_grpc["version_policy"] == {"specific": {"versions": ["1", "2"]}}
-    assert batching["max_queue_delay_microseconds"] == int(over_grpc["dynamic_batching"]["max_queue_delay_microseconds"])
-    assert batching["default_queue_policy"] == over_grpc["dynamic_batching"]["default_queue_policy"]
-    assert batching["default_queue_policy"] == {"max_queue_size": 7}
+    assert batching["max_queue_delay_microseconds"] == int(over_grpc_batching["max_queue_delay_microseconds"]) == 100
+    assert batching["default_queue_policy"] == over_grpc_batching["default_queue_policy"] == {"max_queue_size": 7}
     told = {"output_class": "true", "predict_proba": "false", "threshold": "0.25"}
     for config in (over_rest, over_grpc):
         assert config["max_batch_size"] == 16
