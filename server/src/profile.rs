@@ -1,6 +1,6 @@
 //! Where KServe and Triton answer the same request differently, which of the two is followed. What they differ in of
-//! errors is a table each, [`kserve`] and [`triton`]: REST passes through it on the way out ([`Manner::restate`]), gRPC
-//! where a status is made ([`Profile::status`]). What an error is called otherwise is in `error.rs`.
+//! errors is a table each, `kserve` and `triton`: REST passes through it on the way out ([`Manner::restate`]), gRPC where
+//! a status is made ([`Profile::status`]). What an error is called otherwise is in `error.rs`.
 
 use crate::error::Error;
 use crate::repository::{Version, parse_version};
