@@ -78,6 +78,7 @@ def arguments():
     group.add_argument("--warmup", type=float, default=0.3, help="seconds before each case")
     group.add_argument("--starts", type=int, default=20, help="starts of ours that are timed")
     group.add_argument("--peer-starts", type=int, default=1, help="starts of each other server")
+    group.add_argument("--settle", type=float, default=15.0, help="seconds until memory is looked at again")
     options = parser.parse_args()
     options.only = options.only or list(STAGES)
     if options.only != ["micro"] and not options.models:
