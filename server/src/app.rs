@@ -65,7 +65,12 @@ pub async fn run(config: Config) -> Result<u8, String> {
     let body =
         BodyLimits { bytes: usize::try_from(config.max_body_size).unwrap_or(usize::MAX), idle: config.body_timeout };
     let budget = Budget::new(config.inflight_bytes);
-    let bounds = grpc::Bounds { message_bytes: body.bytes, budget: budget.clone(), idle: body.idle };
+    let bounds = grpc::Bounds {
+        message_bytes: body.bytes,
+        budget: budget.clone(),
+        idle: body.idle,
+        mirrors: config.mirrors_grpc_outputs(),
+    };
     let rest = Rest::new(plane.clone(), body, budget, metrics);
     let services = services(&rest, &plane, bounds, keys);
     let (phase, listeners, addresses) = listen(&config, services).await?;

@@ -165,31 +165,72 @@ fn check_contents(
     Ok(())
 }
 
-/// Writes a reply: always raw contents, which clients of KServe and of Triton read.
-pub fn encode(inferred: Inferred) -> ModelInferResponse {
+/// In which of its two forms a reply carries values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// As bytes, which clients of KServe and of Triton read whatever they sent.
+    Raw,
+    /// As numbers, where all outputs have a type that can be written so.
+    Typed,
+}
+
+/// Writes a reply.
+pub fn encode(inferred: Inferred, form: Form) -> ModelInferResponse {
     let mut response = ModelInferResponse {
         model_name: inferred.servable.name.clone(),
         model_version: inferred.servable.version.to_string(),
         id: inferred.id.unwrap_or_default(),
         ..ModelInferResponse::default()
     };
+    let typed = form == Form::Typed && inferred.outputs.iter().all(|output| contents(output).is_some());
     for output in inferred.outputs {
         response.outputs.push(InferOutputTensor {
             name: output.name().to_owned(),
             datatype: output.datatype().name().to_owned(),
             shape: output.shape().iter().map(|&length| length as i64).collect(),
+            contents: if typed { contents(&output) } else { None },
             ..InferOutputTensor::default()
         });
-        let raw = if output.datatype() == DataType::Bytes {
-            let mut raw = Vec::new();
-            push_raw(&mut raw, &output);
-            raw.into()
-        } else {
-            output.bytes().clone()
-        };
-        response.raw_output_contents.push(raw);
+        if !typed {
+            response.raw_output_contents.push(raw(&output));
+        }
     }
     response
+}
+
+fn raw(output: &Tensor) -> Bytes {
+    if output.datatype() != DataType::Bytes {
+        return output.bytes().clone();
+    }
+    let mut raw = Vec::new();
+    push_raw(&mut raw, output);
+    raw.into()
+}
+
+/// A tensor's values in the field of their family; half precision has none.
+fn contents(output: &Tensor) -> Option<InferTensorContents> {
+    let mut contents = InferTensorContents::default();
+    macro_rules! fill {
+        ($field:ident, $t:ty) => {
+            contents.$field = output.values::<$t>()?.iter().map(|&v| v.into()).collect()
+        };
+    }
+    match output.datatype() {
+        DataType::Bool => contents.bool_contents = output.bytes().iter().map(|byte| *byte != 0).collect(),
+        DataType::Uint8 => fill!(uint_contents, u8),
+        DataType::Uint16 => fill!(uint_contents, u16),
+        DataType::Uint32 => fill!(uint_contents, u32),
+        DataType::Uint64 => fill!(uint64_contents, u64),
+        DataType::Int8 => fill!(int_contents, i8),
+        DataType::Int16 => fill!(int_contents, i16),
+        DataType::Int32 => fill!(int_contents, i32),
+        DataType::Int64 => fill!(int64_contents, i64),
+        DataType::Fp32 => fill!(fp32_contents, f32),
+        DataType::Fp64 => fill!(fp64_contents, f64),
+        DataType::Bytes => contents.bytes_contents = output.strings()?.map(Bytes::copy_from_slice).collect(),
+        DataType::Fp16 | DataType::Bf16 => return None,
+    }
+    Some(contents)
 }
 
 /// Metadata of a model.

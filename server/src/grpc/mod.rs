@@ -40,13 +40,15 @@ pub struct Bounds {
     pub budget: Budget,
     /// Between two pieces of one.
     pub idle: Duration,
+    /// Are values answered in the form in which they came?
+    pub mirrors: bool,
 }
 
 /// All services. Health needs no key; everything else does where there are keys. Must be called within the runtime:
 /// it starts the task that keeps the health service up to date.
 pub fn router(plane: Arc<Dataplane>, bounds: Bounds, keys: Option<Arc<Keys>>) -> Router {
     let rules = Rules { budget: bounds.budget, idle: bounds.idle, whole: plane.longest() };
-    let inference = GrpcInferenceServiceServer::new(service::Service(plane.clone()))
+    let inference = GrpcInferenceServiceServer::new(service::Service { plane: plane.clone(), mirrors: bounds.mirrors })
         .max_decoding_message_size(bounds.message_bytes)
         .max_encoding_message_size(usize::MAX)
         .accept_compressed(CompressionEncoding::Gzip)
@@ -116,7 +118,12 @@ async fn report(plane: Arc<Dataplane>, mut reporter: HealthReporter) {
 
 /// The status that an error has in the table.
 fn status(error: &Error) -> Status {
-    let mut status = Status::new(Code::from_i32(error.row().1), error.message());
+    with_code(error, error.row().1, error.message())
+}
+
+/// The status of an error under another code.
+fn with_code(error: &Error, code: i32, message: String) -> Status {
+    let mut status = Status::new(Code::from_i32(code), message);
     if let Some(after) = error.retry_after() {
         status.metadata_mut().insert("retry-after", tonic::metadata::MetadataValue::from(after.as_secs()));
     }

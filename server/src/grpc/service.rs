@@ -2,10 +2,11 @@
 
 use super::counted::Share;
 use super::generated::grpc_inference_service_server::GrpcInferenceService;
-use super::{status, timeout};
-use crate::codec::grpc as codec;
+use super::{status, timeout, with_code};
+use crate::codec::grpc::{self as codec, Form};
 use crate::dataplane::{Dataplane, EXTENSIONS, NAME, VERSION};
 use crate::error::Error;
+use crate::profile::Verb;
 use crate::threads::heavy;
 use prost::Message;
 use protocol::grpc::*;
@@ -15,7 +16,12 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-pub(super) struct Service(pub(super) Arc<Dataplane>);
+/// The service over a data plane.
+pub(super) struct Service {
+    pub(super) plane: Arc<Dataplane>,
+    /// Are values answered in the form in which they came?
+    pub(super) mirrors: bool,
+}
 
 type Reply<T> = Result<Response<T>, Status>;
 
@@ -23,6 +29,11 @@ type Reply<T> = Result<Response<T>, Status>;
 const STREAM_BUFFER: usize = 16;
 
 impl Service {
+    /// The status of an error as the followed server has it.
+    fn refuse(&self, error: &Error, verb: Verb, version: &str) -> Status {
+        restated(&self.plane, error, verb, version)
+    }
+
     /// KServe's clients put the name into field 1, Triton's into field 2.
     fn model<'a>(repository: &'a str, model: &'a str) -> Result<&'a str, Error> {
         match (repository, model) {
@@ -34,12 +45,22 @@ impl Service {
     }
 }
 
-async fn infer(
-    plane: &Dataplane,
-    request: ModelInferRequest,
+fn restated(plane: &Dataplane, error: &Error, verb: Verb, version: &str) -> Status {
+    let (code, message) = plane.profile().status(error, verb, version);
+    with_code(error, code, message)
+}
+
+/// What an inference request comes with.
+struct Context<'a> {
+    plane: &'a Dataplane,
     deadline: Option<Instant>,
-    share: Option<&Share>,
-) -> Result<ModelInferResponse, Error> {
+    share: Option<&'a Share>,
+    mirrors: bool,
+}
+
+async fn infer(context: &Context<'_>, request: ModelInferRequest) -> Result<ModelInferResponse, Error> {
+    let Context { plane, deadline, share, mirrors } = *context;
+    let form = if mirrors && request.raw_input_contents.is_empty() { Form::Typed } else { Form::Raw };
     let start = Instant::now();
     let servable = plane.servable(&request.model_name, Some(&request.model_version))?;
     let size = request.encoded_len();
@@ -50,7 +71,7 @@ async fn infer(
     let decoding = start.elapsed();
     let inferred = plane.infer(servable, decoded).await?;
     let encoding = Instant::now();
-    let response = heavy(inferred.bytes(), || codec::encode(inferred));
+    let response = heavy(inferred.bytes(), || codec::encode(inferred, form));
     metrics.framed(decoding, encoding.elapsed());
     Ok(response)
 }
@@ -74,19 +95,19 @@ fn given(version: &str) -> Option<&str> {
 #[tonic::async_trait]
 impl GrpcInferenceService for Service {
     async fn server_live(&self, _: Request<ServerLiveRequest>) -> Reply<ServerLiveResponse> {
-        Ok(Response::new(ServerLiveResponse { live: self.0.live() }))
+        Ok(Response::new(ServerLiveResponse { live: self.plane.live() }))
     }
 
     async fn server_ready(&self, _: Request<ServerReadyRequest>) -> Reply<ServerReadyResponse> {
-        Ok(Response::new(ServerReadyResponse { ready: self.0.ready() }))
+        Ok(Response::new(ServerReadyResponse { ready: self.plane.ready() }))
     }
 
     async fn model_ready(&self, request: Request<ModelReadyRequest>) -> Reply<ModelReadyResponse> {
         let request = request.into_inner();
-        match self.0.servable(&request.name, given(&request.version)) {
+        match self.plane.servable(&request.name, given(&request.version)) {
             Ok(_) => Ok(Response::new(ModelReadyResponse { ready: true })),
             Err(Error::NotReady(_)) => Ok(Response::new(ModelReadyResponse { ready: false })),
-            Err(error) => Err(status(&error)),
+            Err(error) => Err(self.refuse(&error, Verb::ModelReady, &request.version)),
         }
     }
 
@@ -97,15 +118,19 @@ impl GrpcInferenceService for Service {
 
     async fn model_metadata(&self, request: Request<ModelMetadataRequest>) -> Reply<ModelMetadataResponse> {
         let request = request.into_inner();
-        let servable = self.0.servable(&request.name, given(&request.version)).map_err(|e| status(&e))?;
-        let versions = self.0.registry().ready_versions(&request.name);
+        let refuse = |e| self.refuse(&e, Verb::Other, &request.version);
+        let servable = self.plane.servable(&request.name, given(&request.version)).map_err(refuse)?;
+        let versions = self.plane.registry().ready_versions(&request.name);
         Ok(Response::new(codec::metadata(&servable, &versions)))
     }
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Reply<ModelInferResponse> {
         let (deadline, share) = (deadline(&request)?, request.extensions().get::<Share>().cloned());
-        let response = infer(&self.0, request.into_inner(), deadline, share.as_ref()).await;
-        response.map(Response::new).map_err(|error| status(&error))
+        let request = request.into_inner();
+        let version = request.model_version.clone();
+        let context = Context { plane: &self.plane, deadline, share: share.as_ref(), mirrors: self.mirrors };
+        let response = infer(&context, request).await;
+        response.map(Response::new).map_err(|error| self.refuse(&error, Verb::Other, &version))
     }
 
     type ModelStreamInferStream = ReceiverStream<Result<ModelStreamInferResponse, Status>>;
@@ -115,7 +140,7 @@ impl GrpcInferenceService for Service {
         &self,
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Reply<Self::ModelStreamInferStream> {
-        let (deadline, plane) = (deadline(&request)?, self.0.clone());
+        let (deadline, plane, mirrors) = (deadline(&request)?, self.plane.clone(), self.mirrors);
         let share = request.extensions().get::<Share>().cloned();
         let ends_on_error = request.metadata().get("triton_grpc_error").is_some_and(|v| v.as_bytes() == b"true");
         let mut requests = request.into_inner();
@@ -129,17 +154,18 @@ impl GrpcInferenceService for Service {
                         return;
                     }
                 };
-                let id = request.id.clone();
-                let answer = match infer(&plane, request, deadline, share.as_ref()).await {
+                let (id, version) = (request.id.clone(), request.model_version.clone());
+                let context = Context { plane: &plane, deadline, share: share.as_ref(), mirrors };
+                let answer = match infer(&context, request).await {
                     Ok(mut response) => {
                         let last = infer_parameter::ParameterChoice::BoolParam(true);
                         let last = InferParameter { parameter_choice: Some(last) };
                         response.parameters.insert("triton_final_response".into(), last);
                         Ok(ModelStreamInferResponse { error_message: String::new(), infer_response: Some(response) })
                     }
-                    Err(error) if ends_on_error => Err(status(&error)),
+                    Err(error) if ends_on_error => Err(restated(&plane, &error, Verb::Other, &version)),
                     Err(error) => Ok(ModelStreamInferResponse {
-                        error_message: error.message(),
+                        error_message: plane.profile().status(&error, Verb::Other, &version).1,
                         infer_response: Some(ModelInferResponse { id, ..ModelInferResponse::default() }),
                     }),
                 };
@@ -157,16 +183,18 @@ impl GrpcInferenceService for Service {
 
     async fn model_config(&self, request: Request<ModelConfigRequest>) -> Reply<ModelConfigResponse> {
         let request = request.into_inner();
-        let servable = self.0.servable(&request.name, given(&request.version)).map_err(|e| status(&e))?;
+        let refuse = |e| self.refuse(&e, Verb::Other, &request.version);
+        let servable = self.plane.servable(&request.name, given(&request.version)).map_err(refuse)?;
         Ok(Response::new(ModelConfigResponse { config: Some(codec::config(&servable)) }))
     }
 
     async fn model_statistics(&self, request: Request<ModelStatisticsRequest>) -> Reply<ModelStatisticsResponse> {
         let request = request.into_inner();
         let servables = if request.name.is_empty() {
-            self.0.registry().servables()
+            self.plane.registry().servables()
         } else {
-            vec![self.0.servable(&request.name, given(&request.version)).map_err(|e| status(&e))?]
+            let refuse = |e| self.refuse(&e, Verb::Statistics, &request.version);
+            vec![self.plane.servable(&request.name, given(&request.version)).map_err(refuse)?]
         };
         let model_stats = servables.iter().map(|servable| codec::statistics(servable)).collect();
         Ok(Response::new(ModelStatisticsResponse { model_stats }))
@@ -176,9 +204,9 @@ impl GrpcInferenceService for Service {
         let request = request.into_inner();
         if !request.repository_name.is_empty() {
             let error = Error::Unsupported("'repository_name' specification is not supported".into());
-            return Err(status(&error));
+            return Err(self.refuse(&error, Verb::Other, ""));
         }
-        let entries = self.0.index(request.ready).map_err(|e| status(&e))?;
+        let entries = self.plane.index(request.ready).map_err(|e| self.refuse(&e, Verb::Other, ""))?;
         let models = entries
             .into_iter()
             .map(|entry| repository_index_response::ModelIndex {
@@ -203,10 +231,10 @@ impl GrpcInferenceService for Service {
                     "load parameter '{parameter}': configuration and files come from the repository alone"
                 )));
             }
-            self.0.load(name).await?;
+            self.plane.load(name).await?;
             Ok(name.to_owned())
         };
-        let name = load.await.map_err(|e| status(&e))?;
+        let name = load.await.map_err(|e| self.refuse(&e, Verb::Other, ""))?;
         Ok(Response::new(RepositoryModelLoadResponse { model_name: name, is_loaded: true }))
     }
 
@@ -226,10 +254,10 @@ impl GrpcInferenceService for Service {
                     "unload parameter '{name}'; unload_dependents is known, true or false"
                 )));
             }
-            self.0.unload(name).await?;
+            self.plane.unload(name).await?;
             Ok(name.to_owned())
         };
-        let name = unload.await.map_err(|e| status(&e))?;
+        let name = unload.await.map_err(|e| self.refuse(&e, Verb::Other, ""))?;
         Ok(Response::new(RepositoryModelUnloadResponse { model_name: name, is_unloaded: true }))
     }
 

@@ -51,10 +51,6 @@ impl Cache {
     pub fn len(&self) -> usize {
         self.len
     }
-    /// Is no position held?
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
 }
 
 /// Logits of some positions.
