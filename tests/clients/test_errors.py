@@ -231,7 +231,7 @@ MISSING = {
 @pytest.mark.parametrize("case", MISSING)
 def test_not_found(server, case):
     method, path, words = MISSING[case]
-    body = {"instances": [ROW]} if path.startswith("/v1") else v2()
+    body = {"instances": [ROW]} if path.startswith("/v1") else v2() if path.endswith("infer") else {}
     reply = requests.request(method, server.url + path, json=body if method == "POST" else None)
     assert_refused(reply, 404, *words)
 
