@@ -8,11 +8,14 @@
 //!                        executor: launch, sample, collect  (engine: one step after the other)
 //! ```
 //!
+//! On the way there: [`text`], from characters to tokens and back. What computes: [`cpu`].
+//!
 //! The scheduler, its blocks and the engine know no device and no clock; an executor knows no request. Each step takes
 //! some tokens of every sequence that runs: one where it decodes, a chunk where its prompt is not computed yet.
 
 pub mod blocks;
 pub mod config;
+pub mod cpu;
 pub mod engine;
 pub mod executor;
 pub mod families;
@@ -22,11 +25,13 @@ pub mod plan;
 pub mod request;
 pub mod rope;
 mod rope_config;
+pub mod sampler;
 pub mod sampling;
 pub mod scheduler;
 pub mod scripted;
 pub mod sequence;
 pub mod spec;
+pub mod text;
 pub mod weights;
 
 pub use families::FAMILIES;

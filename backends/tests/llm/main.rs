@@ -6,6 +6,7 @@
 mod blocks;
 mod common;
 mod config;
+mod cpu;
 mod gguf;
 mod hazards;
 mod parity;
@@ -14,4 +15,8 @@ mod reference;
 mod request;
 mod rules;
 mod safetensors;
+mod sampler;
 mod scripts;
+mod stops;
+mod templates;
+mod tokenizers;

@@ -17,14 +17,14 @@ use std::path::{Path, PathBuf};
 const TOLERANCE: f64 = 5e-5;
 
 /// One run of a golden file.
-struct Golden {
-    name: String,
+pub(super) struct Golden {
+    pub(super) name: String,
     config: Vec<u8>,
     init: Init,
     seed: u64,
-    context: usize,
-    tokens: Vec<u32>,
-    logits: Vec<f32>,
+    pub(super) context: usize,
+    pub(super) tokens: Vec<u32>,
+    pub(super) logits: Vec<f32>,
 }
 
 fn directory() -> PathBuf {
@@ -32,7 +32,7 @@ fn directory() -> PathBuf {
 }
 
 /// Both runs of a case.
-fn goldens(case: &str) -> Vec<Golden> {
+pub(super) fn goldens(case: &str) -> Vec<Golden> {
     let text = std::fs::read(directory().join(format!("{case}.json"))).unwrap();
     let file: Value = serde_json::from_slice(&text).unwrap();
     let bytes = std::fs::read(directory().join(format!("{case}.bin"))).unwrap();
@@ -53,11 +53,11 @@ fn goldens(case: &str) -> Vec<Golden> {
 }
 
 impl Golden {
-    fn spec(&self) -> DecoderSpec {
+    pub(super) fn spec(&self) -> DecoderSpec {
         DecoderSpec::from_config(Path::new("config.json"), &self.config).unwrap()
     }
 
-    fn weights(&self, spec: &DecoderSpec) -> Dummy {
+    pub(super) fn weights(&self, spec: &DecoderSpec) -> Dummy {
         Dummy::new(spec, Format::F32, self.init, self.seed).unwrap()
     }
 
@@ -88,7 +88,7 @@ impl Golden {
 }
 
 /// Every golden case of this directory.
-fn cases() -> Vec<String> {
+pub(super) fn cases() -> Vec<String> {
     let names = std::fs::read_dir(directory()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
     let mut cases: Vec<_> = names.filter_map(|name| name.strip_suffix(".json").map(str::to_owned)).collect();
     cases.sort();

@@ -1,0 +1,199 @@
+//! The executor that serves on a CPU: weights in their file's own format, keys and values in blocks, kernels of ours
+//! on the one compute pool. A step is done when it is launched; only choosing tokens waits for `sample`.
+
+mod cache;
+mod feed_forward;
+mod forward;
+mod weights;
+
+pub use cache::{CacheType, Shape};
+
+use super::executor::{Executor, Failure, Masks, Ticket};
+use super::plan::{Chunk, Input, Logprobs, Plan, Sampled};
+use super::sampler::{self, History, Sampler, Wish};
+use super::spec::DecoderSpec;
+use super::weights::Weights;
+use crate::error::LoadError;
+use cache::Cache;
+use forward::{Batch, Forward, Run};
+use rayon::prelude::*;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use weights::Model;
+
+/// Rows whose logits are there at a time when a prompt's probabilities are asked for.
+const LOGIT_ROWS: usize = 32;
+
+/// What an executor is made for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where keys and values are.
+    pub cache: Shape,
+    /// The longest sequence that will be served.
+    pub context: usize,
+    /// Sequences at a time.
+    pub slots: usize,
+    /// Tokens that end a text.
+    pub end_tokens: Vec<u32>,
+    /// The one compute pool.
+    pub pool: Arc<rayon::ThreadPool>,
+    /// Are blocks without meaning filled with what is no number? For tests.
+    pub poison: bool,
+}
+
+/// What is kept of the sequence in a slot.
+#[derive(Clone, Debug, Default)]
+struct Slot {
+    prompt: Arc<[u32]>,
+    history: History,
+}
+
+/// A step that was launched.
+#[derive(Debug)]
+struct Step {
+    plan: Plan,
+    /// Of the chunks that sample, in order: `[_, vocab]`.
+    logits: Vec<f32>,
+    sampled: Vec<Sampled>,
+}
+
+/// Runs plans on the CPU.
+#[derive(Debug)]
+pub struct CpuExecutor {
+    forward: Forward,
+    vocab: usize,
+    slots: Vec<Slot>,
+    sampler: Sampler,
+    /// Launched and not collected: at most two.
+    steps: VecDeque<Step>,
+    pool: Arc<rayon::ThreadPool>,
+    poison: bool,
+}
+
+impl CpuExecutor {
+    /// Loads the weights of `spec`.
+    ///
+    /// # Errors
+    /// A tensor is missing, of the wrong shape, or unreadable.
+    pub fn load(spec: DecoderSpec, weights: &dyn Weights, options: Options) -> Result<Self, LoadError> {
+        let Options { cache, context, slots, end_tokens, pool, poison } = options;
+        let model = pool.install(|| Model::load(&spec, weights))?;
+        let (vocab, cache) = (spec.vocab, Cache::new(&spec, &cache));
+        let forward = Forward::new(spec, model, cache, context);
+        let (slots, sampler) = (vec![Slot::default(); slots], Sampler::new(end_tokens));
+        Ok(CpuExecutor { forward, vocab, slots, sampler, steps: VecDeque::new(), pool, poison })
+    }
+
+    /// Bytes of the weights.
+    pub fn weight_bytes(&self) -> usize {
+        self.forward.weight_bytes()
+    }
+
+    fn take(&mut self, ticket: &Ticket) -> Option<Step> {
+        let place = self.steps.iter().position(|step| step.plan.step == ticket.step)?;
+        self.steps.remove(place)
+    }
+
+    /// Takes over what a plan says of its slots, and lists its rows.
+    fn batch(&mut self, plan: &Plan) -> Result<Batch, Failure> {
+        let mut batch = Batch::default();
+        for chunk in &plan.chunks {
+            let slot = self.slots.get_mut(chunk.slot as usize);
+            let slot = slot.ok_or_else(|| Failure::Contract(format!("slot {} is not there", chunk.slot)))?;
+            if let Some(fill) = &chunk.fill {
+                slot.prompt = fill.prompt.clone();
+                slot.history.fill(fill);
+            }
+            let start = batch.tokens.len();
+            match &chunk.input {
+                Input::Known(tokens) => batch.tokens.extend_from_slice(tokens),
+                Input::Last => {
+                    let last = slot.history.last();
+                    batch.tokens.push(last.ok_or_else(|| Failure::Contract("a slot has no last token".into()))?);
+                }
+            }
+            batch.positions.extend(chunk.start..chunk.start + chunk.length);
+            batch.runs.push(Run { rows: start..batch.tokens.len(), start: chunk.start, blocks: chunk.blocks.clone() });
+        }
+        if batch.tokens.len() != batch.positions.len() || batch.tokens.iter().any(|t| *t as usize >= self.vocab) {
+            return Err(Failure::Contract("the tokens of a plan do not fit its chunks or the vocabulary".into()));
+        }
+        Ok(batch)
+    }
+
+    /// Probabilities of the prompt tokens that follow the first rows of a chunk.
+    fn prompt_logprobs(&self, chunk: &Chunk, first: usize, x: &[f32]) -> Vec<Logprobs> {
+        let count = chunk.sampling.prompt_logprobs.unwrap_or(0).into();
+        let prompt = &self.slots[chunk.slot as usize].prompt;
+        let rows: Vec<usize> = (first..first + chunk.prompt_logprobs as usize).collect();
+        let next = chunk.start as usize + 1;
+        let mut told = Vec::with_capacity(rows.len());
+        for rows in rows.chunks(LOGIT_ROWS) {
+            let logits = self.forward.logits(x, rows);
+            for (row, logits) in rows.iter().zip(logits.chunks_exact(self.vocab)) {
+                told.push(sampler::told(logits, prompt[next + row - first], count));
+            }
+        }
+        told
+    }
+}
+
+impl Executor for CpuExecutor {
+    fn launch(&mut self, plan: &Plan) -> Result<Ticket, Failure> {
+        if self.steps.len() > 1 {
+            return Err(Failure::Contract("two steps are under way already".into()));
+        }
+        if self.poison {
+            self.forward.cache.poison(&plan.stale);
+        }
+        let pool = self.pool.clone();
+        let batch = self.batch(plan)?;
+        let x = pool.install(|| self.forward.run(&batch));
+        let mut sampled = Vec::with_capacity(plan.chunks.len());
+        let mut rows = Vec::new();
+        for (chunk, run) in plan.chunks.iter().zip(&batch.runs) {
+            let prompt_logprobs = match chunk.prompt_logprobs {
+                0 => Vec::new(),
+                _ => pool.install(|| self.prompt_logprobs(chunk, run.rows.start, &x)),
+            };
+            sampled.push(Sampled { sequence: chunk.sequence, token: None, logprobs: None, prompt_logprobs });
+            if chunk.sample {
+                rows.push(run.rows.end - 1);
+            }
+        }
+        let logits = if rows.is_empty() { Vec::new() } else { pool.install(|| self.forward.logits(&x, &rows)) };
+        self.steps.push_back(Step { plan: plan.clone(), logits, sampled });
+        Ok(Ticket { step: plan.step })
+    }
+
+    fn sample(&mut self, ticket: &Ticket, masks: &Masks) -> Result<(), Failure> {
+        let Some(Step { plan, mut logits, mut sampled }) = self.take(ticket) else {
+            return Err(Failure::Contract(format!("step {} was not launched", ticket.step)));
+        };
+        let (slots, sampler) = (&self.slots, &self.sampler);
+        let choosing: Vec<(usize, &Chunk)> = plan.chunks.iter().enumerate().filter(|(_, chunk)| chunk.sample).collect();
+        let choose = |(place, chunk): &(usize, &Chunk), logits: &mut [f32]| {
+            let wish = Wish {
+                sampling: &chunk.sampling,
+                history: &slots[chunk.slot as usize].history,
+                mask: masks.of(*place),
+                copy: chunk.sequence.copy,
+            };
+            sampler.clone().choose(logits, &wish)
+        };
+        let pairs = choosing.par_iter().zip(logits.par_chunks_exact_mut(self.vocab));
+        let chosen: Vec<_> = self.pool.install(|| pairs.map(|(chunk, logits)| choose(chunk, logits)).collect());
+        for ((place, chunk), choice) in choosing.iter().zip(chosen) {
+            let (token, logprobs) = choice.map_err(Failure::Device)?;
+            (sampled[*place].token, sampled[*place].logprobs) = (Some(token), logprobs);
+            self.slots[chunk.slot as usize].history.push(token);
+        }
+        self.steps.push_back(Step { plan, logits: Vec::new(), sampled });
+        Ok(())
+    }
+
+    fn collect(&mut self, ticket: Ticket) -> Result<Vec<Sampled>, Failure> {
+        let step = self.take(&ticket);
+        step.map(|step| step.sampled).ok_or_else(|| Failure::Contract(format!("step {} was not launched", ticket.step)))
+    }
+}

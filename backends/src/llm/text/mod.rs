@@ -1,0 +1,28 @@
+//! The text side of a language model: messages to a prompt, prompt to tokens, tokens to text, text to a stop.
+//!
+//! ```text
+//! messages --template--> prompt --tokenizer--> tokens ... tokens --detokenizer--> text --stop--> text that may be sent
+//! ```
+//!
+//! No threads, no network, no clock; the two things that hold state, a [`Detokenizer`] and a [`StopScanner`], belong to one
+//! sequence each.
+
+mod config;
+mod conversation;
+mod detokenizer;
+mod jinja;
+mod keep;
+mod rewrite;
+mod stop;
+mod strftime;
+mod template;
+mod tokenizer;
+mod values;
+mod vocabulary;
+
+pub use config::{MAX_CONFIG_BYTES, MAX_TEMPLATES, TokenizerConfig};
+pub use detokenizer::Detokenizer;
+pub use stop::{MAX_STOP_BYTES, MAX_STOP_STRINGS, Scan, StopScanner, StopStrings};
+pub use template::{Chat, ChatTemplates, MAX_SETTING_BYTES, MAX_TEMPLATE_BYTES};
+pub use tokenizer::{MAX_TOKENIZER_BYTES, Tokenizer};
+pub use vocabulary::{MAX_TOKEN_IDS, Vocabulary};
