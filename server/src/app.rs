@@ -156,7 +156,8 @@ async fn listen(
     let options = listener::Options::new(timeouts, config.max_connections, tls(config)?);
     // Who scrapes metrics expects them in the clear on a port of their own, as Triton has it.
     let in_the_clear = listener::Options { tls: None, ..options.clone() };
-    let only_metrics = Services { infer: None, rest: services.reserve.clone(), ..services.clone() };
+    let only_metrics =
+        Services { infer: None, rest: services.reserve.clone(), grpc: axum::Router::new(), ..services.clone() };
     let mut listeners = Listeners::new();
     let mut bind = async |address: Option<SocketAddr>, services: Services, options: &listener::Options| {
         let Some(address) = address else { return Ok(None) };

@@ -55,6 +55,11 @@ impl Profile {
         self != Profile::Kserve
     }
 
+    /// Are versions of a model told apart in REST's paths?
+    pub fn has_versions(self) -> bool {
+        self != Profile::Kserve
+    }
+
     /// How a REST request of this path is answered; `None`: as the routes answer it.
     pub fn manner(self, path: &str) -> Option<Manner> {
         (self != Profile::Merged).then(|| Manner { profile: self, asked: Asked::of_path(path) })

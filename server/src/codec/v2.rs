@@ -30,7 +30,10 @@ pub struct Encoded {
 
 impl From<RequestError> for Error {
     fn from(error: RequestError) -> Self {
-        Error::Invalid(error.to_string())
+        match error {
+            RequestError::Malformed(_) => Error::Malformed(error.to_string()),
+            RequestError::Field(_) => Error::Members(error.to_string()),
+        }
     }
 }
 
@@ -149,11 +152,11 @@ fn tensor(input: RequestInput, tail: &mut Tail, limits: &Limits) -> Result<Tenso
         (None, Some(size)) => {
             Err(Error::Invalid(format!("input '{name}': binary_data_size {size} is not a number of bytes")))
         }
-        (None, None) => Err(Error::Invalid(format!(
+        (None, None) => Err(Error::Members(format!(
             "input '{name}' must have 'data', or a 'binary_data_size' parameter and its bytes behind the JSON"
         ))),
         (Some(_), Some(_)) => {
-            Err(Error::Invalid(format!("input '{name}' must not have both 'data' and 'binary_data_size'")))
+            Err(Error::Members(format!("input '{name}' must not have both 'data' and 'binary_data_size'")))
         }
     }
 }
@@ -188,17 +191,17 @@ pub fn shape(input: &str, shape: &[i64]) -> Result<Vec<usize>, Error> {
 /// Their number is not what the shape asks for.
 pub fn from_raw(name: String, datatype: DataType, shape: Vec<usize>, bytes: Bytes) -> Result<Tensor, Error> {
     if datatype == DataType::Bytes {
-        let (ends, text) = binary::split_text(&bytes).map_err(|e| Error::Invalid(format!("input '{name}': {e}")))?;
+        let (ends, text) = binary::split_text(&bytes).map_err(|e| Error::Values(format!("input '{name}': {e}")))?;
         let count: usize = shape.iter().product();
         if ends.len() != count {
             let got = ends.len();
-            return Err(Error::Invalid(format!("input '{name}': shape {shape:?} needs {count} elements, got {got}")));
+            return Err(Error::Values(format!("input '{name}': shape {shape:?} needs {count} elements, got {got}")));
         }
         return Ok(Tensor::from_text(name, shape, ends, text)?);
     }
     let expected = shape.iter().product::<usize>() * datatype.size();
     if bytes.len() != expected {
-        return Err(Error::Invalid(format!(
+        return Err(Error::Values(format!(
             "input byte size mismatch for input '{name}': shape {shape:?} of {datatype} needs {expected} bytes, got {}",
             bytes.len()
         )));
@@ -222,13 +225,13 @@ fn from_json(name: String, shape: Vec<usize>, count: usize, data: Data) -> Resul
         Values::Text { ends, .. } => ends.len(),
     };
     if got != count {
-        return Err(Error::Invalid(format!(
+        return Err(Error::Values(format!(
             "Unable to parse 'data' of input '{name}': Shape does not match true shape of 'data' field: \
              {shape:?} has {count} elements, got {got}"
         )));
     }
     if !nesting_fits(&shape, &data) {
-        return Err(Error::Invalid(format!(
+        return Err(Error::Values(format!(
             "Unable to parse 'data' of input '{name}': its lists are not nested as shape {shape:?} says"
         )));
     }

@@ -33,6 +33,9 @@ impl Target {
     fn servable(&self, rest: &Rest) -> Result<Arc<Servable>, Error> {
         match &self.version {
             Some(version) if !version.bytes().all(|byte| byte.is_ascii_digit()) => Err(Error::NoRoute),
+            Some(_) if !rest.plane.profile().has_versions() => {
+                Err(Error::Unsupported("Model versioning not supported yet.".into()))
+            }
             version => rest.plane.servable(&self.model, version.as_deref()),
         }
     }
