@@ -50,6 +50,8 @@ pub enum V1Error {
     Malformed(JsonError),
     /// It is JSON, but not a request.
     Invalid(String),
+    /// It is a request whose values are no table: lists of different lengths, kinds that do not mix.
+    Values(String),
 }
 
 impl From<JsonError> for V1Error {
@@ -62,7 +64,7 @@ impl std::fmt::Display for V1Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             V1Error::Malformed(error) => write!(f, "Unrecognized request format: {error}"),
-            V1Error::Invalid(what) => f.write_str(what),
+            V1Error::Invalid(what) | V1Error::Values(what) => f.write_str(what),
         }
     }
 }
@@ -136,7 +138,7 @@ fn parse_text(reader: &mut Reader<'_>, name: &str) -> Result<Instances, V1Error>
     let mut entries = reader.array()?;
     while reader.element(&mut entries)? {
         if reader.kind()? != Kind::String {
-            return Err(V1Error::Invalid(format!("{name}[{}] is not text as the first element is", text.len())));
+            return Err(V1Error::Values(format!("{name}[{}] is not text as the first element is", text.len())));
         }
         text.push(reader.string()?.into_owned());
     }
@@ -191,7 +193,7 @@ impl Dense<'_> {
                 Kind::Bool => self.integer(i64::from(reader.boolean()?)),
                 Kind::String | Kind::Object => {
                     let what = format!("{}: expected numbers only, found something else", self.name);
-                    return Err(V1Error::Invalid(reader.error(what).to_string()));
+                    return Err(V1Error::Values(reader.error(what).to_string()));
                 }
             }
             count += 1;
@@ -201,7 +203,7 @@ impl Dense<'_> {
             Some(length) if length == count => {}
             Some(length) => {
                 let what = format!("{}: a list of {count} values among lists of {length}", self.name);
-                return Err(V1Error::Invalid(reader.error(what).to_string()));
+                return Err(V1Error::Values(reader.error(what).to_string()));
             }
         }
         Ok(())
@@ -233,7 +235,7 @@ impl Dense<'_> {
     }
 
     fn ragged(&self, reader: &Reader<'_>) -> V1Error {
-        V1Error::Invalid(reader.error(format!("{}: lists and values are mixed", self.name)).to_string())
+        V1Error::Values(reader.error(format!("{}: lists and values are mixed", self.name)).to_string())
     }
 }
 
@@ -282,7 +284,7 @@ impl<'a> Frame<'a> {
     fn add(&mut self, reader: &mut Reader<'_>) -> Result<(), V1Error> {
         if reader.kind()? != Kind::Object {
             let what = format!("{}: expected an object like the first element", self.name);
-            return Err(V1Error::Invalid(reader.error(what).to_string()));
+            return Err(V1Error::Values(reader.error(what).to_string()));
         }
         // A row of which nothing is taken is one that lacks everything; a frame of which nothing is taken has no rows.
         let (mut added, mut keyed, mut without) = (None, Vec::new(), 1);
@@ -302,10 +304,7 @@ impl<'a> Frame<'a> {
         }
         if !keyed.is_empty() {
             if added.is_some() {
-                return Err(V1Error::Invalid(format!(
-                    "{}: some columns are keyed by row, and some are not",
-                    self.name
-                )));
+                return Err(V1Error::Values(format!("{}: some columns are keyed by row, and some are not", self.name)));
             }
             added = Some(self.add_keyed(keyed)?);
         }
@@ -322,7 +321,7 @@ impl<'a> Frame<'a> {
         let count = cells.len();
         if let Some(wanted) = added.filter(|wanted| *wanted != count) {
             let (name, key) = (self.name, excerpt(key));
-            return Err(V1Error::Invalid(format!(
+            return Err(V1Error::Values(format!(
                 "{name}: column '{key}' has {count} values, the columns before it {wanted}"
             )));
         }
@@ -348,7 +347,7 @@ impl<'a> Frame<'a> {
                 let place = places[row.as_str()];
                 if std::mem::replace(&mut filled[place], true) {
                     let (key, row) = (excerpt(key), excerpt(row));
-                    return Err(V1Error::Invalid(format!("{name}: row '{row}' of column '{key}' appears twice")));
+                    return Err(V1Error::Values(format!("{name}: row '{row}' of column '{key}' appears twice")));
                 }
                 column[start + place] = cell.clone();
             }
@@ -370,7 +369,7 @@ impl<'a> Frame<'a> {
         self.check(self.columns.len(), self.rows + more)?;
         let column = &mut self.columns[index].1;
         if column.len() > self.rows {
-            return Err(V1Error::Invalid(format!("{}: column '{}' appears twice", self.name, excerpt(key))));
+            return Err(V1Error::Values(format!("{}: column '{}' appears twice", self.name, excerpt(key))));
         }
         Ok(column)
     }
@@ -379,7 +378,7 @@ impl<'a> Frame<'a> {
         if columns.checked_mul(rows).is_some_and(|cells| cells <= self.most) {
             return Ok(());
         }
-        Err(V1Error::Invalid(format!(
+        Err(V1Error::Values(format!(
             "{}: {rows} rows of {columns} columns, most of them missing, are too large a table",
             self.name
         )))
@@ -418,7 +417,7 @@ fn parse_cell(reader: &mut Reader<'_>, key: &str) -> Result<Cell, V1Error> {
         }
         Kind::Array | Kind::Object => {
             let what = format!("column '{}' is nested; expected a value or a list of values", excerpt(key));
-            return Err(V1Error::Invalid(reader.error(what).to_string()));
+            return Err(V1Error::Values(reader.error(what).to_string()));
         }
     })
 }

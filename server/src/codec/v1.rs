@@ -8,7 +8,11 @@ use protocol::write::{self, NotFinite};
 
 impl From<V1Error> for Error {
     fn from(error: V1Error) -> Self {
-        Error::Invalid(error.to_string())
+        match error {
+            V1Error::Malformed(_) => Error::Malformed(error.to_string()),
+            V1Error::Invalid(_) => Error::Invalid(error.to_string()),
+            V1Error::Values(_) => Error::Values(error.to_string()),
+        }
     }
 }
 
