@@ -195,25 +195,30 @@ async fn load(
     plane: &Dataplane,
     signals: &mut Signals,
 ) -> Result<bool, String> {
-    let is_there = || match config.model_init_mode {
-        InitMode::Sync => registry.repository().exists(),
-        // A directory comes before the files that are copied into it.
-        InitMode::Async => registry.repository().has_model(),
-    };
-    while !is_there() {
-        tokio::select! {
-            _ = tokio::time::sleep(Duration::from_millis(200)) => {}
-            _ = signals.first() => return Ok(false),
-        }
-    }
     let only = match config.startup() {
         Startup::All => None,
         Startup::Only(names) => Some(names),
     };
-    let loading = registry.load_all(only);
-    tokio::select! {
-        loaded = loading => loaded.map_err(|e| format!("the model repository cannot be read: {e}"))?,
-        _ = signals.first() => return Ok(false),
+    // What loads nothing at start waits for nothing but the directory.
+    let waits = config.model_init_mode == InitMode::Async && only != Some(&[]);
+    let mut arrival = watch::Arrival::default();
+    loop {
+        let repository = registry.repository();
+        while !(if waits { arrival.is_complete(repository) } else { repository.exists() }) {
+            tokio::select! {
+                _ = tokio::time::sleep(Duration::from_millis(200)) => {}
+                _ = signals.first() => return Ok(false),
+            }
+        }
+        let loading = registry.load_all(only);
+        tokio::select! {
+            loaded = loading => loaded.map_err(|e| format!("the model repository cannot be read: {e}"))?,
+            _ = signals.first() => return Ok(false),
+        }
+        // A copy that paused was read too soon: it is read again when it has changed.
+        if !waits || registry.ready() {
+            break;
+        }
     }
     plane.set_started();
     Ok(true)

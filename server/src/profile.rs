@@ -210,12 +210,6 @@ pub struct Manner {
 }
 
 impl Manner {
-    /// Why the request is not looked at, where the followed server has no such thing.
-    pub fn refusal(self) -> Option<Error> {
-        let versioned = self.profile == Profile::Kserve && self.asked.version.is_some();
-        versioned.then(|| Error::Unsupported("Model versioning not supported yet.".into()))
-    }
-
     /// The answer of the routes as the followed server would give it. Errors are told by what `reply::error` leaves in
     /// the response's extensions.
     pub fn restate(self, mut response: Response) -> Response {
@@ -370,16 +364,6 @@ mod tests {
         }
         assert_eq!(read(restated("/v2/models/m", 200)), json!({"ready": true}));
         assert!(Profile::Merged.manner("/v2/health/ready").is_none());
-    }
-
-    #[test]
-    fn kserve_has_no_versions() {
-        let refusal = |profile: Profile, path: &str| profile.manner(path).and_then(Manner::refusal);
-        for path in ["/v2/models/m/versions/1", "/v2/models/m/versions/1/infer"] {
-            assert_eq!(refusal(Profile::Kserve, path).map(|error| error.row().0), Some(501), "{path}");
-            assert_eq!(refusal(Profile::Triton, path), None);
-        }
-        assert_eq!(refusal(Profile::Kserve, INFER), None);
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub fn unwrap(headers: &HeaderMap, body: &Bytes) -> Result<(Event, Bytes), Error
 }
 
 fn malformed(error: JsonError) -> Error {
-    Error::Invalid(format!("Unrecognized request format: {error}"))
+    Error::Malformed(format!("Unrecognized request format: {error}"))
 }
 
 /// Does the content type say that the body is an event? Media types are compared without case, and without parameters.

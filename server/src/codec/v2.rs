@@ -32,7 +32,9 @@ impl From<RequestError> for Error {
     fn from(error: RequestError) -> Self {
         match error {
             RequestError::Malformed(_) => Error::Malformed(error.to_string()),
-            RequestError::Field(_) => Error::Members(error.to_string()),
+            RequestError::Field(what) if what.starts_with("Unable to parse 'data'") => Error::Values(what),
+            RequestError::Field(what) if what.starts_with("Unable to parse") => Error::Members(what),
+            RequestError::Field(what) => Error::Invalid(what),
         }
     }
 }
@@ -152,11 +154,11 @@ fn tensor(input: RequestInput, tail: &mut Tail, limits: &Limits) -> Result<Tenso
         (None, Some(size)) => {
             Err(Error::Invalid(format!("input '{name}': binary_data_size {size} is not a number of bytes")))
         }
-        (None, None) => Err(Error::Members(format!(
+        (None, None) => Err(Error::Invalid(format!(
             "input '{name}' must have 'data', or a 'binary_data_size' parameter and its bytes behind the JSON"
         ))),
         (Some(_), Some(_)) => {
-            Err(Error::Members(format!("input '{name}' must not have both 'data' and 'binary_data_size'")))
+            Err(Error::Invalid(format!("input '{name}' must not have both 'data' and 'binary_data_size'")))
         }
     }
 }
@@ -191,17 +193,17 @@ pub fn shape(input: &str, shape: &[i64]) -> Result<Vec<usize>, Error> {
 /// Their number is not what the shape asks for.
 pub fn from_raw(name: String, datatype: DataType, shape: Vec<usize>, bytes: Bytes) -> Result<Tensor, Error> {
     if datatype == DataType::Bytes {
-        let (ends, text) = binary::split_text(&bytes).map_err(|e| Error::Values(format!("input '{name}': {e}")))?;
+        let (ends, text) = binary::split_text(&bytes).map_err(|e| Error::Refused(format!("input '{name}': {e}")))?;
         let count: usize = shape.iter().product();
         if ends.len() != count {
             let got = ends.len();
-            return Err(Error::Values(format!("input '{name}': shape {shape:?} needs {count} elements, got {got}")));
+            return Err(Error::Refused(format!("input '{name}': shape {shape:?} needs {count} elements, got {got}")));
         }
         return Ok(Tensor::from_text(name, shape, ends, text)?);
     }
     let expected = shape.iter().product::<usize>() * datatype.size();
     if bytes.len() != expected {
-        return Err(Error::Values(format!(
+        return Err(Error::Refused(format!(
             "input byte size mismatch for input '{name}': shape {shape:?} of {datatype} needs {expected} bytes, got {}",
             bytes.len()
         )));

@@ -258,10 +258,10 @@ async fn parse_optional<T: Default + for<'a> Deserialize<'a>>(
         None => return Ok(T::default()),
         Some(b'{') => {}
         // A list would be read as the object's members in their order.
-        Some(_) => return Err(Error::Invalid("failed to parse the request JSON buffer: expected an object".into())),
+        Some(_) => return Err(Error::Members("failed to parse the request JSON buffer: expected an object".into())),
     }
     serde_json::from_slice(&held.bytes)
-        .map_err(|e| Error::Invalid(format!("failed to parse the request JSON buffer: {e}")))
+        .map_err(|e| Error::Malformed(format!("failed to parse the request JSON buffer: {e}")))
 }
 
 pub(super) async fn named_repository() -> Response {
