@@ -90,7 +90,7 @@ fn lists_that_are_not_dense_are_refused() {
         r#"{"instances": [[1, "2"]]}"#,
         r#"{"instances": [[1, {}]]}"#,
     ] {
-        assert!(matches!(parse(body.as_bytes()), Err(V1Error::Invalid(_))), "{body}");
+        assert!(matches!(parse(body.as_bytes()), Err(V1Error::Values(_))), "{body}");
     }
 }
 
