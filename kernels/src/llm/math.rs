@@ -1,4 +1,4 @@
-//! exp and tanh without branches, so that loops over them vectorise; and [`compiled`], which compiles a loop twice:
+//! exp and tanh without branches, so that loops over them vectorise; and `compiled`, which compiles a loop twice:
 //! for the baseline, and for AVX2 with FMA where the machine has them.
 //!
 //! Both compilations give equal bits: the operations are the same, in the same order, fused where written as
