@@ -91,6 +91,11 @@ impl Activity {
         }
     }
 
+    /// Has any request come?
+    pub fn is_used(&self) -> bool {
+        self.used.load(Relaxed)
+    }
+
     /// Is a request being answered?
     pub fn is_running(&self) -> bool {
         self.running.load(Relaxed) > 0

@@ -150,6 +150,8 @@ const HEAD: usize = 16 << 10;
 const RESERVE: usize = 32;
 /// How long each of them may do nothing.
 const RESERVED: Duration = Duration::from_secs(1);
+/// Between two looks whether a new connection's first request has come, once the listener closes.
+const FIRST: Duration = Duration::from_millis(10);
 /// How long a connection without a request may stay once the listener closes: its client ought to close it, too.
 const LEAVING: Duration = Duration::from_secs(1);
 /// Between two looks at a connection's timeouts.
@@ -233,21 +235,27 @@ async fn connection(stream: Stream, services: Services, timeouts: Timeouts, mut 
     let mut connection = pin!(builder.serve_connection(io, service));
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut closing = None;
+    let (mut closing, mut graceful) = (None, false);
     loop {
+        let over = closing.is_some_and(|since: Instant| since.elapsed() > LEAVING);
+        if closing.is_some() && !graceful && (activity.is_used() || over) {
+            graceful = true;
+            connection.as_mut().graceful_shutdown();
+        }
         tokio::select! {
             // How a connection ended is its client's affair.
             _ = connection.as_mut() => return,
             _ = look.tick() => {
-                let left = closing.is_some_and(|since: Instant| since.elapsed() > LEAVING) && !activity.is_running();
+                let left = graceful && over && !activity.is_running();
                 if left || activity.overdue(&timeouts) {
                     return;
                 }
             }
             _ = phase.wait_for(|phase| *phase == Phase::Closing), if closing.is_none() => {
                 closing = Some(Instant::now());
-                connection.as_mut().graceful_shutdown();
             }
+            // A connection that was just made has its first request under way: it is answered, too.
+            _ = tokio::time::sleep(FIRST), if closing.is_some() && !graceful => {}
         }
     }
 }
