@@ -3,8 +3,10 @@
 //!
 //! Objects and arrays may lie [`MAX_DEPTH`] deep; errors carry the byte at which they arose.
 
+use crate::decimal::{self, Decimal};
 use std::borrow::Cow;
 use std::fmt;
+use std::str::FromStr;
 
 /// Deeper nesting than this is refused.
 pub const MAX_DEPTH: usize = 100;
@@ -145,6 +147,7 @@ impl<'a> Reader<'a> {
         self.peek() == Some(b'[')
     }
 
+    #[inline]
     fn expect(&mut self, byte: u8) -> Result<()> {
         match self.peek() {
             Some(found) if found == byte => {
@@ -165,7 +168,6 @@ impl<'a> Reader<'a> {
         Ok(Entries(false))
     }
 
-    #[inline]
     fn advance(&mut self, entries: &mut Entries, close: u8) -> Result<bool> {
         match self.peek() {
             Some(byte) if byte == close => {
@@ -216,6 +218,14 @@ impl<'a> Reader<'a> {
     /// Is there another element in the array? If not, it is left.
     #[inline]
     pub fn element(&mut self, entries: &mut Entries) -> Result<bool> {
+        // The next number of a list, as nearly all of them are written.
+        if let (true, Some([b',', next, after])) = (entries.0, self.text.get(self.at..self.at + 3)) {
+            let spaces = usize::from(*next == b' ');
+            if matches!(if spaces == 1 { *after } else { *next }, b'0'..=b'9' | b'-') {
+                self.at += 1 + spaces;
+                return Ok(true);
+            }
+        }
         self.advance(entries, b']')
     }
 
@@ -315,6 +325,46 @@ impl<'a> Reader<'a> {
         }
         self.at += length;
         std::str::from_utf8(&rest[..length]).map_err(|_| self.error("not a number"))
+    }
+
+    /// The nearest single.
+    #[inline]
+    pub fn float32(&mut self) -> Result<f32> {
+        if let Some((value, length)) = self.decimal().and_then(|read| Some((read.single()?, read.length))) {
+            self.at += length;
+            return Ok(value);
+        }
+        self.parsed()
+    }
+
+    /// The nearest double.
+    #[inline]
+    pub fn float64(&mut self) -> Result<f64> {
+        if let Some((value, length)) = self.decimal().and_then(|read| Some((read.double()?, read.length))) {
+            self.at += length;
+            return Ok(value);
+        }
+        self.parsed()
+    }
+
+    /// A whole number, where one comes next that is written as such and fits: it is read then, and only then.
+    #[inline]
+    pub fn whole(&mut self) -> Option<i64> {
+        let (value, length) = self.decimal().and_then(|read| Some((read.whole()?, read.length)))?;
+        self.at += length;
+        Some(value)
+    }
+
+    #[inline(always)]
+    fn decimal(&mut self) -> Option<Decimal> {
+        self.space();
+        decimal::read(self.text.get(self.at..)?)
+    }
+
+    #[cold]
+    fn parsed<T: FromStr>(&mut self) -> Result<T> {
+        let token = self.number()?;
+        token.parse().map_err(|_| self.error(format!("'{}' is not a number", excerpt(token))))
     }
 
     /// A number that JSON lacks, or an error.

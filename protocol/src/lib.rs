@@ -4,6 +4,7 @@
 //! protocol describes?), never meaning (does the model want it?).
 
 pub mod binary;
+mod decimal;
 pub mod grpc;
 pub mod json;
 pub mod openai;

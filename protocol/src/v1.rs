@@ -184,7 +184,7 @@ impl Dense<'_> {
             match reader.kind()? {
                 Kind::Array => self.level(reader, level + 1)?,
                 _ if self.shape.len() > level + 1 => return Err(self.ragged(reader)),
-                Kind::Number => self.number(reader.number()?),
+                Kind::Number => self.number(reader)?,
                 Kind::Null => {
                     reader.null()?;
                     self.has_null = true;
@@ -209,14 +209,12 @@ impl Dense<'_> {
         Ok(())
     }
 
-    fn number(&mut self, token: &str) {
-        if self.is_whole
-            && let Ok(value) = token.parse()
-        {
-            return self.integer(value);
+    fn number(&mut self, reader: &mut Reader<'_>) -> Result<(), V1Error> {
+        match self.is_whole.then(|| reader.whole()).flatten() {
+            Some(value) => self.integer(value),
+            None => self.float(reader.float64()?),
         }
-        // The reader has checked the form, which is a subset of what `parse` takes.
-        self.float(token.parse().unwrap_or(f64::NAN));
+        Ok(())
     }
 
     fn integer(&mut self, value: i64) {
@@ -408,7 +406,7 @@ fn parse_cells(reader: &mut Reader<'_>, key: &str) -> Result<Vec<Cell>, V1Error>
 
 fn parse_cell(reader: &mut Reader<'_>, key: &str) -> Result<Cell, V1Error> {
     Ok(match reader.kind()? {
-        Kind::Number => Cell::Number(reader.number()?.parse().unwrap_or(f64::NAN)),
+        Kind::Number => Cell::Number(reader.float64()?),
         Kind::Bool => Cell::Number(f64::from(u8::from(reader.boolean()?))),
         Kind::String => Cell::Text(reader.string()?.into_owned()),
         Kind::Null => {

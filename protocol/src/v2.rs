@@ -363,14 +363,12 @@ fn parse_data(reader: &mut Reader<'_>, name: &str, datatype: &str, shape: &[i64]
     Ok(Data { values, nesting })
 }
 
-type Scalar<'a, 'b> = &'a mut dyn FnMut(&mut Reader<'b>) -> std::result::Result<(), JsonError>;
-
 /// One list, whose elements are all lists or all scalars.
 fn read_level<'b>(
     reader: &mut Reader<'b>,
     level: usize,
     nesting: &mut Nesting,
-    scalar: Scalar<'_, 'b>,
+    scalar: &mut impl FnMut(&mut Reader<'b>) -> std::result::Result<(), JsonError>,
 ) -> std::result::Result<(), JsonError> {
     let known = nesting.len();
     let mut entries = reader.array()?;
@@ -411,8 +409,7 @@ fn float32(reader: &mut Reader<'_>) -> std::result::Result<f32, JsonError> {
     if reader.is_null() {
         return reader.null().map(|()| f32::NAN);
     }
-    let token = reader.number()?;
-    token.parse().map_err(|_| reader.error(format!("'{}' is not a number", excerpt(token))))
+    reader.float32()
 }
 
 #[inline]
@@ -420,19 +417,15 @@ fn float64(reader: &mut Reader<'_>) -> std::result::Result<f64, JsonError> {
     if reader.is_null() {
         return reader.null().map(|()| f64::NAN);
     }
-    let token = reader.number()?;
-    token.parse().map_err(|_| reader.error(format!("'{}' is not a number", excerpt(token))))
+    reader.float64()
 }
 
 /// A whole number of a type; `3.0` and `3e2` are whole too.
-fn integer<T: std::str::FromStr + TryFrom<i128>>(
-    reader: &mut Reader<'_>,
-    datatype: &str,
-) -> std::result::Result<T, JsonError> {
-    let token = reader.number()?;
-    if let Ok(value) = token.parse() {
-        return Ok(value);
+fn integer<T: TryFrom<i128>>(reader: &mut Reader<'_>, datatype: &str) -> std::result::Result<T, JsonError> {
+    if let Some(value) = reader.whole() {
+        return T::try_from(value.into()).map_err(|_| reader.error(format!("{value} does not fit {datatype}")));
     }
+    let token = reader.number()?;
     let whole = match token.parse::<i128>() {
         Ok(value) => Some(value),
         Err(_) => {

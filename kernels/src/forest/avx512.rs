@@ -4,10 +4,10 @@
 //! and up to 64 leaf values are looked up by permutes instead of gathers.
 #![allow(unsafe_code)]
 
-use super::bitsliced::{BlockNode, BlockTree, Blocks, Masks, Method};
+use super::bitsliced::{BlockNode, BlockTree, Blocks, Masks, Method, Walks};
 use super::columns::Columns;
 use super::model::{Real, Target};
-use super::search::{CHUNK, Lookup, ROWS, Request, Special, WIDTH};
+use super::search::{CHUNK, Lookup, ROWS, Request, Special, WIDTH, ranks};
 use std::arch::x86_64::*;
 
 /// Does this machine have what the kernels of this file use?
@@ -56,13 +56,16 @@ macro_rules! block {
         /// # Safety
         /// As [`super::bitsliced::BlockKernel`]; the machine has what [`available`] asks for.
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,bmi1,bmi2")]
-        pub(super) unsafe fn $name(blocks: &Blocks<$t>, codes: &[u8], sums: &mut [$t], scratch: &mut Masks) {
+        pub(super) unsafe fn $name(
+            blocks: &Blocks<$t>,
+            walks: Walks<'_, $t>,
+            codes: &[u8],
+            sums: &mut [$t],
+            scratch: &mut Masks,
+        ) {
             for tree in &blocks.trees {
                 match (tree.method, tree.target) {
-                    (Method::Walk { first, steps }, _) => {
-                        let leaves = blocks.walk(first, steps, codes);
-                        blocks.add(tree, &leaves, sums);
-                    }
+                    (Method::Walk { tree }, _) => walks.add(tree, codes, sums),
                     (Method::Masks { first, nodes }, target) => {
                         // SAFETY: nodes were compiled against the columns that made `codes`; sums hold 64 values
                         // for each output; values are padded to whole vectors.
@@ -150,70 +153,26 @@ unsafe fn add_f64(tree: &BlockTree, values: *const f64, index: __m512i, sums: *m
     }
 }
 
-/// Ranks by comparing 16 thresholds at once, and counting.
-macro_rules! ranks {
-    ($t:ty, $count:ident, $rank:ident, $search:ident, $row:ident, $special:ident, $set:ident) => {
-        /// Number of thresholds that `value` lies right of; `EQUAL`: those that equal it count.
-        ///
-        /// # Safety
-        /// `table` is one group of 16 thresholds, or 17 as in `search.rs`.
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,bmi1,bmi2,popcnt")]
-        #[inline]
-        unsafe fn $rank<const EQUAL: bool>(table: &[$t], value: $t) -> u32 {
-            let (value, start) = ($set(value), table.as_ptr());
-            // SAFETY: a table longer than one group has 16 more behind it, and the block is one of those.
-            unsafe {
-                let first = $count::<EQUAL>(start, value);
-                if table.len() == WIDTH {
-                    return first;
-                }
-                let block = first.min(WIDTH as u32 - 1);
-                let inside = $count::<EQUAL>(start.add(WIDTH * (1 + block as usize)), value);
-                (block * WIDTH as u32 + inside).min(CHUNK as u32)
-            }
-        }
-
-        /// Ranks of up to 64 values of one feature.
-        ///
-        /// # Safety
-        /// The table is as in [`Lookup`].
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,bmi1,bmi2,popcnt")]
-        pub(super) unsafe fn $search(
-            lookup: &Lookup<'_, $t>,
-            request: &Request<'_, $t>,
-            ranks: &mut [u8; ROWS],
-        ) -> Special {
-            let values = &request.values[..request.count];
-            // SAFETY: by the contract of this function.
-            unsafe {
-                if lookup.equal {
-                    values.iter().zip(ranks).for_each(|(v, rank)| *rank = $rank::<true>(lookup.table, *v) as u8);
-                } else {
-                    values.iter().zip(ranks).for_each(|(v, rank)| *rank = $rank::<false>(lookup.table, *v) as u8);
-                }
-            }
-            $special(request)
-        }
-
-        /// Numeric codes of one row.
-        ///
-        /// # Safety
-        /// The machine has what [`available`] asks for.
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,bmi1,bmi2,popcnt")]
-        pub(super) unsafe fn $row(columns: &Columns<$t>, row: &[$t], codes: &mut [u8]) {
-            // SAFETY: `encode_numeric` hands in whole tables.
-            unsafe {
-                if columns.counts_equal() {
-                    columns.encode_numeric(row, codes, |table, value| $rank::<true>(table, value));
-                } else {
-                    columns.encode_numeric(row, codes, |table, value| $rank::<false>(table, value));
-                }
-            }
-        }
-    };
-}
-ranks!(f32, count_f32, rank_f32, search_f32, row_f32, special_f32, _mm512_set1_ps);
-ranks!(f64, count_f64, rank_f64, search_f64, row_f64, special_f64, _mm512_set1_pd);
+ranks!(
+    "avx512f,avx512bw,avx512vl,avx512dq,bmi1,bmi2,popcnt",
+    f32,
+    count_f32,
+    rank_f32,
+    search_f32,
+    row_f32,
+    special_f32,
+    _mm512_set1_ps
+);
+ranks!(
+    "avx512f,avx512bw,avx512vl,avx512dq,bmi1,bmi2,popcnt",
+    f64,
+    count_f64,
+    rank_f64,
+    search_f64,
+    row_f64,
+    special_f64,
+    _mm512_set1_pd
+);
 
 /// How many of 16 thresholds the value in every lane of `x` lies right of.
 ///

@@ -16,13 +16,12 @@
 //! x86-64 it is compiled for AVX2 too. The AVX-512 one is in `avx512.rs`.
 
 use super::columns::Columns;
+use super::interleaved::Interleaved;
 use super::model::{Forest, Real, Target, Tree};
 use super::search::ROWS;
 
 /// Leaves that a byte can number.
 const MAX_LEAVES: usize = 256;
-/// A tree with more nodes than this for each level is walked: facts measured a break-even of 36 to 40.
-const NODES_PER_LEVEL: usize = 40;
 
 /// Values that a kernel may read from a tree's first one on, whether or not they are the tree's.
 const READ_BEHIND: usize = 64;
@@ -38,22 +37,13 @@ pub(super) struct BlockNode {
     pub(super) slot: u16,
 }
 
-/// A node for walking: `left` is relative to the tree, children side by side, leaves point at themselves.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct WalkNode {
-    left: u32,
-    column: u32,
-    rank: u8,
-    leaf: u32,
-}
-
 /// How a tree is evaluated.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Method {
     /// Its nodes in [`Blocks::nodes`].
     Masks { first: usize, nodes: usize },
-    /// Its nodes in [`Blocks::walks`], and how many steps.
-    Walk { first: usize, steps: usize },
+    /// This tree of the forest, by [`Walks`].
+    Walk { tree: usize },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +59,6 @@ pub(super) struct BlockTree {
 pub struct Blocks<T> {
     pub(super) trees: Vec<BlockTree>,
     pub(super) nodes: Vec<BlockNode>,
-    walks: Vec<WalkNode>,
     /// Leaf values of all trees, and [`READ_BEHIND`] more.
     pub(super) values: Vec<T>,
     pub(super) outputs: usize,
@@ -89,8 +78,25 @@ impl Default for Masks {
     }
 }
 
+/// The trees that are walked.
+#[derive(Clone, Copy, Debug)]
+pub struct Walks<'a, T> {
+    /// The forest.
+    pub forest: &'a Forest<T>,
+    /// The same, compiled.
+    pub interleaved: &'a Interleaved<T>,
+}
+
+impl<T: Real> Walks<'_, T> {
+    /// Adds one tree for one block.
+    #[inline(always)]
+    pub(super) fn add(&self, tree: usize, codes: &[u8], sums: &mut [T]) {
+        self.interleaved.add_block(self.forest, tree, codes, sums);
+    }
+}
+
 /// Adds all trees for one block: codes by column (`column * 64 + row`), sums by output (`output * 64 + row`).
-pub type BlockKernel<T> = unsafe fn(&Blocks<T>, &[u8], &mut [T], &mut Masks);
+pub type BlockKernel<T> = unsafe fn(&Blocks<T>, Walks<'_, T>, &[u8], &mut [T], &mut Masks);
 
 impl<T: Real> Blocks<T> {
     /// Compiles `forest`.
@@ -98,11 +104,10 @@ impl<T: Real> Blocks<T> {
         let mut blocks = Blocks {
             trees: Vec::with_capacity(forest.trees.len()),
             nodes: Vec::new(),
-            walks: Vec::new(),
             values: Vec::new(),
             outputs: forest.outputs,
         };
-        for tree in &forest.trees {
+        for (number, tree) in forest.trees.iter().enumerate() {
             let width = forest.width(tree);
             let order = left_to_right(forest, tree);
             let first_value = blocks.values.len();
@@ -113,12 +118,8 @@ impl<T: Real> Blocks<T> {
             let depth = forest.depth(tree);
             let masks = tree.leaves <= MAX_LEAVES
                 && columns.count() <= 1 << 16
-                && tree.nodes <= (NODES_PER_LEVEL * depth).max(64);
-            let method = if masks {
-                blocks.add_masks(forest, columns, tree)
-            } else {
-                blocks.add_walk(forest, columns, tree, &order)
-            };
+                && tree.nodes <= (T::nodes_per_level() * depth).max(64);
+            let method = if masks { blocks.add_masks(forest, columns, tree) } else { Method::Walk { tree: number } };
             blocks.trees.push(BlockTree { method, first_value, leaves: tree.leaves, target: tree.target });
         }
         blocks.values.resize(blocks.values.len() + READ_BEHIND, T::ZERO);
@@ -127,9 +128,7 @@ impl<T: Real> Blocks<T> {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.nodes.len() * size_of::<BlockNode>()
-            + self.walks.len() * size_of::<WalkNode>()
-            + self.values.len() * size_of::<T>()
+        self.nodes.len() * size_of::<BlockNode>() + self.values.len() * size_of::<T>()
     }
 
     fn add_masks(&mut self, forest: &Forest<T>, columns: &Columns<T>, tree: &Tree) -> Method {
@@ -160,52 +159,6 @@ impl<T: Real> Blocks<T> {
         Method::Masks { first, nodes: nodes.len() }
     }
 
-    fn add_walk(&mut self, forest: &Forest<T>, columns: &Columns<T>, tree: &Tree, order: &[u32]) -> Method {
-        let nodes = forest.nodes_of(tree);
-        let mut rank_of = vec![0u32; tree.leaves];
-        for (rank, &leaf) in order.iter().enumerate() {
-            rank_of[leaf as usize] = rank as u32;
-        }
-        let first = self.walks.len();
-        let mut queue: Vec<i32> = vec![if nodes.is_empty() { !0 } else { 0 }];
-        let mut next = 0;
-        while next < queue.len() {
-            let child = queue[next];
-            if child < 0 {
-                let leaf = rank_of[!child as usize];
-                self.walks.push(WalkNode { left: next as u32, column: 0, rank: 255, leaf });
-            } else {
-                let node = &nodes[child as usize];
-                let (column, rank) = columns.locate(node);
-                self.walks.push(WalkNode { left: queue.len() as u32, column: column as u32, rank, leaf: 0 });
-                queue.push(node.left);
-                queue.push(node.right);
-            }
-            next += 1;
-        }
-        Method::Walk { first, steps: forest.depth(tree) }
-    }
-
-    /// Leaves of 64 rows in a tree that is walked.
-    pub(super) fn walk(&self, first: usize, steps: usize, codes: &[u8]) -> [u32; ROWS] {
-        let nodes = &self.walks[first..];
-        let mut leaves = [0u32; ROWS];
-        for (group, out) in leaves.chunks_exact_mut(16).enumerate() {
-            let mut at = [0usize; 16];
-            for _ in 0..steps {
-                for (lane, at) in at.iter_mut().enumerate() {
-                    let node = &nodes[*at];
-                    let code = codes[node.column as usize * ROWS + group * 16 + lane];
-                    *at = node.left as usize + (code > node.rank) as usize;
-                }
-            }
-            for (leaf, at) in out.iter_mut().zip(at) {
-                *leaf = nodes[at].leaf;
-            }
-        }
-        leaves
-    }
-
     /// Adds the values of 64 leaves.
     pub(super) fn add(&self, tree: &BlockTree, leaves: &[u32; ROWS], sums: &mut [T]) {
         match tree.target {
@@ -228,15 +181,15 @@ impl<T: Real> Blocks<T> {
     }
 
     #[inline(always)]
-    fn run(&self, codes: &[u8], sums: &mut [T], masks: &mut Masks) {
+    fn run(&self, walks: Walks<'_, T>, codes: &[u8], sums: &mut [T], masks: &mut Masks) {
         for tree in &self.trees {
-            let leaves = match tree.method {
-                Method::Walk { first, steps } => self.walk(first, steps, codes),
+            match tree.method {
+                Method::Walk { tree } => walks.add(tree, codes, sums),
                 Method::Masks { first, nodes } => {
-                    byte_masks(&self.nodes[first..first + nodes], codes, &mut masks.bytes)
+                    let leaves = byte_masks(&self.nodes[first..first + nodes], codes, &mut masks.bytes);
+                    self.add(tree, &leaves, sums);
                 }
-            };
-            self.add(tree, &leaves, sums);
+            }
         }
     }
 }
@@ -265,15 +218,21 @@ fn byte_masks(nodes: &[BlockNode], codes: &[u8], masks: &mut [[u8; ROWS]]) -> [u
 }
 
 /// The kernel for any machine.
-pub(super) fn portable<T: Real>(blocks: &Blocks<T>, codes: &[u8], sums: &mut [T], masks: &mut Masks) {
-    blocks.run(codes, sums, masks);
+pub(super) fn portable<T: Real>(
+    blocks: &Blocks<T>,
+    walks: Walks<'_, T>,
+    codes: &[u8],
+    sums: &mut [T],
+    masks: &mut Masks,
+) {
+    blocks.run(walks, codes, sums, masks);
 }
 
 /// The same, compiled for AVX2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-pub(super) fn avx2<T: Real>(blocks: &Blocks<T>, codes: &[u8], sums: &mut [T], masks: &mut Masks) {
-    blocks.run(codes, sums, masks);
+pub(super) fn avx2<T: Real>(blocks: &Blocks<T>, walks: Walks<'_, T>, codes: &[u8], sums: &mut [T], masks: &mut Masks) {
+    blocks.run(walks, codes, sums, masks);
 }
 
 /// Leaves of `tree` in left-to-right order.

@@ -163,6 +163,7 @@ impl<T: Real> Engine<T> {
     fn add_block(&self, kernel: BlockKernel<T>, rows: &[T], sums: &mut [T]) {
         let outputs = self.forest.outputs;
         let count = rows.len() / self.forest.features;
+        let walks = bitsliced::Walks { forest: &self.forest, interleaved: &self.interleaved };
         SCRATCH.with_borrow_mut(|scratch| {
             let length = self.columns.count() * ROWS;
             scratch.codes.resize(length.max(scratch.codes.len()), 0);
@@ -185,7 +186,7 @@ impl<T: Real> Engine<T> {
             // whole column of 64 bytes for each column, `block` 64 sums for each output.
             #[allow(unsafe_code)]
             unsafe {
-                kernel(&self.blocks, codes, block, &mut scratch.masks)
+                kernel(&self.blocks, walks, codes, block, &mut scratch.masks)
             };
             for row in 0..count {
                 for output in 0..outputs {

@@ -6,17 +6,19 @@
 
 use super::columns::Columns;
 use super::model::{Forest, Real, Target, Tree};
+use super::search::ROWS;
 
 /// Trees walked at once.
 const WIDTH: usize = 16;
 
-/// A node in one word. Children lie side by side: the left one `ahead` places further on, the right one behind it. A
-/// leaf has rank 255, which no code exceeds, and is 0 places ahead of itself.
+/// A node in one word. Children lie side by side: the right one `ahead` places further on, the left one behind it, and a
+/// row goes left where its code is less than `limit`. A leaf has limit 0, which no code is below, and is 0 places ahead
+/// of itself. So a step is two loads, one compare, and an addition that takes the compare's carry.
 trait Packed: Copy + Send + Sync {
-    fn pack(column: usize, rank: u8, ahead: usize) -> Self;
+    fn pack(column: usize, limit: u8, ahead: usize) -> Self;
     fn column(self) -> usize;
-    fn rank(self) -> u8;
-    fn ahead(self) -> usize;
+    fn limit(self) -> u8;
+    fn ahead(self) -> u32;
 }
 
 /// Up to 256 columns, and 65,536 nodes in a tree: half the cache footprint of [`Wide`].
@@ -24,20 +26,20 @@ trait Packed: Copy + Send + Sync {
 struct Narrow(u32);
 
 impl Packed for Narrow {
-    fn pack(column: usize, rank: u8, ahead: usize) -> Self {
-        Narrow(column as u32 | (rank as u32) << 8 | (ahead as u32) << 16)
+    fn pack(column: usize, limit: u8, ahead: usize) -> Self {
+        Narrow(limit as u32 | (column as u32) << 8 | (ahead as u32) << 16)
     }
     #[inline(always)]
     fn column(self) -> usize {
-        (self.0 & 0xff) as usize
+        (self.0 >> 8 & 0xff) as usize
     }
     #[inline(always)]
-    fn rank(self) -> u8 {
-        (self.0 >> 8) as u8
+    fn limit(self) -> u8 {
+        self.0 as u8
     }
     #[inline(always)]
-    fn ahead(self) -> usize {
-        (self.0 >> 16) as usize
+    fn ahead(self) -> u32 {
+        self.0 >> 16
     }
 }
 
@@ -46,44 +48,46 @@ impl Packed for Narrow {
 struct Wide(u64);
 
 impl Packed for Wide {
-    fn pack(column: usize, rank: u8, ahead: usize) -> Self {
-        Wide(column as u64 | (rank as u64) << 24 | (ahead as u64) << 32)
+    fn pack(column: usize, limit: u8, ahead: usize) -> Self {
+        Wide(limit as u64 | (column as u64) << 8 | (ahead as u64) << 32)
     }
     #[inline(always)]
     fn column(self) -> usize {
-        (self.0 & 0xff_ffff) as usize
+        (self.0 >> 8 & 0xff_ffff) as usize
     }
     #[inline(always)]
-    fn rank(self) -> u8 {
-        (self.0 >> 24) as u8
+    fn limit(self) -> u8 {
+        self.0 as u8
     }
     #[inline(always)]
-    fn ahead(self) -> usize {
-        (self.0 >> 32) as usize
+    fn ahead(self) -> u32 {
+        (self.0 >> 32) as u32
     }
 }
 
 #[derive(Clone, Debug)]
 struct Walks<P> {
     nodes: Vec<P>,
-    /// Tree -> where its nodes start.
-    first: Vec<usize>,
     /// Trees, shallow ones first.
     order: Vec<u32>,
-    /// Tree -> longest path.
-    depths: Vec<u32>,
+    /// Where each of them starts, and zeros until there are whole groups.
+    starts: Vec<u32>,
+    /// Steps of each group.
+    steps: Vec<u32>,
+    /// Tree -> where its nodes start, and its longest path.
+    trees: Vec<(u32, u32)>,
     /// Codes of a row.
     columns: usize,
 }
 
 impl std::fmt::Debug for Narrow {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "column {} > {}, {} ahead", self.column(), self.rank(), self.ahead())
+        write!(f, "column {} < {}, {} ahead", self.column(), self.limit(), self.ahead())
     }
 }
 impl std::fmt::Debug for Wide {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "column {} > {}, {} ahead", self.column(), self.rank(), self.ahead())
+        write!(f, "column {} < {}, {} ahead", self.column(), self.limit(), self.ahead())
     }
 }
 
@@ -140,14 +144,48 @@ impl<T: Real> Interleaved<T> {
         }
     }
 
+    /// Adds the leaves of one tree for a block of 64 rows to `sums`: 64 for each output.
+    ///
+    /// Not inlined, so that it is compiled without the vector instructions of its callers: with them the compiler packs
+    /// the lanes of a step into vectors and takes them apart again, which takes twice the time.
+    #[inline(never)]
+    pub(super) fn add_block(&self, forest: &Forest<T>, tree: usize, codes: &[u8], sums: &mut [T]) {
+        let ends = match &self.layout {
+            Layout::Narrow(walks) => walks.run_block(tree, codes),
+            Layout::Wide(walks) => walks.run_block(tree, codes),
+        };
+        match forest.trees[tree].target {
+            Target::One(output) if !self.direct.is_empty() => {
+                let sums = &mut sums[output as usize * ROWS..][..ROWS];
+                for (sum, end) in sums.iter_mut().zip(ends) {
+                    *sum = *sum + self.direct[end as usize];
+                }
+            }
+            Target::One(output) => {
+                let sums = &mut sums[output as usize * ROWS..][..ROWS];
+                for (sum, end) in sums.iter_mut().zip(ends) {
+                    *sum = *sum + forest.values[self.value_at[end as usize] as usize];
+                }
+            }
+            Target::All => {
+                for (row, end) in ends.into_iter().enumerate() {
+                    let values = &forest.values[self.value_at[end as usize] as usize..][..forest.outputs];
+                    for (output, value) in values.iter().enumerate() {
+                        let sum = &mut sums[output * ROWS + row];
+                        *sum = *sum + *value;
+                    }
+                }
+            }
+        }
+    }
+
     /// Adds every tree's leaf for the row with these codes to `sums`. `ends` is scratch.
     pub fn add(&self, forest: &Forest<T>, codes: &[u8], sums: &mut [T], ends: &mut Vec<u32>) {
         self.positions(codes, ends);
         if !self.direct.is_empty() {
             if let [sum] = sums {
-                for &end in ends.iter() {
-                    *sum = *sum + self.direct[end as usize];
-                }
+                // Not through memory: each addition would wait for the one before it to be stored.
+                *sum = ends.iter().fold(*sum, |sum, &end| sum + self.direct[end as usize]);
                 return;
             }
             for (tree, &end) in forest.trees.iter().zip(ends.iter()) {
@@ -176,18 +214,20 @@ impl<T: Real> Interleaved<T> {
 
 /// Lays every tree out breadth first, children side by side.
 fn compile<T: Real, P: Packed>(forest: &Forest<T>, columns: &Columns<T>) -> (Walks<P>, Vec<u32>) {
-    let depths: Vec<u32> = forest.trees.iter().map(|t| forest.depth(t) as u32).collect();
-    let mut order: Vec<u32> = (0..forest.trees.len() as u32).collect();
-    order.sort_by_key(|&t| depths[t as usize]);
     let total: usize = forest.trees.iter().map(|t| t.nodes + t.leaves).sum();
-    let mut walks =
-        Walks { nodes: Vec::with_capacity(total), first: Vec::new(), order, depths, columns: columns.count() };
-    let mut value_at = Vec::with_capacity(total);
+    let (mut nodes, mut value_at) = (Vec::with_capacity(total), Vec::with_capacity(total));
+    let mut trees = Vec::with_capacity(forest.trees.len());
     for tree in &forest.trees {
-        walks.first.push(walks.nodes.len());
-        lay_out(forest, columns, tree, &mut walks.nodes, &mut value_at);
+        trees.push((nodes.len() as u32, forest.depth(tree) as u32));
+        lay_out(forest, columns, tree, &mut nodes, &mut value_at);
     }
-    (walks, value_at)
+    let mut order: Vec<u32> = (0..trees.len() as u32).collect();
+    order.sort_by_key(|&tree| trees[tree as usize].1);
+    let steps = order.chunks(WIDTH).map(|group| group.iter().map(|&tree| trees[tree as usize].1).max().unwrap_or(0));
+    let steps = steps.collect();
+    let mut starts: Vec<u32> = order.iter().map(|&tree| trees[tree as usize].0).collect();
+    starts.resize(starts.len().next_multiple_of(WIDTH), 0);
+    (Walks { nodes, order, starts, steps, trees, columns: columns.count() }, value_at)
 }
 
 fn lay_out<T: Real, P: Packed>(
@@ -204,15 +244,16 @@ fn lay_out<T: Real, P: Packed>(
     while next < queue.len() {
         let child = queue[next];
         if child < 0 {
-            out.push(P::pack(0, 255, 0));
+            out.push(P::pack(0, 0, 0));
             value_at.push((tree.first_value + !child as usize * width) as u32);
         } else {
             let node = &nodes[child as usize];
+            // Right of rank `k` is a code greater than `k`; ranks are below 255.
             let (column, rank) = columns.locate(node);
-            out.push(P::pack(column, rank, queue.len() - next));
+            out.push(P::pack(column, rank + 1, queue.len() - next));
             value_at.push(0);
-            queue.push(node.left);
             queue.push(node.right);
+            queue.push(node.left);
         }
         next += 1;
     }
@@ -223,41 +264,60 @@ impl<P: Packed> Walks<P> {
     fn run(&self, codes: &[u8], ends: &mut Vec<u32>) {
         assert!(codes.len() >= self.columns, "a code for each column");
         ends.clear();
-        ends.resize(self.order.len(), 0);
-        if codes.is_empty() {
-            // No node anywhere: every tree is one leaf.
-            for (end, first) in ends.iter_mut().zip(&self.first) {
-                *end = *first as u32;
+        ends.resize(self.trees.len(), 0);
+        let (starts, _) = self.starts.as_chunks::<WIDTH>();
+        for ((starts, trees), steps) in starts.iter().zip(self.order.chunks(WIDTH)).zip(&self.steps) {
+            let mut at = *starts;
+            // Without codes there is no node anywhere: every tree is one leaf, and takes no step.
+            for _ in 0..*steps {
+                for at in &mut at {
+                    // SAFETY: `lay_out` made the tree that `at` is in; the columns are those whose codes were counted
+                    // above.
+                    #[allow(unsafe_code)]
+                    unsafe {
+                        self.step(at, |column| *codes.get_unchecked(column))
+                    };
+                }
             }
-            return;
-        }
-        let mut groups = self.order.chunks_exact(WIDTH);
-        for group in &mut groups {
-            self.walk::<WIDTH>(group.first_chunk().expect("an exact chunk"), codes, ends);
-        }
-        for tree in groups.remainder() {
-            self.walk::<1>(&[*tree], codes, ends);
+            for (tree, at) in trees.iter().zip(at) {
+                ends[*tree as usize] = at;
+            }
         }
     }
 
+    /// Where 64 rows end in one tree; the codes of a column lie side by side.
     #[inline(always)]
-    fn walk<const N: usize>(&self, trees: &[u32; N], codes: &[u8], ends: &mut [u32]) {
-        let mut at = trees.map(|tree| self.first[tree as usize]);
-        let steps = trees.iter().map(|&tree| self.depths[tree as usize]).max().unwrap_or(0);
-        for _ in 0..steps {
-            for at in &mut at {
-                // SAFETY: `at` is the position of a node of its tree: it starts at the root, and `ahead` leads to the
-                // left child, behind which lies the right one, by `lay_out`; a leaf stays where it is. Columns were
-                // counted by the `Columns` that made `codes`, whose length `run` checks.
-                #[allow(unsafe_code)]
-                unsafe {
-                    let node = *self.nodes.get_unchecked(*at);
-                    *at += node.ahead() + (*codes.get_unchecked(node.column()) > node.rank()) as usize;
+    fn run_block(&self, tree: usize, codes: &[u8]) -> [u32; ROWS] {
+        assert!(codes.len() >= self.columns * ROWS, "64 codes for each column");
+        let (start, steps) = self.trees[tree];
+        let mut ends = [start; ROWS];
+        let (groups, _) = ends.as_chunks_mut::<WIDTH>();
+        for (group, ends) in groups.iter_mut().enumerate() {
+            let mut at = *ends;
+            for _ in 0..steps {
+                for (lane, at) in at.iter_mut().enumerate() {
+                    // SAFETY: as in `run`; a column is 64 codes.
+                    #[allow(unsafe_code)]
+                    unsafe {
+                        self.step(at, |column| *codes.get_unchecked(column * ROWS + group * WIDTH + lane))
+                    };
                 }
             }
+            *ends = at;
         }
-        for (tree, at) in trees.iter().zip(at) {
-            ends[*tree as usize] = at as u32;
-        }
+        ends
+    }
+
+    /// From a node to its child, or from a leaf to itself.
+    ///
+    /// # Safety
+    /// `at` is the position of a node that [`lay_out`] made, and `code` takes the columns of its tree.
+    #[allow(unsafe_code)]
+    #[inline(always)]
+    unsafe fn step(&self, at: &mut u32, code: impl Fn(usize) -> u8) {
+        // SAFETY: by contract; a step leads from a node to one of its tree, `ahead` to the right child, behind which lies
+        // the left one, and a leaf stays where it is.
+        let node = unsafe { *self.nodes.get_unchecked(*at as usize) };
+        *at += node.ahead() + u32::from(code(node.column()) < node.limit());
     }
 }

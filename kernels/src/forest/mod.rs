@@ -12,6 +12,8 @@
 //! trained the forest, to the last bit. The choice between them can therefore never change an answer.
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 pub mod bitsliced;
 pub mod columns;

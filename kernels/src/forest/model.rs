@@ -26,6 +26,11 @@ pub trait Real:
     /// The block kernel for this type on AVX-512, where the machine has it.
     #[doc(hidden)]
     fn block_kernel() -> Option<super::bitsliced::BlockKernel<Self>>;
+    /// A tree with more nodes than this for each level is walked in blocks, too: measured where both are as fast.
+    #[doc(hidden)]
+    fn nodes_per_level() -> usize {
+        if Self::block_kernel().is_some() { 40 } else { 16 }
+    }
     /// The least value that is greater.
     fn next_up(self) -> Self;
     /// The greatest value that is less.
@@ -80,12 +85,20 @@ macro_rules! real {
                 if super::avx512::available() {
                     return Some(super::avx512::$search);
                 }
+                #[cfg(target_arch = "x86_64")]
+                if super::avx2::available() {
+                    return Some(super::avx2::$search);
+                }
                 None
             }
             fn row_kernel() -> Option<super::columns::RowKernel<Self>> {
                 #[cfg(target_arch = "x86_64")]
                 if super::avx512::available() {
                     return Some(super::avx512::$row);
+                }
+                #[cfg(target_arch = "x86_64")]
+                if super::avx2::available() {
+                    return Some(super::avx2::$row);
                 }
                 None
             }

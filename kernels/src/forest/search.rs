@@ -212,6 +212,72 @@ fn count_block<T: Real>(thresholds: &[T], right_of: &impl Fn(T) -> bool) -> u32 
     at as u32 + u32::from(at == WIDTH - 1 && right_of(block[WIDTH - 1]))
 }
 
+/// Ranks by comparing 16 thresholds at once, and counting: for a kernel file that has the instructions.
+#[cfg(target_arch = "x86_64")]
+macro_rules! ranks {
+    ($features:literal, $t:ty, $count:ident, $rank:ident, $search:ident, $row:ident, $special:ident, $set:ident) => {
+        /// Number of thresholds that `value` lies right of; `EQUAL`: those that equal it count.
+        ///
+        /// # Safety
+        /// `table` is one group of 16 thresholds, or 17 as in `search.rs`.
+        #[target_feature(enable = $features)]
+        #[inline]
+        unsafe fn $rank<const EQUAL: bool>(table: &[$t], value: $t) -> u32 {
+            let (value, start) = ($set(value), table.as_ptr());
+            // SAFETY: a table longer than one group has 16 more behind it, and the block is one of those.
+            unsafe {
+                let first = $count::<EQUAL>(start, value);
+                if table.len() == WIDTH {
+                    return first;
+                }
+                let block = first.min(WIDTH as u32 - 1);
+                let inside = $count::<EQUAL>(start.add(WIDTH * (1 + block as usize)), value);
+                (block * WIDTH as u32 + inside).min(CHUNK as u32)
+            }
+        }
+
+        /// Ranks of up to 64 values of one feature.
+        ///
+        /// # Safety
+        /// The table is as in [`Lookup`].
+        #[target_feature(enable = $features)]
+        pub(super) unsafe fn $search(
+            lookup: &Lookup<'_, $t>,
+            request: &Request<'_, $t>,
+            ranks: &mut [u8; ROWS],
+        ) -> Special {
+            let values = &request.values[..request.count];
+            // SAFETY: by the contract of this function.
+            unsafe {
+                if lookup.equal {
+                    values.iter().zip(ranks).for_each(|(v, rank)| *rank = $rank::<true>(lookup.table, *v) as u8);
+                } else {
+                    values.iter().zip(ranks).for_each(|(v, rank)| *rank = $rank::<false>(lookup.table, *v) as u8);
+                }
+            }
+            $special(request)
+        }
+
+        /// Numeric codes of one row.
+        ///
+        /// # Safety
+        /// The machine has what `available` of this file asks for.
+        #[target_feature(enable = $features)]
+        pub(super) unsafe fn $row(columns: &Columns<$t>, row: &[$t], codes: &mut [u8]) {
+            // SAFETY: `encode_numeric` hands in whole tables.
+            unsafe {
+                if columns.counts_equal() {
+                    columns.encode_numeric(row, codes, |table, value| $rank::<true>(table, value));
+                } else {
+                    columns.encode_numeric(row, codes, |table, value| $rank::<false>(table, value));
+                }
+            }
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+pub(super) use ranks;
+
 #[cfg(test)]
 mod tests {
     use super::*;
