@@ -25,6 +25,8 @@ pub enum Format {
     XgboostBinary,
     /// LightGBM's text format.
     LightgbmText,
+    /// `config.json` of a language model as Hugging Face lays it out, with the weights beside it.
+    HuggingFace,
 }
 
 impl fmt::Display for Format {
@@ -33,6 +35,7 @@ impl fmt::Display for Format {
             Format::XgboostDocument => "XGBoost (JSON or UBJSON)",
             Format::XgboostBinary => "XGBoost (binary)",
             Format::LightgbmText => "LightGBM (text)",
+            Format::HuggingFace => "Hugging Face (config.json)",
         })
     }
 }
@@ -125,7 +128,8 @@ impl Artifact {
 }
 
 /// What is said of a directory without a model file.
-const NO_MODEL: &str = "no model file: expected one XGBoost (.json, .ubj, .bst, .model) or LightGBM (.txt, .bst) file";
+const NO_MODEL: &str = "no model file: expected one XGBoost (.json, .ubj, .bst, .model) or LightGBM (.txt, .bst) file, or \
+                        config.json of a language model";
 
 /// Files that lie beside a model and are none.
 const COMPANIONS: [&str; 3] = ["model.toml", "config.pbtxt", "expected.json"];
@@ -212,7 +216,8 @@ fn sniff(head: &[u8]) -> Option<Format> {
             // UBJSON: no quotes, and the length right before the name.
             _ => head.windows(8).any(|w| w == b"\x07learner"),
         };
-        return xgboost.then_some(Format::XgboostDocument);
+        let language = || next == Some(&b'"') && outermost_key(head, b"architectures");
+        return xgboost.then_some(Format::XgboostDocument).or_else(|| language().then_some(Format::HuggingFace));
     }
     if crate::tree::is_lightgbm_text(head) {
         return Some(Format::LightgbmText);
@@ -270,6 +275,7 @@ mod tests {
             (br#"{"a":"\\","learner":1}"#, true),
             (br#"{"version":[3,0"#, false),
             (br#"{"lear"#, false),
+            (br#"{"architectures":["Qwen3ForCausalLM"],"learner":1}"#, true),
             (b"{}", false),
             (b"{L\0\0\0\0\0\0\0\x07learner{", true),
             (b"{L\0\0\0\0\0\0\0\x0cbase_learner{", false),

@@ -37,7 +37,7 @@ pub trait Backend: Sync {
 }
 
 /// Every backend of this build.
-pub const BACKENDS: &[&dyn Backend] = &[&tree::TreeBackend];
+pub const BACKENDS: &[&dyn Backend] = &[&tree::TreeBackend, &llm::LanguageBackend];
 
 /// What a model may use.
 #[derive(Clone, Debug)]
@@ -48,6 +48,8 @@ pub struct LoadOptions {
     pub limits: Limits,
     /// Tensor names and strictness.
     pub conventions: Conventions,
+    /// Of language models.
+    pub language: llm::LanguageOptions,
 }
 
 /// A loaded model.
@@ -55,6 +57,8 @@ pub struct LoadOptions {
 pub enum Model {
     /// Tensors in, tensors out.
     Predictor(Box<dyn Predictor>),
+    /// Text in, text out, token by token.
+    Language(Box<llm::LanguageModel>),
 }
 
 /// Set when nobody waits for a call's answer any more.

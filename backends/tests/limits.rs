@@ -3,6 +3,7 @@
 // The exemption of tests covers only the bodies of `#[test]` functions.
 #![allow(clippy::unwrap_used)]
 
+use backends::llm::LanguageOptions;
 use backends::{Artifact, Call, CancelFlag, Conventions, Limits, LoadOptions, Model, Parameters, Tensor, load};
 use std::fs;
 use std::path::Path;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 
 fn options() -> LoadOptions {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-    LoadOptions { pool: Arc::new(pool), limits: Limits::default(), conventions: Conventions::Kserve }
+    LoadOptions { pool: Arc::new(pool), limits: Limits::default(), conventions: Conventions::Kserve, language: LanguageOptions::default() }
 }
 
 #[test]
@@ -20,7 +21,7 @@ fn short_rows_and_columns_ask_for_no_more_than_the_limit() {
     fs::copy(fixtures.join("xgboost-3.4.1/000-squarederror/model.ubj"), folder.path().join("model.ubj")).unwrap();
     let limits = Limits { tensor_bytes: 1 << 20, ..Limits::default() };
     let artifact = Artifact::open(folder.path(), folder.path()).unwrap();
-    let Model::Predictor(model) = load(&artifact, &LoadOptions { limits, ..options() }).unwrap();
+    let Model::Predictor(model) = load(&artifact, &LoadOptions { limits, ..options() }).unwrap() else { panic!() };
     let ask = |inputs: &[Tensor]| {
         let (parameters, cancel) = (Parameters::new(), CancelFlag::default());
         model.predict(&Call { inputs, outputs: &[], parameters: &parameters, deadline: None, cancel: &cancel })

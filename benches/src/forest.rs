@@ -6,6 +6,7 @@
 
 use crate::Failure;
 use crate::process;
+use backends::llm::LanguageOptions;
 use backends::{
     Artifact, Call, CancelFlag, Conventions, DataType, InferError, Limits, LoadOptions, Model, Parameters, Predictor,
     Tensor,
@@ -112,11 +113,13 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 
 fn open(directory: &Path, threads: usize) -> Result<Box<dyn Predictor>, Failure> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
-    let options = LoadOptions { pool: Arc::new(pool), limits: Limits::default(), conventions: Conventions::Kserve };
+    let options = LoadOptions { pool: Arc::new(pool), limits: Limits::default(), conventions: Conventions::Kserve, language: LanguageOptions::default() };
     // Benchmark models lie there in several forms; a model directory has one.
     let alone = Alone::of(directory)?;
     let artifact = Artifact::open(&alone.0, &alone.0)?;
-    let Model::Predictor(model) = backends::load(&artifact, &options)?;
+    let Model::Predictor(model) = backends::load(&artifact, &options)? else {
+        return Err("a language model is no forest".into());
+    };
     Ok(model)
 }
 

@@ -2,7 +2,7 @@
 
 use backends::{Call, DataType, InferError, Parameters, Port, Predictor, Profile, Settings, Signature, Tensor};
 use server::batcher::{Batcher, Job, Options};
-use server::dataplane::Servable;
+use server::dataplane::{Servable, Work};
 use server::metrics::ModelMetrics;
 use server::stats::Stats;
 use std::sync::Arc;
@@ -78,7 +78,7 @@ pub(crate) fn servable() -> Servable {
     Servable {
         name: "bench".into(),
         version: 1,
-        batcher: Batcher::new(Box::new(predictor), Options::default(), stats.clone()),
+        work: Work::Predictor(Batcher::new(Box::new(predictor), Options::default(), stats.clone())),
         signature,
         stats,
         metrics: ModelMetrics::register("bench", 1, "cpu"),

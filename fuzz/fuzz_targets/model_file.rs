@@ -2,6 +2,7 @@
 //! telling the format is covered too; point `TMPDIR` at memory.
 #![no_main]
 
+use backends::llm::LanguageOptions;
 use backends::{
     Artifact, Call, CancelFlag, Conventions, Limits, LoadOptions, Model, Parameters, Predictor, Tensor, load,
 };
@@ -17,7 +18,7 @@ static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
 
 static OPTIONS: LazyLock<LoadOptions> = LazyLock::new(|| {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a compute pool");
-    LoadOptions { pool: Arc::new(pool), limits: Limits::default(), conventions: Conventions::Kserve }
+    LoadOptions { pool: Arc::new(pool), limits: Limits::default(), conventions: Conventions::Kserve, language: LanguageOptions::default() }
 });
 
 fuzz_target!(|bytes: &[u8]| {

@@ -1,7 +1,7 @@
 //! Names every part, starts them in order, and takes them down in order.
 
 use crate::budget::Budget;
-use crate::config::{self, Config, ControlMode, InitMode, Models, Startup};
+use crate::config::{self, Config, ControlMode, InitMode, LoadFormat, Models, Startup};
 use crate::dataplane::{Control, Dataplane};
 use crate::edge::activity::Timeouts;
 use crate::edge::keys::Keys;
@@ -15,6 +15,7 @@ use crate::{batcher, grpc, metrics, telemetry};
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
 use axum::response::IntoResponse;
+use backends::llm::LanguageOptions;
 use backends::{Limits, LoadOptions};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -45,14 +46,19 @@ pub async fn run(config: Config) -> Result<u8, String> {
         .thread_name(|i| format!("compute-{i}"))
         .build()
         .map_err(|e| format!("compute threads: {e}"))?;
-    let load_options =
-        LoadOptions { pool: Arc::new(pool), limits: Limits::default(), conventions: profile(&config).conventions() };
+    let load_options = LoadOptions {
+        pool: Arc::new(pool),
+        limits: Limits::default(),
+        conventions: profile(&config).conventions(),
+        language: language(&config),
+    };
     let registry = Arc::new(Registry::new(repository, load_options, batching(&config)));
     let control = match config.model_control_mode {
         ControlMode::Explicit => Control::Explicit,
         ControlMode::None | ControlMode::Poll => Control::Fixed,
     };
-    let plane = Arc::new(Dataplane::new(registry.clone(), profile(&config), control, config.request_timeout));
+    let longest = [config.request_timeout, config.generation_timeout];
+    let plane = Arc::new(Dataplane::new(registry.clone(), profile(&config), control, longest));
     let keys = config.api_keys_file.as_deref().map(Keys::open).transpose()?;
     if let Some(keys) = keys.clone() {
         tokio::spawn(async move {
@@ -110,6 +116,20 @@ fn batching(config: &Config) -> batcher::Options {
         max_rows: config.max_batch_rows.unwrap_or(default.max_rows),
         max_delay: config.max_batch_delay,
         ..default
+    }
+}
+
+/// How language models run. Numbers are checked to fit.
+fn language(config: &Config) -> LanguageOptions {
+    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    LanguageOptions {
+        context: config.max_model_len.map(number),
+        running: number(config.max_num_seqs),
+        waiting: number(config.queue_size),
+        step_tokens: number(config.max_num_batched_tokens),
+        cache_bytes: config.kv_cache_bytes,
+        dummy: config.load_format == LoadFormat::Dummy,
+        key: *uuid::Uuid::new_v4().as_bytes(),
     }
 }
 

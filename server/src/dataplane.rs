@@ -5,6 +5,7 @@ use crate::batcher::{Job, rows};
 use crate::classify;
 use crate::describe::max_batch_size;
 use crate::error::Error;
+use crate::llm::answer::Answer;
 use crate::profile::Profile;
 use crate::registry::{IndexEntry, Registry};
 use crate::telemetry::SPANS;
@@ -15,7 +16,8 @@ use std::time::{Duration, Instant};
 use tracing::Instrument;
 use tracing::field::Empty;
 
-pub use crate::registry::Servable;
+pub use crate::llm::{Generate, Language};
+pub use crate::servable::{Servable, Work};
 
 /// An inference request in the server's own terms.
 #[derive(Debug, Default)]
@@ -75,6 +77,7 @@ pub struct Dataplane {
     profile: Profile,
     control: Control,
     longest: Duration,
+    longest_generation: Duration,
     started: AtomicBool,
     draining: AtomicBool,
     closing: AtomicBool,
@@ -96,13 +99,20 @@ pub const EXTENSIONS: [&str; 7] = [
 ];
 
 impl Dataplane {
-    /// Serves what `registry` holds; no request runs longer than `longest`.
-    pub fn new(registry: Arc<Registry>, profile: Profile, control: Control, longest: Duration) -> Self {
+    /// Serves what `registry` holds; no request runs longer than `longest`, and no answer of a language model longer than
+    /// `longest_generation`.
+    pub fn new(
+        registry: Arc<Registry>,
+        profile: Profile,
+        control: Control,
+        [longest, longest_generation]: [Duration; 2],
+    ) -> Self {
         Dataplane {
             registry,
             profile,
             control,
             longest,
+            longest_generation,
             started: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             closing: AtomicBool::new(false),
@@ -147,12 +157,54 @@ impl Dataplane {
     /// Does every model that runs get on? One that does not come back is mended by a restart alone.
     pub fn live(&self) -> bool {
         let now = Instant::now();
-        !self.registry.servables().iter().any(|servable| servable.batcher.is_stuck(now))
+        !self.registry.servables().iter().any(|servable| servable.is_stuck(now))
     }
 
     /// No request takes longer.
     pub fn longest(&self) -> Duration {
         self.longest
+    }
+
+    /// No answer of a language model takes longer.
+    pub fn longest_generation(&self) -> Duration {
+        self.longest_generation
+    }
+
+    /// The language models that serve.
+    pub fn language_models(&self) -> Vec<Arc<Servable>> {
+        let mut models = self.registry.servables();
+        models.retain(|servable| matches!(servable.work, Work::Language(_)));
+        models
+    }
+
+    /// The language model of a name; the only one where a request names none.
+    ///
+    /// # Errors
+    /// Unknown, not ready, no language model, or one of several that has to be named.
+    pub fn language_model(&self, name: Option<&str>) -> Result<Arc<Servable>, Error> {
+        if let Some(name) = name {
+            let servable = self.servable(name, None)?;
+            return servable.language().map(|_| servable.clone());
+        }
+        let mut models = self.language_models();
+        match models.len() {
+            1 => Ok(models.remove(0)),
+            0 => Err(Error::Invalid("no language model is served here".into())),
+            _ => {
+                let names: Vec<_> = models.iter().map(|model| model.name.as_str()).collect();
+                Err(Error::Invalid(format!("the request names no model; served are {}", names.join(", "))))
+            }
+        }
+    }
+
+    /// Asks a language model for an answer: one for each copy.
+    ///
+    /// # Errors
+    /// The request breaks a limit, or the server has too much to do.
+    pub async fn generate(&self, servable: &Servable, mut request: Generate) -> Result<Vec<Answer>, Error> {
+        let limit = Instant::now() + self.longest_generation;
+        request.deadline = Some(request.deadline.map_or(limit, |deadline| deadline.min(limit)));
+        servable.language()?.generate(request).await
     }
 
     /// Were the models of the start loaded, is there one that serves, and is the server not shutting down?
@@ -201,6 +253,7 @@ impl Dataplane {
         servable: &Servable,
         request: Infer,
     ) -> Result<(Option<String>, Vec<Tensor>, crate::stats::Timing), Error> {
+        let batcher = servable.batcher()?;
         self.check(servable, &request)?;
         let limit = Instant::now() + self.longest;
         let timeout = match request.parameters.get("timeout") {
@@ -224,7 +277,7 @@ impl Dataplane {
             queue_us = Empty,
             compute_us = Empty,
         );
-        let (outputs, timing) = servable.batcher.run(job).instrument(span.clone()).await?;
+        let (outputs, timing) = batcher.run(job).instrument(span.clone()).await?;
         if !span.is_disabled() {
             let (queue, compute) = (timing.queue.as_micros() as u64, timing.infer.as_micros() as u64);
             tracing::record_all!(span, queue_us = queue, compute_us = compute);

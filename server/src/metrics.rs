@@ -3,6 +3,7 @@
 
 use crate::error::Error;
 use crate::stats::Timing;
+use backends::llm::scheduler::Counters;
 use metrics::{
     Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
@@ -57,6 +58,13 @@ fn describe() {
     describe_counter!("tensorgate_log_dropped_total", "Log lines that nobody read in time");
     describe_counter!("tensorgate_spans_dropped_total", "Spans that did not reach the collector");
     describe_counter!("tensorgate_answers_total", "Answers by protocol and status; gRPC's is that of the head");
+    describe_gauge!("vllm:num_requests_running", "Answers that are being generated");
+    describe_gauge!("vllm:num_requests_waiting", "Answers that wait to be generated");
+    describe_gauge!("vllm:kv_cache_usage_perc", "Blocks of keys and values in use; 1 is all of them");
+    describe_counter!("vllm:generation_tokens_total", "Tokens generated");
+    describe_counter!("vllm:num_preemptions_total", "Answers that gave up their blocks for others");
+    describe_counter!("vllm:prefix_cache_queries_total", "Tokens looked for in the prefix cache");
+    describe_counter!("vllm:prefix_cache_hits_total", "Tokens found in the prefix cache");
     describe_counter!("process_cpu_seconds_total", "User and system CPU time");
     describe_gauge!("process_start_time_seconds", "Unix time at which the process started");
     describe_gauge!("process_virtual_memory_bytes", "Virtual memory");
@@ -183,6 +191,21 @@ impl ModelMetrics {
             level.set(0.0);
         }
     }
+}
+
+/// Where the engine of a language model stands, by the names that vLLM has and the Gateway API's inference extension
+/// reads.
+pub fn refresh_language(name: &str, counters: &Counters) {
+    let label = || [("model_name", name.to_owned())];
+    let level = |metric: &'static str, value: f64| gauge!(metric, &label()).set(value);
+    let count = |metric: &'static str, value: u64| counter!(metric, &label()).absolute(value);
+    level("vllm:num_requests_running", counters.running.into());
+    level("vllm:num_requests_waiting", counters.waiting.into());
+    level("vllm:kv_cache_usage_perc", f64::from(counters.blocks_used) / f64::from(counters.blocks_total.max(1)));
+    count("vllm:generation_tokens_total", counters.tokens);
+    count("vllm:num_preemptions_total", counters.preemptions);
+    count("vllm:prefix_cache_queries_total", counters.prefix_queries);
+    count("vllm:prefix_cache_hits_total", counters.prefix_hits);
 }
 
 /// Statuses that REST answers with; any other is counted as the last of them.

@@ -3,45 +3,18 @@
 //! Readers take a snapshot and never wait. Loading happens on a blocking thread; the new version is swapped in when it
 //! is ready, and the old one lives until its last request is done. A load that fails leaves what served before.
 
-use crate::batcher::{self, Batcher};
+use crate::batcher;
 use crate::error::Error;
-use crate::metrics::ModelMetrics;
 use crate::repository::{Found, Repository, Survey, Version};
-use crate::stats::Stats;
 use arc_swap::ArcSwap;
-use backends::{LoadError, LoadOptions, Model, Settings, Signature, load};
+use backends::{LoadError, LoadOptions, load};
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-/// A model that answers.
-#[derive(Debug)]
-pub struct Servable {
-    /// Its name.
-    pub name: String,
-    /// Its version.
-    pub version: Version,
-    /// The predictor behind its queue.
-    pub batcher: Batcher,
-    /// What it takes and gives.
-    pub signature: Signature,
-    /// What happened to its requests.
-    pub stats: Arc<Stats>,
-    /// The same for Prometheus.
-    pub metrics: ModelMetrics,
-    /// What its files cannot tell.
-    pub settings: Settings,
-    /// Bytes held.
-    pub bytes: usize,
-}
-
-impl Drop for Servable {
-    fn drop(&mut self) {
-        self.metrics.retire();
-    }
-}
+pub use crate::servable::Servable;
 
 /// Where a version is in its life.
 #[derive(Clone, Debug)]
@@ -334,32 +307,9 @@ impl Registry {
         for note in &settings.without_effect {
             tracing::warn!(model = name, version, "config.pbtxt: {note}");
         }
-        let Model::Predictor(predictor) = load(&artifact, &self.load_options)?;
-        let profile = predictor.profile();
-        let metrics = ModelMetrics::register(name, version, profile.device);
-        let stats = Arc::new(Stats::counting(metrics.executions()));
-        let mut signature = predictor.signature().clone();
-        if let Some(output) = signature.outputs.first_mut().filter(|_| !settings.labels.is_empty()) {
-            output.labels = settings.labels.clone();
-        }
-        // What one request may not have, a batch of several may not have either: the bound is the model's.
-        let most = settings.max_batch_size.map_or(usize::MAX, |rows| rows as usize);
-        let batching = batcher::Options {
-            max_rows: self.batching.max_rows.min(most),
-            max_delay: settings.batching.max_delay().unwrap_or(self.batching.max_delay),
-            queue: settings.batching.queue_size.unwrap_or(self.batching.queue),
-            ..self.batching
-        };
-        Ok(Servable {
-            name: name.into(),
-            version,
-            batcher: Batcher::new(predictor, batching, stats.clone()),
-            signature,
-            stats,
-            metrics,
-            settings,
-            bytes: profile.bytes,
-        })
+        let model = load(&artifact, &self.load_options)?;
+        Servable::new((name, version), model, settings, &self.batching)
+            .map_err(|reason| LoadError::new(artifact.model_path(), reason))
     }
 
     fn state(&self, name: &str, version: Version) -> Option<State> {

@@ -35,6 +35,20 @@ pub trait Executor: Send {
     fn collect(&mut self, ticket: Ticket) -> Result<Vec<Sampled>, Failure>;
 }
 
+impl<E: Executor + ?Sized> Executor for Box<E> {
+    fn launch(&mut self, plan: &Plan) -> Result<Ticket, Failure> {
+        (**self).launch(plan)
+    }
+
+    fn sample(&mut self, ticket: &Ticket, masks: &Masks) -> Result<(), Failure> {
+        (**self).sample(ticket, masks)
+    }
+
+    fn collect(&mut self, ticket: Ticket) -> Result<Vec<Sampled>, Failure> {
+        (**self).collect(ticket)
+    }
+}
+
 /// Stands for a step under way. Not to be copied: it is collected once.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Ticket {

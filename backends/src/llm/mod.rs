@@ -20,7 +20,9 @@ pub mod engine;
 pub mod executor;
 pub mod families;
 mod fields;
+pub mod generation;
 pub mod layout;
+pub mod model;
 pub mod plan;
 pub mod request;
 pub mod rope;
@@ -35,5 +37,6 @@ pub mod text;
 pub mod weights;
 
 pub use families::FAMILIES;
+pub use model::{LanguageBackend, LanguageModel, LanguageOptions};
 pub use spec::DecoderSpec;
 pub use weights::Weights;

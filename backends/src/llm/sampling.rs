@@ -15,7 +15,7 @@ pub const LOGPROBS_MAX: u8 = 20;
 /// What was asked for, not yet checked: [`Sampling::new`] checks. The default is the likeliest token, nothing else.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parameters {
-    /// Divides the logits; 0 takes the likeliest token. From 0 to 2.
+    /// Divides the logits; 0 takes the likeliest token. From 0 to 5.
     pub temperature: f32,
     /// Only so many of the likeliest tokens; 0 is all.
     pub top_k: u32,
@@ -130,7 +130,7 @@ impl Sampling {
     /// [`SamplingError`] names the first field that is wrong, and what would be right.
     pub fn new(asked: Parameters) -> Result<Self, SamplingError> {
         let p = &asked;
-        within("temperature", p.temperature, 0.0..=2.0, "from 0 to 2")?;
+        within("temperature", p.temperature, 0.0..=5.0, "from 0 to 5")?;
         within("top_p", p.top_p, f32::MIN_POSITIVE..=1.0, "above 0, at most 1")?;
         within("min_p", p.min_p, 0.0..=1.0, "from 0 to 1")?;
         within("typical_p", p.typical_p, f32::MIN_POSITIVE..=1.0, "above 0, at most 1")?;

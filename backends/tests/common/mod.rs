@@ -1,6 +1,7 @@
 //! What the test binaries share: a model out of a file, and a call of it.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+use backends::llm::LanguageOptions;
 use backends::{
     Artifact, Call, CancelFlag, Conventions, Limits, LoadOptions, Model, Parameter, Parameters, Predictor, Tensor, load,
 };
@@ -10,7 +11,7 @@ use std::sync::Arc;
 
 pub fn options(conventions: Conventions) -> LoadOptions {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
-    LoadOptions { pool: Arc::new(pool), limits: Limits::default(), conventions }
+    LoadOptions { pool: Arc::new(pool), limits: Limits::default(), conventions, language: LanguageOptions::default() }
 }
 
 /// The model of one file, alone in a directory.
@@ -23,7 +24,9 @@ pub fn open(file: &Path, options: &LoadOptions) -> Result<Box<dyn Predictor>, St
 /// The model of a directory.
 pub fn load_from(directory: &Path, options: &LoadOptions) -> Result<Box<dyn Predictor>, String> {
     let artifact = Artifact::open(directory, directory).map_err(|e| e.to_string())?;
-    let Model::Predictor(predictor) = load(&artifact, options).map_err(|e| e.to_string())?;
+    let Model::Predictor(predictor) = load(&artifact, options).map_err(|e| e.to_string())? else {
+        return Err("a language model".into());
+    };
     Ok(predictor)
 }
 

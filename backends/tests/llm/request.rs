@@ -18,8 +18,8 @@ fn refused(change: Change) -> String {
 #[test]
 fn parameters_out_of_range_are_refused_by_name() {
     let cases: &[(Change, &str)] = &[
-        (|p| p.temperature = 2.1, "temperature is 2.1; expected a number from 0 to 2"),
-        (|p| p.temperature = -0.1, "temperature is -0.1; expected a number from 0 to 2"),
+        (|p| p.temperature = 5.1, "temperature is 5.1; expected a number from 0 to 5"),
+        (|p| p.temperature = -0.1, "temperature is -0.1; expected a number from 0 to 5"),
         (|p| p.top_p = 0.0, "top_p is 0; expected a number above 0, at most 1"),
         (|p| p.min_p = 1.5, "min_p is 1.5; expected a number from 0 to 1"),
         (|p| p.typical_p = 0.0, "typical_p is 0; expected a number above 0, at most 1"),

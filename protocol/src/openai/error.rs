@@ -92,7 +92,7 @@ impl FieldError {
     }
 
     /// A field that this server knows and does not serve.
-    pub(super) fn refused(path: &str, reason: &str) -> Self {
+    pub fn refused(path: &str, reason: &str) -> Self {
         let message = format!("Unsupported parameter: '{path}' is not supported by this server: {reason}.");
         FieldError { code: "unsupported_parameter", ..Self::invalid(path, message) }
     }

@@ -80,6 +80,7 @@ pub static GROUPS: &[Group] = &[
     Group { title: "Listening", flags: LISTENING },
     Group { title: "Security", flags: SECURITY },
     Group { title: "Compute and batching", flags: COMPUTE },
+    Group { title: "Language models", flags: LANGUAGE },
     Group { title: "Limits", flags: LIMITS },
     Group { title: "Stopping", flags: STOPPING },
     Group { title: "Observing", flags: OBSERVING },
@@ -251,6 +252,53 @@ static COMPUTE: &[Flag] = &[
         "0",
         |c| Field::Duration(&mut c.max_batch_delay),
         "How long a request waits for others to be computed with. 0: only while the model is busy.",
+    ),
+];
+
+static LANGUAGE: &[Flag] = &[
+    Flag::new(
+        "max-model-len",
+        "TOKENS",
+        "",
+        |c| Field::OptionalCount(&mut c.max_model_len),
+        "Longest prompt and answer together. Without it, what the model was made for, or what kv-cache-bytes has room for.",
+    ),
+    Flag::new(
+        "max-num-seqs",
+        "N",
+        "64",
+        |c| Field::Count(&mut c.max_num_seqs),
+        "Answers of one model that are generated at the same time; further requests wait, as queue-size allows.",
+    ),
+    Flag::new(
+        "max-num-batched-tokens",
+        "N",
+        "256",
+        |c| Field::Count(&mut c.max_num_batched_tokens),
+        "Tokens, of prompts and answers, that one step computes. More read long prompts faster, and make answers that \
+         are under way wait longer.",
+    ),
+    Flag::new(
+        "kv-cache-bytes",
+        "SIZE",
+        "0",
+        |c| Field::Bytes(&mut c.kv_cache_bytes),
+        "Memory of each language model for the keys and values of its requests. 0: a quarter of the memory that the \
+         machine or the container has, and at most 4GiB.",
+    ),
+    Flag::new(
+        "load-format",
+        "FORMAT",
+        "auto",
+        |c| Field::Choice(&mut c.load_format),
+        "auto: the weights beside config.json; dummy: weights made up from config.json alone, for benchmarks.",
+    ),
+    Flag::new(
+        "generation-timeout",
+        "TIME",
+        "10m",
+        |c| Field::Duration(&mut c.generation_timeout),
+        "Longest time for an answer of a language model.",
     ),
 ];
 

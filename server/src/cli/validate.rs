@@ -1,6 +1,7 @@
 //! `tensorgate validate DIR`: loads every model of a directory as the server would, and says what it found.
 
 use crate::repository::{Found, Repository, Survey};
+use backends::llm::LanguageOptions;
 use backends::{Artifact, Conventions, Limits, LoadError, LoadOptions, Model, load, settings};
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 /// The directory cannot be read.
 pub fn validate(directory: &Path) -> Result<(String, bool), String> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().map_err(|e| e.to_string())?;
-    let options = LoadOptions { pool: Arc::new(pool), limits: Limits::default(), conventions: Conventions::Kserve };
+    let options = LoadOptions { pool: Arc::new(pool), limits: Limits::default(), conventions: Conventions::Kserve, language: LanguageOptions::default() };
     let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let Survey { models, notes } =
         Repository::single_or_many(directory, name).survey().map_err(|error| error.to_string())?;
@@ -83,7 +84,10 @@ impl Report {
     }
 
     fn load(&self, artifact: &Artifact) -> Result<String, LoadError> {
-        let Model::Predictor(predictor) = load(artifact, &self.options)?;
+        let predictor = match load(artifact, &self.options)? {
+            Model::Predictor(predictor) => predictor,
+            Model::Language(model) => return Ok(format!("{}, context {}", artifact.format(), model.context)),
+        };
         let input = predictor.signature().inputs.first().map(|port| port.shape.clone()).unwrap_or_default();
         let output = predictor.signature().outputs.first().map(|port| port.shape.clone()).unwrap_or_default();
         Ok(format!("{}, input {input:?}, output {output:?}", artifact.format()))

@@ -2,5 +2,6 @@
 
 pub mod events;
 pub mod grpc;
+pub mod openai;
 pub mod v1;
 pub mod v2;

@@ -8,6 +8,10 @@ use std::time::Duration;
 const LEAST_INFLIGHT_BYTES: u64 = 256 << 20;
 /// More threads than any machine has: a number meant for something else.
 const MOST_THREADS: usize = 4096;
+/// Keys and values of a language model, where nobody says how much: at most.
+const KV_CACHE_BYTES: u64 = 4 << 30;
+/// Tokens and sequences that 32 bits count with room to spare.
+const MOST_TOKENS: usize = 1 << 28;
 /// The longest name of a model, in characters.
 const LONGEST_NAME: usize = 256;
 
@@ -48,6 +52,9 @@ impl Config {
     pub(super) fn fill_in(&mut self, machine: &Machine) {
         if self.nthread == 0 {
             self.nthread = machine.cores.max(1);
+        }
+        if self.kv_cache_bytes == 0 {
+            self.kv_cache_bytes = (machine.memory / 4).min(KV_CACHE_BYTES);
         }
         if self.inflight_bytes == 0 {
             self.inflight_bytes = (machine.memory / 4).max(LEAST_INFLIGHT_BYTES).max(self.max_body_size);
@@ -98,6 +105,9 @@ impl Config {
             ("queue-size", Some(self.queue_size)),
             ("max-batch-rows", self.max_batch_rows),
             ("max-body-size", usize::try_from(self.max_body_size).ok()),
+            ("max-model-len", self.max_model_len),
+            ("max-num-seqs", Some(self.max_num_seqs)),
+            ("max-num-batched-tokens", Some(self.max_num_batched_tokens)),
         ];
         for (name, _) in numbers.iter().filter(|(_, number)| *number == Some(0)) {
             problems.push(format!("{}: must be at least 1", self.place(name)));
@@ -108,10 +118,19 @@ impl Config {
             ("body-timeout", self.body_timeout),
             ("idle-timeout", self.idle_timeout),
             ("request-timeout", self.request_timeout),
+            ("generation-timeout", self.generation_timeout),
             ("repository-poll-secs", self.repository_poll),
         ];
         for (name, _) in times.iter().filter(|(_, time)| *time == Duration::ZERO) {
             problems.push(format!("{}: must be longer than 0", self.place(name)));
+        }
+        let counts = [
+            ("max-model-len", self.max_model_len.unwrap_or(0)),
+            ("max-num-seqs", self.max_num_seqs),
+            ("max-num-batched-tokens", self.max_num_batched_tokens),
+        ];
+        for (name, _) in counts.iter().filter(|(_, count)| *count > MOST_TOKENS) {
+            problems.push(format!("{}: at most {MOST_TOKENS}", self.place(name)));
         }
         if self.nthread > MOST_THREADS {
             problems.push(format!("{}: at most {MOST_THREADS} threads", self.place("nthread")));

@@ -10,7 +10,7 @@ mod tests;
 mod values;
 
 pub use machine::Machine;
-pub use values::{ControlMode, GrpcOutputs, InitMode, LogFormat, LogLevel, Profile};
+pub use values::{ControlMode, GrpcOutputs, InitMode, LoadFormat, LogFormat, LogLevel, Profile};
 
 use crate::args::{Args, Origin, UsageError, file, flags};
 use std::collections::BTreeMap;
@@ -74,6 +74,18 @@ pub struct Config {
 
     /// Threads that compute: at least 1.
     pub nthread: usize,
+    /// `None`: as many tokens as the model was made for, or as there is room for.
+    pub max_model_len: Option<usize>,
+    /// At least 1.
+    pub max_num_seqs: usize,
+    /// At least 1.
+    pub max_num_batched_tokens: usize,
+    /// Never zero.
+    pub kv_cache_bytes: u64,
+    /// Are weights read, or made up?
+    pub load_format: LoadFormat,
+    /// Never zero.
+    pub generation_timeout: Duration,
     /// At least 1.
     pub max_batch_rows: Option<usize>,
     /// Shorter than `request_timeout`.
@@ -283,6 +295,12 @@ impl Config {
             tls_key: None,
             api_keys_file: None,
             nthread: 0,
+            max_model_len: None,
+            max_num_seqs: 0,
+            max_num_batched_tokens: 0,
+            kv_cache_bytes: 0,
+            load_format: LoadFormat::Auto,
+            generation_timeout: Duration::ZERO,
             max_batch_rows: None,
             max_batch_delay: Duration::ZERO,
             max_body_size: 0,

@@ -57,6 +57,19 @@ impl Named for InitMode {
     const ALL: &'static [(&'static str, Self)] = &[("sync", InitMode::Sync), ("async", InitMode::Async)];
 }
 
+/// Where the weights of a language model come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadFormat {
+    /// The files beside its configuration.
+    Auto,
+    /// Nowhere: they are made up.
+    Dummy,
+}
+
+impl Named for LoadFormat {
+    const ALL: &'static [(&'static str, Self)] = &[("auto", LoadFormat::Auto), ("dummy", LoadFormat::Dummy)];
+}
+
 /// The least important message that is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogLevel {

@@ -5,6 +5,7 @@ use super::*;
 use crate::batcher;
 use crate::error::Error;
 use crate::registry::{IndexEntry, Registry};
+use backends::llm::LanguageOptions;
 use backends::{Conventions, Limits, LoadOptions};
 use std::os::unix::fs::symlink;
 use std::sync::Arc;
@@ -111,7 +112,7 @@ fn models_that_arrive_late() {
 
 fn registry(repository: Repository) -> Arc<Registry> {
     let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap());
-    let options = LoadOptions { pool, limits: Limits::default(), conventions: Conventions::Kserve };
+    let options = LoadOptions { pool, limits: Limits::default(), conventions: Conventions::Kserve, language: LanguageOptions::default() };
     Arc::new(Registry::new(repository, options, batcher::Options::default()))
 }
 
@@ -163,7 +164,7 @@ async fn a_batch_has_no_more_rows_than_the_model_takes() {
     put(&root.path().join("rose"), "");
     let registry = registry(Repository::many(root.path()));
     registry.load_all(None).await.unwrap();
-    let shown = |name: &str| format!("{:?}", registry.get(name, None).unwrap().batcher);
+    let shown = |name: &str| format!("{:?}", registry.get(name, None).unwrap().batcher().unwrap());
     assert!(shown("iris").contains("max_rows: 8,"), "{}", shown("iris"));
     assert!(shown("rose").contains(&format!("max_rows: {},", batcher::Options::default().max_rows)));
 }

@@ -1,6 +1,7 @@
 //! The REST routes: decode, call the data plane, encode. What a verb means is decided there, not here.
 
 mod body;
+mod openai;
 mod reply;
 mod shortcut;
 mod v1;
@@ -57,6 +58,14 @@ impl Rest {
         Router::new()
             .route("/", get(v1::alive))
             .route("/v1/models", get(v1::list))
+            .route("/openai/v1/models", get(openai::models))
+            .route("/openai/v1/models/{model}", get(openai::model))
+            .route("/v1/chat/completions", post(openai::chat))
+            .route("/openai/v1/chat/completions", post(openai::chat))
+            .route("/v1/completions", post(openai::completion))
+            .route("/openai/v1/completions", post(openai::completion))
+            .route("/tokenize", post(openai::tokenize))
+            .route("/detokenize", post(openai::detokenize))
             .route("/v1/models/{model}", get(v1::ready).post(v1::call))
             .route("/v2", get(v2::server_metadata))
             .route("/v2/models", get(v2::list))

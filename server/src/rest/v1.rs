@@ -3,6 +3,7 @@
 use super::v2::answer;
 use super::{Rest, body, reply};
 use crate::codec;
+use crate::dataplane::Servable;
 use crate::error::Error;
 use crate::threads::heavy;
 use axum::body::Body;
@@ -22,19 +23,14 @@ pub(super) async fn list(State(rest): State<Rest>) -> Response {
     if !rest.plane.profile().lists_for_openai() {
         return reply::value(StatusCode::OK, &json!({"models": models}));
     }
-    let data: Vec<_> = models
-        .iter()
-        .map(|name| json!({"id": name, "object": "model", "created": 0, "owned_by": "tensorgate"}))
-        .collect();
-    reply::value(StatusCode::OK, &json!({"models": models, "object": "list", "data": data}))
+    super::openai::all_models(&rest, models)
 }
 
 pub(super) async fn ready(State(rest): State<Rest>, Path(model): Path<String>) -> Response {
-    answer(
-        rest.plane
-            .servable(&model, None)
-            .map(|servable| reply::value(StatusCode::OK, &json!({"name": servable.name, "ready": true}))),
-    )
+    let plain = |servable: &Servable| reply::value(StatusCode::OK, &json!({"name": servable.name, "ready": true}));
+    let both = rest.plane.profile().lists_for_openai();
+    let described = |servable: &Servable| super::openai::described(servable).filter(|_| both);
+    answer(rest.plane.servable(&model, None).map(|servable| described(&servable).unwrap_or_else(|| plain(&servable))))
 }
 
 /// `POST /v1/models/{model}:{verb}`.

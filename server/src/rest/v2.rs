@@ -59,7 +59,7 @@ pub(super) async fn ready(State(rest): State<Rest>) -> Response {
 
 pub(super) async fn metrics(State(rest): State<Rest>) -> Response {
     for servable in rest.plane.registry().servables() {
-        servable.metrics.refresh(servable.batcher.queued(), servable.bytes);
+        servable.refresh_metrics();
     }
     crate::metrics::refresh_process();
     let mut response = Response::new(Body::from(rest.metrics.render()));
@@ -170,7 +170,11 @@ fn header_length(headers: &HeaderMap) -> Result<Option<usize>, Error> {
 
 /// When the answer is of no use any more: from the head of the request on, whatever its body takes.
 pub(super) fn deadline(rest: &Rest, headers: &HeaderMap) -> Result<Instant, Error> {
-    let longest = rest.plane.longest();
+    deadline_within(rest.plane.longest(), headers)
+}
+
+/// The same, where requests may take so long.
+pub(super) fn deadline_within(longest: Duration, headers: &HeaderMap) -> Result<Instant, Error> {
     let Some(value) = headers.get("x-request-timeout-ms") else { return Ok(Instant::now() + longest) };
     let number = value.to_str().ok().and_then(|text| text.trim().parse().ok());
     number.map(|ms| Instant::now() + longest.min(Duration::from_millis(ms))).ok_or_else(|| {

@@ -166,7 +166,7 @@ fn text(path: &Path) -> Result<Option<String>, LoadError> {
 }
 
 /// The content of a file of at most `limit` bytes; none where there is no such file.
-pub(super) fn bytes(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, LoadError> {
+pub(in crate::llm) fn bytes(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, LoadError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),

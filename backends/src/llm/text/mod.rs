@@ -7,7 +7,7 @@
 //! No threads, no network, no clock; the two things that hold state, a [`Detokenizer`] and a [`StopScanner`], belong to one
 //! sequence each.
 
-mod config;
+pub(super) mod config;
 mod conversation;
 mod detokenizer;
 mod jinja;

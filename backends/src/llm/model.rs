@@ -1,0 +1,244 @@
+//! A language model out of a directory: its text, and an engine that has yet to be started.
+//!
+//! ```text
+//! config.json                          DecoderSpec      what it computes
+//! *.safetensors | *.gguf | made up     Weights          with what
+//! tokenizer.json, tokenizer_config     Tokenizer, ChatTemplates
+//! generation_config.json               GenerationConfig which tokens end a text; defaults of requests
+//! ```
+
+use super::blocks::{BlockPool, PrefixKey};
+use super::cpu::{self, CacheType, CpuExecutor};
+use super::engine::{Engine, Overlap};
+use super::executor::Executor;
+use super::generation::GenerationConfig;
+use super::request;
+use super::scheduler::{Scheduler, Settings};
+use super::spec::{DecoderSpec, FloatType};
+use super::text::{ChatTemplates, Tokenizer, TokenizerConfig};
+use super::weights::dummy::{Dummy, Init};
+use super::weights::safetensors::Safetensors;
+use super::weights::{Format as Numbers, Weights};
+use crate::artifact::{Artifact, Format};
+use crate::error::LoadError;
+use crate::{Backend, LoadOptions, Model};
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Executors that may be moved to the engine's thread.
+pub type BoxedExecutor = Box<dyn Executor>;
+
+/// How language models are loaded and run.
+#[derive(Clone, Debug)]
+pub struct LanguageOptions {
+    /// Tokens of prompt and output together, at most. Without it as many as the model was made for, or as the cache has
+    /// room for.
+    pub context: Option<u32>,
+    /// Sequences that run at the same time.
+    pub running: u32,
+    /// Sequences that wait.
+    pub waiting: u32,
+    /// Rows of one step.
+    pub step_tokens: u32,
+    /// Bytes for keys and values.
+    pub cache_bytes: u64,
+    /// Weights are made up: for benchmarks.
+    pub dummy: bool,
+    /// Under which prompts are found in the cache: random, of this process alone.
+    pub key: [u8; 16],
+}
+
+impl Default for LanguageOptions {
+    /// For tests: little memory, and a key that is no secret.
+    fn default() -> Self {
+        LanguageOptions {
+            context: None,
+            running: 64,
+            waiting: 512,
+            step_tokens: 256,
+            cache_bytes: 64 << 20,
+            dummy: false,
+            key: [0; 16],
+        }
+    }
+}
+
+/// A loaded language model.
+pub struct LanguageModel {
+    /// Text to tokens and back.
+    pub tokenizer: Tokenizer,
+    /// Conversations to prompts; `None` where the model comes without a template.
+    pub templates: Option<ChatTemplates>,
+    /// What requests may leave out.
+    pub generation: GenerationConfig,
+    /// Bounds on one request.
+    pub limits: request::Limits,
+    /// Tokens of prompt and output together, at most.
+    pub context: u32,
+    /// The secret under which prefixes are kept apart.
+    pub key: PrefixKey,
+    /// What computes.
+    pub engine: Engine<BoxedExecutor>,
+    /// Bytes held: weights, keys and values.
+    pub bytes: usize,
+    /// Where its numbers came from: as metadata names it.
+    pub platform: &'static str,
+}
+
+impl std::fmt::Debug for LanguageModel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LanguageModel").field("platform", &self.platform).field("context", &self.context).finish()
+    }
+}
+
+/// Positions of a block of keys and values.
+const BLOCK: u32 = 32;
+/// Bytes of text for each token of the context, at most: longer prompts are refused before they are taken apart.
+const BYTES_PER_TOKEN: usize = 32;
+/// What a byte of text is never fewer of: short contexts may have long templates.
+const TEXT_BYTES_MIN: usize = 1 << 20;
+/// Waiting this long is worth one step of priority.
+const AGEING: Duration = Duration::from_secs(2);
+/// Seed of made up weights.
+const DUMMY_SEED: u64 = 0;
+
+/// Language models in directories of Hugging Face.
+#[derive(Debug)]
+pub struct LanguageBackend;
+
+impl Backend for LanguageBackend {
+    fn name(&self) -> &'static str {
+        "llm"
+    }
+
+    fn reads(&self, format: Format) -> bool {
+        format == Format::HuggingFace
+    }
+
+    fn load(&self, artifact: &Artifact, options: &LoadOptions) -> Result<Model, LoadError> {
+        let directory = artifact.model_path().parent().unwrap_or(Path::new("."));
+        load(directory, artifact.model_path(), options).map(|model| Model::Language(Box::new(model)))
+    }
+}
+
+/// The configuration, parsed twice: once for what is computed, once for what else it says.
+fn configuration(path: &Path) -> Result<(DecoderSpec, Map<String, Value>), LoadError> {
+    let refuse = |reason: String| LoadError::new(path, reason);
+    let text = std::fs::read(path).map_err(|e| refuse(e.to_string()))?;
+    let spec = DecoderSpec::from_config(path, &text)?;
+    let map = serde_json::from_slice(&text).map_err(|e| refuse(format!("is no JSON object: {e}")))?;
+    Ok((spec, map))
+}
+
+fn load(directory: &Path, config: &Path, options: &LoadOptions) -> Result<LanguageModel, LoadError> {
+    let (spec, map) = configuration(config)?;
+    let wishes = &options.language;
+    let weights = weights(&spec, directory, wishes.dummy)?;
+    let mut generation = GenerationConfig::read(directory)?;
+    generation.add_ends(map.get("eos_token_id")).map_err(|reason| LoadError::new(config, reason))?;
+
+    let room = Room::of(&spec, wishes, config)?;
+    let text_bytes = (room.context as usize).saturating_mul(BYTES_PER_TOKEN).max(TEXT_BYTES_MIN);
+    let files = TokenizerConfig::read(directory)?;
+    let tokenizer = Tokenizer::load(directory, &files, text_bytes)?;
+    if let Some(end) = files.named("eos_token").and_then(|name| tokenizer.id(name)) {
+        generation.add_ends(Some(&end.into())).map_err(|reason| LoadError::new(config, reason))?;
+    }
+    generation.end_tokens.retain(|token| (*token as usize) < spec.vocab);
+    let templates = ChatTemplates::from_config(&files, text_bytes);
+    let templates = templates.map_err(|reason| LoadError::new(directory.join("tokenizer_config.json"), reason))?;
+
+    let key = PrefixKey::new(wishes.key);
+    let settings = settings(wishes, &room, &generation);
+    let scheduler = Scheduler::new(settings, BlockPool::new(room.blocks, BLOCK, key));
+    let scheduler = scheduler.map_err(|error| LoadError::new(config, error.to_string()))?;
+    let limits = request::Limits {
+        prompt_tokens: room.context - 1,
+        copies: request::COPIES_MAX,
+        output_tokens: room.context.saturating_mul(request::COPIES_MAX.into()),
+        vocabulary: spec.vocab as u32,
+    };
+    let executor = CpuExecutor::load(
+        spec,
+        weights.as_ref(),
+        cpu::Options {
+            cache: cpu::Shape { blocks: room.blocks, block_len: BLOCK, storage: CacheType::F16 },
+            context: room.context as usize,
+            slots: wishes.running as usize,
+            end_tokens: generation.end_tokens.clone(),
+            pool: options.pool.clone(),
+            poison: false,
+        },
+    )?;
+    let bytes = executor.weight_bytes() + room.bytes;
+    let engine = Engine::new(scheduler, Box::new(executor) as BoxedExecutor, Overlap::InStep);
+    let (context, platform) = (room.context, "huggingface");
+    Ok(LanguageModel { tokenizer, templates, generation, limits, context, key, engine, bytes, platform })
+}
+
+fn weights(spec: &DecoderSpec, directory: &Path, dummy: bool) -> Result<Box<dyn Weights>, LoadError> {
+    if !dummy {
+        return Ok(Box::new(Safetensors::open(directory)?));
+    }
+    let format = match spec.dtype {
+        Some(FloatType::F16) => Numbers::F16,
+        Some(FloatType::Bf16) => Numbers::Bf16,
+        _ => Numbers::F32,
+    };
+    Ok(Box::new(Dummy::new(spec, format, Init::FanIn, DUMMY_SEED)?))
+}
+
+fn settings(wishes: &LanguageOptions, room: &Room, generation: &GenerationConfig) -> Settings {
+    Settings {
+        token_budget: wishes.step_tokens.max(wishes.running),
+        chunk_tokens: wishes.step_tokens,
+        max_running: wishes.running,
+        max_waiting: wishes.waiting.max(request::COPIES_MAX.into()),
+        max_waiting_tokens: u64::from(wishes.waiting).max(16) * u64::from(room.context),
+        context: room.context,
+        watermark: (room.blocks / 100).min(wishes.running),
+        ageing: AGEING,
+        prefix_cache: true,
+        end_tokens: generation.end_tokens.as_slice().into(),
+    }
+}
+
+/// How much there is room for.
+#[derive(Debug)]
+struct Room {
+    context: u32,
+    blocks: u32,
+    /// Of all blocks.
+    bytes: usize,
+}
+
+impl Room {
+    fn of(spec: &DecoderSpec, wishes: &LanguageOptions, config: &Path) -> Result<Self, LoadError> {
+        let refuse = |reason: String| LoadError::new(PathBuf::from(config), reason);
+        let made_for = u32::try_from(spec.context).unwrap_or(u32::MAX);
+        let position = 2 * spec.layers.len() * spec.attention.kv_width() * CacheType::F16.bytes();
+        let block = (position as u64).saturating_mul(BLOCK.into()).max(1);
+        let affordable = wishes.cache_bytes / block;
+        let most = affordable.saturating_mul(BLOCK.into()).min(u32::MAX.into()) as u32;
+        if let Some(wanted) = wishes.context {
+            if wanted > made_for {
+                return Err(refuse(format!("max-model-len is {wanted}; the model was made for {made_for} tokens")));
+            }
+            if wanted > most {
+                let needed = u64::from(wanted.div_ceil(BLOCK)) * block;
+                return Err(refuse(format!(
+                    "max-model-len is {wanted}; kv-cache-bytes has room for {most} tokens, and would have to be {needed}"
+                )));
+            }
+        }
+        let context = wishes.context.unwrap_or(made_for.min(most));
+        if context < 2 {
+            return Err(refuse(format!("kv-cache-bytes has no room for a block of {BLOCK} tokens: {block} bytes")));
+        }
+        // More than all sequences that may run can fill is never touched.
+        let needed = u64::from(context.div_ceil(BLOCK)) * u64::from(wishes.running);
+        let blocks = affordable.min(needed).min(u32::MAX.into());
+        Ok(Room { context, blocks: blocks as u32, bytes: (blocks * block) as usize })
+    }
+}

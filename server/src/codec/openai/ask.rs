@@ -1,0 +1,263 @@
+//! What a request asks of a language model: its prompt in tokens, and how the next ones are chosen.
+
+use super::Refusal;
+use crate::error::Error;
+use crate::llm::{Generate, Language};
+use backends::llm::sampling::Parameters;
+use backends::llm::text::Chat;
+use protocol::openai::common::{Common, Truncation, TruncationSide};
+use protocol::openai::format::Constraint;
+use protocol::openai::{ChatRequest, CompletionRequest, Conversation, FieldError, Prompt, ToolChoice};
+use serde_json::Value;
+
+/// A request for answers to one prompt or several.
+#[derive(Debug)]
+pub struct Ask {
+    /// One for each prompt.
+    pub prompts: Vec<Asked>,
+    /// How answers are told.
+    pub telling: Telling,
+}
+
+/// Answers to one prompt.
+#[derive(Debug)]
+pub struct Asked {
+    /// What is generated.
+    pub generate: Generate,
+    /// What every answer begins with: the prompt, or the message that is continued.
+    pub echo: Option<String>,
+}
+
+/// How answers are told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Telling {
+    /// Choices that are returned for each prompt.
+    pub n: usize,
+    /// Event by event.
+    pub stream: bool,
+    /// A last event tells what was used.
+    pub usage: bool,
+    /// Every event does.
+    pub continuous_usage: bool,
+    /// Alternatives of each token, where its probability is told.
+    pub logprobs: Option<usize>,
+    /// Alternatives of each token of the prompt.
+    pub prompt_logprobs: Option<usize>,
+    /// Tokens are told by their ids besides.
+    pub token_ids: bool,
+    /// In logprobs, tokens are written as `token_id:42`.
+    pub tokens_as_ids: bool,
+    /// The tokens of the prompt are part of the answer's logprobs.
+    pub echoes_tokens: bool,
+    /// The prompt alone is wanted.
+    pub prompt_alone: bool,
+}
+
+/// A chat.
+///
+/// # Errors
+/// Names the field that is at fault, or says what the model cannot do.
+pub fn chat(request: &ChatRequest, language: &Language) -> Result<Ask, Refusal> {
+    let ChatRequest { common, conversation, tool_choice, .. } = request;
+    if !conversation.tools.is_empty() && *tool_choice != ToolChoice::None {
+        return Err(FieldError::refused("tools", "tools are not called yet; leave them out").into());
+    }
+    let effort = request.reasoning_effort.map(|effort| ("reasoning_effort", effort.as_str()));
+    let prompt = conversation_tokens(conversation, effort, language)?;
+    let echo = common.delivery.echo.then(|| last_words(&conversation.messages)).flatten();
+    let telling = telling(common);
+    Ok(Ask { prompts: vec![Asked { generate: generate(prompt, common, language)?, echo }], telling })
+}
+
+/// The tokens of a conversation's prompt.
+///
+/// # Errors
+/// As for [`chat`].
+pub fn conversation_tokens(
+    conversation: &Conversation,
+    setting: Option<(&str, &str)>,
+    language: &Language,
+) -> Result<Vec<u32>, Refusal> {
+    if conversation.chat_template.is_some() {
+        return Err(FieldError::refused("chat_template", "templates come with the model alone").into());
+    }
+    let mut settings = conversation.chat_template_kwargs.clone();
+    if let Some((name, value)) = setting {
+        settings.entry(name).or_insert_with(|| Value::from(value));
+    }
+    let chat = Chat {
+        documents: (!conversation.documents.is_empty()).then_some(&conversation.documents[..]),
+        add_generation_prompt: conversation.add_generation_prompt,
+        continue_final_message: conversation.continue_final_message,
+        settings: Some(&settings),
+        ..Chat::new(&conversation.messages)
+    };
+    let text = language.render(&chat).map_err(|error| about("messages", error))?;
+    language.encode(&text, conversation.add_special_tokens).map_err(|error| about("messages", error))
+}
+
+/// The text of an assistant's message that comes last.
+fn last_words(messages: &[Value]) -> Option<String> {
+    let last = messages.last().filter(|message| message["role"] == "assistant")?;
+    match &last["content"] {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(parts) => Some(parts.iter().filter_map(|part| part["text"].as_str()).collect()),
+        _ => None,
+    }
+}
+
+/// A completion.
+///
+/// # Errors
+/// As for [`chat`].
+pub fn completion(request: &CompletionRequest, language: &Language) -> Result<Ask, Refusal> {
+    let CompletionRequest { common, prompt, add_special_tokens } = request;
+    let (delivery, sampling) = (&common.delivery, &common.sampling);
+    let prompts: Vec<(Vec<u32>, Option<&str>)> = match prompt {
+        Prompt::Tokens(lists) => lists.iter().map(|tokens| (tokens.clone(), None)).collect(),
+        Prompt::Texts(texts) => {
+            let encoded: Result<_, Error> = texts
+                .iter()
+                .map(|text| Ok((language.encode(text, *add_special_tokens)?, Some(text.as_str()))))
+                .collect();
+            encoded.map_err(|error| about("prompt", error))?
+        }
+    };
+    let mut telling = telling(common);
+    telling.echoes_tokens = delivery.echo && sampling.logprobs.is_some();
+    telling.prompt_alone = sampling.max_tokens == Some(0);
+    if telling.echoes_tokens && delivery.stream {
+        return Err(FieldError::refused("echo", "with logprobs it is not streamed; leave out one of the three").into());
+    }
+    let mut asked = Vec::with_capacity(prompts.len());
+    for (tokens, text) in prompts {
+        let mut generate = generate(tokens, common, language)?;
+        if telling.echoes_tokens {
+            let wanted = generate.parameters.logprobs.max(generate.parameters.prompt_logprobs);
+            generate.parameters.prompt_logprobs = wanted;
+        }
+        if telling.prompt_alone {
+            // Something has to be computed for the prompt's probabilities; it is not told.
+            generate.max_tokens = Some(1);
+        }
+        let text = |generate: &Generate| match text {
+            Some(text) => text.to_owned(),
+            None => language.tokenizer().decode(&generate.prompt, delivery.skip_special_tokens),
+        };
+        let echo = delivery.echo.then(|| text(&generate));
+        asked.push(Asked { generate, echo });
+    }
+    Ok(Ask { prompts: asked, telling })
+}
+
+fn telling(common: &Common) -> Telling {
+    let Common { sampling, delivery, .. } = common;
+    let number = |count: u32| count as usize;
+    Telling {
+        n: number(sampling.n),
+        stream: delivery.stream,
+        usage: delivery.include_usage,
+        continuous_usage: delivery.continuous_usage,
+        logprobs: sampling.logprobs.map(number),
+        prompt_logprobs: sampling.prompt_logprobs.map(number),
+        token_ids: delivery.token_ids,
+        tokens_as_ids: delivery.tokens_as_ids,
+        ..Telling::default()
+    }
+}
+
+fn generate(prompt: Vec<u32>, common: &Common, language: &Language) -> Result<Generate, Refusal> {
+    let Common { sampling, delivery, .. } = common;
+    let prompt = cut(prompt, common, language.context());
+    Ok(Generate {
+        prompt,
+        parameters: parameters(common, language)?,
+        max_tokens: sampling.max_tokens,
+        copies: sampling.best_of,
+        stop: sampling.stop.clone(),
+        include_stop: delivery.include_stop,
+        skip_special_tokens: delivery.skip_special_tokens,
+        priority: common.priority,
+        salt: common.cache_salt.clone(),
+        deadline: None,
+    })
+}
+
+/// As much of a prompt as was asked for.
+fn cut(mut prompt: Vec<u32>, common: &Common, context: u32) -> Vec<u32> {
+    let Some(Truncation { tokens, side }) = common.truncation else { return prompt };
+    let room = context.saturating_sub(common.sampling.max_tokens.unwrap_or(1).max(1));
+    let kept = tokens.unwrap_or(room) as usize;
+    let surplus = prompt.len().saturating_sub(kept);
+    match side {
+        TruncationSide::Left => drop(prompt.drain(..surplus)),
+        TruncationSide::Right => prompt.truncate(kept),
+    }
+    prompt
+}
+
+/// How tokens are chosen: what the request says, else the model.
+fn parameters(common: &Common, language: &Language) -> Result<Parameters, Refusal> {
+    let asked = &common.sampling;
+    let defaults = language.defaults();
+    match &asked.constraint {
+        None => {}
+        Some(Constraint::JsonObject | Constraint::JsonSchema { name: Some(_), .. }) => {
+            return Err(FieldError::refused("response_format", "answers are text alone so far; leave it out").into());
+        }
+        Some(_) => {
+            let why = "answers are not held to a form so far; leave it out";
+            return Err(FieldError::refused("structured_outputs", why).into());
+        }
+    }
+    let small = |count: u32| u8::try_from(count).unwrap_or(u8::MAX);
+    // The likeliest of several are found by their probabilities.
+    let ranked = (asked.best_of > asked.n).then_some(0);
+    Ok(Parameters {
+        temperature: asked.temperature.unwrap_or(defaults.temperature),
+        top_k: asked.top_k.unwrap_or(defaults.top_k),
+        top_p: asked.top_p.unwrap_or(defaults.top_p),
+        min_p: asked.min_p.unwrap_or(defaults.min_p),
+        typical_p: asked.typical_p.unwrap_or(defaults.typical_p),
+        repetition_penalty: asked.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+        presence_penalty: asked.presence_penalty,
+        frequency_penalty: asked.frequency_penalty,
+        logit_bias: asked.logit_bias.iter().map(|(token, bias)| (*token, *bias)).collect(),
+        allowed: asked.allowed_token_ids.clone(),
+        banned: banned(&asked.bad_words, language)?,
+        seed: asked.seed.map_or_else(|| uuid::Uuid::new_v4().as_u64_pair().1, |seed| seed as u64),
+        logprobs: asked.logprobs.map(small).max(ranked),
+        prompt_logprobs: asked.prompt_logprobs.map(small),
+        min_tokens: asked.min_tokens,
+        stop_tokens: asked.stop_token_ids.clone(),
+        ignore_eos: asked.ignore_eos,
+    })
+}
+
+/// The tokens that write a word, at the beginning of a text and after a space.
+fn banned(words: &[String], language: &Language) -> Result<Vec<u32>, Refusal> {
+    let mut tokens = Vec::new();
+    for (index, word) in words.iter().enumerate() {
+        let before = tokens.len();
+        for spelled in [word.clone(), format!(" {word}")] {
+            if let [token] = language.encode(&spelled, false)?[..] {
+                tokens.push(token);
+            }
+        }
+        if tokens.len() == before {
+            let message = format!(
+                "Invalid 'bad_words[{index}]': this model writes '{word}' as several tokens; single ones alone are kept out."
+            );
+            return Err(FieldError::invalid("bad_words", message).into());
+        }
+    }
+    Ok(tokens)
+}
+
+/// An error that a field is the reason of.
+fn about(field: &str, error: Error) -> Refusal {
+    match error {
+        Error::Invalid(what) | Error::Refused(what) => FieldError::invalid(field, what).into(),
+        other => other.into(),
+    }
+}

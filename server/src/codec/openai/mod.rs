@@ -1,0 +1,112 @@
+//! The OpenAI API in the data plane's terms, and back: what a request asks of a language model, and what its answers
+//! are written as, whole or event by event.
+
+pub mod ask;
+pub mod events;
+pub mod told;
+pub mod whole;
+
+use crate::error::Error;
+use protocol::openai::FieldError;
+use protocol::openai::error::ErrorBody;
+use protocol::openai::response::{FinishReason, StopReason, Usage};
+
+use crate::llm::answer::End;
+use protocol::openai::response::PromptDetails;
+
+/// Why a request is not answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// A field of its body is at fault.
+    Field(FieldError),
+    /// Anything else.
+    Server(Error),
+}
+
+impl From<FieldError> for Refusal {
+    fn from(error: FieldError) -> Self {
+        Refusal::Field(error)
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Refusal::Server(error)
+    }
+}
+
+impl Refusal {
+    /// The HTTP status.
+    pub fn status(&self) -> u16 {
+        match self {
+            Refusal::Field(_) => 400,
+            Refusal::Server(error) => error.row().0,
+        }
+    }
+
+    /// The body, which is also the data of an event in the middle of a stream.
+    pub fn body(&self) -> Vec<u8> {
+        let written = match self {
+            Refusal::Field(error) => serde_json::to_vec(&ErrorBody::from(error)),
+            Refusal::Server(error) => {
+                let message = match error {
+                    Error::UnknownModel(name) => format!("The model `{name}` does not exist."),
+                    other => other.message(),
+                };
+                let mut body = ErrorBody::new(&message, kind(self.status()), self.status());
+                body.error.param = matches!(error, Error::UnknownModel(_)).then_some("model");
+                serde_json::to_vec(&body)
+            }
+        };
+        written.unwrap_or_default()
+    }
+}
+
+/// OpenAI's and vLLM's word for a status.
+fn kind(status: u16) -> &'static str {
+    match status {
+        401 => "AuthenticationError",
+        404 => "NotFoundError",
+        413 => "RequestTooLargeError",
+        429 => "RateLimitError",
+        499 => "CancelledError",
+        501 => "NotImplementedError",
+        503 => "ServiceUnavailableError",
+        504 => "TimeoutError",
+        status if status < 500 => "BadRequestError",
+        _ => "InternalServerError",
+    }
+}
+
+/// What all replies to one request begin with.
+#[derive(Clone, Debug)]
+pub struct Head {
+    /// `chatcmpl-...` or `cmpl-...`
+    pub id: String,
+    /// When it came, in seconds since 1970.
+    pub created: u64,
+    /// The model.
+    pub model: String,
+}
+
+/// Which server.
+const FINGERPRINT: &str = concat!("tensorgate-", env!("CARGO_PKG_VERSION"));
+
+fn finish_reason(end: &End) -> FinishReason {
+    match end {
+        End::Length => FinishReason::Length,
+        End::EndOfText | End::StopToken(_) | End::StopString(_) => FinishReason::Stop,
+    }
+}
+
+fn stop_reason(end: &End) -> Option<StopReason> {
+    match end {
+        End::StopToken(token) => Some(StopReason::Token(*token)),
+        End::StopString(text) => Some(StopReason::Text(text.clone())),
+        End::Length | End::EndOfText => None,
+    }
+}
+
+fn usage(prompt: u32, completion: u32, cached: u32) -> Usage {
+    Usage { prompt_tokens_details: Some(PromptDetails { cached_tokens: cached }), ..Usage::new(prompt, completion) }
+}

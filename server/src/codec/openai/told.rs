@@ -1,0 +1,93 @@
+//! How likely tokens were, as clients of chats, of completions and of prompts read it.
+
+use super::ask::Telling;
+use crate::llm::Language;
+use crate::llm::answer::Told;
+use backends::llm::plan::Logprobs;
+use protocol::openai::logprobs::{
+    Alternatives, ChatLogprobs, CompletionLogprobs, PromptLogprob, PromptLogprobs, TokenLogprob, TopLogprob,
+};
+
+/// Writes tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct Teller<'a> {
+    /// Whose tokens they are.
+    pub language: &'a Language,
+    /// How.
+    pub telling: &'a Telling,
+}
+
+impl Teller<'_> {
+    fn bytes(&self, token: u32) -> &[u8] {
+        self.language.tokenizer().vocabulary().bytes(token).unwrap_or_default()
+    }
+
+    /// A token as text: half a character is U+FFFD.
+    pub fn text(&self, token: u32) -> String {
+        if self.telling.tokens_as_ids {
+            return format!("token_id:{token}");
+        }
+        String::from_utf8_lossy(self.bytes(token)).into_owned()
+    }
+
+    /// Of a chat; `None` where nobody asked.
+    pub fn chat(&self, told: &[Told]) -> Option<ChatLogprobs> {
+        self.telling.logprobs?;
+        Some(ChatLogprobs { content: Some(told.iter().map(|told| self.chat_token(told)).collect()) })
+    }
+
+    fn chat_token(&self, told: &Told) -> TokenLogprob {
+        let none = Logprobs::default();
+        let logprobs = told.logprobs.as_ref().unwrap_or(&none);
+        let top = |&(token, logprob): &(u32, f32)| TopLogprob {
+            token: self.text(token),
+            logprob,
+            bytes: Some(self.bytes(token).to_vec()),
+        };
+        TokenLogprob {
+            token: self.text(told.id),
+            logprob: logprobs.logprob,
+            bytes: Some(self.bytes(told.id).to_vec()),
+            top_logprobs: logprobs.top.iter().take(self.telling.logprobs.unwrap_or(0)).map(top).collect(),
+        }
+    }
+
+    /// Of a completion, whose first token begins at the character `offset`; `None` where nobody asked.
+    pub fn completion(&self, told: &[Told], mut offset: usize) -> Option<CompletionLogprobs> {
+        let count = self.telling.logprobs?;
+        let mut lists = CompletionLogprobs::default();
+        for Told { id, logprobs } in told {
+            let text = self.text(*id);
+            lists.text_offset.push(offset);
+            offset += String::from_utf8_lossy(self.bytes(*id)).chars().count();
+            lists.token_logprobs.push(logprobs.as_ref().map(|logprobs| logprobs.logprob));
+            lists.top_logprobs.push(logprobs.as_ref().map(|logprobs| {
+                let mut best: Vec<_> =
+                    logprobs.top.iter().take(count).map(|(token, logprob)| (self.text(*token), *logprob)).collect();
+                // The token itself is always among them.
+                if !logprobs.top.iter().take(count).any(|(token, _)| token == id) {
+                    best.push((text.clone(), logprobs.logprob));
+                }
+                Alternatives(best)
+            }));
+            lists.tokens.push(text);
+        }
+        Some(lists)
+    }
+
+    /// Of a prompt; `None` where nobody asked. Its first token has none.
+    pub fn prompt(&self, prompt: &[u32], logprobs: &[Logprobs]) -> Option<Vec<Option<PromptLogprobs>>> {
+        let count = self.telling.prompt_logprobs?;
+        let entry = |rank: usize, token: u32, logprob: f32| {
+            (token, PromptLogprob { logprob, rank: rank as u32, decoded_token: self.text(token) })
+        };
+        let of = |(token, logprobs): (&u32, &Logprobs)| {
+            let top = logprobs.top.iter().take(count).enumerate();
+            let mut map: PromptLogprobs = top.map(|(place, (token, value))| entry(place + 1, *token, *value)).collect();
+            map.extend([entry(logprobs.rank as usize, *token, logprobs.logprob)]);
+            Some(map)
+        };
+        let rest = prompt.iter().skip(1).zip(logprobs).map(of);
+        Some(std::iter::once(None).chain(rest).collect())
+    }
+}

@@ -1,0 +1,176 @@
+//! Replies that are sent when all is done.
+
+use super::ask::Telling;
+use super::told::Teller;
+use super::{FINGERPRINT, Head, Refusal, finish_reason, stop_reason, usage};
+use crate::error::Error;
+use crate::llm::Language;
+use crate::llm::answer::{End, Told};
+use crate::llm::gather::Gathered;
+use backends::llm::plan::Logprobs;
+use protocol::openai::response::{self, ChatChoice, CompletionChoice, Message, Reply};
+
+/// What there is to tell of one prompt.
+#[derive(Clone, Debug, Default)]
+pub struct Prompted {
+    /// Its tokens.
+    pub tokens: Vec<u32>,
+    /// What answers begin with.
+    pub echo: Option<String>,
+}
+
+/// An answer that is done.
+#[derive(Clone, Debug, Default)]
+struct Whole {
+    text: String,
+    told: Vec<Told>,
+    end: Option<End>,
+    generated: u32,
+    cached: u32,
+    prompt_logprobs: Vec<Logprobs>,
+}
+
+impl Whole {
+    /// The logarithm of its probability, per token.
+    fn likelihood(&self) -> f64 {
+        let each = self.told.iter().filter_map(|told| told.logprobs.as_ref()).map(|p| f64::from(p.logprob));
+        each.sum::<f64>() / self.told.len().max(1) as f64
+    }
+
+    fn ids(&self) -> Vec<u32> {
+        self.told.iter().map(|told| told.id).collect()
+    }
+}
+
+/// Everything that a reply is made of.
+#[derive(Debug)]
+pub struct Answered<'a> {
+    head: &'a Head,
+    teller: Teller<'a>,
+    prompts: &'a [Prompted],
+    /// Of the first prompt, then of the second, and so on: as many of each.
+    answers: Vec<Whole>,
+    usage: response::Usage,
+}
+
+/// Waits for all answers.
+///
+/// # Errors
+/// The first error of any of them.
+pub async fn collect<'a>(
+    mut gathered: Gathered,
+    head: &'a Head,
+    (language, telling): (&'a Language, &'a Telling),
+    (prompts, copies): (&'a [Prompted], usize),
+) -> Result<Answered<'a>, Error> {
+    let mut answers = vec![Whole::default(); prompts.len() * copies];
+    while let Some(news) = gathered.next().await {
+        let answer = &mut answers[news.choice];
+        let piece = news.piece?;
+        answer.text.push_str(&piece.text);
+        answer.told.extend(piece.token);
+        answer.end = piece.end.or(answer.end.take());
+        (answer.generated, answer.cached) = (news.generated, news.cached);
+        answer.prompt_logprobs.extend(news.prompt_logprobs);
+    }
+    if answers.iter().any(|answer| answer.end.is_none()) {
+        return Err(Error::Internal("an answer broke off".into()));
+    }
+    let prompt: usize = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
+    let generated = if telling.prompt_alone { 0 } else { answers.iter().map(|answer| answer.generated).sum() };
+    let cached = answers.chunks(copies).map(|answers| answers[0].cached).sum();
+    let usage = usage(u32::try_from(prompt).unwrap_or(u32::MAX), generated, cached);
+    for of_one in answers.chunks_mut(copies) {
+        // Told once for a prompt, and of use to all of its choices.
+        let found = of_one.iter().map(|answer| &answer.prompt_logprobs).find(|logprobs| !logprobs.is_empty()).cloned();
+        for answer in of_one.iter_mut() {
+            answer.prompt_logprobs = found.clone().unwrap_or_default();
+            if telling.prompt_alone {
+                (answer.text, answer.told, answer.end) = (String::new(), Vec::new(), Some(End::Length));
+            }
+        }
+        if copies > telling.n {
+            of_one.sort_by(|a, b| b.likelihood().total_cmp(&a.likelihood()));
+        }
+    }
+    if copies > telling.n {
+        answers = answers.chunks(copies).flat_map(|of_one| of_one[..telling.n].to_vec()).collect();
+    }
+    Ok(Answered { head, teller: Teller { language, telling }, prompts, answers, usage })
+}
+
+impl Answered<'_> {
+    fn reply<C: serde::Serialize>(
+        &self,
+        object: &'static str,
+        choices: Vec<C>,
+        prompt: Option<&Prompted>,
+    ) -> Result<Vec<u8>, Refusal> {
+        let telling = self.teller.telling;
+        let logprobs = self.answers.first().map_or(&[][..], |answer| &answer.prompt_logprobs);
+        let reply = Reply {
+            id: &self.head.id,
+            object,
+            created: self.head.created,
+            model: &self.head.model,
+            choices,
+            system_fingerprint: Some(FINGERPRINT),
+            usage: self.usage,
+            prompt_logprobs: prompt.and_then(|prompt| self.teller.prompt(&prompt.tokens, logprobs)),
+            prompt_token_ids: prompt.filter(|_| telling.token_ids).map(|prompt| &prompt.tokens[..]),
+        };
+        serde_json::to_vec(&reply).map_err(|error| Error::Internal(format!("a reply cannot be written: {error}")).into())
+    }
+
+    /// The reply to a chat.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn chat(&self) -> Result<Vec<u8>, Refusal> {
+        let prompt = self.prompts.first();
+        let echo = prompt.and_then(|prompt| prompt.echo.as_deref()).unwrap_or_default();
+        let choice = |(index, answer): (usize, &Whole)| ChatChoice {
+            index: index as u32,
+            message: Message { content: Some(format!("{echo}{}", answer.text)), ..Message::default() },
+            logprobs: self.teller.chat(&answer.told),
+            finish_reason: answer.end.as_ref().map(finish_reason),
+            stop_reason: answer.end.as_ref().and_then(stop_reason),
+            token_ids: self.teller.telling.token_ids.then(|| answer.ids()),
+        };
+        self.reply(response::CHAT, self.answers.iter().enumerate().map(choice).collect(), prompt)
+    }
+
+    /// The reply to a completion.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn completion(&self) -> Result<Vec<u8>, Refusal> {
+        let telling = self.teller.telling;
+        let choice = |(index, answer): (usize, &Whole)| {
+            let Prompted { tokens, echo } = &self.prompts[index / telling.n];
+            let text = match echo {
+                Some(echo) => format!("{echo}{}", answer.text),
+                None => answer.text.clone(),
+            };
+            let logprobs = if telling.echoes_tokens {
+                let rest = answer.prompt_logprobs.iter().cloned().map(Some);
+                let prompt = tokens.iter().zip(std::iter::once(None).chain(rest));
+                let prompt = prompt.map(|(id, logprobs)| Told { id: *id, logprobs });
+                self.teller.completion(&prompt.chain(answer.told.iter().cloned()).collect::<Vec<_>>(), 0)
+            } else {
+                self.teller.completion(&answer.told, echo.as_ref().map_or(0, |echo| echo.chars().count()))
+            };
+            CompletionChoice {
+                index: index as u32,
+                text,
+                logprobs,
+                finish_reason: answer.end.as_ref().map(finish_reason),
+                stop_reason: answer.end.as_ref().and_then(stop_reason),
+                prompt_logprobs: self.teller.prompt(tokens, &answer.prompt_logprobs),
+                prompt_token_ids: telling.token_ids.then(|| tokens.clone()),
+                token_ids: telling.token_ids.then(|| answer.ids()),
+            }
+        };
+        self.reply(response::COMPLETION, self.answers.iter().enumerate().map(choice).collect(), None)
+    }
+}

@@ -1,0 +1,182 @@
+//! Tokens of one sequence as text: bytes put together, stop strings found, and why it ended. Runs on the task of the
+//! request, never on the engine's thread.
+
+use super::generator::Tokens;
+use crate::error::Error;
+use backends::llm::plan::Logprobs;
+use backends::llm::sampling::Sampling;
+use backends::llm::sequence::{CancelReason, Event, FinishReason};
+use backends::llm::text::{Detokenizer, StopScanner};
+use std::sync::Arc;
+
+/// A piece of an answer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Piece {
+    /// Text that is final: no stop string begins in it that is left out.
+    pub text: String,
+    /// The token that came, with what was asked about it; none in a last piece that only says why it ended.
+    pub token: Option<Told>,
+    /// Why it ended, in the last piece.
+    pub end: Option<End>,
+}
+
+/// A token that was generated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Told {
+    /// Its id.
+    pub id: u32,
+    /// Its probability, where asked for.
+    pub logprobs: Option<Logprobs>,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// At the model's own end of a text.
+    EndOfText,
+    /// At a token that the request names.
+    StopToken(u32),
+    /// At a text that the request names.
+    StopString(String),
+    /// It has as many tokens as it may.
+    Length,
+}
+
+/// What ends an answer.
+#[derive(Clone, Debug)]
+pub(super) struct Ends {
+    /// The model's own tokens.
+    pub(super) model: Arc<[u32]>,
+    /// The request's texts.
+    pub(super) stop: Arc<[String]>,
+    /// The request's tokens, and how long no text ends it.
+    pub(super) sampling: Arc<Sampling>,
+    /// Tokens that it may have.
+    pub(super) max_tokens: u32,
+}
+
+/// The text of one sequence as it comes. Dropping it cancels the sequence.
+#[derive(Debug)]
+pub struct Answer {
+    tokens: Tokens,
+    detokenizer: Detokenizer,
+    scanner: StopScanner,
+    ends: Ends,
+    /// An event that was read ahead.
+    ahead: Option<Event>,
+    generated: u32,
+    cached_tokens: u32,
+    prompt_logprobs: Vec<Logprobs>,
+    ended: bool,
+}
+
+impl Answer {
+    pub(super) fn new(tokens: Tokens, detokenizer: Detokenizer, scanner: StopScanner, ends: Ends) -> Self {
+        let (prompt_logprobs, ahead) = (Vec::new(), None);
+        let (generated, cached_tokens, ended) = (0, 0, false);
+        Answer { tokens, detokenizer, scanner, ends, ahead, generated, cached_tokens, prompt_logprobs, ended }
+    }
+
+    /// Tokens so far: those that ended it are counted.
+    pub fn generated(&self) -> u32 {
+        self.generated
+    }
+
+    /// Tokens of its prompt that were found in the cache.
+    pub fn cached_tokens(&self) -> u32 {
+        self.cached_tokens
+    }
+
+    /// Of the prompt's tokens from the second on, where they were asked for; with the first copy's answer alone.
+    pub fn take_prompt_logprobs(&mut self) -> Vec<Logprobs> {
+        std::mem::take(&mut self.prompt_logprobs)
+    }
+
+    /// The next piece; `None` after the one that has an end, or after an error.
+    pub async fn next(&mut self) -> Option<Result<Piece, Error>> {
+        while !self.ended {
+            let event = match self.ahead.take() {
+                Some(event) => Some(event),
+                None => self.tokens.next().await,
+            };
+            match event {
+                Some(Event::Started { cached_tokens, .. }) => self.cached_tokens = cached_tokens,
+                Some(Event::PromptLogprobs { logprobs, .. }) => self.prompt_logprobs.extend(logprobs),
+                Some(Event::Token { token, logprobs, .. }) => {
+                    return Some(Ok(self.token(Told { id: token, logprobs }).await));
+                }
+                Some(Event::Finished { reason, .. }) => return Some(Ok(self.finished(reason))),
+                Some(Event::Cancelled { reason, .. }) => return Some(Err(self.cancelled(reason))),
+                Some(Event::Failed { reason, .. }) => return Some(Err(self.failed(reason))),
+                None => return Some(Err(self.failed("its engine has ended".into()))),
+            }
+        }
+        None
+    }
+
+    async fn token(&mut self, told: Told) -> Piece {
+        self.generated += 1;
+        let id = told.id;
+        let mut piece = Piece { token: Some(told), ..Piece::default() };
+        // Of a token that may be the last one the next event, which then is there already, tells.
+        let may_stop = self.ends.model.contains(&id) || self.ends.sampling.stop_tokens.contains(&id);
+        if may_stop || self.generated == self.ends.max_tokens {
+            self.ahead = self.tokens.next().await;
+        }
+        let last = match self.ahead {
+            Some(Event::Finished { reason, .. }) => Some(reason),
+            _ => None,
+        };
+        // A token that ends the text is no part of it.
+        if !matches!(last, Some(FinishReason::Stop(_))) {
+            let text = self.detokenizer.push(id);
+            if self.generated < self.ends.sampling.min_tokens {
+                piece.text.push_str(self.scanner.pass(text));
+            } else {
+                let scan = self.scanner.push(text);
+                piece.text.push_str(scan.text);
+                piece.end = scan.stopped.map(|index| End::StopString(self.ends.stop[index].clone()));
+            }
+        }
+        if piece.end.is_some() {
+            self.ended = true;
+            self.tokens.cancel(CancelReason::StopString);
+        } else if let Some(reason) = last {
+            let Piece { text, end, .. } = self.finished(reason);
+            piece.text.push_str(&text);
+            piece.end = end;
+        }
+        piece
+    }
+
+    fn finished(&mut self, reason: FinishReason) -> Piece {
+        self.ended = true;
+        let rest = self.detokenizer.finish();
+        let scan = self.scanner.push(rest);
+        let mut text = scan.text.to_owned();
+        if let Some(index) = scan.stopped {
+            return Piece { text, token: None, end: Some(End::StopString(self.ends.stop[index].clone())) };
+        }
+        text.push_str(self.scanner.finish());
+        let end = match reason {
+            FinishReason::Length => End::Length,
+            FinishReason::Stop(token) if self.ends.sampling.stop_tokens.contains(&token) => End::StopToken(token),
+            FinishReason::Stop(_) => End::EndOfText,
+        };
+        Piece { text, token: None, end: Some(end) }
+    }
+
+    fn cancelled(&mut self, reason: CancelReason) -> Error {
+        self.ended = true;
+        match reason {
+            CancelReason::DeadlinePassed => Error::Deadline,
+            CancelReason::Draining => Error::Draining,
+            CancelReason::ClientGone | CancelReason::StopString => Error::Cancelled,
+        }
+    }
+
+    fn failed(&mut self, reason: String) -> Error {
+        self.ended = true;
+        Error::Internal(format!("an answer could not be computed: {reason}"))
+    }
+}

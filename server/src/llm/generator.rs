@@ -1,0 +1,250 @@
+//! An engine on a thread of its own: requests in, tokens out. Bounded on both sides, and a client that leaves is
+//! noticed before the next step. Text is not known here.
+//!
+//! ```text
+//! admit ---> inbox ---> [ engine thread: take commands, step, tell ] ---> one channel for each sequence
+//! drop  ---> cancel --^                                                   (as long as it may have tokens)
+//! ```
+
+use crate::error::Error;
+use crate::threads;
+use backends::llm::engine::Engine;
+use backends::llm::model::BoxedExecutor;
+use backends::llm::request::Request;
+use backends::llm::scheduler::{Counters, Rejected};
+use backends::llm::sequence::{CancelReason, Event, SequenceId};
+use std::collections::{HashMap, VecDeque};
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+
+/// Requests on their way to the engine. It takes them between two steps, so that few ever wait here.
+const INBOX: usize = 1024;
+/// Events of a sequence besides its tokens: its start, its end, and what is told of its prompt, chunk by chunk.
+const EVENTS: usize = 64;
+/// A step that takes so long will not end: large prompts are cut into chunks that take seconds.
+pub const OVERDUE: Duration = Duration::from_secs(180);
+
+/// An engine that runs. Cheap to clone; it ends when the last clone is dropped.
+#[derive(Clone, Debug)]
+pub struct Generator(Arc<Handle>);
+
+#[derive(Debug)]
+struct Handle(Arc<Shared>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.lock().leaving = true;
+        self.0.changed.notify_one();
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    inbox: Mutex<Inbox>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Inbox {
+    admissions: VecDeque<Admission>,
+    cancellations: Vec<(SequenceId, CancelReason)>,
+    leaving: bool,
+    /// Why the engine has ended.
+    broken: Option<String>,
+    /// When the step began that runs.
+    stepping: Option<Instant>,
+    counters: Counters,
+}
+
+impl std::fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inbox").field("counters", &self.counters).field("broken", &self.broken).finish_non_exhaustive()
+    }
+}
+
+struct Admission {
+    request: Request,
+    reply: oneshot::Sender<Result<Vec<Tokens>, Rejected>>,
+}
+
+/// What happens to one sequence, in order. Dropping it cancels the sequence.
+#[derive(Debug)]
+pub struct Tokens {
+    sequence: SequenceId,
+    events: mpsc::Receiver<Event>,
+    shared: Arc<Shared>,
+    ended: bool,
+}
+
+impl Tokens {
+    /// The next event; `None` after the last one.
+    pub async fn next(&mut self) -> Option<Event> {
+        if self.ended {
+            return None;
+        }
+        let event = self.events.recv().await;
+        self.ended = event.as_ref().is_none_or(Event::is_last);
+        event
+    }
+
+    /// No more tokens are wanted.
+    pub fn cancel(&mut self, reason: CancelReason) {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.shared.lock().cancellations.push((self.sequence, reason));
+            self.shared.changed.notify_one();
+        }
+    }
+}
+
+impl Drop for Tokens {
+    fn drop(&mut self) {
+        self.cancel(CancelReason::ClientGone);
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Generator {
+    /// Starts the thread of `engine`, called `name`.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn start(name: &str, engine: Engine<BoxedExecutor>) -> Result<Self, String> {
+        let inbox = Inbox { counters: engine.counters(), ..Inbox::default() };
+        let shared = Arc::new(Shared { inbox: Mutex::new(inbox), changed: Condvar::new() });
+        let thread = Thread { shared: shared.clone(), engine, listeners: HashMap::new() };
+        threads::spawn(name, move || thread.run())?;
+        Ok(Generator(Arc::new(Handle(shared))))
+    }
+
+    /// Asks for an answer: one stream for each copy.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`], [`Error::Invalid`] for what never fits, [`Error::Internal`] when the engine has ended.
+    pub async fn admit(&self, request: Request) -> Result<Vec<Tokens>, Error> {
+        let (reply, admitted) = oneshot::channel();
+        {
+            let mut inbox = self.0.0.lock();
+            if let Some(reason) = &inbox.broken {
+                return Err(Error::Internal(format!("the engine has ended: {reason}")));
+            }
+            if inbox.admissions.len() >= INBOX {
+                return Err(Error::Overloaded(format!("{INBOX} requests wait to enter the queue; try again later")));
+            }
+            inbox.admissions.push_back(Admission { request, reply });
+        }
+        self.0.0.changed.notify_one();
+        match admitted.await {
+            Ok(Ok(streams)) => Ok(streams),
+            Ok(Err(full @ Rejected::QueueFull { .. })) => Err(Error::Overloaded(full.to_string())),
+            Ok(Err(never @ Rejected::NeverFits { .. })) => Err(Error::Invalid(never.to_string())),
+            Err(_) => Err(Error::Internal("the engine has ended".into())),
+        }
+    }
+
+    /// Where the engine stands.
+    pub fn counters(&self) -> Counters {
+        self.0.0.lock().counters
+    }
+
+    /// Has the engine ended, or does a step run at `now` that should long be over?
+    pub fn is_stuck(&self, now: Instant) -> bool {
+        let inbox = self.0.0.lock();
+        inbox.broken.is_some() || inbox.stepping.is_some_and(|since| now.saturating_duration_since(since) > OVERDUE)
+    }
+}
+
+/// The thread's own.
+struct Thread {
+    shared: Arc<Shared>,
+    engine: Engine<BoxedExecutor>,
+    listeners: HashMap<SequenceId, mpsc::Sender<Event>>,
+}
+
+impl Thread {
+    fn run(mut self) {
+        while let Some((admissions, cancellations)) = self.commands() {
+            let work = AssertUnwindSafe(|| {
+                admissions.into_iter().for_each(|admission| self.admit(admission));
+                for (sequence, reason) in cancellations {
+                    self.engine.cancel(sequence, reason);
+                }
+                self.step();
+            });
+            if std::panic::catch_unwind(work).is_err() {
+                self.broken("it panicked");
+                return;
+            }
+        }
+    }
+
+    /// What came in since the last step; waits where there is nothing else to do. `None` when all is over.
+    fn commands(&mut self) -> Option<(VecDeque<Admission>, Vec<(SequenceId, CancelReason)>)> {
+        let mut inbox = self.shared.lock();
+        inbox.stepping = None;
+        inbox.counters = self.engine.counters();
+        let idle = self.engine.idle();
+        while idle && inbox.admissions.is_empty() && inbox.cancellations.is_empty() {
+            if inbox.leaving {
+                return None;
+            }
+            inbox = self.shared.changed.wait(inbox).unwrap_or_else(PoisonError::into_inner);
+        }
+        inbox.stepping = Some(Instant::now());
+        Some((std::mem::take(&mut inbox.admissions), std::mem::take(&mut inbox.cancellations)))
+    }
+
+    fn admit(&mut self, admission: Admission) {
+        let Admission { request, reply } = admission;
+        if reply.is_closed() {
+            return;
+        }
+        let (copies, capacity) = (request.copies(), request.max_tokens() as usize + EVENTS);
+        let group = match self.engine.admit(Instant::now(), request) {
+            Ok(group) => group,
+            Err(rejected) => {
+                let _ = reply.send(Err(rejected));
+                return;
+            }
+        };
+        let mut streams = Vec::with_capacity(copies.into());
+        for sequence in (0..copies).map(|copy| group.copy(copy)) {
+            let (listener, events) = mpsc::channel(capacity);
+            self.listeners.insert(sequence, listener);
+            streams.push(Tokens { sequence, events, shared: self.shared.clone(), ended: false });
+        }
+        // Whoever asked and left meanwhile cancels by dropping them.
+        let _ = reply.send(Ok(streams));
+    }
+
+    fn step(&mut self) {
+        for event in self.engine.step(Instant::now()) {
+            let (sequence, last) = (event.sequence(), event.is_last());
+            let Some(listener) = self.listeners.get(&sequence) else { continue };
+            // There is room for every token; a channel that is full or closed is nobody's any more.
+            if listener.try_send(event).is_err() && !last {
+                self.engine.cancel(sequence, CancelReason::ClientGone);
+            }
+            if last {
+                self.listeners.remove(&sequence);
+            }
+        }
+    }
+
+    /// The engine cannot go on: everybody is told, and whoever asks later, too.
+    fn broken(mut self, reason: &str) {
+        tracing::error!(reason, "the engine of a language model has ended");
+        for (sequence, listener) in self.listeners.drain() {
+            let _ = listener.try_send(Event::Failed { sequence, reason: format!("the engine has ended: {reason}") });
+        }
+        let mut inbox = self.shared.lock();
+        inbox.broken = Some(reason.into());
+        inbox.admissions.clear();
+    }
+}

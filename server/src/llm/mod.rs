@@ -1,0 +1,185 @@
+//! Language models that serve: prompts in, text out as it is generated. Which API asked is not known here.
+//!
+//! | file | what |
+//! |---|---|
+//! | `generator.rs` | the engine's thread, and what goes in and out of it |
+//! | `answer.rs` | tokens of one sequence to text |
+//! | `gather.rs` | several answers as one stream |
+
+pub mod answer;
+pub mod gather;
+pub mod generator;
+
+use crate::error::Error;
+use answer::{Answer, Ends};
+use backends::InferError;
+use backends::llm::LanguageModel;
+use backends::llm::blocks::{PrefixKey, Salt};
+use backends::llm::generation::GenerationConfig;
+use backends::llm::request::{Draft, Limits, Request};
+use backends::llm::sampling::{Parameters, Sampling};
+use backends::llm::scheduler::Counters;
+use backends::llm::text::{Chat, ChatTemplates, StopStrings, Tokenizer};
+use generator::Generator;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// A language model that serves.
+#[derive(Debug)]
+pub struct Language {
+    tokenizer: Tokenizer,
+    templates: Option<ChatTemplates>,
+    generation: GenerationConfig,
+    ends: Arc<[u32]>,
+    limits: Limits,
+    context: u32,
+    key: PrefixKey,
+    generator: Generator,
+    created: u64,
+}
+
+/// What is asked for, whichever API it came by.
+#[derive(Clone, Debug)]
+pub struct Generate {
+    /// At least one token.
+    pub prompt: Vec<u32>,
+    /// How tokens are chosen, the model's defaults filled in.
+    pub parameters: Parameters,
+    /// Tokens of each copy, at most; `None` is what the model's files say, or all that there is room for.
+    pub max_tokens: Option<u32>,
+    /// Answers to the one prompt.
+    pub copies: u32,
+    /// Texts that end an answer.
+    pub stop: Vec<String>,
+    /// Do they stay in it?
+    pub include_stop: bool,
+    /// Are control tokens left out of the text?
+    pub skip_special_tokens: bool,
+    /// Smaller goes first.
+    pub priority: i32,
+    /// Keeps cached prompts apart.
+    pub salt: Option<String>,
+    /// When the answer is of no use any more.
+    pub deadline: Option<Instant>,
+}
+
+impl Language {
+    /// Starts the engine of a model.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn start(model: LanguageModel) -> Result<Self, String> {
+        let LanguageModel { tokenizer, templates, generation, limits, context, key, engine, .. } = model;
+        let generator = Generator::start("llm-engine", engine)?;
+        let created = seconds();
+        let ends = generation.end_tokens.as_slice().into();
+        Ok(Language { tokenizer, templates, generation, ends, limits, context, key, generator, created })
+    }
+
+    /// Text to tokens and back.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// What a request leaves out.
+    pub fn defaults(&self) -> &Parameters {
+        &self.generation.defaults
+    }
+
+    /// Tokens of prompt and output together, at most.
+    pub fn context(&self) -> u32 {
+        self.context
+    }
+
+    /// When it began to serve, in seconds since 1970.
+    pub fn created(&self) -> u64 {
+        self.created
+    }
+
+    /// Where its engine stands.
+    pub fn counters(&self) -> Counters {
+        self.generator.counters()
+    }
+
+    /// Has its engine ended, or does it hang?
+    pub fn is_stuck(&self, now: Instant) -> bool {
+        self.generator.is_stuck(now)
+    }
+
+    /// The prompt of a conversation.
+    ///
+    /// # Errors
+    /// The model has no chat template, or its template refuses the conversation.
+    pub fn render(&self, chat: &Chat<'_>) -> Result<String, Error> {
+        let templates = self.templates.as_ref().ok_or_else(|| {
+            Error::Invalid("this model comes without a chat template: ask for completions, or add one to its files".into())
+        })?;
+        Ok(templates.render(&Chat { unix_seconds: seconds() as i64, ..*chat })?)
+    }
+
+    /// The tokens of a text.
+    ///
+    /// # Errors
+    /// It is longer than any prompt.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, Error> {
+        Ok(self.tokenizer.encode(text, add_special_tokens)?)
+    }
+
+    /// Asks for an answer: one for each copy.
+    ///
+    /// # Errors
+    /// The request breaks a limit, which is named with its numbers; or too much waits.
+    pub async fn generate(&self, asked: Generate) -> Result<Vec<Answer>, Error> {
+        let Generate { prompt, parameters, max_tokens, copies, stop, include_stop, .. } = asked;
+        let length = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
+        let room = self.context.saturating_sub(length);
+        if room == 0 {
+            let most = self.context - 1;
+            return Err(Error::Invalid(format!(
+                "the prompt has {length} tokens; this model's context of {} tokens has room for {most}",
+                self.context
+            )));
+        }
+        if let Some(most) = max_tokens.filter(|most| *most > room) {
+            return Err(Error::Invalid(format!(
+                "max_tokens is {most} and the prompt has {length} tokens; this model's context has room for {} together",
+                self.context
+            )));
+        }
+        let max_tokens = max_tokens.or(self.generation.max_new_tokens.map(|most| most.min(room))).unwrap_or(room);
+        let stops = StopStrings::new(&stop).map_err(refused)?;
+        let sampling = Sampling::new(parameters).map_err(|error| Error::Invalid(error.to_string()))?;
+        let sampling = Arc::new(sampling);
+        let draft = Draft {
+            copies: copies.try_into().unwrap_or(u16::MAX),
+            priority: asked.priority,
+            deadline: asked.deadline,
+            salt: asked.salt.map_or(Salt::default(), |salt| self.key.salt(&[b"request", salt.as_bytes()])),
+            ..Draft::new(prompt, max_tokens, sampling.clone())
+        };
+        let request = Request::new(draft, &self.limits).map_err(|error| Error::Invalid(error.to_string()))?;
+        let streams = self.generator.admit(request).await?;
+        let ends = Ends { model: self.ends.clone(), stop: stop.into(), sampling, max_tokens };
+        let vocabulary = self.tokenizer.vocabulary();
+        let answer = |tokens| {
+            let scanner = backends::llm::text::StopScanner::new(stops.clone(), include_stop);
+            let skip = asked.skip_special_tokens;
+            let text = backends::llm::text::Detokenizer::after_prompt(vocabulary.clone(), skip);
+            Answer::new(tokens, text, scanner, ends.clone())
+        };
+        Ok(streams.into_iter().map(answer).collect())
+    }
+}
+
+/// What the text layer refuses is the request's fault, as a whole and not an input's.
+fn refused(error: InferError) -> Error {
+    match Error::from(error) {
+        Error::Refused(what) => Error::Invalid(what),
+        other => other,
+    }
+}
+
+/// Since 1970.
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

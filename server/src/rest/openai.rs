@@ -1,0 +1,212 @@
+//! The OpenAI routes, under `/v1` and under `/openai/v1`, where KServe has them; and vLLM's `/tokenize` and
+//! `/detokenize`. Errors have OpenAI's form.
+
+use super::{Rest, body, reply};
+use crate::codec::openai::ask::{self, Ask, Asked};
+use crate::codec::openai::events::{Events, Kind};
+use crate::codec::openai::whole::{self, Prompted};
+use crate::codec::openai::{Head, Refusal};
+use crate::dataplane::Servable;
+use crate::error::Error;
+use crate::llm::gather::Gathered;
+use crate::threads::heavy;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::{HeaderMap, StatusCode};
+use protocol::openai::models::{ModelCard, ModelList};
+use protocol::openai::tokens::{DetokenizeReply, TokenizeReply};
+use protocol::openai::{ChatRequest, CompletionRequest, DetokenizeRequest, Notices, TokenizeInput, TokenizeRequest};
+use serde::Serialize;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+type Answer = Result<Response, Refusal>;
+
+pub(super) async fn chat(State(rest): State<Rest>, headers: HeaderMap, body: Body) -> Response {
+    let answered = async {
+        let (body, deadline) = read(&rest, &headers, body).await?;
+        let request = heavy(body.len(), || ChatRequest::parse(&body))?;
+        noticed(&request.common.notices);
+        let servable = rest.plane.language_model(request.common.model.as_deref())?;
+        let ask = heavy(body.len().saturating_mul(8), || ask::chat(&request, servable.language()?))?;
+        let id = request.common.request_id.as_deref();
+        respond(&rest, servable, ask, (Kind::Chat, head_id("chatcmpl", id, &headers)), deadline).await
+    };
+    finish(answered.await)
+}
+
+pub(super) async fn completion(State(rest): State<Rest>, headers: HeaderMap, body: Body) -> Response {
+    let answered = async {
+        let (body, deadline) = read(&rest, &headers, body).await?;
+        let request = heavy(body.len(), || CompletionRequest::parse(&body))?;
+        noticed(&request.common.notices);
+        let servable = rest.plane.language_model(request.common.model.as_deref())?;
+        let ask = heavy(body.len().saturating_mul(8), || ask::completion(&request, servable.language()?))?;
+        let id = request.common.request_id.as_deref();
+        respond(&rest, servable, ask, (Kind::Completion, head_id("cmpl", id, &headers)), deadline).await
+    };
+    finish(answered.await)
+}
+
+/// The body, and when its answer is of no use any more.
+async fn read(rest: &Rest, headers: &HeaderMap, body: Body) -> Result<(Bytes, Instant), Refusal> {
+    let deadline = super::v2::deadline_within(rest.plane.longest_generation(), headers)?;
+    let arrival = deadline.min(Instant::now() + rest.plane.longest());
+    Ok((body::read(rest, headers, body, arrival).await?.into_bytes(), deadline))
+}
+
+/// Fields that do nothing are told to whoever runs the server.
+fn noticed(notices: &Notices) {
+    if notices != &Notices::default() {
+        tracing::debug!(unknown = ?notices.unknown, without_effect = ?notices.without_effect, "fields that do nothing");
+    }
+}
+
+fn head_id(prefix: &str, stated: Option<&str>, headers: &HeaderMap) -> String {
+    // Every request has one by now.
+    let of_header = headers.get("x-request-id").and_then(|id| id.to_str().ok());
+    format!("{prefix}-{}", stated.or(of_header).unwrap_or("0"))
+}
+
+/// Since 1970.
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
+}
+
+async fn respond(
+    rest: &Rest,
+    servable: Arc<Servable>,
+    ask: Ask,
+    (kind, id): (Kind, String),
+    deadline: Instant,
+) -> Answer {
+    let Ask { prompts: asked, telling } = ask;
+    let mut copies = 0;
+    let (mut prompts, mut answers) = (Vec::with_capacity(asked.len()), Vec::new());
+    for Asked { mut generate, echo } in asked {
+        generate.deadline = Some(deadline);
+        copies = generate.copies as usize;
+        prompts.push(Prompted { tokens: generate.prompt.clone(), echo });
+        answers.extend(rest.plane.generate(&servable, generate).await?);
+    }
+    let head = Head { id, created: seconds(), model: servable.name.clone() };
+    let gathered = Gathered::new(answers);
+    if telling.stream {
+        let events = Events::new(gathered, (servable, head, kind), telling, prompts);
+        let mut response = Response::new(Body::new(events));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(protocol::openai::sse::CONTENT_TYPE));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        // Proxies that gather answers before they pass them on are asked not to.
+        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+        return Ok(response);
+    }
+    let language = servable.language()?;
+    let answered = whole::collect(gathered, &head, (language, &telling), (&prompts, copies)).await?;
+    let body = match kind {
+        Kind::Chat => answered.chat()?,
+        Kind::Completion => answered.completion()?,
+    };
+    Ok(reply::json(StatusCode::OK, body))
+}
+
+/// `GET /openai/v1/models`.
+pub(super) async fn models(State(rest): State<Rest>) -> Response {
+    list(&rest, None)
+}
+
+/// `GET /v1/models`: what OpenAI's clients and those of KServe's v1 expect, in one body.
+pub(super) fn all_models(rest: &Rest, names: Vec<String>) -> Response {
+    list(rest, Some(names))
+}
+
+fn list(rest: &Rest, names: Option<Vec<String>>) -> Response {
+    let models = rest.plane.language_models();
+    let data = models.iter().filter_map(|servable| card(servable)).collect();
+    let mut list = ModelList::new(data, false);
+    list.models = names.as_ref().map(|names| names.iter().map(String::as_str).collect());
+    finish(written(&list))
+}
+
+fn card(servable: &Servable) -> Option<ModelCard<'_>> {
+    let language = servable.language().ok()?;
+    let mut card = ModelCard::new(&servable.name, language.created(), "tensorgate");
+    card.max_model_len = Some(language.context());
+    Some(card)
+}
+
+/// `GET /openai/v1/models/{model}`.
+pub(super) async fn model(State(rest): State<Rest>, Path(model): Path<String>) -> Response {
+    let found = rest.plane.language_model(Some(&model)).map_err(Refusal::from);
+    finish(found.and_then(|servable| written(&card(&servable))))
+}
+
+/// What `GET /v1/models/{model}` says of a language model: OpenAI's card, and whether it is ready, as KServe's v1 asks.
+pub(super) fn described(servable: &Servable) -> Option<Response> {
+    #[derive(Serialize)]
+    struct Both<'a> {
+        name: &'a str,
+        ready: bool,
+        #[serde(flatten)]
+        card: ModelCard<'a>,
+    }
+    let card = card(servable)?;
+    written(&Both { name: &servable.name, ready: true, card }).ok()
+}
+
+pub(super) async fn tokenize(State(rest): State<Rest>, headers: HeaderMap, body: Body) -> Response {
+    let answered = async {
+        let (body, _) = read(&rest, &headers, body).await?;
+        let request = heavy(body.len(), || TokenizeRequest::parse(&body))?;
+        noticed(&request.notices);
+        let servable = rest.plane.language_model(request.model.as_deref())?;
+        let language = servable.language()?;
+        let tokens = heavy(body.len().saturating_mul(8), || match &request.input {
+            TokenizeInput::Text { prompt, add_special_tokens } => {
+                language.encode(prompt, *add_special_tokens).map_err(Refusal::from)
+            }
+            TokenizeInput::Conversation(conversation) => ask::conversation_tokens(conversation, None, language),
+        })?;
+        let name = |token: &u32| language.tokenizer().name(*token).unwrap_or_default();
+        let token_strs = request.return_token_strs.then(|| tokens.iter().map(name).collect());
+        written(&TokenizeReply { count: tokens.len(), max_model_len: language.context(), tokens, token_strs })
+    };
+    finish(answered.await)
+}
+
+pub(super) async fn detokenize(State(rest): State<Rest>, headers: HeaderMap, body: Body) -> Response {
+    let answered = async {
+        let (body, _) = read(&rest, &headers, body).await?;
+        let request = heavy(body.len(), || DetokenizeRequest::parse(&body))?;
+        noticed(&request.notices);
+        let servable = rest.plane.language_model(request.model.as_deref())?;
+        let tokenizer = servable.language()?.tokenizer();
+        written(&DetokenizeReply { prompt: heavy(body.len(), || tokenizer.decode(&request.tokens, false)) })
+    };
+    finish(answered.await)
+}
+
+fn written<T: Serialize>(value: &T) -> Answer {
+    let body = serde_json::to_vec(value);
+    let body = body.map_err(|error| Error::Internal(format!("a reply cannot be written: {error}")))?;
+    Ok(reply::json(StatusCode::OK, body))
+}
+
+fn finish(answer: Answer) -> Response {
+    answer.unwrap_or_else(|refusal| {
+        let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = reply::json(status, refusal.body());
+        if let Refusal::Server(error) = &refusal {
+            if let Error::Internal(what) = error {
+                tracing::error!(%what, "a request failed");
+            }
+            if let Some(after) = error.retry_after() {
+                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(after.as_secs()));
+            }
+        }
+        response
+    })
+}

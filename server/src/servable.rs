@@ -1,0 +1,170 @@
+//! A model that serves: what it does, what it was set to, and what happened to its requests.
+
+use crate::batcher::{self, Batcher};
+use crate::error::Error;
+use crate::llm::Language;
+use crate::metrics::ModelMetrics;
+use crate::repository::Version;
+use crate::stats::Stats;
+use backends::llm::LanguageModel;
+use backends::{DataType, Model, Port, Predictor, Settings, Signature};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A model that answers.
+#[derive(Debug)]
+pub struct Servable {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: Version,
+    /// What it does.
+    pub work: Work,
+    /// What it takes and gives.
+    pub signature: Signature,
+    /// What happened to its requests.
+    pub stats: Arc<Stats>,
+    /// The same for Prometheus.
+    pub metrics: ModelMetrics,
+    /// What its files cannot tell.
+    pub settings: Settings,
+    /// Bytes held.
+    pub bytes: usize,
+}
+
+/// What a model does.
+#[derive(Debug)]
+pub enum Work {
+    /// Tensors in, tensors out: a predictor behind its queue.
+    Predictor(Batcher),
+    /// Text in, text out.
+    Language(Box<Language>),
+}
+
+impl Servable {
+    /// Puts a loaded model into service.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn new(
+        (name, version): (&str, Version),
+        model: Model,
+        settings: Settings,
+        batching: &batcher::Options,
+    ) -> Result<Self, String> {
+        match model {
+            Model::Predictor(predictor) => Ok(Self::predictor((name, version), predictor, settings, batching)),
+            Model::Language(model) => Self::language_model((name, version), *model, settings),
+        }
+    }
+
+    fn predictor(
+        (name, version): (&str, Version),
+        predictor: Box<dyn Predictor>,
+        settings: Settings,
+        batching: &batcher::Options,
+    ) -> Self {
+        let profile = predictor.profile();
+        let metrics = ModelMetrics::register(name, version, profile.device);
+        let stats = Arc::new(Stats::counting(metrics.executions()));
+        let mut signature = predictor.signature().clone();
+        if let Some(output) = signature.outputs.first_mut().filter(|_| !settings.labels.is_empty()) {
+            output.labels = settings.labels.clone();
+        }
+        // What one request may not have, a batch of several may not have either: the bound is the model's.
+        let most = settings.max_batch_size.map_or(usize::MAX, |rows| rows as usize);
+        let batching = batcher::Options {
+            max_rows: batching.max_rows.min(most),
+            max_delay: settings.batching.max_delay().unwrap_or(batching.max_delay),
+            queue: settings.batching.queue_size.unwrap_or(batching.queue),
+            ..*batching
+        };
+        let work = Work::Predictor(Batcher::new(predictor, batching, stats.clone()));
+        Servable { name: name.into(), version, work, signature, stats, metrics, settings, bytes: profile.bytes }
+    }
+
+    fn language_model(
+        (name, version): (&str, Version),
+        model: LanguageModel,
+        settings: Settings,
+    ) -> Result<Self, String> {
+        let port = |name: &str| Port {
+            name: name.into(),
+            datatype: DataType::Bytes,
+            also: Vec::new(),
+            shape: vec![1],
+            optional: false,
+            labels: Vec::new(),
+        };
+        let signature = Signature {
+            inputs: vec![port("text_input")],
+            outputs: vec![port("text_output")],
+            strict: true,
+            feature_names: Vec::new(),
+            platform: model.platform.into(),
+        };
+        let bytes = model.bytes;
+        let metrics = ModelMetrics::register(name, version, "cpu");
+        let stats = Arc::new(Stats::counting(metrics.executions()));
+        let work = Work::Language(Box::new(Language::start(model)?));
+        Ok(Servable { name: name.into(), version, work, signature, stats, metrics, settings, bytes })
+    }
+
+    /// The queue of a model of tensors.
+    ///
+    /// # Errors
+    /// It is a language model.
+    pub fn batcher(&self) -> Result<&Batcher, Error> {
+        match &self.work {
+            Work::Predictor(batcher) => Ok(batcher),
+            Work::Language(_) => Err(Error::Unsupported(format!(
+                "'{}' is a language model, which takes no tensors: ask /v1/chat/completions or /v1/completions",
+                self.name
+            ))),
+        }
+    }
+
+    /// The language model.
+    ///
+    /// # Errors
+    /// It is a model of tensors.
+    pub fn language(&self) -> Result<&Language, Error> {
+        match &self.work {
+            Work::Language(language) => Ok(language),
+            Work::Predictor(_) => Err(Error::Invalid(format!(
+                "'{}' is no language model: ask /v1/models/{}:predict or /v2/models/{}/infer",
+                self.name, self.name, self.name
+            ))),
+        }
+    }
+
+    /// Requests that wait.
+    pub fn queued(&self) -> usize {
+        match &self.work {
+            Work::Predictor(batcher) => batcher.queued(),
+            Work::Language(language) => language.counters().waiting as usize,
+        }
+    }
+
+    /// Does something run at `now` that should long have ended?
+    pub fn is_stuck(&self, now: Instant) -> bool {
+        match &self.work {
+            Work::Predictor(batcher) => batcher.is_stuck(now),
+            Work::Language(language) => language.is_stuck(now),
+        }
+    }
+
+    /// Metrics that are only read when somebody asks.
+    pub fn refresh_metrics(&self) {
+        self.metrics.refresh(self.queued(), self.bytes);
+        if let Work::Language(language) = &self.work {
+            crate::metrics::refresh_language(&self.name, &language.counters());
+        }
+    }
+}
+
+impl Drop for Servable {
+    fn drop(&mut self) {
+        self.metrics.retire();
+    }
+}
