@@ -11,7 +11,12 @@ use std::sync::Arc;
 
 fn options() -> LoadOptions {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-    LoadOptions { pool: Arc::new(pool), limits: Limits::default(), conventions: Conventions::Kserve, language: LanguageOptions::default() }
+    LoadOptions {
+        pool: Arc::new(pool),
+        limits: Limits::default(),
+        conventions: Conventions::Kserve,
+        language: LanguageOptions::default(),
+    }
 }
 
 #[test]

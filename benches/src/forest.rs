@@ -113,7 +113,12 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 
 fn open(directory: &Path, threads: usize) -> Result<Box<dyn Predictor>, Failure> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
-    let options = LoadOptions { pool: Arc::new(pool), limits: Limits::default(), conventions: Conventions::Kserve, language: LanguageOptions::default() };
+    let options = LoadOptions {
+        pool: Arc::new(pool),
+        limits: Limits::default(),
+        conventions: Conventions::Kserve,
+        language: LanguageOptions::default(),
+    };
     // Benchmark models lie there in several forms; a model directory has one.
     let alone = Alone::of(directory)?;
     let artifact = Artifact::open(&alone.0, &alone.0)?;

@@ -7,6 +7,7 @@ pub mod app;
 pub mod args;
 pub mod batcher;
 pub mod budget;
+pub mod check;
 pub mod classify;
 pub mod cli;
 pub mod codec;

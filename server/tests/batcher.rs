@@ -170,7 +170,7 @@ fn a_full_queue_refuses_at_once() {
 #[test]
 fn a_request_past_its_deadline_is_not_computed() {
     let options = Options { max_rows: 1, ..Options::default() };
-    let bench = bench(SLOW, Duration::from_millis(80), options);
+    let bench = bench(SLOW, Duration::from_millis(400), options);
     runtime().block_on(async {
         let first = tokio::spawn(doubled(bench.batcher.clone(), job(&[1.0])));
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -184,7 +184,7 @@ fn a_request_past_its_deadline_is_not_computed() {
 #[test]
 fn whoever_leaves_is_not_computed() {
     let options = Options { max_rows: 1, ..Options::default() };
-    let bench = bench(SLOW, Duration::from_millis(60), options);
+    let bench = bench(SLOW, Duration::from_millis(400), options);
     runtime().block_on(async {
         let first = tokio::spawn(doubled(bench.batcher.clone(), job(&[1.0])));
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -201,7 +201,7 @@ fn whoever_leaves_is_not_computed() {
 #[test]
 fn the_urgent_go_first() {
     let options = Options { max_rows: 1, ..Options::default() };
-    let bench = bench(SLOW, Duration::from_millis(60), options);
+    let bench = bench(SLOW, Duration::from_millis(400), options);
     runtime().block_on(async {
         let mut tasks = vec![tokio::spawn(doubled(bench.batcher.clone(), job(&[1.0])))];
         tokio::time::sleep(Duration::from_millis(20)).await;

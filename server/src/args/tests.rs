@@ -60,6 +60,12 @@ const VALUES: &[(&str, &str)] = &[
     ("nthread", "9"),
     ("max-batch-rows", "10"),
     ("max-batch-delay", "11us"),
+    ("max-model-len", "18"),
+    ("max-num-seqs", "19"),
+    ("max-num-batched-tokens", "20"),
+    ("kv-cache-bytes", "21MiB"),
+    ("load-format", "dummy"),
+    ("generation-timeout", "22s"),
     ("max-body-size", "12KiB"),
     ("inflight-bytes", "13GiB"),
     ("queue-size", "14"),
@@ -150,12 +156,12 @@ fn each_key_of_a_file() {
 #[test]
 fn defaults() {
     let mut config = configure("", &[]).unwrap();
-    for flag in flags::all().filter(|flag| !matches!(flag.name, "nthread" | "inflight-bytes")) {
+    for flag in flags::all().filter(|flag| !matches!(flag.name, "nthread" | "inflight-bytes" | "kv-cache-bytes")) {
         let default = Some(flag.default).filter(|default| !default.is_empty()).map(|default| expected(flag, default));
         assert_eq!(toml_of(&mut config, flag), default.flatten(), "{}", flag.name);
         assert_eq!(config.origin(flag.name).to_string(), "default");
     }
-    assert_eq!((config.nthread, config.inflight_bytes), (4, 2 << 30));
+    assert_eq!((config.nthread, config.inflight_bytes, config.kv_cache_bytes), (4, 2 << 30, 2 << 30));
 }
 
 #[test]

@@ -12,7 +12,12 @@ use std::sync::Arc;
 /// The directory cannot be read.
 pub fn validate(directory: &Path) -> Result<(String, bool), String> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().map_err(|e| e.to_string())?;
-    let options = LoadOptions { pool: Arc::new(pool), limits: Limits::default(), conventions: Conventions::Kserve, language: LanguageOptions::default() };
+    let options = LoadOptions {
+        pool: Arc::new(pool),
+        limits: Limits::default(),
+        conventions: Conventions::Kserve,
+        language: LanguageOptions::default(),
+    };
     let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let Survey { models, notes } =
         Repository::single_or_many(directory, name).survey().map_err(|error| error.to_string())?;

@@ -69,6 +69,9 @@ struct Admission {
     reply: oneshot::Sender<Result<Vec<Tokens>, Rejected>>,
 }
 
+/// What came in between two steps.
+type Commands = (VecDeque<Admission>, Vec<(SequenceId, CancelReason)>);
+
 /// What happens to one sequence, in order. Dropping it cancels the sequence.
 #[derive(Debug)]
 pub struct Tokens {
@@ -185,7 +188,7 @@ impl Thread {
     }
 
     /// What came in since the last step; waits where there is nothing else to do. `None` when all is over.
-    fn commands(&mut self) -> Option<(VecDeque<Admission>, Vec<(SequenceId, CancelReason)>)> {
+    fn commands(&mut self) -> Option<Commands> {
         let mut inbox = self.shared.lock();
         inbox.stepping = None;
         inbox.counters = self.engine.counters();

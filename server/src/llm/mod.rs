@@ -112,7 +112,9 @@ impl Language {
     /// The model has no chat template, or its template refuses the conversation.
     pub fn render(&self, chat: &Chat<'_>) -> Result<String, Error> {
         let templates = self.templates.as_ref().ok_or_else(|| {
-            Error::Invalid("this model comes without a chat template: ask for completions, or add one to its files".into())
+            Error::Invalid(
+                "this model comes without a chat template: ask for completions, or add one to its files".into(),
+            )
         })?;
         Ok(templates.render(&Chat { unix_seconds: seconds() as i64, ..*chat })?)
     }

@@ -112,7 +112,12 @@ fn models_that_arrive_late() {
 
 fn registry(repository: Repository) -> Arc<Registry> {
     let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap());
-    let options = LoadOptions { pool, limits: Limits::default(), conventions: Conventions::Kserve, language: LanguageOptions::default() };
+    let options = LoadOptions {
+        pool,
+        limits: Limits::default(),
+        conventions: Conventions::Kserve,
+        language: LanguageOptions::default(),
+    };
     Arc::new(Registry::new(repository, options, batcher::Options::default()))
 }
 

@@ -119,7 +119,8 @@ impl Answered<'_> {
             prompt_logprobs: prompt.and_then(|prompt| self.teller.prompt(&prompt.tokens, logprobs)),
             prompt_token_ids: prompt.filter(|_| telling.token_ids).map(|prompt| &prompt.tokens[..]),
         };
-        serde_json::to_vec(&reply).map_err(|error| Error::Internal(format!("a reply cannot be written: {error}")).into())
+        serde_json::to_vec(&reply)
+            .map_err(|error| Error::Internal(format!("a reply cannot be written: {error}")).into())
     }
 
     /// The reply to a chat.

@@ -1,0 +1,171 @@
+//! What an inference request must hold, whichever protocol it came by: everything that can be told without running it.
+
+use crate::batcher::rows;
+use crate::dataplane::{Infer, Servable};
+use crate::describe::max_batch_size;
+use crate::error::Error;
+use backends::{DataType, Limits, Parameter, Parameters, Port, Tensor};
+
+/// Checks a request.
+///
+/// # Errors
+/// Says what is wrong with it, and what would be right.
+pub(crate) fn check(servable: &Servable, request: &Infer, limits: &Limits) -> Result<(), Error> {
+    if request.inputs.len() > limits.tensors || request.outputs.len() > limits.tensors {
+        return Err(Error::Invalid(format!("more than {} tensors in a request", limits.tensors)));
+    }
+    let reserved = |key: &&String| key.starts_with("triton_") && *key != "triton_enable_empty_final_response";
+    if let Some(key) = request.parameters.keys().find(reserved) {
+        return Err(Error::Invalid(format!("parameter keys starting with 'triton_' are reserved, got '{key}'")));
+    }
+    check_parameters(&request.parameters)?;
+    for (index, input) in request.inputs.iter().enumerate() {
+        if request.inputs[..index].iter().any(|earlier| earlier.name() == input.name()) {
+            return Err(Error::Invalid(format!("input '{}' already exists in request", input.name())));
+        }
+    }
+    for (index, output) in request.outputs.iter().enumerate() {
+        if request.outputs[..index].iter().any(|earlier| earlier.name == output.name) {
+            return Err(Error::Invalid(format!("output '{}' already exists in request", output.name)));
+        }
+        if !servable.signature.outputs.iter().any(|port| port.name == output.name) {
+            let known: Vec<_> = servable.signature.outputs.iter().map(|port| port.name.as_str()).collect();
+            return Err(Error::Invalid(format!(
+                "unexpected inference output '{}' for model '{}'; it has {}",
+                output.name,
+                servable.name,
+                known.join(", ")
+            )));
+        }
+    }
+    if request.inputs.is_empty() {
+        return Err(Error::Invalid(format!(
+            "expected {} inputs but got 0 inputs for model '{}'",
+            servable.signature.inputs.len(),
+            servable.name
+        )));
+    }
+    let (count, most) = (rows(&request.inputs), max_batch_size(servable));
+    if count > most as usize {
+        return Err(Error::Invalid(format!(
+            "inference request batch-size must be <= {most} for '{}', got {count}",
+            servable.name
+        )));
+    }
+    if servable.signature.strict { check_strictly(servable, request) } else { Ok(()) }
+}
+
+/// Parameters that mean something must mean it: what is of the wrong type, or asks for what no model does, is refused and
+/// not passed over.
+fn check_parameters(parameters: &Parameters) -> Result<(), Error> {
+    for (key, value) in parameters {
+        let wanted = match (key.as_str(), value) {
+            // Whole numbers beyond 63 bits are longer than any request lasts, and behind any other priority.
+            ("timeout" | "priority", Parameter::Int(0..) | Parameter::Uint(_)) => continue,
+            ("timeout", _) => "a whole number of microseconds",
+            ("priority", _) => "a whole number from 0",
+            ("binary_data_output", Parameter::Bool(_)) => continue,
+            ("binary_data_output", _) => "true or false",
+            ("sequence_id", Parameter::Int(0)) | ("sequence_start" | "sequence_end", Parameter::Bool(false)) => {
+                continue;
+            }
+            ("sequence_id", Parameter::String(id)) if id.is_empty() => continue,
+            ("sequence_id" | "sequence_start" | "sequence_end", _) => {
+                return Err(Error::Unsupported(format!(
+                    "parameter '{key}': no model remembers a sequence of requests"
+                )));
+            }
+            _ => continue,
+        };
+        return Err(Error::Invalid(format!("parameter '{key}' is not {wanted}")));
+    }
+    Ok(())
+}
+
+/// Names, types and shapes as the signature has them.
+fn check_strictly(servable: &Servable, request: &Infer) -> Result<(), Error> {
+    let (model, ports) = (&servable.name, &servable.signature.inputs);
+    let required = ports.iter().filter(|port| !port.optional).count();
+    for input in &request.inputs {
+        let Some(port) = ports.iter().find(|port| port.name == input.name()) else {
+            let known: Vec<_> = ports.iter().map(|port| port.name.as_str()).collect();
+            return Err(Error::Invalid(format!(
+                "unexpected inference input '{}' for model '{model}'; it has {}",
+                input.name(),
+                known.join(", ")
+            )));
+        };
+        if port.datatype != input.datatype() && !port.also.contains(&input.datatype()) {
+            return Err(Error::Invalid(format!(
+                "inference input '{}' data-type is '{}', but model '{model}' expects '{}'",
+                input.name(),
+                input.datatype(),
+                port.datatype
+            )));
+        }
+        if !shape_fits(port, input) {
+            return Err(Error::Invalid(format!(
+                "unexpected shape for input '{}' for model '{model}'. Expected {}, got {}.",
+                input.name(),
+                bracketed(&port.shape),
+                bracketed(input.shape())
+            )));
+        }
+    }
+    if request.inputs.len() < required {
+        return Err(Error::Invalid(format!(
+            "expected {required} inputs but got {} inputs for model '{model}'",
+            request.inputs.len()
+        )));
+    }
+    Ok(())
+}
+
+/// `[-1,4]`, as Triton prints shapes.
+fn bracketed(shape: &[impl ToString]) -> String {
+    format!("[{}]", shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
+}
+
+fn shape_fits(port: &Port, input: &Tensor) -> bool {
+    let fits = |(wanted, got): (&i64, &usize)| *wanted < 0 || *wanted as usize == *got;
+    port.shape.len() == input.shape().len() && port.shape.iter().zip(input.shape()).all(fits)
+        || port.datatype == DataType::Bytes && port.shape.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(key: &str, value: Parameter) -> Result<(), Error> {
+        check_parameters(&[(key.to_owned(), value)].into())
+    }
+
+    #[test]
+    fn parameters_mean_something_or_are_refused() {
+        let text = |text: &str| Parameter::String(text.into());
+        for key in ["timeout", "priority"] {
+            for value in [Parameter::Int(0), Parameter::Int(7), Parameter::Uint(1 << 63)] {
+                assert_eq!(checked(key, value), Ok(()), "{key}");
+            }
+            for value in [Parameter::Int(-5), Parameter::Double(1.5), Parameter::Bool(true), text("abc")] {
+                let refused = checked(key, value.clone()).unwrap_err();
+                assert!(matches!(&refused, Error::Invalid(what) if what.contains(key)), "{value:?}: {refused:?}");
+            }
+        }
+        assert_eq!(checked("binary_data_output", Parameter::Bool(false)), Ok(()));
+        assert!(matches!(checked("binary_data_output", text("yes")), Err(Error::Invalid(_))));
+        for (key, nothing) in [
+            ("sequence_id", Parameter::Int(0)),
+            ("sequence_id", text("")),
+            ("sequence_start", Parameter::Bool(false)),
+            ("sequence_end", Parameter::Bool(false)),
+        ] {
+            assert_eq!(checked(key, nothing), Ok(()), "{key}");
+            for value in [Parameter::Int(1), text("a"), Parameter::Bool(true)] {
+                let refused = checked(key, value.clone()).unwrap_err();
+                assert!(matches!(&refused, Error::Unsupported(what) if what.contains(key)), "{value:?}: {refused:?}");
+            }
+        }
+        assert_eq!(checked("anything", text("else")), Ok(()));
+    }
+}
