@@ -27,6 +27,8 @@ pub enum Format {
     LightgbmText,
     /// `config.json` of a language model as Hugging Face lays it out, with the weights beside it.
     HuggingFace,
+    /// A language model in one GGUF file.
+    Gguf,
 }
 
 impl fmt::Display for Format {
@@ -36,6 +38,7 @@ impl fmt::Display for Format {
             Format::XgboostBinary => "XGBoost (binary)",
             Format::LightgbmText => "LightGBM (text)",
             Format::HuggingFace => "Hugging Face (config.json)",
+            Format::Gguf => "GGUF",
         })
     }
 }
@@ -66,6 +69,10 @@ impl Artifact {
                 None if wanted => others.push(path),
                 _ => {}
             }
+        }
+        // Repositories of GGUF files often keep the configuration that these were made from.
+        if found.iter().any(|(_, format)| *format == Format::Gguf) {
+            found.retain(|(_, format)| *format != Format::HuggingFace);
         }
         match (found.len(), &settings.file) {
             (1, _) => {
@@ -128,8 +135,8 @@ impl Artifact {
 }
 
 /// What is said of a directory without a model file.
-const NO_MODEL: &str = "no model file: expected one XGBoost (.json, .ubj, .bst, .model) or LightGBM (.txt, .bst) file, or \
-                        config.json of a language model";
+const NO_MODEL: &str = "no model file: expected one XGBoost (.json, .ubj, .bst, .model) or LightGBM (.txt, .bst) file, or a \
+                        language model (config.json with its weights, or .gguf)";
 
 /// Files that lie beside a model and are none.
 const COMPANIONS: [&str; 3] = ["model.toml", "config.pbtxt", "expected.json"];
@@ -218,6 +225,9 @@ fn sniff(head: &[u8]) -> Option<Format> {
         };
         let language = || next == Some(&b'"') && outermost_key(head, b"architectures");
         return xgboost.then_some(Format::XgboostDocument).or_else(|| language().then_some(Format::HuggingFace));
+    }
+    if head.starts_with(b"GGUF") {
+        return Some(Format::Gguf);
     }
     if crate::tree::is_lightgbm_text(head) {
         return Some(Format::LightgbmText);

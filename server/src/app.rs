@@ -8,10 +8,12 @@ use crate::edge::keys::Keys;
 use crate::edge::listener::{self, Phase, Services};
 use crate::edge::tls::{Files, Tls};
 use crate::profile::Profile;
-use crate::registry::{Registry, Servable};
+use crate::registry::Registry;
 use crate::repository::{Repository, watch};
 use crate::rest::{BodyLimits, Rest, Shortcut};
+use crate::summary::{self, Addresses};
 use crate::{batcher, grpc, metrics, telemetry};
+use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
 use axum::response::IntoResponse;
@@ -81,7 +83,8 @@ pub async fn run(config: Config) -> Result<u8, String> {
     let services = services(&rest, &plane, bounds, keys);
     let (phase, listeners, addresses) = listen(&config, services).await?;
     if load(&config, &registry, &plane, &mut signals).await? {
-        announce(&registry, &addresses, start);
+        let keyed = config.api_keys_file.is_some();
+        summary::announce(&registry, &addresses, keyed, start);
         if config.model_control_mode == ControlMode::Poll {
             tokio::spawn(watch::poll(registry.clone(), config.repository_poll));
         }
@@ -93,6 +96,10 @@ pub async fn run(config: Config) -> Result<u8, String> {
 fn repository(config: &Config) -> Result<Repository, String> {
     let repository = match config.required_models().map_err(|error| error.problems.join("; "))? {
         Models::Repository(path) => Repository::many(path),
+        // MLServer's variable may name the model's file.
+        Models::Directory { path, name } if path.is_file() => {
+            Repository::single_or_many(path.parent().unwrap_or(path), name)
+        }
         Models::Directory { path, name } => Repository::single_or_many(path, name),
     };
     if config.model_init_mode == InitMode::Sync && !repository.exists() {
@@ -148,24 +155,17 @@ fn services(rest: &Rest, plane: &Arc<Dataplane>, bounds: grpc::Bounds, keys: Opt
             }
         }));
     }
-    let (rest_routes, grpc) = (closed.merge(rest.open_routes()), grpc::router(plane.clone(), bounds, keys.clone()));
+    let (rest_routes, grpc) = (closed.merge(rest.open_routes()), grpc::routers(plane.clone(), bounds, keys.clone()));
     Services {
         infer: (!telemetry::spans_wanted()).then(|| Shortcut::new(rest.clone(), keys)),
         reserve: rest.open_routes(),
+        grpc_reserve: grpc.reserve,
         profile: plane.profile(),
-        ..Services::new(rest_routes, grpc)
+        ..Services::new(rest_routes, grpc.all)
     }
 }
 
 type Listeners = tokio::task::JoinSet<()>;
-
-/// Where the server listens.
-struct Addresses {
-    http: Option<SocketAddr>,
-    grpc: Option<SocketAddr>,
-    /// Of URLs.
-    scheme: &'static str,
-}
 
 async fn listen(
     config: &Config,
@@ -177,7 +177,8 @@ async fn listen(
     // Who scrapes metrics expects them in the clear on a port of their own, as Triton has it.
     let in_the_clear = listener::Options { tls: None, ..options.clone() };
     let only_metrics =
-        Services { infer: None, rest: services.reserve.clone(), grpc: axum::Router::new(), ..services.clone() };
+        Services { infer: None, rest: services.reserve.clone(), grpc: Router::new(), ..services.clone() };
+    let only_metrics = Services { grpc_reserve: Router::new(), ..only_metrics };
     let mut listeners = Listeners::new();
     let mut bind = async |address: Option<SocketAddr>, services: Services, options: &listener::Options| {
         let Some(address) = address else { return Ok(None) };
@@ -222,9 +223,15 @@ async fn load(
     // What loads nothing at start waits for nothing but the directory.
     let waits = config.model_init_mode == InitMode::Async && only != Some(&[]);
     let mut arrival = watch::Arrival::default();
+    let mut told: Option<Instant> = None;
     loop {
         let repository = registry.repository();
         while !(if waits { arrival.is_complete(repository) } else { repository.exists() }) {
+            if told.is_none_or(|told| told.elapsed() > REMINDER) {
+                told = Some(Instant::now());
+                registry.set_awaited(true);
+                tracing::info!(directory = %repository.root().display(), "waiting for a model to appear");
+            }
             tokio::select! {
                 _ = tokio::time::sleep(Duration::from_millis(200)) => {}
                 _ = signals.first() => return Ok(false),
@@ -240,41 +247,13 @@ async fn load(
             break;
         }
     }
+    registry.set_awaited(false);
     plane.set_started();
     Ok(true)
 }
 
-/// The startup summary: what serves, where, and a command that works when pasted.
-fn announce(registry: &Registry, addresses: &Addresses, start: Instant) {
-    let ready = registry.servables();
-    let milliseconds = start.elapsed().as_millis() as u64;
-    let (models, serving) = (registry.names().len(), ready.len());
-    let shown = |address: Option<SocketAddr>| address.map(tracing::field::display);
-    let (http, grpc) = (shown(addresses.http), shown(addresses.grpc));
-    tracing::info!(models, ready = serving, ms = milliseconds, http, grpc, "ready");
-    let host = |address: SocketAddr| {
-        let name = if address.ip().is_unspecified() { "localhost".to_owned() } else { address.ip().to_string() };
-        format!("{name}:{}", address.port())
-    };
-    let (mut text, scheme) = (String::from("\n"), addresses.scheme);
-    if let Some(http) = addresses.http {
-        text += &format!("  REST   {scheme}://{}\n", host(http));
-    }
-    if let Some(grpc) = addresses.grpc {
-        text += &format!("  gRPC   {}\n", host(grpc));
-    }
-    for servable in &ready {
-        text += &format!("  model  {} version {} ({})\n", servable.name, servable.version, servable.signature.platform);
-    }
-    let inputs = |s: &Servable| s.signature.inputs.first().and_then(|port| port.shape.last().copied()).unwrap_or(1);
-    // The narrowest model makes the shortest command.
-    if let (Some(http), Some(servable)) = (addresses.http, ready.iter().min_by_key(|s| inputs(s))) {
-        let row = vec!["1.0"; inputs(servable).max(1) as usize].join(",");
-        let path = format!("{scheme}://{}/v1/models/{}:predict", host(http), servable.name);
-        text += &format!("\n  curl {path} -d '{{\"instances\":[[{row}]]}}'\n");
-    }
-    telemetry::say(&(text + "\n"));
-}
+/// Between two lines that say what is waited for.
+const REMINDER: Duration = Duration::from_secs(30);
 
 /// Readiness off, then no new connections, then no connections; a second signal ends it at once.
 async fn drain(
@@ -290,6 +269,8 @@ async fn drain(
         timeout_s = config.drain_timeout.as_secs_f64(),
         "shutting down"
     );
+    // Whoever asks meanwhile is answered, and told to connect elsewhere for the next request.
+    let _ = phase.send(Phase::Draining);
     let orderly = async {
         tokio::time::sleep(config.drain_delay).await;
         plane.set_closing();

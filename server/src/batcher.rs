@@ -181,6 +181,9 @@ impl Batcher {
 /// A call that runs so long after its deadline will not come back: calls look at their deadlines many times a second.
 pub const OVERDUE: Duration = Duration::from_secs(30);
 
+/// Between the end of a call and its deadline: for whoever takes the answer.
+const SLACK: Duration = Duration::from_millis(20);
+
 /// Rows of a request: the length of its inputs' first dimension.
 pub fn rows(inputs: &[Tensor]) -> usize {
     inputs.first().map_or(1, Tensor::rows)
@@ -218,6 +221,12 @@ impl Inner {
         self.single_call * rows <= self.options.inline
     }
 
+    /// When a request of so many rows has to begin.
+    fn latest(&self, deadline: Instant, rows: usize) -> Instant {
+        let needed = self.single_call.saturating_mul(u32::try_from(rows).unwrap_or(u32::MAX)).saturating_add(SLACK);
+        deadline.checked_sub(needed).unwrap_or_else(Instant::now)
+    }
+
     /// Runs batches until nothing waits.
     fn drain(&self) {
         while let Some(batch) = self.gather() {
@@ -235,9 +244,9 @@ impl Inner {
         let mut until = Instant::now() + self.options.max_delay;
         loop {
             while let Some(entry) = queue.waiting.first_entry() {
-                // A batch does not wait past the time that one of its requests has.
-                until = entry.get().job.deadline.map_or(until, |deadline| until.min(deadline));
                 let rows = rows(&entry.get().job.inputs);
+                // A batch does not wait until one of its requests has no time left to be computed.
+                until = entry.get().job.deadline.map_or(until, |deadline| until.min(self.latest(deadline, rows)));
                 let full = total + rows > self.options.max_rows || !self.batchable;
                 if !batch.is_empty() && full {
                     return Some(batch);

@@ -27,5 +27,6 @@ pub mod repository;
 pub mod rest;
 pub mod servable;
 pub mod stats;
+pub mod summary;
 pub mod telemetry;
 pub mod threads;

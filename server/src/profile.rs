@@ -195,12 +195,18 @@ fn triton(error: &Error, asked: Asked) -> Option<Told> {
             .code(code::INTERNAL)
             .text(format!("failed to load '{name}', failed to poll from model repository")),
         (Error::LoadFailed(_), ..) => told(400).code(code::INVALID_ARGUMENT),
+        (Error::Invalid(what), ..) if what.starts_with(KSERVE_HALVES) => {
+            told(400).text(what.replacen(KSERVE_HALVES, "receiving", 1))
+        }
         (Error::TooLarge(_), ..) => told(400),
         (Error::Overloaded(_), ..) => told(503).code(code::UNAVAILABLE),
         (Error::Deadline, ..) => told(503).code(code::UNAVAILABLE).text("Request timeout expired"),
         _ => return None,
     })
 }
+
+/// How errors about FP16 and BF16 in JSON begin.
+const KSERVE_HALVES: &str = "Sending";
 
 /// How one REST request is answered where a server is followed.
 #[derive(Clone, Copy, Debug)]

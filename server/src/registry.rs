@@ -13,6 +13,7 @@ use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
+use tokio::sync::Semaphore;
 
 pub use crate::servable::Servable;
 
@@ -185,12 +186,33 @@ impl Registry {
             }
             models.retain(|name, _| only.contains(name));
         }
+        // As many at a time as there are cores: each takes the memory of its file besides the model's.
+        let permits = Arc::new(Semaphore::new(self.load_options.pool.current_num_threads()));
         for (name, found) in models {
-            let registry = self.clone();
-            tasks.spawn_blocking(move || registry.load_found(&name, &found));
+            let (registry, permit) = (self.clone(), permits.clone().acquire_owned().await);
+            tasks.spawn_blocking(move || {
+                let _permit = permit;
+                registry.load_found(&name, &found)
+            });
         }
         while tasks.join_next().await.is_some() {}
         Ok(())
+    }
+
+    /// Tells of the one model that is served that it is waited for, as long as nothing else is known of it.
+    pub fn set_awaited(&self, awaited: bool) {
+        let Some(name) = self.repository.single() else { return };
+        self.update(|models| {
+            let unknown = models.get(name).is_none_or(|versions| versions.values().all(Entry::is_awaited));
+            match awaited {
+                true if unknown => {
+                    let versions = [(1, State::Unavailable(AWAITED.into()).into())];
+                    models.insert(name.into(), versions.into());
+                }
+                false if unknown => drop(models.remove(name)),
+                _ => {}
+            }
+        });
     }
 
     /// Loads (or loads again) one model.
@@ -345,6 +367,10 @@ impl Entry {
         matches!(self.state, State::Ready(_))
     }
 
+    fn is_awaited(&self) -> bool {
+        matches!(&self.state, State::Unavailable(reason) if reason == AWAITED)
+    }
+
     fn is_unloaded(&self) -> bool {
         matches!(&self.state, State::Unavailable(reason) if reason == UNLOADED)
     }
@@ -355,6 +381,9 @@ fn unavailable<'a>(name: &str, entries: impl IntoIterator<Item = &'a Entry>) -> 
     let gone = entries.into_iter().all(Entry::is_unloaded);
     if gone { Error::UnknownModel(name.into()) } else { Error::NotReady(name.into()) }
 }
+
+/// The reason of a model whose files have yet to come.
+const AWAITED: &str = "its files are not there yet; they are waited for";
 
 /// The reason of a model that was taken out of service on request; it does not make the server unready.
 const UNLOADED: &str = "unloaded";

@@ -270,7 +270,7 @@ WRONG = {
     "temperature": ({"temperature": 9}, "temperature"),
     "role": ({"messages": [{"role": "wizard", "content": "hi"}]}, "messages[0].role"),
     "tools": ({"tools": [FUNCTION]}, "tools"),
-    "format": ({"response_format": {"type": "json_object"}}, "response_format"),
+    "format": ({"response_format": {"type": "xml"}}, "response_format.type"),
     "tokens": ({"max_tokens": "many"}, "max_tokens"),
 }
 

@@ -21,6 +21,7 @@ pub mod executor;
 pub mod families;
 mod fields;
 pub mod generation;
+pub mod grammar;
 pub mod layout;
 pub mod model;
 pub mod plan;

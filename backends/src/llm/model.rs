@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! config.json                          DecoderSpec      what it computes
-//! *.safetensors | *.gguf | made up     Weights          with what
+//! *.safetensors | made up              Weights          with what
 //! tokenizer.json, tokenizer_config     Tokenizer, ChatTemplates
 //! generation_config.json               GenerationConfig which tokens end a text; defaults of requests
 //! ```
+//! A GGUF file is the first two in one.
 
 use super::blocks::{BlockPool, PrefixKey};
 use super::cpu::{self, CacheType, CpuExecutor};
@@ -15,15 +16,17 @@ use super::generation::GenerationConfig;
 use super::request;
 use super::scheduler::{Scheduler, Settings};
 use super::spec::{DecoderSpec, FloatType};
-use super::text::{ChatTemplates, Tokenizer, TokenizerConfig};
+use super::text::config::bytes;
+use super::text::{ChatTemplates, MAX_TOKENIZER_BYTES, Tokenizer, TokenizerConfig};
 use super::weights::dummy::{Dummy, Init};
+use super::weights::gguf::Gguf;
 use super::weights::safetensors::Safetensors;
-use super::weights::{Format as Numbers, Weights};
+use super::weights::{Format as Numbers, Weights, gguf_spec};
 use crate::artifact::{Artifact, Format};
 use crate::error::LoadError;
 use crate::{Backend, LoadOptions, Model};
 use serde_json::{Map, Value};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 /// Executors that may be moved to the engine's thread.
@@ -92,6 +95,8 @@ impl std::fmt::Debug for LanguageModel {
     }
 }
 
+/// Bytes of a `config.json`, at most.
+const CONFIG_BYTES: u64 = 4 << 20;
 /// Positions of a block of keys and values.
 const BLOCK: u32 = 32;
 /// Bytes of text for each token of the context, at most: longer prompts are refused before they are taken apart.
@@ -103,7 +108,7 @@ const AGEING: Duration = Duration::from_secs(2);
 /// Seed of made up weights.
 const DUMMY_SEED: u64 = 0;
 
-/// Language models in directories of Hugging Face.
+/// Language models: directories of Hugging Face, and GGUF files.
 #[derive(Debug)]
 pub struct LanguageBackend;
 
@@ -113,46 +118,90 @@ impl Backend for LanguageBackend {
     }
 
     fn reads(&self, format: Format) -> bool {
-        format == Format::HuggingFace
+        matches!(format, Format::HuggingFace | Format::Gguf)
     }
 
     fn load(&self, artifact: &Artifact, options: &LoadOptions) -> Result<Model, LoadError> {
-        let directory = artifact.model_path().parent().unwrap_or(Path::new("."));
-        load(directory, artifact.model_path(), options).map(|model| Model::Language(Box::new(model)))
+        let path = artifact.model_path();
+        let files = match artifact.format() {
+            Format::Gguf => Files::gguf(path, options)?,
+            _ => Files::hugging_face(path, options)?,
+        };
+        assemble(path, files, options).map(|model| Model::Language(Box::new(model)))
     }
 }
 
-/// The configuration, parsed twice: once for what is computed, once for what else it says.
-fn configuration(path: &Path) -> Result<(DecoderSpec, Map<String, Value>), LoadError> {
-    let refuse = |reason: String| LoadError::new(path, reason);
-    let text = std::fs::read(path).map_err(|e| refuse(e.to_string()))?;
-    let spec = DecoderSpec::from_config(path, &text)?;
-    let map = serde_json::from_slice(&text).map_err(|e| refuse(format!("is no JSON object: {e}")))?;
-    Ok((spec, map))
+/// What was read of a model's files.
+struct Files {
+    spec: DecoderSpec,
+    weights: Box<dyn Weights>,
+    generation: GenerationConfig,
+    tokenizer: TokenizerConfig,
+    /// Content of `tokenizer.json`.
+    tokenizer_json: Vec<u8>,
+    platform: &'static str,
 }
 
-fn load(directory: &Path, config: &Path, options: &LoadOptions) -> Result<LanguageModel, LoadError> {
-    let (spec, map) = configuration(config)?;
-    let wishes = &options.language;
-    let weights = weights(&spec, directory, wishes.dummy)?;
-    let mut generation = GenerationConfig::read(directory)?;
-    generation.add_ends(map.get("eos_token_id")).map_err(|reason| LoadError::new(config, reason))?;
+impl Files {
+    /// `path` is that of `config.json`.
+    fn hugging_face(path: &Path, options: &LoadOptions) -> Result<Self, LoadError> {
+        let refuse = |reason: String| LoadError::new(path, reason);
+        let directory = path.parent().unwrap_or(Path::new("."));
+        let text = bytes(path, CONFIG_BYTES)?.ok_or_else(|| refuse("is missing".into()))?;
+        let spec = DecoderSpec::from_config(path, &text)?;
+        let map: Map<String, Value> =
+            serde_json::from_slice(&text).map_err(|e| refuse(format!("is no JSON object: {e}")))?;
+        let mut generation = GenerationConfig::read(directory)?;
+        generation.add_ends(map.get("eos_token_id")).map_err(refuse)?;
+        let tokens = directory.join("tokenizer.json");
+        let tokenizer_json = bytes(&tokens, MAX_TOKENIZER_BYTES)?;
+        Ok(Files {
+            weights: weights(&spec, directory, options.language.dummy)?,
+            spec,
+            generation,
+            tokenizer: TokenizerConfig::read(directory)?,
+            tokenizer_json: tokenizer_json.ok_or_else(|| LoadError::new(&tokens, "is missing"))?,
+            platform: "huggingface",
+        })
+    }
 
-    let room = Room::of(&spec, wishes, config)?;
+    /// The model out of the file; its tokenizer and `generation_config.json` from beside it.
+    fn gguf(path: &Path, options: &LoadOptions) -> Result<Self, LoadError> {
+        let refuse = |reason: String| LoadError::new(path, reason);
+        if options.language.dummy {
+            return Err(refuse("load-format dummy makes up weights for a config.json; this is a GGUF file".into()));
+        }
+        let file = Gguf::open(path)?;
+        let spec = gguf_spec::spec(&file)?;
+        let directory = path.parent().unwrap_or(Path::new("."));
+        let generation = GenerationConfig::read(directory)?;
+        let beside = bytes(&directory.join("tokenizer.json"), MAX_TOKENIZER_BYTES)?;
+        let tokenizer_json = beside.ok_or_else(|| {
+            refuse("its tokenizer is not read out of the file so far: lay the model's tokenizer.json beside it".into())
+        })?;
+        let tokenizer = TokenizerConfig::read(directory)?;
+        Ok(Files { spec, weights: Box::new(file), generation, tokenizer, tokenizer_json, platform: "gguf" })
+    }
+}
+
+/// Puts a model together; `path` is what errors name.
+fn assemble(path: &Path, files: Files, options: &LoadOptions) -> Result<LanguageModel, LoadError> {
+    let refuse = |reason: String| LoadError::new(path, reason);
+    let wishes = &options.language;
+    let Files { spec, weights, mut generation, tokenizer: config, tokenizer_json, platform } = files;
+    let room = Room::of(&spec, wishes, path)?;
     let text_bytes = (room.context as usize).saturating_mul(BYTES_PER_TOKEN).max(TEXT_BYTES_MIN);
-    let files = TokenizerConfig::read(directory)?;
-    let tokenizer = Tokenizer::load(directory, &files, text_bytes)?;
-    if let Some(end) = files.named("eos_token").and_then(|name| tokenizer.id(name)) {
-        generation.add_ends(Some(&end.into())).map_err(|reason| LoadError::new(config, reason))?;
+    let tokenizer = Tokenizer::from_json(&tokenizer_json, &config, text_bytes);
+    let tokenizer = tokenizer.map_err(|reason| refuse(format!("its tokenizer: {reason}")))?;
+    if let Some(end) = config.named("eos_token").and_then(|name| tokenizer.id(name)) {
+        generation.add_ends(Some(&end.into())).map_err(refuse)?;
     }
     generation.end_tokens.retain(|token| (*token as usize) < spec.vocab);
-    let templates = ChatTemplates::from_config(&files, text_bytes);
-    let templates = templates.map_err(|reason| LoadError::new(directory.join("tokenizer_config.json"), reason))?;
+    let templates = ChatTemplates::from_config(&config, text_bytes).map_err(refuse)?;
 
     let key = PrefixKey::new(wishes.key);
-    let settings = settings(wishes, &room, &generation);
-    let scheduler = Scheduler::new(settings, BlockPool::new(room.blocks, BLOCK, key));
-    let scheduler = scheduler.map_err(|error| LoadError::new(config, error.to_string()))?;
+    let scheduler = Scheduler::new(settings(wishes, &room, &generation), BlockPool::new(room.blocks, BLOCK, key));
+    let scheduler = scheduler.map_err(|error| refuse(error.to_string()))?;
     let limits = request::Limits {
         prompt_tokens: room.context - 1,
         copies: request::COPIES_MAX,
@@ -173,7 +222,7 @@ fn load(directory: &Path, config: &Path, options: &LoadOptions) -> Result<Langua
     )?;
     let bytes = executor.weight_bytes() + room.bytes;
     let engine = Engine::new(scheduler, Box::new(executor) as BoxedExecutor, Overlap::InStep);
-    let (context, platform) = (room.context, "huggingface");
+    let context = room.context;
     Ok(LanguageModel { tokenizer, templates, generation, limits, context, key, engine, bytes, platform })
 }
 
@@ -215,7 +264,7 @@ struct Room {
 
 impl Room {
     fn of(spec: &DecoderSpec, wishes: &LanguageOptions, config: &Path) -> Result<Self, LoadError> {
-        let refuse = |reason: String| LoadError::new(PathBuf::from(config), reason);
+        let refuse = |reason: String| LoadError::new(config, reason);
         let made_for = u32::try_from(spec.context).unwrap_or(u32::MAX);
         let position = 2 * spec.layers.len() * spec.attention.kv_width() * CacheType::F16.bytes();
         let block = (position as u64).saturating_mul(BLOCK.into()).max(1);

@@ -103,6 +103,14 @@ impl Columns {
         if self.names.is_empty() {
             return Ok((0..inputs.len()).map(Some).collect());
         }
+        if let Some(wide) = inputs.iter().find(|input| input.shape().len() == 2 && input.shape()[1] > 1) {
+            let others: Vec<&str> = inputs.iter().map(Tensor::name).filter(|name| *name != wide.name()).collect();
+            return Err(InferError::invalid(format!(
+                "unexpected input '{}' beside '{}': the model takes one tensor of all its columns, or one for each column",
+                others.join("', '"),
+                wide.name()
+            )));
+        }
         let mut by_name: HashMap<&str, usize> = inputs.iter().enumerate().map(|(i, t)| (t.name(), i)).collect();
         let order: Vec<Option<usize>> = self.names.iter().map(|name| by_name.remove(name.as_str())).collect();
         if absent == Absent::Refused && order.contains(&None) {

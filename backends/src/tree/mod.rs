@@ -54,7 +54,7 @@ impl Backend for TreeBackend {
             }
             // Its files end at the best iteration already.
             Format::LightgbmText => load_lightgbm(&data, &context),
-            Format::HuggingFace => Err("is no tree ensemble".into()),
+            Format::HuggingFace | Format::Gguf => Err("is no tree ensemble".into()),
         };
         predictor.map(Model::Predictor).map_err(|reason| LoadError::new(artifact.model_path(), reason))
     }

@@ -39,12 +39,14 @@ pub fn unwrap(headers: &HeaderMap, body: &Bytes) -> Result<(Event, Bytes), Error
         return Ok((Event::Plain, body.clone()));
     }
     let event = Members::read(body).map_err(malformed)?;
-    if !event.is_whole() {
+    if !event.is_whole(stated) {
         if !stated {
             return Ok((Event::Plain, body.clone()));
         }
-        let needed = ATTRIBUTES.join(", ");
-        return Err(Error::Invalid(format!("a structured CloudEvent needs {needed} and data, each of them once")));
+        let needed = ATTRIBUTES[1..].join(", ");
+        return Err(Error::Invalid(format!(
+            "a structured CloudEvent needs {needed}, and data or data_base64, each of them once"
+        )));
     }
     let version = event.version.and_then(|raw| Reader::new(raw).string().ok()).unwrap_or_default();
     check_version(version.as_bytes())?;
@@ -110,9 +112,11 @@ impl<'a> Members<'a> {
         Ok(members)
     }
 
-    /// Is all of an event there, once?
-    fn is_whole(&self) -> bool {
-        self.seen == [true; ATTRIBUTES.len()] && !self.twice && self.data.is_some() != self.base64.is_some()
+    /// Is all of an event there, once? The specification asks for no time; a body that is not stated to be an event is
+    /// one, as KServe has it, if it has one.
+    fn is_whole(&self, stated: bool) -> bool {
+        let attributes = self.seen[1..].iter().all(|seen| *seen) && (stated || self.seen[0]);
+        attributes && !self.twice && self.data.is_some() != self.base64.is_some()
     }
 }
 

@@ -96,6 +96,11 @@ impl Activity {
         self.used.load(Relaxed)
     }
 
+    /// Does it carry several requests at a time?
+    pub fn is_multiplexed(&self) -> bool {
+        self.multiplexed.load(Relaxed)
+    }
+
     /// Is a request being answered?
     pub fn is_running(&self) -> bool {
         self.running.load(Relaxed) > 0

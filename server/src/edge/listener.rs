@@ -11,7 +11,7 @@ use crate::telemetry::{self, Exchange};
 use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
-use http::Request;
+use http::{HeaderValue, Request};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -30,6 +30,8 @@ use tracing::Instrument;
 pub enum Phase {
     /// It is not.
     Serving,
+    /// New connections are accepted, and all are told to be the last.
+    Draining,
     /// Connections close after their running requests; no new ones are accepted.
     Closing,
 }
@@ -66,6 +68,8 @@ pub struct Services {
     pub grpc: Router,
     /// Health and metrics: what is answered when there are too many connections.
     pub reserve: Router,
+    /// The same of gRPC.
+    pub grpc_reserve: Router,
     /// Counts answers.
     pub answers: Answers,
     /// Whose manner of answering REST has.
@@ -80,6 +84,7 @@ impl Services {
             infer: None,
             grpc,
             reserve: Router::new(),
+            grpc_reserve: Router::new(),
             answers: Answers::register(),
             profile: Profile::default(),
         }
@@ -90,7 +95,7 @@ impl Services {
         let refuse =
             || async { crate::rest::refuse(&Error::Overloaded("too many connections; try again later".into())) };
         let rest = self.reserve.clone().fallback(refuse);
-        Services { grpc: rest.clone(), rest, infer: None, ..self.clone() }
+        Services { grpc: self.grpc_reserve.clone(), rest, infer: None, ..self.clone() }
     }
 
     async fn answer(&self, request: Request<Incoming>, exchange: &Exchange) -> Response {
@@ -114,6 +119,9 @@ impl Services {
         if head_bytes(&request) > HEAD {
             return crate::rest::refuse(&Error::HeadTooLarge(HEAD));
         }
+        if let Err(error) = check_host(&request) {
+            return crate::rest::refuse(&error);
+        }
         if is_grpc(&request) {
             return routed(self.grpc.clone(), request, exchange).await;
         }
@@ -129,6 +137,24 @@ impl Services {
 fn is_grpc<B>(request: &Request<B>) -> bool {
     let kind = request.headers().get(http::header::CONTENT_TYPE);
     kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// HTTP/1.1 has one `Host`, and an absolute target is of the same host (RFC 9112, 3.2): what stands before this server
+/// may decide by one and this server by the other.
+fn check_host<B>(request: &Request<B>) -> Result<(), Error> {
+    if request.version() != http::Version::HTTP_11 {
+        return Ok(());
+    }
+    let mut hosts = request.headers().get_all(http::header::HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else {
+        return Err(Error::Invalid("HTTP/1.1 asks for exactly one Host header".into()));
+    };
+    match request.uri().authority().filter(|_| request.uri().scheme().is_some()) {
+        Some(authority) if !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) => {
+            Err(Error::Invalid("the Host header and the host of the request's target differ".into()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What HTTP/2 calls the size of a header list, without its allowance for each entry.
@@ -209,14 +235,19 @@ pub async fn serve(listener: TcpListener, services: Services, options: Options, 
 
 async fn connection(stream: Stream, services: Services, timeouts: Timeouts, mut phase: watch::Receiver<Phase>) {
     let activity = Activity::new();
+    let mut draining = phase.clone();
     let service = {
-        let (activity, services) = (activity.clone(), Arc::new(services));
+        let (activity, services, phase) = (activity.clone(), Arc::new(services), phase.clone());
         service_fn(move |mut request: Request<Incoming>| {
             let running = activity.request(request.version() == http::Version::HTTP_2);
             let services = services.clone();
             let exchange = Exchange::begin(&mut request);
+            let (phase, parting) = (phase.clone(), request.version() < http::Version::HTTP_2);
             async move {
-                let response = services.answer(request, &exchange).await;
+                let mut response = services.answer(request, &exchange).await;
+                if parting && *phase.borrow() > Phase::Serving {
+                    response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+                }
                 // The request runs until its answer is sent: one that streams for minutes is not idle.
                 Ok::<_, Infallible>(exchange.answered(response).map(|body| running.sending(body)))
             }
@@ -235,7 +266,7 @@ async fn connection(stream: Stream, services: Services, timeouts: Timeouts, mut 
     let mut connection = pin!(builder.serve_connection(io, service));
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let (mut closing, mut graceful) = (None, false);
+    let (mut closing, mut graceful, mut parted) = (None, false, false);
     loop {
         let over = closing.is_some_and(|since: Instant| since.elapsed() > LEAVING);
         if closing.is_some() && !graceful && (activity.is_used() || over) {
@@ -253,6 +284,13 @@ async fn connection(stream: Stream, services: Services, timeouts: Timeouts, mut 
             }
             _ = phase.wait_for(|phase| *phase == Phase::Closing), if closing.is_none() => {
                 closing = Some(Instant::now());
+            }
+            // Connections of HTTP/2 are told so once; one that comes later has its requests answered until it closes.
+            _ = draining.wait_for(|phase| *phase > Phase::Serving), if !parted => {
+                parted = true;
+                if activity.is_multiplexed() && activity.is_used() {
+                    connection.as_mut().graceful_shutdown();
+                }
             }
             // A connection that was just made has its first request under way: it is answered, too.
             _ = tokio::time::sleep(FIRST), if closing.is_some() && !graceful => {}

@@ -14,7 +14,8 @@ use crate::dataplane::Dataplane;
 use crate::edge::keys::Keys;
 use crate::error::Error;
 use axum::Router;
-use axum::middleware::{from_fn_with_state, map_response};
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::{Next, from_fn, from_fn_with_state, map_response};
 use axum::response::Response;
 use counted::Rules;
 use generated::grpc_inference_service_server::GrpcInferenceServiceServer;
@@ -23,7 +24,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
-use tonic::service::interceptor::InterceptedService;
 use tonic::{Code, Status};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -44,9 +44,17 @@ pub struct Bounds {
     pub mirrors: bool,
 }
 
-/// All services. Health needs no key; everything else does where there are keys. Must be called within the runtime:
-/// it starts the task that keeps the health service up to date.
-pub fn router(plane: Arc<Dataplane>, bounds: Bounds, keys: Option<Arc<Keys>>) -> Router {
+/// The routes of gRPC.
+#[derive(Clone, Debug)]
+pub struct Routers {
+    /// All services. Health needs no key; everything else, what there is not included, does where there are keys.
+    pub all: Router,
+    /// Health alone: what is answered when there are too many connections.
+    pub reserve: Router,
+}
+
+/// Routes over `plane`. Must be called within the runtime: it starts the task that keeps the health service up to date.
+pub fn routers(plane: Arc<Dataplane>, bounds: Bounds, keys: Option<Arc<Keys>>) -> Routers {
     let rules = Rules { budget: bounds.budget, idle: bounds.idle, whole: plane.longest() };
     let inference = GrpcInferenceServiceServer::new(service::Service { plane: plane.clone(), mirrors: bounds.mirrors })
         .max_decoding_message_size(bounds.message_bytes)
@@ -57,29 +65,56 @@ pub fn router(plane: Arc<Dataplane>, bounds: Bounds, keys: Option<Arc<Keys>>) ->
         .send_compressed(CompressionEncoding::Deflate);
     let (reporter, health) = tonic_health::server::health_reporter();
     tokio::spawn(report(plane, reporter));
-    let check = move |request: tonic::Request<()>| match &keys {
-        None => Ok(request),
-        Some(keys) => match keys.check(&request.metadata().clone().into_headers()) {
-            Ok(()) => Ok(request),
-            Err(error) => Err(status(&error)),
-        },
-    };
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(protocol::grpc::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let mut routes = Routes::builder();
-    routes.add_service(health).add_service(InterceptedService::new(inference, check.clone()));
+    routes.add_service(health.clone()).add_service(inference);
     if let Ok(v1) = reflection().build_v1() {
-        routes.add_service(InterceptedService::new(v1, check.clone()));
+        routes.add_service(v1);
     }
     if let Ok(alpha) = reflection().build_v1alpha() {
-        routes.add_service(InterceptedService::new(alpha, check));
+        routes.add_service(alpha);
     }
-    let routes = routes.routes().into_axum_router().layer(map_response(too_large));
-    routes.layer(from_fn_with_state(rules, counted::count))
+    let mut all = routes.routes().into_axum_router().fallback(unknown).layer(map_response(too_large));
+    all = all.layer(from_fn_with_state(rules, counted::count));
+    if let Some(keys) = keys {
+        all = all.layer(from_fn_with_state(keys, check_key));
+    }
+    let mut reserve = Routes::builder();
+    reserve.add_service(health);
+    let reserve = reserve.routes().into_axum_router().fallback(busy).layer(from_fn(refuse_watch));
+    Routers { all, reserve }
 }
+
+/// Lies over every route, the fallback included: a method is closed unless it is one of health's.
+async fn check_key(State(keys): State<Arc<Keys>>, request: Request, next: Next) -> Response {
+    let matched = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    let open = matched.is_some_and(|path| path.starts_with("/grpc.health.v1.Health/"));
+    match keys.check(request.headers()) {
+        Err(error) if !open => status(&error).into_http(),
+        _ => next.run(request).await,
+    }
+}
+
+/// Who watches would hold a connection of the reserve for ever.
+async fn refuse_watch(request: Request, next: Next) -> Response {
+    if request.uri().path().ends_with("/Watch") { busy().await } else { next.run(request).await }
+}
+
+async fn unknown(uri: http::Uri) -> Response {
+    let method: String = uri.path().chars().take(LONGEST_METHOD).collect();
+    Status::unimplemented(format!("unknown method {method}")).into_http()
+}
+
+async fn busy() -> Response {
+    status(&Error::Overloaded("too many connections; try again later".into())).into_http()
+}
+
+/// Characters of a method that an error repeats.
+const LONGEST_METHOD: usize = 256;
 
 /// A single message over the limit is OUT_OF_RANGE to the library, which reads it before any service does; in the table
 /// of errors, and to clients of other servers, it is RESOURCE_EXHAUSTED. Nothing else here is OUT_OF_RANGE.

@@ -8,7 +8,7 @@
 
 use crate::error::Error;
 use crate::threads;
-use backends::llm::engine::Engine;
+use backends::llm::engine::{Engine, Matcher};
 use backends::llm::model::BoxedExecutor;
 use backends::llm::request::Request;
 use backends::llm::scheduler::{Counters, Rejected};
@@ -18,6 +18,9 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
+
+/// What may come next, for each copy of a request; none where anything may.
+pub type Matchers = Vec<Box<dyn Matcher>>;
 
 /// Requests on their way to the engine. It takes them between two steps, so that few ever wait here.
 const INBOX: usize = 1024;
@@ -66,6 +69,7 @@ impl std::fmt::Debug for Inbox {
 
 struct Admission {
     request: Request,
+    matchers: Matchers,
     reply: oneshot::Sender<Result<Vec<Tokens>, Rejected>>,
 }
 
@@ -130,7 +134,7 @@ impl Generator {
     ///
     /// # Errors
     /// [`Error::Overloaded`], [`Error::Invalid`] for what never fits, [`Error::Internal`] when the engine has ended.
-    pub async fn admit(&self, request: Request) -> Result<Vec<Tokens>, Error> {
+    pub async fn admit(&self, request: Request, matchers: Matchers) -> Result<Vec<Tokens>, Error> {
         let (reply, admitted) = oneshot::channel();
         {
             let mut inbox = self.0.0.lock();
@@ -140,7 +144,7 @@ impl Generator {
             if inbox.admissions.len() >= INBOX {
                 return Err(Error::Overloaded(format!("{INBOX} requests wait to enter the queue; try again later")));
             }
-            inbox.admissions.push_back(Admission { request, reply });
+            inbox.admissions.push_back(Admission { request, matchers, reply });
         }
         self.0.0.changed.notify_one();
         match admitted.await {
@@ -204,7 +208,7 @@ impl Thread {
     }
 
     fn admit(&mut self, admission: Admission) {
-        let Admission { request, reply } = admission;
+        let Admission { request, matchers, reply } = admission;
         if reply.is_closed() {
             return;
         }
@@ -216,10 +220,14 @@ impl Thread {
                 return;
             }
         };
+        let mut matchers = matchers.into_iter();
         let mut streams = Vec::with_capacity(copies.into());
         for sequence in (0..copies).map(|copy| group.copy(copy)) {
             let (listener, events) = mpsc::channel(capacity);
             self.listeners.insert(sequence, listener);
+            if let Some(matcher) = matchers.next() {
+                self.engine.constrain(sequence, matcher);
+            }
             streams.push(Tokens { sequence, events, shared: self.shared.clone(), ended: false });
         }
         // Whoever asked and left meanwhile cancels by dropping them.

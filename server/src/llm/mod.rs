@@ -4,11 +4,13 @@
 //! |---|---|
 //! | `generator.rs` | the engine's thread, and what goes in and out of it |
 //! | `answer.rs` | tokens of one sequence to text |
+//! | `guides.rs` | forms that answers keep to, compiled off the request path |
 //! | `gather.rs` | several answers as one stream |
 
 pub mod answer;
 pub mod gather;
 pub mod generator;
+mod guides;
 
 use crate::error::Error;
 use answer::{Answer, Ends};
@@ -16,11 +18,13 @@ use backends::InferError;
 use backends::llm::LanguageModel;
 use backends::llm::blocks::{PrefixKey, Salt};
 use backends::llm::generation::GenerationConfig;
+use backends::llm::grammar::{Form, Guide};
 use backends::llm::request::{Draft, Limits, Request};
 use backends::llm::sampling::{Parameters, Sampling};
 use backends::llm::scheduler::Counters;
 use backends::llm::text::{Chat, ChatTemplates, StopStrings, Tokenizer};
 use generator::Generator;
+use guides::Guides;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -35,6 +39,7 @@ pub struct Language {
     context: u32,
     key: PrefixKey,
     generator: Generator,
+    guides: Guides,
     created: u64,
 }
 
@@ -61,6 +66,8 @@ pub struct Generate {
     pub salt: Option<String>,
     /// When the answer is of no use any more.
     pub deadline: Option<Instant>,
+    /// What its text keeps to.
+    pub guide: Option<Guide>,
 }
 
 impl Language {
@@ -73,7 +80,8 @@ impl Language {
         let generator = Generator::start("llm-engine", engine)?;
         let created = seconds();
         let ends = generation.end_tokens.as_slice().into();
-        Ok(Language { tokenizer, templates, generation, ends, limits, context, key, generator, created })
+        let guides = Guides::new(tokenizer.vocabulary().clone(), limits.vocabulary, &generation.end_tokens);
+        Ok(Language { tokenizer, templates, generation, ends, limits, context, key, generator, guides, created })
     }
 
     /// Text to tokens and back.
@@ -127,6 +135,14 @@ impl Language {
         Ok(self.tokenizer.encode(text, add_special_tokens)?)
     }
 
+    /// Compiles a form that answers are to keep to.
+    ///
+    /// # Errors
+    /// It cannot be followed, takes too long to compile, or too many are compiled.
+    pub async fn guide(&self, form: Form) -> Result<Guide, Error> {
+        self.guides.compile(form).await
+    }
+
     /// Asks for an answer: one for each copy.
     ///
     /// # Errors
@@ -160,7 +176,9 @@ impl Language {
             ..Draft::new(prompt, max_tokens, sampling.clone())
         };
         let request = Request::new(draft, &self.limits).map_err(|error| Error::Invalid(error.to_string()))?;
-        let streams = self.generator.admit(request).await?;
+        let matcher = |guide: &Guide| (0..request.copies()).map(|_| Box::new(guide.clone()) as _).collect();
+        let matchers = asked.guide.as_ref().map(matcher).unwrap_or_default();
+        let streams = self.generator.admit(request, matchers).await?;
         let ends = Ends { model: self.ends.clone(), stop: stop.into(), sampling, max_tokens };
         let vocabulary = self.tokenizer.vocabulary();
         let answer = |tokens| {

@@ -142,6 +142,11 @@ impl Repository {
         Repository { roots: vec![root.into()], single: Some(name.into()) }
     }
 
+    /// The name of the one model, where it is one.
+    pub fn single(&self) -> Option<&str> {
+        self.single.as_deref()
+    }
+
     /// Its directory; of several, the first that is not there, or the first.
     pub fn root(&self) -> &Path {
         let absent = self.roots.iter().find(|root| !root.is_dir());

@@ -11,9 +11,12 @@ use crate::budget::Budget;
 use crate::dataplane::Dataplane;
 use crate::error::Error;
 use axum::Router;
+use axum::extract::FromRequestParts;
 use axum::response::Response;
 use axum::routing::{any, get, post};
+use http::request::Parts;
 use metrics_exporter_prometheus::PrometheusHandle;
+use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,6 +96,19 @@ impl Rest {
             .fallback(no_route)
             .method_not_allowed_fallback(wrong_method)
             .with_state(self.clone())
+    }
+}
+
+/// Names out of a path.
+pub(crate) struct Path<T>(pub(crate) T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+        let found = axum::extract::Path::from_request_parts(parts, state).await;
+        let refused = |_| reply::error(&Error::Invalid("a name in the path is not UTF-8".into()));
+        found.map(|axum::extract::Path(names)| Path(names)).map_err(refused)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The OpenAI routes, under `/v1` and under `/openai/v1`, where KServe has them; and vLLM's `/tokenize` and
 //! `/detokenize`. Errors have OpenAI's form.
 
-use super::{Rest, body, reply};
+use super::{Path, Rest, body, reply};
 use crate::codec::openai::ask::{self, Ask, Asked};
 use crate::codec::openai::events::{Events, Kind};
 use crate::codec::openai::whole::{self, Prompted};
@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::llm::gather::Gathered;
 use crate::threads::heavy;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::Response;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
@@ -83,11 +83,19 @@ async fn respond(
     (kind, id): (Kind, String),
     deadline: Instant,
 ) -> Answer {
-    let Ask { prompts: asked, telling } = ask;
+    let Ask { prompts: asked, telling, form } = ask;
+    let guide = match form {
+        None => None,
+        Some((form, field)) => {
+            let compiled = servable.language()?.guide(form).await;
+            Some(compiled.map_err(|error| ask::about(field, error))?)
+        }
+    };
     let mut copies = 0;
     let (mut prompts, mut answers) = (Vec::with_capacity(asked.len()), Vec::new());
     for Asked { mut generate, echo } in asked {
         generate.deadline = Some(deadline);
+        generate.guide = guide.clone();
         copies = generate.copies as usize;
         prompts.push(Prompted { tokens: generate.prompt.clone(), echo });
         answers.extend(rest.plane.generate(&servable, generate).await?);

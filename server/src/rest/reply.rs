@@ -50,6 +50,9 @@ pub(super) fn error(error: &Error) -> Response {
     if let Some(after) = error.retry_after() {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(after.as_secs()));
     }
+    if *error == Error::Unauthorized {
+        response.headers_mut().insert(http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
     if let Error::UnsupportedEncoding(_) = error {
         let known = HeaderValue::from_static("gzip, deflate");
         response.headers_mut().insert(http::header::ACCEPT_ENCODING, known);

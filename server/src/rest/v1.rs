@@ -1,13 +1,13 @@
 //! The v1 routes, with CloudEvents in and out.
 
 use super::v2::answer;
-use super::{Rest, body, reply};
+use super::{Path, Rest, body, reply};
 use crate::codec;
 use crate::dataplane::Servable;
 use crate::error::Error;
 use crate::threads::heavy;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::Response;
 use http::{HeaderMap, StatusCode};
 use serde_json::json;

@@ -1,13 +1,13 @@
 //! The v2 routes: health, metadata, inference, repository, statistics, configuration.
 
-use super::{Rest, body, reply};
+use super::{Path, Rest, body, reply};
 use crate::codec;
 use crate::dataplane::{EXTENSIONS, NAME, Servable, VERSION};
 use crate::describe;
 use crate::error::Error;
 use crate::threads::heavy;
 use axum::body::Body;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::response::Response;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;

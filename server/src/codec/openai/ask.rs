@@ -3,6 +3,7 @@
 use super::Refusal;
 use crate::error::Error;
 use crate::llm::{Generate, Language};
+use backends::llm::grammar::Form;
 use backends::llm::sampling::Parameters;
 use backends::llm::text::Chat;
 use protocol::openai::common::{Common, Truncation, TruncationSide};
@@ -17,6 +18,8 @@ pub struct Ask {
     pub prompts: Vec<Asked>,
     /// How answers are told.
     pub telling: Telling,
+    /// What they keep to, and the field that says so.
+    pub form: Option<(Form, &'static str)>,
 }
 
 /// Answers to one prompt.
@@ -66,7 +69,8 @@ pub fn chat(request: &ChatRequest, language: &Language) -> Result<Ask, Refusal> 
     let prompt = conversation_tokens(conversation, effort, language)?;
     let echo = common.delivery.echo.then(|| last_words(&conversation.messages)).flatten();
     let telling = telling(common);
-    Ok(Ask { prompts: vec![Asked { generate: generate(prompt, common, language)?, echo }], telling })
+    let form = form(common);
+    Ok(Ask { prompts: vec![Asked { generate: generate(prompt, common, language)?, echo }], telling, form })
 }
 
 /// The tokens of a conversation's prompt.
@@ -147,7 +151,7 @@ pub fn completion(request: &CompletionRequest, language: &Language) -> Result<As
         let echo = delivery.echo.then(|| text(&generate));
         asked.push(Asked { generate, echo });
     }
-    Ok(Ask { prompts: asked, telling })
+    Ok(Ask { prompts: asked, telling, form: form(common) })
 }
 
 fn telling(common: &Common) -> Telling {
@@ -180,6 +184,21 @@ fn generate(prompt: Vec<u32>, common: &Common, language: &Language) -> Result<Ge
         priority: common.priority,
         salt: common.cache_salt.clone(),
         deadline: None,
+        guide: None,
+    })
+}
+
+/// What answers keep to. Schemas with a name come from `response_format`, which asks for one.
+fn form(common: &Common) -> Option<(Form, &'static str)> {
+    let (response_format, structured_outputs) = ("response_format", "structured_outputs");
+    Some(match common.sampling.constraint.as_ref()? {
+        Constraint::JsonObject => (Form::Object, response_format),
+        Constraint::JsonSchema { schema, name, .. } => {
+            (Form::Schema(schema.clone()), if name.is_some() { response_format } else { structured_outputs })
+        }
+        Constraint::Regex(regex) => (Form::Regex(regex.clone()), structured_outputs),
+        Constraint::Choice(texts) => (Form::Choice(texts.clone()), structured_outputs),
+        Constraint::Grammar(grammar) => (Form::Grammar(grammar.clone()), structured_outputs),
     })
 }
 
@@ -200,16 +219,6 @@ fn cut(mut prompt: Vec<u32>, common: &Common, context: u32) -> Vec<u32> {
 fn parameters(common: &Common, language: &Language) -> Result<Parameters, Refusal> {
     let asked = &common.sampling;
     let defaults = language.defaults();
-    match &asked.constraint {
-        None => {}
-        Some(Constraint::JsonObject | Constraint::JsonSchema { name: Some(_), .. }) => {
-            return Err(FieldError::refused("response_format", "answers are text alone so far; leave it out").into());
-        }
-        Some(_) => {
-            let why = "answers are not held to a form so far; leave it out";
-            return Err(FieldError::refused("structured_outputs", why).into());
-        }
-    }
     let small = |count: u32| u8::try_from(count).unwrap_or(u8::MAX);
     // The likeliest of several are found by their probabilities.
     let ranked = (asked.best_of > asked.n).then_some(0);
@@ -255,7 +264,7 @@ fn banned(words: &[String], language: &Language) -> Result<Vec<u32>, Refusal> {
 }
 
 /// An error that a field is the reason of.
-fn about(field: &str, error: Error) -> Refusal {
+pub fn about(field: &str, error: Error) -> Refusal {
     match error {
         Error::Invalid(what) | Error::Refused(what) => FieldError::invalid(field, what).into(),
         other => other.into(),

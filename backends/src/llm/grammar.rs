@@ -1,0 +1,150 @@
+//! Text that keeps to a form: a JSON schema, a regular expression, a list of choices, or a grammar. `llguidance` says which
+//! tokens may come next; the executor leaves the others out.
+//!
+//! Compiling takes what the form asks for, up to the bounds of [`limits`], and belongs off the request path; a mask takes
+//! microseconds to a few milliseconds, bounded by the same fuel.
+
+use super::engine;
+use super::executor::Mask;
+use super::text::Vocabulary;
+use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
+use llguidance::toktrie::{ApproximateTokEnv, TokRxInfo, TokTrie};
+use llguidance::{Matcher, ParserFactory};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// What a text must be like.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Form {
+    /// Any JSON object.
+    Object,
+    /// JSON that a schema describes.
+    Schema(Value),
+    /// Text that a regular expression matches as a whole.
+    Regex(String),
+    /// One of these texts.
+    Choice(Vec<String>),
+    /// Text of a grammar in Lark's notation.
+    Grammar(String),
+}
+
+/// Between the parts of JSON: nothing, a space, or a new line and its indentation. Without a bound a model may write
+/// spaces until it has no tokens left.
+const WHITESPACE: &str = r"( |\n[ ]{0,32})?";
+
+/// What forms are compiled for: a vocabulary, and the token that ends a text.
+pub struct Grammars {
+    factory: ParserFactory,
+    end: u32,
+}
+
+impl std::fmt::Debug for Grammars {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Grammars").field("end", &self.end).finish_non_exhaustive()
+    }
+}
+
+impl Grammars {
+    /// For the tokens of a model whose logits are `size` long. `end` is the token that a text which is complete ends with.
+    ///
+    /// # Errors
+    /// The vocabulary cannot be used.
+    pub fn new(vocabulary: &Vocabulary, size: u32, end: u32) -> Result<Self, String> {
+        let word = |id: u32| match vocabulary.bytes(id) {
+            // Control tokens are no text, whatever they are called.
+            Some(bytes) if vocabulary.is_special(id) => [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes].concat(),
+            Some(bytes) => bytes.to_vec(),
+            None => Vec::new(),
+        };
+        let words: Vec<Vec<u8>> = (0..size).map(word).collect();
+        let trie = TokTrie::from(&TokRxInfo::new(size, end), &words);
+        let environment: llguidance::toktrie::TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+        let mut factory = ParserFactory::new_simple(&environment).map_err(|error| error.to_string())?;
+        factory.quiet();
+        *factory.limits_mut() = limits();
+        Ok(Grammars { factory, end })
+    }
+
+    /// Compiles a form.
+    ///
+    /// # Errors
+    /// It is malformed, asks for something that is not supported, or is too large: says what.
+    pub fn compile(&self, form: &Form) -> Result<Guide, String> {
+        let grammar = match form {
+            Form::Object => TopLevelGrammar::from_json_schema(with_whitespace(json!({"type": "object"}))),
+            Form::Schema(schema) => TopLevelGrammar::from_json_schema(with_whitespace(schema.clone())),
+            Form::Regex(regex) => TopLevelGrammar::from_regex(regex),
+            Form::Choice(texts) => {
+                let texts: Vec<String> = texts.iter().map(|text| Value::from(text.as_str()).to_string()).collect();
+                TopLevelGrammar::from_lark(format!("start: {}", texts.join(" | ")))
+            }
+            Form::Grammar(lark) => TopLevelGrammar::from_grammar(GrammarWithLexer::from_lark(lark.clone())),
+        };
+        let mut matcher = Matcher::new(self.factory.create_parser(grammar));
+        match matcher.get_error() {
+            Some(error) => Err(first_line(&error)),
+            // A form that no text keeps to is told now, and not with the first token.
+            None => matcher.compute_mask_or_eos().map_err(|error| first_line(&error.to_string())).map(|_| ()),
+        }?;
+        Ok(Guide { matcher, end: self.end, over: false })
+    }
+}
+
+/// Fuel and memory of one form: what the largest schemas in use need, and a fraction of a second.
+fn limits() -> ParserLimits {
+    ParserLimits {
+        initial_lexer_fuel: 1_000_000,
+        step_lexer_fuel: 200_000,
+        step_max_items: 50_000,
+        max_lexer_states: 50_000,
+        max_grammar_size: 200_000,
+        verbose_errors: false,
+        ..ParserLimits::default()
+    }
+}
+
+/// A schema with this server's habit of writing, unless it states one.
+fn with_whitespace(mut schema: Value) -> Value {
+    if let Value::Object(fields) = &mut schema {
+        fields.entry("x-guidance").or_insert_with(|| json!({"whitespace_pattern": WHITESPACE}));
+    }
+    schema
+}
+
+/// The library's errors go on with its state, which is nobody's business.
+fn first_line(error: &str) -> String {
+    error.lines().next().unwrap_or_default().chars().take(400).collect()
+}
+
+/// A form, and a place in it.
+#[derive(Clone)]
+pub struct Guide {
+    matcher: Matcher,
+    end: u32,
+    /// Is the text complete, and has its end been chosen?
+    over: bool,
+}
+
+impl std::fmt::Debug for Guide {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guide").field("over", &self.over).finish_non_exhaustive()
+    }
+}
+
+impl engine::Matcher for Guide {
+    fn accept(&mut self, token: u32) -> Result<(), String> {
+        if token == self.end || self.over {
+            self.over = true;
+            return Ok(());
+        }
+        self.matcher.consume_token(token).map_err(|error| first_line(&error.to_string()))
+    }
+
+    fn mask(&mut self) -> Result<Mask, String> {
+        if self.over || self.matcher.is_stopped() {
+            return Ok(Mask::of(&[self.end], self.end + 1));
+        }
+        let mask = self.matcher.compute_mask_or_eos().map_err(|error| first_line(&error.to_string()))?;
+        Ok(Mask(mask.as_slice().into()))
+    }
+}

@@ -1,0 +1,132 @@
+"""Answers that keep to a form: JSON, schemas, regular expressions, choices, grammars.
+
+The model's weights are random, so that what it says keeps to nothing of itself.
+"""
+
+import json
+import re
+
+import openai
+import pydantic
+import pytest
+import requests
+from openai_service import TEXT, chat, client, complete, oracle, service  # noqa: F401
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "kind": {"enum": ["cat", "dog"]},
+        "tags": {"type": "array", "items": {"type": "boolean"}, "maxItems": 3},
+    },
+    "required": ["name", "age", "kind", "tags"],
+    "additionalProperties": False,
+}
+
+
+
+
+def fits(value):
+    assert set(value) == {"name", "age", "kind", "tags"}
+    assert isinstance(value["name"], str) and len(value["name"]) <= 8
+    assert 0 <= value["age"] <= 120 and value["kind"] in ("cat", "dog")
+    assert len(value["tags"]) <= 3 and all(tag in (True, False) for tag in value["tags"])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_schema_is_kept_to(client, seed):
+    form = {"type": "json_schema", "json_schema": {"name": "animal", "schema": SCHEMA, "strict": True}}
+    reply = chat(client, response_format=form, temperature=1.0, seed=seed, max_tokens=400)
+    assert reply.choices[0].finish_reason == "stop"
+    fits(json.loads(reply.choices[0].message.content))
+
+
+def test_a_stream_keeps_to_it_too_and_so_does_each_choice(client):
+    form = {"type": "json_schema", "json_schema": {"name": "animal", "schema": SCHEMA}}
+    texts = ["", "", ""]
+    for chunk in chat(client, response_format=form, temperature=1.0, seed=5, n=3, max_tokens=400, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    for text in texts:
+        fits(json.loads(text))
+    assert len(set(texts)) > 1
+
+
+def test_models_of_pydantic(client):
+    class Legs(pydantic.BaseModel):
+        legs: int = pydantic.Field(ge=0, le=9)
+        wild: bool
+
+    reply = client.chat.completions.parse(
+        model="tiny", messages=[{"role": "user", "content": "?"}], response_format=Legs, temperature=1.0, seed=1)
+    assert 0 <= reply.choices[0].message.parsed.legs <= 9
+
+
+def test_any_object(client):
+    reply = chat(client, response_format={"type": "json_object"}, temperature=0.5, seed=3, max_tokens=60)
+    text = reply.choices[0].message.content
+    assert text.startswith("{")
+    if reply.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(text), dict)
+
+
+FORMS = {
+    "regex": ({"regex": "[a-c]{3}-[0-9]{2}"}, re.compile("[a-c]{3}-[0-9]{2}")),
+    "choice": ({"choice": ["yes", "no", 'may"be\n']}, re.compile('yes|no|may"be\n')),
+    "grammar": ({"grammar": 'start: "(" start ")" | "x"'}, re.compile(r"\(*x\)*")),
+    "json": ({"json": {"type": "integer", "minimum": 10, "maximum": 99}}, re.compile("[1-9][0-9]")),
+    "json as text": ({"json": '{"const": "\u00e9\U0001f642"}'}, re.compile('"(é|\\\\u00e9)(🙂|.*)"')),
+}
+
+
+@pytest.mark.parametrize("case", FORMS)
+def test_forms_of_vllm(client, case):
+    form, pattern = FORMS[case]
+    reply = complete(client, TEXT, max_tokens=200, temperature=1.0, seed=2, extra_body={"structured_outputs": form})
+    assert reply.choices[0].finish_reason == "stop"
+    assert pattern.fullmatch(reply.choices[0].text), reply.choices[0].text
+
+
+def test_text_is_text(client, oracle):
+    plain = chat(client, max_tokens=8)
+    stated = chat(client, max_tokens=8, response_format={"type": "text"})
+    assert stated.choices[0].message.content == plain.choices[0].message.content
+
+
+WRONG = {
+    "regex": ("structured_outputs", {"structured_outputs": {"regex": "([a"}}),
+    "grammar": ("structured_outputs", {"structured_outputs": {"grammar": "start: nowhere"}}),
+    "schema": ("response_format", {"response_format": {
+        "type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}}),
+    "reference": ("response_format", {"response_format": {
+        "type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#/$defs/lost"}}}}),
+    "nothing fits": ("response_format", {"response_format": {
+        "type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer", "minimum": 3, "maximum": 2}}}}),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_followed_is_that_requests_problem(service, client, case):
+    param, body = WRONG[case]
+    messages = [{"role": "user", "content": "hi"}]
+    reply = requests.post(
+        service.url + "/v1/chat/completions", json={"model": "tiny", "messages": messages, **body}, timeout=60)
+    assert reply.status_code == 400, reply.text
+    assert reply.json()["error"]["param"] == param
+    assert chat(client, max_tokens=3).usage.completion_tokens == 3
+
+
+def test_forms_that_ask_for_much_are_refused_in_time(service, client):
+    deep = {"type": "object", "properties": {f"p{i}": {"type": "string", "pattern": "(a|b|c){1,200}x?" * 8}
+                                             for i in range(200)}}
+    body = {"model": "tiny", "max_tokens": 3, "messages": [{"role": "user", "content": "hi"}],
+            "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": deep}}}
+    reply = requests.post(service.url + "/v1/chat/completions", json=body, timeout=60)
+    assert reply.status_code in (200, 400), reply.text
+    assert chat(client, max_tokens=3).usage.completion_tokens == 3
+
+
+def test_the_client_knows_the_error(client):
+    with pytest.raises(openai.BadRequestError):
+        complete(client, TEXT, extra_body={"structured_outputs": {"regex": "("}})
