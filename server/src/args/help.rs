@@ -49,7 +49,7 @@ tensorgate manifests servingruntime [--format FORMAT] [--image IMAGE]
 
 Prints a ClusterServingRuntime with which KServe deploys models on tensorgate.
 
-  --format FORMAT    xgboost or lightgbm only; otherwise both
+  --format FORMAT    xgboost, lightgbm or huggingface only; otherwise all
   --image IMAGE      the container image
 ";
 

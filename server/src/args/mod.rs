@@ -71,11 +71,16 @@ pub enum ModelFormat {
     Xgboost,
     /// LightGBM.
     Lightgbm,
+    /// Language models.
+    Huggingface,
 }
 
 impl Named for ModelFormat {
-    const ALL: &'static [(&'static str, Self)] =
-        &[("xgboost", ModelFormat::Xgboost), ("lightgbm", ModelFormat::Lightgbm)];
+    const ALL: &'static [(&'static str, Self)] = &[
+        ("xgboost", ModelFormat::Xgboost),
+        ("lightgbm", ModelFormat::Lightgbm),
+        ("huggingface", ModelFormat::Huggingface),
+    ];
 }
 
 /// The environment of a process.

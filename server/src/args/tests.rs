@@ -290,7 +290,7 @@ fn what_is_wrong_with_a_command_line() {
         ("validate /a /b", "validate: say `tensorgate validate DIR`, one directory"),
         ("validate /a --x", "unknown flag --x; `tensorgate --help` lists the flags"),
         ("manifests", "manifests: say `tensorgate manifests servingruntime`; there is no other yet"),
-        ("manifests servingruntime --format onnx", "--format: `onnx` is not one of xgboost, lightgbm"),
+        ("manifests servingruntime --format onnx", "--format: `onnx` is not one of xgboost, lightgbm, huggingface"),
         ("manifests servingruntime --image", "--image: needs a value"),
     ] {
         assert_eq!(invoke(words, &[]).expect_err(words).to_string(), problem, "{words}");

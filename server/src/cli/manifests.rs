@@ -3,9 +3,10 @@
 use crate::args::ModelFormat;
 
 /// The manifests as they lie in the repository: there is no second copy to fall behind.
-const RUNTIMES: [(ModelFormat, &str); 2] = [
+const RUNTIMES: [(ModelFormat, &str); 3] = [
     (ModelFormat::Xgboost, include_str!("../../../deploy/runtimes/tensorgate-xgboost.yaml")),
     (ModelFormat::Lightgbm, include_str!("../../../deploy/runtimes/tensorgate-lightgbm.yaml")),
+    (ModelFormat::Huggingface, include_str!("../../../deploy/runtimes/tensorgate-huggingface.yaml")),
 ];
 
 /// `ClusterServingRuntime` manifests: of one format or of all, with `image` in place of the released one.
@@ -34,8 +35,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_formats_and_one() {
-        assert_eq!(serving_runtime(None, None).matches("kind: ClusterServingRuntime").count(), 2);
+    fn all_formats_and_one() {
+        assert_eq!(serving_runtime(None, None).matches("kind: ClusterServingRuntime").count(), 3);
         let one = serving_runtime(Some(ModelFormat::Lightgbm), None);
         assert_eq!(one.matches("kind: ClusterServingRuntime").count(), 1);
         assert!(one.contains("name: lightgbm"));
