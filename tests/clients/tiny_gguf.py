@@ -7,7 +7,7 @@ import tiny_llm
 
 ALIGNMENT = 32
 # Types of metadata, and of tensors.
-U32, F32, TEXT = 4, 6, 8
+U32, I32, F32, TEXT, ARRAY = 4, 5, 6, 8, 9
 TENSOR_F32 = 0
 
 NAMES = {
@@ -33,6 +33,11 @@ def text(value):
     return struct.pack("<Q", len(data)) + data
 
 
+def array(key, kind, values):
+    packed = [text(value) if kind == TEXT else struct.pack("<i", value) for value in values]
+    return text(key) + struct.pack("<IIQ", ARRAY, kind, len(values)) + b"".join(packed)
+
+
 def entry(key, kind, value):
     data = text(value) if kind == TEXT else struct.pack("<I" if kind == U32 else "<f", value)
     return text(key) + struct.pack("<I", kind) + data
@@ -46,8 +51,27 @@ def renamed(name):
     return f"blk.{layer}.{NAMES['.'.join(part)]}.{weight}"
 
 
+def tokenizer_entries(directory):
+    """The tokenizer as metadata: kinds are 1 for tokens of text, 3 for control tokens."""
+    read = json.loads((directory / "tokenizer.json").read_text())
+    settings = json.loads((directory / "tokenizer_config.json").read_text())
+    names = {token: (name, 1) for name, token in read["model"]["vocab"].items()}
+    names |= {added["id"]: (added["content"], 3) for added in read["added_tokens"]}
+    ordered = [names[token] for token in range(len(names))]
+    ends = {name: token for token, (name, _) in names.items()}
+    return [
+        entry("tokenizer.ggml.model", TEXT, "gpt2"),
+        entry("tokenizer.ggml.pre", TEXT, "gpt-2"),
+        array("tokenizer.ggml.tokens", TEXT, [name for name, _ in ordered]),
+        array("tokenizer.ggml.token_type", I32, [kind for _, kind in ordered]),
+        array("tokenizer.ggml.merges", TEXT, []),
+        entry("tokenizer.ggml.eos_token_id", U32, ends[settings["eos_token"]]),
+        entry("tokenizer.chat_template", TEXT, settings["chat_template"]),
+    ]
+
+
 def convert(directory):
-    """Puts `model.gguf` in the place of the weights; configuration and tokenizer stay where they are."""
+    """Puts `model.gguf` in the place of all other files."""
     config = json.loads((directory / "config.json").read_text())
     tensors = tiny_llm.read_safetensors(directory / "model.safetensors")
     whole = {
@@ -67,6 +91,7 @@ def convert(directory):
         entry("qwen3.rope.freq_base", F32, config["rope_theta"]),
         entry("qwen3.attention.layer_norm_rms_epsilon", F32, config["rms_norm_eps"]),
     ]
+    entries += tokenizer_entries(directory)
     described, data = b"", b""
     for name, tensor in tensors.items():
         sizes = tensor.shape[::-1]
@@ -76,4 +101,6 @@ def convert(directory):
         data += bytes(-len(data) % ALIGNMENT)
     head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(entries)) + b"".join(entries) + described
     (directory / "model.gguf").write_bytes(head + bytes(-len(head) % ALIGNMENT) + data)
-    (directory / "model.safetensors").unlink()
+    for path in directory.iterdir():
+        if path.name != "model.gguf":
+            path.unlink()

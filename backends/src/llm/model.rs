@@ -6,7 +6,7 @@
 //! tokenizer.json, tokenizer_config     Tokenizer, ChatTemplates
 //! generation_config.json               GenerationConfig which tokens end a text; defaults of requests
 //! ```
-//! A GGUF file is the first two in one.
+//! A GGUF file is the first three in one.
 
 use super::blocks::{BlockPool, PrefixKey};
 use super::cpu::{self, CacheType, CpuExecutor};
@@ -17,7 +17,7 @@ use super::request;
 use super::scheduler::{Scheduler, Settings};
 use super::spec::{DecoderSpec, FloatType};
 use super::text::config::bytes;
-use super::text::{ChatTemplates, MAX_TOKENIZER_BYTES, Tokenizer, TokenizerConfig};
+use super::text::{self, ChatTemplates, MAX_TOKENIZER_BYTES, Tokenizer, TokenizerConfig};
 use super::weights::dummy::{Dummy, Init};
 use super::weights::gguf::Gguf;
 use super::weights::safetensors::Safetensors;
@@ -165,7 +165,7 @@ impl Files {
         })
     }
 
-    /// The model out of the file; its tokenizer and `generation_config.json` from beside it.
+    /// What the file holds itself; `generation_config.json` and `tokenizer.json` beside it are read, too.
     fn gguf(path: &Path, options: &LoadOptions) -> Result<Self, LoadError> {
         let refuse = |reason: String| LoadError::new(path, reason);
         if options.language.dummy {
@@ -174,12 +174,16 @@ impl Files {
         let file = Gguf::open(path)?;
         let spec = gguf_spec::spec(&file)?;
         let directory = path.parent().unwrap_or(Path::new("."));
-        let generation = GenerationConfig::read(directory)?;
-        let beside = bytes(&directory.join("tokenizer.json"), MAX_TOKENIZER_BYTES)?;
-        let tokenizer_json = beside.ok_or_else(|| {
-            refuse("its tokenizer is not read out of the file so far: lay the model's tokenizer.json beside it".into())
-        })?;
-        let tokenizer = TokenizerConfig::read(directory)?;
+        let mut generation = GenerationConfig::read(directory)?;
+        let (tokenizer, tokenizer_json) = match bytes(&directory.join("tokenizer.json"), MAX_TOKENIZER_BYTES)? {
+            // Whoever lays one beside the file wants it to be used.
+            Some(json) => (TokenizerConfig::read(directory)?, json),
+            None => {
+                let found = text::gguf::read(file.metadata()).map_err(refuse)?;
+                generation.add_ends(Some(&Value::from(found.end_tokens))).map_err(refuse)?;
+                (found.config, found.tokenizer_json)
+            }
+        };
         Ok(Files { spec, weights: Box::new(file), generation, tokenizer, tokenizer_json, platform: "gguf" })
     }
 }

@@ -8,6 +8,7 @@ mod common;
 mod config;
 mod cpu;
 mod gguf;
+mod gguf_tokenizers;
 mod hazards;
 mod parity;
 mod properties;

@@ -10,8 +10,12 @@
 pub(super) mod config;
 mod conversation;
 mod detokenizer;
+pub mod gguf;
+mod gguf_merges;
+mod gguf_metadata;
 mod jinja;
 mod keep;
+mod pretokenizers;
 mod rewrite;
 mod stop;
 mod strftime;
