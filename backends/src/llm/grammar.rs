@@ -1,7 +1,7 @@
 //! Text that keeps to a form: a JSON schema, a regular expression, a list of choices, or a grammar. `llguidance` says which
 //! tokens may come next; the executor leaves the others out.
 //!
-//! Compiling takes what the form asks for, up to the bounds of [`limits`], and belongs off the request path; a mask takes
+//! Compiling takes what the form asks for, up to fixed bounds, and belongs off the request path; a mask takes
 //! microseconds to a few milliseconds, bounded by the same fuel.
 
 use super::engine;
