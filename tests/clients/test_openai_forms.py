@@ -3,6 +3,7 @@
 The model's weights are random, so that what it says keeps to nothing of itself.
 """
 
+import asyncio
 import json
 import re
 
@@ -92,6 +93,27 @@ def test_text_is_text(client, oracle):
     plain = chat(client, max_tokens=8)
     stated = chat(client, max_tokens=8, response_format={"type": "text"})
     assert stated.choices[0].message.content == plain.choices[0].message.content
+
+
+@pytest.mark.parametrize("much", [{"top_p": 1e-30}, {"temperature": 1e-30}, {"extra_body": {"min_p": 1.0}}])
+def test_one_token_that_is_left_is_taken(client, much):
+    more = {"structured_outputs": {"regex": "(a+)+b"}, **much.get("extra_body", {})}
+    reply = chat(client, **{"temperature": 1.0, **much, "max_tokens": 4, "extra_body": more})
+    assert set(reply.choices[0].message.content) <= {"a", "b"}
+
+
+def test_an_answer_that_cannot_go_on_harms_no_other(client):
+    """All that the form allows is banned: that answer fails, and those computed in the same steps do not."""
+    async def ask():
+        async with openai.AsyncOpenAI(base_url=client.base_url, api_key="none", max_retries=0) as many:
+            wrong = {"structured_outputs": {"regex": "[ab]+"}, "bad_words": ["a", "b"]}
+            calls = [many.completions.create(model="tiny", prompt=f"{number} is", max_tokens=40, extra_body=body)
+                     for number in range(12) for body in ({"ignore_eos": True}, wrong)]
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+    answers = asyncio.run(ask())
+    assert all(answer.usage.completion_tokens == 40 for answer in answers[::2])
+    assert all(isinstance(answer, openai.APIStatusError) for answer in answers[1::2])
 
 
 WRONG = {

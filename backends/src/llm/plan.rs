@@ -89,6 +89,8 @@ pub struct Sampled {
     pub logprobs: Option<Logprobs>,
     /// Of the prompt's tokens at `start + 1` and on: as many as `prompt_logprobs` asks for.
     pub prompt_logprobs: Vec<Logprobs>,
+    /// Why no token could be chosen, where the chunk has `sample`: this sequence fails, and no other.
+    pub failed: Option<String>,
 }
 
 impl Plan {

@@ -169,9 +169,10 @@ impl Sampler {
     /// The likeliest that together have this share.
     fn top_p(&mut self, share: f64) {
         let total = self.total();
-        // All tokens below this are together less than what is left out: they need no sorting.
+        // All tokens below this are together less than what is left out: they need no sorting. It is the mean at most,
+        // which the likeliest reaches.
         let least = total * (1.0 - share) / self.candidates.len() as f64;
-        self.candidates.retain(|candidate| candidate.weight > least);
+        self.candidates.retain(|candidate| candidate.weight >= least);
         self.candidates.sort_unstable_by(likelier);
         self.cut(share * total);
     }

@@ -202,7 +202,8 @@ impl Scripted {
     fn choose(&mut self, step: u64, chunk: &Chunk, mask: Option<&Mask>) -> Result<Sampled, Failure> {
         let sequence = chunk.sequence;
         let prompt_logprobs = (0..chunk.prompt_logprobs).map(|i| Logprobs { rank: chunk.start + i + 1, ..one() });
-        let mut sampled = Sampled { sequence, token: None, logprobs: None, prompt_logprobs: prompt_logprobs.collect() };
+        let mut sampled =
+            Sampled { sequence, token: None, logprobs: None, prompt_logprobs: prompt_logprobs.collect(), failed: None };
         let Some(state) = self.slots.get_mut(&chunk.slot).filter(|_| chunk.sample) else { return Ok(sampled) };
         let preferred = (self.next)(sequence, &state.history);
         let mut candidates = (0..self.vocabulary).map(|offset| (preferred + offset) % self.vocabulary);

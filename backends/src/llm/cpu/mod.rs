@@ -156,7 +156,8 @@ impl Executor for CpuExecutor {
                 0 => Vec::new(),
                 _ => pool.install(|| self.prompt_logprobs(chunk, run.rows.start, &x)),
             };
-            sampled.push(Sampled { sequence: chunk.sequence, token: None, logprobs: None, prompt_logprobs });
+            let (sequence, token, logprobs, failed) = (chunk.sequence, None, None, None);
+            sampled.push(Sampled { sequence, token, logprobs, prompt_logprobs, failed });
             if chunk.sample {
                 rows.push(run.rows.end - 1);
             }
@@ -184,9 +185,13 @@ impl Executor for CpuExecutor {
         let pairs = choosing.par_iter().zip(logits.par_chunks_exact_mut(self.vocab));
         let chosen: Vec<_> = self.pool.install(|| pairs.map(|(chunk, logits)| choose(chunk, logits)).collect());
         for ((place, chunk), choice) in choosing.iter().zip(chosen) {
-            let (token, logprobs) = choice.map_err(Failure::Device)?;
-            (sampled[*place].token, sampled[*place].logprobs) = (Some(token), logprobs);
-            self.slots[chunk.slot as usize].history.push(token);
+            match choice {
+                Ok((token, logprobs)) => {
+                    (sampled[*place].token, sampled[*place].logprobs) = (Some(token), logprobs);
+                    self.slots[chunk.slot as usize].history.push(token);
+                }
+                Err(reason) => sampled[*place].failed = Some(reason),
+            }
         }
         self.steps.push_back(Step { plan, logits: Vec::new(), sampled });
         Ok(())

@@ -52,6 +52,10 @@ impl Scheduler {
             self.publish(id);
         }
         self.tell_prompt_logprobs(chunk, &sampled);
+        if let Some(reason) = sampled.failed {
+            self.fail(id, reason);
+            return;
+        }
         if let Some(token) = sampled.token {
             self.events.push(Event::Token { sequence: id, token, logprobs: sampled.logprobs });
             self.append(id, token);
@@ -115,7 +119,7 @@ fn fits(plan: &Plan, sampled: &[Sampled]) -> bool {
     plan.chunks.len() == sampled.len()
         && plan.chunks.iter().zip(sampled).all(|(chunk, sampled)| {
             chunk.sequence == sampled.sequence
-                && chunk.sample == sampled.token.is_some()
+                && chunk.sample == (sampled.token.is_some() || sampled.failed.is_some())
                 && chunk.prompt_logprobs as usize == sampled.prompt_logprobs.len()
         })
 }

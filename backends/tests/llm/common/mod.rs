@@ -216,6 +216,7 @@ pub fn answers(plan: &Plan) -> Vec<Sampled> {
         token: chunk.sample.then_some(5),
         logprobs: None,
         prompt_logprobs: Vec::new(),
+        failed: None,
     };
     plan.chunks.iter().map(answer).collect()
 }
