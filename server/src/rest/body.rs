@@ -23,13 +23,6 @@ pub(super) struct Held {
     _room: Room,
 }
 
-impl Held {
-    /// The bytes alone, for those who soon make something smaller of them.
-    pub(super) fn into_bytes(self) -> Bytes {
-        self.bytes
-    }
-}
-
 fn stopped() -> Error {
     Error::Invalid("the request body stopped arriving".into())
 }

@@ -1,24 +1,26 @@
 //! The OpenAI routes, under `/v1` and under `/openai/v1`, where KServe has them; and vLLM's `/tokenize` and
 //! `/detokenize`. Errors have OpenAI's form.
 
+use super::body::Held;
 use super::{Path, Rest, body, reply};
 use crate::codec::openai::ask::{self, Ask, Asked};
 use crate::codec::openai::events::{Events, Kind};
 use crate::codec::openai::whole::{self, Prompted};
 use crate::codec::openai::{Head, Refusal};
-use crate::dataplane::Servable;
+use crate::dataplane::{Language, Servable};
 use crate::error::Error;
 use crate::llm::gather::Gathered;
 use crate::threads::heavy;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
-use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, StatusCode};
 use protocol::openai::models::{ModelCard, ModelList};
 use protocol::openai::tokens::{DetokenizeReply, TokenizeReply};
-use protocol::openai::{ChatRequest, CompletionRequest, DetokenizeRequest, Notices, TokenizeInput, TokenizeRequest};
+use protocol::openai::{
+    ChatRequest, Common, CompletionRequest, DetokenizeRequest, FieldError, Notices, TokenizeInput, TokenizeRequest,
+};
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -26,36 +28,42 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 type Answer = Result<Response, Refusal>;
 
 pub(super) async fn chat(State(rest): State<Rest>, headers: HeaderMap, body: Body) -> Response {
-    let answered = async {
-        let (body, deadline) = read(&rest, &headers, body).await?;
-        let request = heavy(body.len(), || ChatRequest::parse(&body))?;
-        noticed(&request.common.notices);
-        let servable = rest.plane.language_model(request.common.model.as_deref())?;
-        let ask = heavy(body.len().saturating_mul(8), || ask::chat(&request, servable.language()?))?;
-        let id = request.common.request_id.as_deref();
-        respond(&rest, servable, ask, (Kind::Chat, head_id("chatcmpl", id, &headers)), deadline).await
-    };
-    finish(answered.await)
+    finish(generate(&rest, &headers, body, Kind::Chat, (ChatRequest::parse, |r| &r.common, ask::chat)).await)
 }
 
 pub(super) async fn completion(State(rest): State<Rest>, headers: HeaderMap, body: Body) -> Response {
-    let answered = async {
-        let (body, deadline) = read(&rest, &headers, body).await?;
-        let request = heavy(body.len(), || CompletionRequest::parse(&body))?;
-        noticed(&request.common.notices);
-        let servable = rest.plane.language_model(request.common.model.as_deref())?;
-        let ask = heavy(body.len().saturating_mul(8), || ask::completion(&request, servable.language()?))?;
-        let id = request.common.request_id.as_deref();
-        respond(&rest, servable, ask, (Kind::Completion, head_id("cmpl", id, &headers)), deadline).await
-    };
-    finish(answered.await)
+    let reading: Reading<CompletionRequest> = (CompletionRequest::parse, |r| &r.common, ask::completion);
+    finish(generate(&rest, &headers, body, Kind::Completion, reading).await)
+}
+
+/// How a kind of request is read: out of its body, what all kinds have, and what it asks of a model.
+type Reading<R> = (fn(&[u8]) -> Result<R, FieldError>, fn(&R) -> &Common, fn(&R, &Language) -> Result<Ask, Refusal>);
+
+async fn generate<R>(
+    rest: &Rest,
+    headers: &HeaderMap,
+    body: Body,
+    kind: Kind,
+    (parse, common, ask): Reading<R>,
+) -> Answer {
+    let (held, deadline) = read(rest, headers, body).await?;
+    let size = held.bytes.len();
+    let request = heavy(size, || parse(&held.bytes))?;
+    // Answers take minutes: the body gives its bytes back before they begin.
+    drop(held);
+    noticed(&common(&request).notices);
+    let servable = rest.plane.language_model(common(&request).model.as_deref())?;
+    let asked = heavy(size.saturating_mul(8), || ask(&request, servable.language()?))?;
+    let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
+    let id = head_id(prefix, common(&request).request_id.as_deref(), headers);
+    respond(rest, servable, asked, (kind, id), deadline).await
 }
 
 /// The body, and when its answer is of no use any more.
-async fn read(rest: &Rest, headers: &HeaderMap, body: Body) -> Result<(Bytes, Instant), Refusal> {
+async fn read(rest: &Rest, headers: &HeaderMap, body: Body) -> Result<(Held, Instant), Refusal> {
     let deadline = super::v2::deadline_within(rest.plane.longest_generation(), headers)?;
     let arrival = deadline.min(Instant::now() + rest.plane.longest());
-    Ok((body::read(rest, headers, body, arrival).await?.into_bytes(), deadline))
+    Ok((body::read(rest, headers, body, arrival).await?, deadline))
 }
 
 /// Fields that do nothing are told to whoever runs the server.
@@ -167,8 +175,9 @@ pub(super) fn described(servable: &Servable) -> Option<Response> {
 
 pub(super) async fn tokenize(State(rest): State<Rest>, headers: HeaderMap, body: Body) -> Response {
     let answered = async {
-        let (body, _) = read(&rest, &headers, body).await?;
-        let request = heavy(body.len(), || TokenizeRequest::parse(&body))?;
+        let (held, _) = read(&rest, &headers, body).await?;
+        let body = &held.bytes;
+        let request = heavy(body.len(), || TokenizeRequest::parse(body))?;
         noticed(&request.notices);
         let servable = rest.plane.language_model(request.model.as_deref())?;
         let language = servable.language()?;
@@ -187,8 +196,9 @@ pub(super) async fn tokenize(State(rest): State<Rest>, headers: HeaderMap, body:
 
 pub(super) async fn detokenize(State(rest): State<Rest>, headers: HeaderMap, body: Body) -> Response {
     let answered = async {
-        let (body, _) = read(&rest, &headers, body).await?;
-        let request = heavy(body.len(), || DetokenizeRequest::parse(&body))?;
+        let (held, _) = read(&rest, &headers, body).await?;
+        let body = &held.bytes;
+        let request = heavy(body.len(), || DetokenizeRequest::parse(body))?;
         noticed(&request.notices);
         let servable = rest.plane.language_model(request.model.as_deref())?;
         let tokenizer = servable.language()?.tokenizer();

@@ -8,7 +8,7 @@ use backends::llm::sampling::Parameters;
 use backends::llm::text::Chat;
 use protocol::openai::common::{Common, Truncation, TruncationSide};
 use protocol::openai::format::Constraint;
-use protocol::openai::{ChatRequest, CompletionRequest, Conversation, FieldError, Prompt, ToolChoice};
+use protocol::openai::{ChatRequest, CompletionRequest, Conversation, FieldError, Prompt};
 use serde_json::Value;
 
 /// A request for answers to one prompt or several.
@@ -61,9 +61,10 @@ pub struct Telling {
 /// # Errors
 /// Names the field that is at fault, or says what the model cannot do.
 pub fn chat(request: &ChatRequest, language: &Language) -> Result<Ask, Refusal> {
-    let ChatRequest { common, conversation, tool_choice, .. } = request;
-    if !conversation.tools.is_empty() && *tool_choice != ToolChoice::None {
-        return Err(FieldError::refused("tools", "tools are not called yet; leave them out").into());
+    let ChatRequest { common, conversation, .. } = request;
+    if !request.include_reasoning {
+        let why = "thoughts are not told apart from the answer yet; leave it out";
+        return Err(FieldError::refused("include_reasoning", why).into());
     }
     let effort = request.reasoning_effort.map(|effort| ("reasoning_effort", effort.as_str()));
     let prompt = conversation_tokens(conversation, effort, language)?;
@@ -82,6 +83,9 @@ pub fn conversation_tokens(
     setting: Option<(&str, &str)>,
     language: &Language,
 ) -> Result<Vec<u32>, Refusal> {
+    if !conversation.tools.is_empty() {
+        return Err(FieldError::refused("tools", "tools are not called yet; leave them out").into());
+    }
     if conversation.chat_template.is_some() {
         return Err(FieldError::refused("chat_template", "templates come with the model alone").into());
     }
