@@ -3,7 +3,8 @@
 # make conformance   the same requests to real KServe and Triton servers and to this one
 # make audit         known vulnerabilities of dependencies
 # make image-check   the container image's files, run as a pod would run them; needs root
-# make bench         micro-benchmarks, engines, servers and start beside their peers; some of it: STAGES='micro ready'
+# make bench         micro-benchmarks, engines, servers and start beside their peers, the scheduler simulated; some of
+#                    it: STAGES='micro ready'
 # make clean         empties the cache
 #
 # Assumed: Rust, make, bash, a C compiler, python3 with venv. All else lies in the cache, build products included.
@@ -66,8 +67,8 @@ image-check: release
 	@deploy/check/image-check.sh $(BINARY) models
 
 # Each stage can be run alone, and asks for no more than it needs.
-STAGES ?= micro engines servers ready
-bench: $(if $(filter-out micro,$(STAGES)),$(LIBRARIES)/.done $(BENCH_MODELS)/.done) \
+STAGES ?= micro engines servers ready simulate
+bench: $(if $(filter-out micro simulate,$(STAGES)),$(LIBRARIES)/.done $(BENCH_MODELS)/.done) \
     $(if $(filter engines,$(STAGES)),$(BENCH_MODELS)/.compiled) \
     $(if $(filter servers ready,$(STAGES)),$(MLSERVER)/.done $(CONFORMANCE)/.done)
 	$(call say,release build with the load generator)

@@ -11,6 +11,7 @@ The stages, of which `--only` takes some:
 | engines | our tree engine beside the tree libraries, in-process | 4 min |
 | servers | tensorgate, bare hyper and the peers under load | 5 min |
 | ready | from exec to ready, and memory | 1 min |
+| simulate | the scheduler of language models under simulated clients | 5 min |
 
 Each writes OUT/STAGE.md and OUT/STAGE.json whenever it has found something, so that a
 run that is interrupted keeps what it measured, and OUT/all.md is all tables that lie
@@ -36,9 +37,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 import bodies  # noqa: E402
 import servers  # noqa: E402
 
-from stages import engines, machine, micro, ready, serving, tables  # noqa: E402
+from stages import engines, machine, micro, ready, serving, simulate, tables  # noqa: E402
 
-STAGES = {"micro": micro, "engines": engines, "servers": serving, "ready": ready}
+STAGES = {"micro": micro, "engines": engines, "servers": serving, "ready": ready, "simulate": simulate}
+# They bring all that they measure.
+WITHOUT_MODELS = {"micro", "simulate"}
 CASES = ["json:1:1", "json:1:16", "json:64:16", "binary:64:16", "grpc:1:16"]
 
 
@@ -61,6 +64,8 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=2, help="of servers and engines")
     group = parser.add_argument_group("micro")
     group.add_argument("--micro-seconds", type=float, default=0.5, help="for each measurement")
+    group = parser.add_argument_group("simulate")
+    group.add_argument("--simulate-requests", type=int, default=100_000, help="for each setting")
     group = parser.add_argument_group("engines")
     group.add_argument("--library-python", type=Path, help="interpreter with the tree libraries")
     group.add_argument("--engine", nargs="*", choices=engines.LIBRARIES, help="all by default")
@@ -81,8 +86,8 @@ def arguments():
     group.add_argument("--settle", type=float, default=15.0, help="seconds until memory is looked at again")
     options = parser.parse_args()
     options.only = options.only or list(STAGES)
-    if options.only != ["micro"] and not options.models:
-        parser.error("--models is missing; only the stage micro needs none")
+    if not options.models and not WITHOUT_MODELS.issuperset(options.only):
+        parser.error(f"--models is missing; only the stages {' and '.join(sorted(WITHOUT_MODELS))} need none")
     if options.models:
         options.model = options.models / options.model_name / "model.json"
     return options

@@ -60,14 +60,24 @@ impl Artifact {
     /// # Errors
     /// No model file, more than one, or settings that cannot be read.
     pub fn open(root: &Path, directory: &Path) -> Result<Self, LoadError> {
-        let settings = settings::read(root)?;
+        Self::open_file(root, directory, None)
+    }
+
+    /// The same, where whoever serves the model may name its file: then that one is meant, whatever lies beside it.
+    ///
+    /// # Errors
+    /// As [`Artifact::open`].
+    pub fn open_file(root: &Path, directory: &Path, file: Option<&str>) -> Result<Self, LoadError> {
+        let mut settings = settings::read(root)?;
+        settings.file = file.map(str::to_owned).or(settings.file);
         let (mut found, mut others) = (Vec::new(), Vec::new());
         for path in files(directory)? {
-            let wanted = settings.file.as_ref().is_none_or(|name| *name == file_name(&path));
+            if settings.file.as_ref().is_some_and(|name| *name != file_name(&path)) {
+                continue;
+            }
             match detect(&path)? {
-                Some(format) if wanted => found.push((path, format)),
-                None if wanted => others.push(path),
-                _ => {}
+                Some(format) => found.push((path, format)),
+                None => others.push(path),
             }
         }
         // Repositories of GGUF files often keep the configuration that these were made from.
@@ -81,11 +91,9 @@ impl Artifact {
             }
             (0, None) => Err(LoadError::new(directory, format!("{}{NO_MODEL}", unrecognised(&others)))),
             (0, Some(name)) => {
-                let why = unrecognised(&others);
-                Err(LoadError::new(
-                    directory,
-                    format!("{why}'{name}', which its settings name, is no model file in it"),
-                ))
+                let (why, who) =
+                    (unrecognised(&others), if file.is_some() { "was asked for" } else { "its settings name" });
+                Err(LoadError::new(directory, format!("{why}'{name}', which {who}, is no model file in it")))
             }
             _ => {
                 let names: Vec<_> = found.iter().map(|(p, _)| file_name(p)).collect();
@@ -102,7 +110,12 @@ impl Artifact {
 
     /// Does `directory` hold a model file?
     pub fn is_model(directory: &Path) -> bool {
-        files(directory).is_ok_and(|files| files.iter().any(|path| matches!(detect(path), Ok(Some(_)))))
+        files(directory).is_ok_and(|files| files.iter().any(|path| Self::is_model_file(path)))
+    }
+
+    /// Is this file a model?
+    pub fn is_model_file(path: &Path) -> bool {
+        matches!(detect(path), Ok(Some(_)))
     }
 
     /// The model file.

@@ -15,6 +15,7 @@ mod process;
 mod ready;
 mod repeat;
 mod report;
+mod simulate;
 mod trivial;
 
 use clap::{Parser, Subcommand};
@@ -52,6 +53,8 @@ enum Command {
     Codec(codec::Args),
     /// Time the batcher over a predictor that does next to nothing
     Batcher(batcher::Args),
+    /// Simulate the scheduler of language models under many requests, for each of many settings
+    Simulate(simulate::Args),
 }
 
 fn main() -> ExitCode {
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Forest(args) => forest::run(&args),
         Command::Codec(args) => codec::run(&args),
         Command::Batcher(args) => batcher::run(&args),
+        Command::Simulate(args) => simulate::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -6,13 +6,16 @@
 
 What an API server checks is checked: types, required fields, enums, patterns, ranges, keys of lists that are maps. A
 field that the schema does not name is an error, where an API server would drop it in silence. On top come the rules of
-KServe's webhooks that a schema cannot say. Not evaluated: x-kubernetes-validations (CEL).
+KServe's webhooks that a schema cannot say, and what must hold between a command line and the probes, ports, mounts and
+times around it. Not evaluated: x-kubernetes-validations (CEL).
 
 Documents of other groups are checked if their CRD lies in the same folder, and named as not checked if not. Without
 arguments, Dockerfile.cpu is compared with what the build needs, too.
 """
 
 import argparse
+import copy
+import json
 import pathlib
 import re
 import shutil
@@ -30,6 +33,11 @@ CRDS = "../shared/crds"
 GROUP = "serving.kserve.io"
 KINDS = {"ServingRuntime", "ClusterServingRuntime", "InferenceService", "InferenceGraph", "ClusterStorageContainer",
          "LLMInferenceService", "LLMInferenceServiceConfig", "LocalModelCache", "TrainedModel"}  # fmt: skip
+# A config is a service without a status: where its CRD is not there, the other's says what its spec may hold.
+SAME_SPEC = {"LLMInferenceServiceConfig": "LLMInferenceService"}
+# What KServe sends requests of LLMInferenceServices to, and where its storage initializer puts a model.
+LLM_PORT = 8000
+MODEL_DIR = "/mnt/models"
 # Of the server, where nothing is said: how long it takes connections after SIGTERM, how long requests may then take;
 # the latter is shorter for a command line in KServe's spelling. And what it needs to leave.
 DRAIN = {"TENSORGATE_DRAIN_DELAY": "5s", "TENSORGATE_DRAIN_TIMEOUT": "45s"}
@@ -127,6 +135,8 @@ class Crds:
     def validator(self, group, version, kind):
         """The validator, None if the folder has no such kind, a string if not in this version."""
         if (group, kind) not in self.files:
+            kind = SAME_SPEC.get(kind, kind)
+        if (group, kind) not in self.files:
             return None
         if (group, kind) not in self.validators:
             crd = yaml.load(self.files[group, kind], getattr(yaml, "CSafeLoader", yaml.SafeLoader))
@@ -173,6 +183,36 @@ def runtime_rules(spec):
             if mount["name"] not in volumes:
                 yield f"spec.containers.volumeMounts: there is no volume {mount['name']}"
         yield from probe_rules(container)
+        yield from port_rules(container)
+
+
+def port_rules(container):
+    """Probes ask a port that the command line opens, where it says which."""
+    said = flags(container)
+    ports = {word for name in ("port", "http-port", "grpc-port") for word in said.get(name, ())}
+    for name in ("readinessProbe", "livenessProbe", "startupProbe"):
+        for kind in ("httpGet", "tcpSocket", "grpc"):
+            port = str(container.get(name, {}).get(kind, {}).get("port", ""))
+            if ports and port and port not in ports:
+                yield f"{name}: asks port {port}, and the command line opens {', '.join(sorted(ports))}"
+
+
+def words(*sources):
+    return [word for source in sources for key in ("command", "args") for word in source.get(key, ())]
+
+
+def flags(*sources):
+    """The words after each flag of all command lines together, dashes for underscores; the last of a kind counts."""
+    said, name = {}, ""
+    for word in words(*sources):
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            name = name.replace("_", "-")
+            said[name] = [value] if equals else []
+            name = "" if equals else name
+        else:
+            said.setdefault(name, []).append(word)
+    return said
 
 
 def probe_rules(container):
@@ -237,17 +277,160 @@ def together(documents):
 
 
 def drain_seconds(runtime, model):
-    """What the server's variables say, those of the InferenceService over those of the runtime."""
-    container = next(each for each in runtime["containers"] if each["name"] == "kserve-container")
-    named = {each["name"]: each.get("value", "") for source in (container, model) for each in source.get("env", ())}
+    """What the InferenceService says over what the runtime says."""
+    return drain(next(each for each in runtime["containers"] if each["name"] == "kserve-container"), model)
+
+
+def drain(*sources):
+    """Seconds that the server may take to stop, by variables and command lines; the last that says something counts."""
+    named = {each["name"]: each.get("value", "") for source in sources for each in source.get("env", ())}
     units = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
-    flags = [flag for source in (container, model) for flag in source.get("args", ())]
-    kserves = any(re.match("--(model_name|model_dir|http_port|grpc_port)", flag) for flag in flags)
+    said = flags(*sources)
+    kserves = any(re.match("--(model_name|model_dir|http_port|grpc_port)", word) for word in words(*sources))
+    times = {**(KSERVE_DRAIN if kserves else DRAIN), **named}
+    if said.get("shutdown-timeout"):
+        times["TENSORGATE_DRAIN_TIMEOUT"] = said["shutdown-timeout"][-1] + "s"
     return sum(
         float(number) * units[unit]
-        for name, default in (KSERVE_DRAIN if kserves else DRAIN).items()
-        for number, unit in re.findall(r"([\d.]+)(ms|s|m|h)", named.get(name, default))
+        for name in DRAIN
+        for number, unit in re.findall(r"([\d.]+)(ms|s|m|h)", times[name])
     )
+
+
+# LLMInferenceService: KServe lays the configs of baseRefs over each other and the service over all, then fills in the
+# braces. The same is done here, once with TLS and once without.
+
+MERGED_BY = {"containers": "name", "initContainers": "name", "env": "name", "volumes": "name",
+             "volumeMounts": "mountPath", "ports": "containerPort"}  # fmt: skip
+SAMPLE = {"metadata": {"name": "sample", "namespace": "default"}, "spec": {"model": {"uri": "hf://a/b", "name": "a/b"}}}
+
+
+def laid_over(base, over, field=None):
+    """A strategic merge of Kubernetes: maps become one, lists with a key too, all else is replaced."""
+    if isinstance(base, dict) and isinstance(over, dict):
+        return {**base, **{name: laid_over(base.get(name), each, name) for name, each in over.items()}}
+    key = MERGED_BY.get(field)
+    if key and isinstance(base, list) and isinstance(over, list):
+        both = {each[key]: each for each in base}
+        for each in over:
+            both[each[key]] = laid_over(both.get(each[key]), each)
+        return list(both.values())
+    return copy.deepcopy(over)
+
+
+def filled_in(value, service, tls):
+    """What KServe makes of the braces in a config; of those that these manifests use."""
+    if isinstance(value, dict):
+        return {name: filled_in(each, service, tls) for name, each in value.items()}
+    if isinstance(value, list):
+        return [filled_in(each, service, tls) for each in value]
+    if not isinstance(value, str):
+        return value
+    metadata = service["metadata"]
+    model = service["spec"].get("model", {}).get("name", metadata["name"])
+    text = re.sub(
+        r"\{\{-? *if \.GlobalConfig\.EnableTLS *-?\}\}(.*?)(?:\{\{-? *else *-?\}\}(.*?))?\{\{-? *end *-?\}\}",
+        lambda found: found[1] if tls else found[2] or "",
+        value,
+    )
+    text = re.sub(r"\{\{ *ChildName \.ObjectMeta\.Name `([^`]*)` *\}\}", lambda found: metadata["name"] + found[1], text)
+    known = {
+        "ObjectMeta.Name": metadata["name"],
+        "ObjectMeta.Namespace": metadata.get("namespace", "default"),
+        "Spec.Model.Name": model,
+    }
+    return re.sub(r"\{\{ *\.([\w.]+) *\}\}", lambda found: known.get(found[1], found[0]), text)
+
+
+def llm_rules(config, service):
+    """What must hold for a pod that `config` makes of `service`, once with TLS and once without."""
+    seen = set()
+    for tls in (True, False):
+        spec = filled_in(config, service, tls)
+        for complaint in llm_pod_rules(spec, service, tls):
+            if complaint not in seen:
+                seen.add(complaint)
+                yield complaint
+
+
+def llm_pod_rules(spec, service, tls):
+    scheme = "with TLS" if tls else "without TLS"
+    if "{{" in json.dumps(spec):
+        yield "spec: braces that this check cannot fill in"
+    for field in ("worker", "prefill", "kvCacheOffloading"):
+        if field in spec:
+            yield f"spec.{field}: not served"
+    if spec.get("model", {}).get("lora"):
+        yield "spec.model.lora: not served"
+    pod = spec.get("template", {})
+    main = next((each for each in pod.get("containers", ()) if each["name"] == "main"), None)
+    if main is None:
+        yield "spec.template.containers: none is named main"
+        return
+    yield from probe_rules(main)
+    yield from port_rules(main)
+    for name, program in (("command", main.get("command")), ("preStop", hook_command(main))):
+        if not program or program[0] != entrypoint():
+            yield f"{name}: has to start {entrypoint()}, which is all that the image has; is {program and program[0]}"
+    said = flags(main)
+    if said.get("", ())[1:] != ["vllm", "serve", MODEL_DIR]:
+        yield f"command: has to be vllm serve {MODEL_DIR}, is {' '.join(said.get('', ())[1:])}"
+    model = service["spec"].get("model", {}).get("name", service["metadata"]["name"])
+    names = [model, f"publishers/{service['metadata'].get('namespace', 'default')}/models/{model}"]
+    if said.get("served-model-name") != names:
+        yield f"--served-model-name: KServe routes by {' and '.join(names)}, here {said.get('served-model-name')}"
+    ports = {str(each["containerPort"]) for each in main.get("ports", ())}
+    if said.get("port") != [str(LLM_PORT)] or str(LLM_PORT) not in ports:
+        yield f"--port, ports: KServe sends requests to {LLM_PORT}, here {said.get('port')} and {sorted(ports)}"
+    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+        how = main.get(name, {}).get("httpGet", {})
+        asked = (how.get("scheme", "HTTP"), how.get("path"))
+        if asked != ("HTTPS" if tls else "HTTP", "/health"):
+            yield f"{name}: {scheme} it asks {asked[0]} {asked[1]}"
+    mounts = {each["mountPath"]: each["name"] for each in main.get("volumeMounts", ())}
+    volumes = {each["name"]: each for each in pod.get("volumes", ())}
+    for name in ("ssl-certfile", "ssl-keyfile"):
+        path = "".join(said.get(name, ()))
+        if bool(path) != tls:
+            yield f"--{name}: {scheme} it is {path or 'not there'}"
+        elif path and "secret" not in volumes.get(mounts.get(str(pathlib.PurePosixPath(path).parent)), {}):
+            yield f"--{name}: no secret is mounted at {path}"
+    if any(each["name"] == "VLLM_ADDITIONAL_ARGS" for each in main.get("env", ())):
+        yield "env.VLLM_ADDITIONAL_ARGS: no shell reads it; flags go into args"
+    needed, given = drain(main) + LEAVE_SECONDS, pod.get("terminationGracePeriodSeconds", 30)
+    if given < needed:
+        yield f"spec.template: the pod gets {given} s to end, and the server may take {needed:g} s"
+
+
+def hook_command(container):
+    return container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command")
+
+
+def entrypoint():
+    """The one program of the image."""
+    return json.loads(re.search(r"^ENTRYPOINT (.*)$", (ROOT / "Dockerfile.cpu").read_text(), re.M)[1])[0]
+
+
+def llm_together(documents):
+    """Rules over LLMInferenceServices and their bases in this run: (origin, message) each."""
+    configs = {each["metadata"]["name"]: (origin, each["spec"]) for origin, each in documents
+               if each["kind"] == "LLMInferenceServiceConfig"}  # fmt: skip
+    for name, (origin, spec) in sorted(configs.items()):
+        if name.startswith("tensorgate"):
+            for message in llm_rules(spec, SAMPLE):
+                yield origin, message
+    for origin, each in documents:
+        if each["kind"] != "LLMInferenceService" or not configs:
+            continue
+        bases = [base["name"] for base in each["spec"].get("baseRefs", ())]
+        for missing in [base for base in bases if base.startswith("tensorgate") and base not in configs]:
+            yield origin, f"spec.baseRefs: there is no {missing} among {', '.join(sorted(configs))}"
+        if any(base.startswith("tensorgate") for base in bases) and all(base in configs for base in bases):
+            spec = {}
+            for layer in [*(configs[base][1] for base in bases), each["spec"]]:
+                spec = laid_over(spec, layer)
+            for message in llm_rules(spec, each):
+                yield origin, message
 
 
 def grace_seconds(service):
@@ -389,7 +572,7 @@ def self_test(tally, crds):
         found = []
         inner.result = lambda _, errors, found=found: found.extend(errors)
         good = inner.documents(path.name, text, crds)
-        found += [message for _, message in together(good)]
+        found += [message for _, message in [*together(good), *llm_together(good)]]
         named = any(expected in each for each in found)
         said = "; ".join(found) or "nothing"
         tally.result(f"refuses {path.relative_to(ROOT)}", [] if named else [f"expected {expected!r}, found: {said}"])
@@ -427,7 +610,7 @@ def main():
         # For the runtimes that only an overlay makes, by another name.
         good += [(name, each) for name, each in rendered if is_runtime(each)]
         self_test(tally, crds)
-    for origin, message in together(good):
+    for origin, message in [*together(good), *llm_together(good)]:
         tally.result(origin, [message])
     for kind, names in sorted(tally.unchecked.items()):
         print(f"not checked: no schema of {kind} at hand: {', '.join(sorted(names))}")

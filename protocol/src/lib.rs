@@ -1,10 +1,13 @@
-//! The wire: the Open Inference Protocol v1 and v2, and the OpenAI API, as this server reads and writes them.
+//! The wire: the Open Inference Protocol v1 and v2, the OpenAI API and the Messages API, as this server reads
+//! and writes them.
 //!
 //! Nothing here knows a runtime, a socket or a tensor of the engine. Reading checks form (is this the JSON that the
 //! protocol describes?), never meaning (does the model want it?).
 
+pub mod anthropic;
 pub mod binary;
 mod decimal;
+pub mod generate;
 pub mod grpc;
 pub mod json;
 pub mod openai;

@@ -12,11 +12,10 @@ use crate::registry::Registry;
 use crate::repository::{Repository, watch};
 use crate::rest::{BodyLimits, Rest, Shortcut};
 use crate::summary::{self, Addresses};
-use crate::{batcher, grpc, metrics, telemetry};
+use crate::{batcher, grpc, metrics, process, telemetry};
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
-use axum::response::IntoResponse;
 use backends::llm::LanguageOptions;
 use backends::{Limits, LoadOptions};
 use std::net::SocketAddr;
@@ -43,18 +42,8 @@ pub async fn run(config: Config) -> Result<u8, String> {
             upkeep.run_upkeep();
         }
     });
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(config.nthread)
-        .thread_name(|i| format!("compute-{i}"))
-        .build()
-        .map_err(|e| format!("compute threads: {e}"))?;
-    let load_options = LoadOptions {
-        pool: Arc::new(pool),
-        limits: Limits::default(),
-        conventions: profile(&config).conventions(),
-        language: language(&config),
-    };
-    let registry = Arc::new(Registry::new(repository, load_options, batching(&config)));
+    let registry = Registry::new(repository, load_options(&config)?, batching(&config)).with_aliases(config.aliases());
+    let registry = Arc::new(registry);
     let control = match config.model_control_mode {
         ControlMode::Explicit => Control::Explicit,
         ControlMode::None | ControlMode::Poll => Control::Fixed,
@@ -93,19 +82,47 @@ pub async fn run(config: Config) -> Result<u8, String> {
     Ok(drain(&config, &plane, phase, listeners, signals).await)
 }
 
-fn repository(config: &Config) -> Result<Repository, String> {
+/// How models are loaded.
+pub(crate) fn load_options(config: &Config) -> Result<LoadOptions, String> {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(config.nthread)
+        .thread_name(|i| format!("compute-{i}"))
+        .build()
+        .map_err(|e| format!("compute threads: {e}"))?;
+    Ok(LoadOptions {
+        pool: Arc::new(pool),
+        limits: Limits::default(),
+        conventions: profile(config).conventions(),
+        language: language(config),
+    })
+}
+
+/// Where models lie.
+pub(crate) fn repository(config: &Config) -> Result<Repository, String> {
     let repository = match config.required_models().map_err(|error| error.problems.join("; "))? {
         Models::Repository(path) => Repository::many(path),
-        // MLServer's variable may name the model's file.
-        Models::Directory { path, name } if path.is_file() => {
-            Repository::single_or_many(path.parent().unwrap_or(path), name)
-        }
         Models::Directory { path, name } => Repository::single_or_many(path, name),
     };
-    if config.model_init_mode == InitMode::Sync && !repository.exists() {
-        return Err(format!("{} is not a directory of models", repository.root().display()));
+    let shown = repository.root().display().to_string();
+    // What is at the other end of a URL will not appear here either.
+    if !repository.exists() && (config.model_init_mode == InitMode::Sync || shown.contains("://")) {
+        return Err(if is_remote(&shown) {
+            format!(
+                "{shown} is no directory here: models are read from disk, and not fetched from a hub or a bucket; \
+                 download it, as KServe's storage initializer does, and say where it lies"
+            )
+        } else {
+            format!("{shown} is not a directory of models")
+        });
     }
     Ok(repository)
+}
+
+/// Does this name a model elsewhere: by a URL, or as hubs do, `Qwen/Qwen3-0.6B`?
+fn is_remote(model: &str) -> bool {
+    let parts: Vec<&str> = model.split('/').collect();
+    let of_a_hub = parts.len() == 2 && parts.iter().all(|part| !part.is_empty()) && !model.starts_with(['.', '~']);
+    of_a_hub || model.contains("://")
 }
 
 fn profile(config: &Config) -> Profile {
@@ -136,6 +153,8 @@ fn language(config: &Config) -> LanguageOptions {
         step_tokens: number(config.max_num_batched_tokens),
         cache_bytes: config.kv_cache_bytes,
         dummy: config.load_format == LoadFormat::Dummy,
+        tool_parser: config.tool_call_parser,
+        reasoning_parser: config.reasoning_parser,
         key: *uuid::Uuid::new_v4().as_bytes(),
     }
 }
@@ -146,11 +165,12 @@ fn services(rest: &Rest, plane: &Arc<Dataplane>, bounds: grpc::Bounds, keys: Opt
         // The layer lies over every route of this router, its fallback included: a route is closed unless it was put
         // among the open ones.
         closed = closed.layer(from_fn(move |request: Request, next: Next| {
-            let allowed = keys.check(request.headers());
+            let checked = keys.check(request.headers());
+            let refused = checked.err().map(|error| crate::rest::refuse_at(request.uri().path(), &error));
             async move {
-                match allowed {
-                    Ok(()) => next.run(request).await,
-                    Err(error) => crate::rest::refuse(&error).into_response(),
+                match refused {
+                    None => next.run(request).await,
+                    Some(response) => response,
                 }
             }
         }));
@@ -173,7 +193,7 @@ async fn listen(
 ) -> Result<(watch_channel::Sender<Phase>, Listeners, Addresses), String> {
     let (phase, watching) = watch_channel::channel(Phase::Serving);
     let timeouts = Timeouts { header: config.header_timeout, idle: config.idle_timeout, stalled: STALLED };
-    let options = listener::Options::new(timeouts, config.max_connections, tls(config)?);
+    let options = listener::Options::new(timeouts, connections(config), tls(config)?);
     // Who scrapes metrics expects them in the clear on a port of their own, as Triton has it.
     let in_the_clear = listener::Options { tls: None, ..options.clone() };
     let only_metrics =
@@ -194,6 +214,22 @@ async fn listen(
     Ok((phase, listeners, Addresses { http, grpc, scheme }))
 }
 
+/// As many connections as are wished for, or as files may be open: beyond that none could be accepted, and a client would
+/// wait for an answer instead of being told to come again.
+fn connections(config: &Config) -> usize {
+    let wanted = config.max_connections;
+    let Some(files) = process::raise_max_files() else { return wanted };
+    let kept = process::open_files().unwrap_or(0) + listener::RESERVE + SPARE_FILES;
+    let room = usize::try_from(files).unwrap_or(usize::MAX).saturating_sub(kept).max(1);
+    if room < wanted {
+        tracing::warn!(
+            "--max-connections is lowered from {wanted} to {room}: {files} files may be open (ulimit -n), {kept} of \
+             which are kept for health, models and other files"
+        );
+    }
+    room.min(wanted)
+}
+
 /// TLS as configured, and the task that looks for new certificates.
 fn tls(config: &Config) -> Result<Option<Arc<Tls>>, String> {
     let Some((certificate, key)) = config.tls() else { return Ok(None) };
@@ -205,6 +241,9 @@ fn tls(config: &Config) -> Result<Option<Arc<Tls>>, String> {
 
 /// Between two sweeps of what histograms have gathered: without them they would grow until somebody reads metrics.
 const UPKEEP: Duration = Duration::from_secs(1);
+
+/// Files that are opened besides connections: listeners, models while they load, certificates, the collector.
+const SPARE_FILES: usize = 64;
 
 /// How long a client may leave what is written to it untaken.
 const STALLED: Duration = Duration::from_secs(60);

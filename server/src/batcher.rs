@@ -6,6 +6,7 @@
 //!
 //! No thread waits for work: a drain runs on the blocking pool only while there is something queued.
 
+use crate::batch::{Batch, Bounds, Joining, Place, Waiting, by_urgency};
 use crate::error::Error;
 use crate::stats::{Stats, Timing};
 use backends::{Call, CancelFlag, Parameter, Parameters, Predictor, Tensor};
@@ -52,13 +53,6 @@ pub struct Job {
 /// Outputs, and how long they took.
 pub type Answer = Result<(Vec<Tensor>, Timing), Error>;
 
-struct Waiting {
-    job: Job,
-    since: Instant,
-    reply: oneshot::Sender<Answer>,
-    cancel: CancelFlag,
-}
-
 /// Stands for somebody who waits; tells the call when they leave.
 struct Present(CancelFlag);
 
@@ -70,8 +64,7 @@ impl Drop for Present {
 
 #[derive(Default)]
 struct Queue {
-    /// By priority, then by arrival.
-    waiting: BTreeMap<(u64, u64), Waiting>,
+    waiting: BTreeMap<Place, Waiting>,
     arrivals: u64,
     running: usize,
 }
@@ -80,8 +73,7 @@ struct Inner {
     predictor: Box<dyn Predictor>,
     options: Options,
     instances: usize,
-    single_call: Duration,
-    batchable: bool,
+    bounds: Bounds,
     queue: Mutex<Queue>,
     arrived: Condvar,
     stats: Arc<Stats>,
@@ -103,12 +95,17 @@ impl Batcher {
     /// Puts `predictor` behind a queue.
     pub fn new(predictor: Box<dyn Predictor>, options: Options, stats: Arc<Stats>) -> Self {
         let profile = predictor.profile();
+        let bounds = Bounds {
+            max_rows: options.max_rows,
+            max_delay: options.max_delay,
+            row: profile.single_call,
+            batchable: profile.batchable,
+        };
         Batcher(Arc::new(Inner {
             predictor,
             options,
             instances: profile.instances.max(1),
-            single_call: profile.single_call,
-            batchable: profile.batchable,
+            bounds,
             queue: Mutex::default(),
             arrived: Condvar::new(),
             stats,
@@ -181,9 +178,6 @@ impl Batcher {
 /// A call that runs so long after its deadline will not come back: calls look at their deadlines many times a second.
 pub const OVERDUE: Duration = Duration::from_secs(30);
 
-/// Between the end of a call and its deadline: for whoever takes the answer.
-const SLACK: Duration = Duration::from_millis(20);
-
 /// Rows of a request: the length of its inputs' first dimension.
 pub fn rows(inputs: &[Tensor]) -> usize {
     inputs.first().map_or(1, Tensor::rows)
@@ -218,13 +212,7 @@ impl Inner {
     /// Would this request take less time than handing it over?
     fn cheap(&self, job: &Job) -> bool {
         let rows = rows(&job.inputs).min(1 << 20) as u32;
-        self.single_call * rows <= self.options.inline
-    }
-
-    /// When a request of so many rows has to begin.
-    fn latest(&self, deadline: Instant, rows: usize) -> Instant {
-        let needed = self.single_call.saturating_mul(u32::try_from(rows).unwrap_or(u32::MAX)).saturating_add(SLACK);
-        deadline.checked_sub(needed).unwrap_or_else(Instant::now)
+        self.bounds.row * rows <= self.options.inline
     }
 
     /// Runs batches until nothing waits.
@@ -240,34 +228,35 @@ impl Inner {
     /// Takes what is waiting, up to the largest batch; gives up the right to run when there is nothing.
     fn gather(&self) -> Option<Vec<Waiting>> {
         let mut queue = self.lock();
-        let (mut batch, mut total) = (Vec::new(), 0);
-        let mut until = Instant::now() + self.options.max_delay;
+        let mut batch = Batch::default();
         loop {
-            while let Some(entry) = queue.waiting.first_entry() {
-                let rows = rows(&entry.get().job.inputs);
-                // A batch does not wait until one of its requests has no time left to be computed.
-                until = entry.get().job.deadline.map_or(until, |deadline| until.min(self.latest(deadline, rows)));
-                let full = total + rows > self.options.max_rows || !self.batchable;
-                if !batch.is_empty() && full {
-                    return Some(batch);
-                }
-                total += rows;
-                batch.push(entry.remove());
-            }
             let now = Instant::now();
-            if batch.is_empty() || now >= until || total >= self.options.max_rows {
-                break;
+            while let Some((place, next)) = queue.waiting.pop_first() {
+                let Some(next) = next.unless_over(now) else { continue };
+                match batch.joining(&next, now, &self.bounds) {
+                    Joining::With => batch.add(place, next),
+                    Joining::After => {
+                        queue.waiting.insert(place, next);
+                        return Some(batch.requests());
+                    }
+                    Joining::Before => {
+                        queue.waiting.extend(batch.waiting);
+                        return Some(vec![next]);
+                    }
+                }
             }
+            let Some(until) = batch.until(&self.bounds).filter(|until| now < *until) else { break };
             queue = match self.arrived.wait_timeout(queue, until - now) {
                 Ok((queue, _)) => queue,
                 Err(poisoned) => poisoned.into_inner().0,
             };
+            batch = batch.of_those_who_wait(Instant::now());
         }
         if batch.is_empty() {
             queue.running -= 1;
             return None;
         }
-        Some(batch)
+        Some(batch.requests())
     }
 
     fn run_batch(&self, batch: Vec<Waiting>) {
@@ -286,6 +275,7 @@ impl Inner {
                 None => groups.push(vec![waiting]),
             }
         }
+        by_urgency(&mut groups, now, &self.bounds);
         groups.into_iter().for_each(|group| self.run_group(group));
     }
 

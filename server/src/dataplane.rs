@@ -13,6 +13,7 @@ use backends::{Parameter, Parameters, Tensor};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 use tracing::Instrument;
 use tracing::field::Empty;
 
@@ -80,7 +81,7 @@ pub struct Dataplane {
     longest_generation: Duration,
     started: AtomicBool,
     draining: AtomicBool,
-    closing: AtomicBool,
+    closing: watch::Sender<bool>,
 }
 
 /// The server's name and version in metadata.
@@ -88,7 +89,7 @@ pub const NAME: &str = "tensorgate";
 /// Of the server.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Protocol extensions that are served, by the names Triton gives them.
-pub const EXTENSIONS: [&str; 7] = [
+pub const EXTENSIONS: [&str; 8] = [
     "classification",
     "model_repository",
     "model_configuration",
@@ -96,6 +97,7 @@ pub const EXTENSIONS: [&str; 7] = [
     "parameters",
     "statistics",
     "schedule_policy",
+    "generate",
 ];
 
 impl Dataplane {
@@ -115,7 +117,7 @@ impl Dataplane {
             longest_generation,
             started: AtomicBool::new(false),
             draining: AtomicBool::new(false),
-            closing: AtomicBool::new(false),
+            closing: watch::Sender::new(false),
         }
     }
 
@@ -141,12 +143,19 @@ impl Dataplane {
 
     /// Connections are closing: what would stay open for ever must end.
     pub fn set_closing(&self) {
-        self.closing.store(true, Ordering::Release);
+        self.closing.send_replace(true);
     }
 
     /// Are connections closing?
     pub fn is_closing(&self) -> bool {
-        self.closing.load(Ordering::Acquire)
+        *self.closing.borrow()
+    }
+
+    /// Waits until connections are closing.
+    pub async fn closed(&self) {
+        let mut closing = self.closing.subscribe();
+        // Fails when the sender is gone, which is a part of what is borrowed here.
+        drop(closing.wait_for(|closing| *closing).await);
     }
 
     /// Is the server shutting down?
@@ -262,7 +271,7 @@ impl Dataplane {
         };
         let deadline = [request.deadline, timeout, Some(limit)].into_iter().flatten().min();
         let Infer { id, parameters, inputs, outputs: wanted, .. } = request;
-        let id = id.or_else(|| self.profile.invents_id().then(|| uuid::Uuid::new_v4().to_string()));
+        let id = id.or_else(|| self.invented_id());
         let priority = match parameters.get("priority") {
             Some(Parameter::Int(level)) if *level > 0 => *level as u64,
             _ => DEFAULT_PRIORITY,
@@ -287,6 +296,11 @@ impl Dataplane {
         }
         let outputs = self.select(servable, outputs, &wanted)?;
         Ok((id, outputs, timing))
+    }
+
+    /// A name for a request that has none, where the profile wants one.
+    pub fn invented_id(&self) -> Option<String> {
+        self.profile.invents_id().then(|| uuid::Uuid::new_v4().to_string())
     }
 
     /// The wanted outputs in the wanted order, classified where asked.

@@ -5,6 +5,7 @@
 
 pub mod app;
 pub mod args;
+mod batch;
 pub mod batcher;
 pub mod budget;
 pub mod check;

@@ -2,7 +2,7 @@
 
 use mimalloc::MiMalloc;
 use server::args::{self, Command, UsageError, help};
-use server::cli::{config_show, manifests, validate};
+use server::cli::{config_show, manifests, run, validate};
 use server::config::{Config, LogFormat, Machine};
 use server::telemetry::{self, Format};
 use std::process::ExitCode;
@@ -36,6 +36,12 @@ fn dispatch() -> Result<u8, UsageError> {
             }
             return Ok(code);
         }
+        Command::Run { args, talk } => {
+            let config = Config::load(args, &Machine::detect())?;
+            let _telemetry = start_telemetry(&config)?;
+            invocation.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+            return on_runtime(run::run(&config, talk));
+        }
         Command::ConfigShow { args, origin } => {
             print!("{}", config_show::render(&Config::load(args, &Machine::detect())?, origin));
         }
@@ -59,9 +65,13 @@ fn problem(what: String) -> UsageError {
 }
 
 fn serve(config: Config) -> Result<u8, UsageError> {
+    on_runtime(server::app::run(config))
+}
+
+fn on_runtime(work: impl Future<Output = Result<u8, String>>) -> Result<u8, UsageError> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| problem(e.to_string()))?;
-    let code = runtime.block_on(server::app::run(config)).map_err(problem);
+    let code = runtime.block_on(work).map_err(problem);
     // Whatever still runs has had its time.
     runtime.shutdown_background();
     code

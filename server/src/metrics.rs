@@ -8,7 +8,7 @@ use metrics::{
     Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// prometheus_client's default buckets, which KServe's histograms have.
 const KSERVE_BUCKETS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
@@ -61,6 +61,8 @@ fn describe() {
     describe_gauge!("vllm:num_requests_running", "Answers that are being generated");
     describe_gauge!("vllm:num_requests_waiting", "Answers that wait to be generated");
     describe_gauge!("vllm:kv_cache_usage_perc", "Blocks of keys and values in use; 1 is all of them");
+    describe_gauge!("vllm:cache_config_info", "1; how keys and values are laid out");
+    describe_gauge!("vllm:lora_requests_info", "Unix time; which adapters are in use");
     describe_counter!("vllm:generation_tokens_total", "Tokens generated");
     describe_counter!("vllm:num_preemptions_total", "Answers that gave up their blocks for others");
     describe_counter!("vllm:prefix_cache_queries_total", "Tokens looked for in the prefix cache");
@@ -206,7 +208,19 @@ pub fn refresh_language(name: &str, counters: &Counters) {
     count("vllm:num_preemptions_total", counters.preemptions);
     count("vllm:prefix_cache_queries_total", counters.prefix_queries);
     count("vllm:prefix_cache_hits_total", counters.prefix_hits);
+    let blocks = counters.blocks_total.to_string();
+    gauge!("vllm:cache_config_info",
+        "model_name" => name.to_owned(), "block_size" => BLOCK_SIZE, "num_gpu_blocks" => blocks)
+    .set(1.0);
+    // No adapter is served. Of several such series a scheduler takes the one with the latest time.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    gauge!("vllm:lora_requests_info",
+        "max_lora" => "0", "running_lora_adapters" => "", "waiting_lora_adapters" => "")
+    .set(now.as_secs_f64());
 }
+
+/// Tokens of a block of keys and values: `BLOCK` of `backends/src/llm/model.rs`.
+const BLOCK_SIZE: &str = "32";
 
 /// Statuses that REST answers with; any other is counted as the last of them.
 const HTTP_STATUSES: [u16; 18] =

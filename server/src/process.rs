@@ -1,5 +1,7 @@
-//! What the kernel knows of this process: time, memory, files. Linux's `/proc` alone; elsewhere there is nothing.
+//! What the kernel knows of this process: time, memory, files. Linux's `/proc` alone; elsewhere there is nothing. And how
+//! many files it may open.
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs;
 use std::time::Duration;
 
@@ -33,8 +35,23 @@ impl Process {
         let limits = text("self/limits")?;
         let max_files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).map(str::split_whitespace);
         let max_files = max_files.and_then(|mut words| words.next()?.parse().ok()).unwrap_or(u64::MAX);
-        let open_files = fs::read_dir("/proc/self/fd").ok()?.count();
+        let open_files = open_files()?;
         parse(&text("self/stat")?, boot).map(|process| Process { open_files, max_files, ..process })
+    }
+}
+
+/// Files that are open now, sockets among them.
+pub fn open_files() -> Option<usize> {
+    Some(fs::read_dir("/proc/self/fd").ok()?.count())
+}
+
+/// Raises the bound of open files to what the system allows; what it is then, `None` where there is none. The usual one
+/// is low for the sake of programs that cannot count further, and whoever can is expected to raise it.
+pub fn raise_max_files() -> Option<u64> {
+    let limit = getrlimit(Resource::Nofile);
+    match setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
     }
 }
 
@@ -56,6 +73,15 @@ fn parse(stat: &str, boot: u64) -> Option<Process> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn as_many_files_as_the_system_allows() {
+        let before = getrlimit(Resource::Nofile).current;
+        let raised = raise_max_files();
+        assert_eq!(raised, getrlimit(Resource::Nofile).current);
+        assert!(before.is_none_or(|before| raised.is_none_or(|raised| raised >= before)));
+        assert!(open_files().is_none_or(|open| open > 2));
+    }
 
     #[test]
     fn the_line_that_the_kernel_writes() {

@@ -11,6 +11,7 @@ use backends::{LoadError, LoadOptions, load};
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tokio::sync::Semaphore;
@@ -55,6 +56,8 @@ pub struct IndexEntry {
 #[derive(Debug)]
 pub struct Registry {
     repository: Repository,
+    /// Names that the one model of the repository answers to besides its own.
+    aliases: Vec<String>,
     load_options: LoadOptions,
     batching: batcher::Options,
     models: ArcSwap<Snapshot>,
@@ -62,6 +65,8 @@ pub struct Registry {
     writing: Mutex<()>,
     /// Held while a model is loaded or unloaded: management requests take turns.
     managing: tokio::sync::Mutex<()>,
+    /// Is it known which models there are? Before that, none is known not to be.
+    surveyed: AtomicBool,
 }
 
 impl Registry {
@@ -69,17 +74,31 @@ impl Registry {
     pub fn new(repository: Repository, load_options: LoadOptions, batching: batcher::Options) -> Self {
         Registry {
             repository,
+            aliases: Vec::new(),
             load_options,
             batching,
             models: ArcSwap::default(),
             writing: Mutex::new(()),
             managing: tokio::sync::Mutex::new(()),
+            surveyed: AtomicBool::new(false),
         }
+    }
+
+    /// The same, where the one model of the repository answers to these names, too. It is kept, and told of, under its
+    /// own.
+    #[must_use]
+    pub fn with_aliases(self, aliases: Vec<String>) -> Self {
+        Registry { aliases, ..self }
     }
 
     /// Where models come from.
     pub fn repository(&self) -> &Repository {
         &self.repository
+    }
+
+    /// Names that the model of this name answers to besides it.
+    pub fn aliases(&self, name: &str) -> &[String] {
+        if self.repository.single() == Some(name) { &self.aliases } else { &[] }
     }
 
     /// Bounds of requests.
@@ -93,7 +112,7 @@ impl Registry {
     /// Unknown model or version, or one that is not ready.
     pub fn get(&self, name: &str, version: Option<&str>) -> Result<Arc<Servable>, Error> {
         let models = self.models.load();
-        let versions = models.get(name).ok_or_else(|| Error::UnknownModel(name.into()))?;
+        let versions = self.versions(&models, name).ok_or_else(|| self.absent(name))?;
         let Some(version) = version.filter(|v| !v.is_empty()) else {
             let latest = versions.values().rev().find_map(Entry::servable);
             return latest.ok_or_else(|| unavailable(name, versions.values()));
@@ -104,11 +123,23 @@ impl Registry {
         entry.servable().ok_or_else(|| unavailable(name, [entry]))
     }
 
+    /// What is said of a model of which nothing is known.
+    fn absent(&self, name: &str) -> Error {
+        let surveyed = self.surveyed.load(Ordering::Acquire);
+        if surveyed { Error::UnknownModel(name.into()) } else { Error::NotReady(name.into()) }
+    }
+
     /// Versions of a model that are ready.
     pub fn ready_versions(&self, name: &str) -> Vec<Version> {
         let models = self.models.load();
         let ready = |(version, entry): (&Version, &Entry)| entry.is_ready().then_some(*version);
-        models.get(name).map(|versions| versions.iter().filter_map(ready).collect()).unwrap_or_default()
+        self.versions(&models, name).map(|versions| versions.iter().filter_map(ready).collect()).unwrap_or_default()
+    }
+
+    /// The versions of a model by its name, or by another one that it answers to.
+    fn versions<'a>(&self, models: &'a Snapshot, name: &str) -> Option<&'a Versions> {
+        let aliased = || self.repository.single().filter(|_| self.aliases.iter().any(|alias| alias == name));
+        models.get(name).or_else(|| models.get(aliased()?))
     }
 
     /// Names of all models, whatever their state; those that were unloaded are not among them.
@@ -186,7 +217,8 @@ impl Registry {
             }
             models.retain(|name, _| only.contains(name));
         }
-        // As many at a time as there are cores: each takes the memory of its file besides the model's.
+        self.announce(&models);
+        // As many at a time as there are threads to compute with: each takes the memory of its file besides the model's.
         let permits = Arc::new(Semaphore::new(self.load_options.pool.current_num_threads()));
         for (name, found) in models {
             let (registry, permit) = (self.clone(), permits.clone().acquire_owned().await);
@@ -197,6 +229,29 @@ impl Registry {
         }
         while tasks.join_next().await.is_some() {}
         Ok(())
+    }
+
+    /// Tells of models that they are coming, before it is their turn to be loaded.
+    fn announce(&self, models: &BTreeMap<String, Found>) {
+        let wanted = |name: &str, found: &Found| match found.plan() {
+            Ok(plan) => plan.wanted.into_keys().collect::<Vec<_>>(),
+            // Why it cannot be loaded is found out once more when it is its turn.
+            Err(_) => vec![self.foremost(name, found)],
+        };
+        let coming: Vec<_> = models.iter().map(|(name, found)| (name, wanted(name, found))).collect();
+        self.update(|models| {
+            for (name, wanted) in coming {
+                let versions = models.entry(name.clone()).or_default();
+                versions.retain(|_, entry| !entry.is_awaited());
+                for version in wanted {
+                    let entry = versions.entry(version).or_insert_with(|| State::Loading.into());
+                    if !entry.is_ready() {
+                        *entry = State::Loading.into();
+                    }
+                }
+            }
+        });
+        self.surveyed.store(true, Ordering::Release);
     }
 
     /// Tells of the one model that is served that it is waited for, as long as nothing else is known of it.
@@ -223,8 +278,13 @@ impl Registry {
         let _managing = self.managing.lock().await;
         let (registry, name) = (self.clone(), name.to_owned());
         let loading = tokio::task::spawn_blocking(move || {
-            let found = registry.repository.find(&name).map_err(|e| Error::Internal(e.to_string()))?;
-            let found = found.ok_or_else(|| Error::NothingToLoad(name.clone()))?;
+            let found = match registry.repository.find(&name) {
+                Ok(Some(found)) => found,
+                // What is waited for is neither missing nor broken.
+                _ if registry.is_awaited(&name) || !registry.repository.exists() => return Err(Error::NotReady(name)),
+                Ok(None) => return Err(Error::NothingToLoad(name)),
+                Err(error) => return Err(Error::Internal(error.to_string())),
+            };
             let loaded = registry.load_found(&name, &found);
             loaded.map_err(|e| Error::LoadFailed(format!("failed to load '{name}': {}", registry.relative(&e))))
         });
@@ -241,7 +301,9 @@ impl Registry {
         self.update(|models| {
             if let Some(versions) = models.get_mut(name) {
                 known = true;
-                versions.values_mut().for_each(|entry| *entry = State::Unavailable(UNLOADED.into()).into());
+                // What is waited for is not there yet: there is nothing of it to unload.
+                let loaded = versions.values_mut().filter(|entry| !entry.is_awaited());
+                loaded.for_each(|entry| *entry = State::Unavailable(UNLOADED.into()).into());
             }
         });
         if known { Ok(()) } else { Err(Error::UnknownModel(name.into())) }
@@ -332,6 +394,10 @@ impl Registry {
         let model = load(&artifact, &self.load_options)?;
         Servable::new((name, version), model, settings, &self.batching)
             .map_err(|reason| LoadError::new(artifact.model_path(), reason))
+    }
+
+    fn is_awaited(&self, name: &str) -> bool {
+        self.models.load().get(name).is_some_and(|versions| versions.values().any(Entry::is_awaited))
     }
 
     fn state(&self, name: &str, version: Version) -> Option<State> {

@@ -88,17 +88,23 @@ impl Servable {
         model: LanguageModel,
         settings: Settings,
     ) -> Result<Self, String> {
-        let port = |name: &str| Port {
+        let port = |name: &str, datatype: DataType| Port {
             name: name.into(),
-            datatype: DataType::Bytes,
+            datatype,
             also: Vec::new(),
             shape: vec![1],
-            optional: false,
+            optional: !name.starts_with("text_"),
             labels: Vec::new(),
         };
         let signature = Signature {
-            inputs: vec![port("text_input")],
-            outputs: vec![port("text_output")],
+            // What Triton's backend for vLLM takes and gives.
+            inputs: vec![
+                port("text_input", DataType::Bytes),
+                port("stream", DataType::Bool),
+                port("sampling_parameters", DataType::Bytes),
+                port("exclude_input_in_output", DataType::Bool),
+            ],
+            outputs: vec![port("text_output", DataType::Bytes)],
             strict: true,
             feature_names: Vec::new(),
             platform: model.platform.into(),

@@ -107,13 +107,20 @@ fn config(
 }
 
 async fn connect(server: &Server, config: ClientConfig) -> std::io::Result<TlsStream<TcpStream>> {
-    let stream = TcpStream::connect(server.address).await?;
+    shake_hands(TcpStream::connect(server.address).await?, config).await
+}
+
+async fn shake_hands(stream: TcpStream, config: ClientConfig) -> std::io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from("localhost").unwrap();
     TlsConnector::from(Arc::new(config)).connect(name, stream).await
 }
 
 async fn h1(server: &Server, config: ClientConfig) -> Result<String, Box<dyn std::error::Error>> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(connect(server, config).await?)).await?;
+    hello(connect(server, config).await?).await
+}
+
+async fn hello(stream: TlsStream<TcpStream>) -> Result<String, Box<dyn std::error::Error>> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let request = Request::get("/hello").header("host", "localhost").body(Empty::<Bytes>::new())?;
     let body = sender.send_request(request).await?.into_body().collect().await?.to_bytes();
@@ -269,9 +276,20 @@ async fn handshakes_that_stall_are_closed() {
         assert!(read.is_ok(), "still open after {:?}", start.elapsed());
         assert!(shows(&server, &mine).await);
     }
-    // One that has just begun does not keep the server from leaving.
+}
+
+#[tokio::test]
+async fn a_handshake_under_way_is_finished_while_the_server_leaves() {
+    let (directory, mine) = (tempfile::tempdir().unwrap(), certificate());
+    let hour = Duration::from_secs(3600);
+    let server = serve(Tls::open(write(directory.path(), &mine), hour).unwrap()).await;
+    let begun = TcpStream::connect(server.address).await.unwrap();
+    // This one is given a second, and no more.
     let _stalled = TcpStream::connect(server.address).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    // Later ones are accepted later: now both are.
+    assert!(shows(&server, &mine).await);
     server.phase.send(Phase::Closing).unwrap();
-    tokio::time::timeout(Duration::from_millis(400), server.ended).await.unwrap().unwrap();
+    let stream = shake_hands(begun, config(&[&mine], VERSIONS, None, "http/1.1")).await.unwrap();
+    assert_eq!(hello(stream).await.unwrap(), "hello");
+    tokio::time::timeout(Duration::from_secs(30), server.ended).await.unwrap().unwrap();
 }

@@ -9,7 +9,7 @@ use super::executor::Mask;
 use super::text::Vocabulary;
 use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, TokRxInfo, TokTrie};
-use llguidance::{Matcher, ParserFactory};
+use llguidance::{Matcher, ParserFactory, regex_to_lark};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -71,13 +71,9 @@ impl Grammars {
     /// It is malformed, asks for something that is not supported, or is too large: says what.
     pub fn compile(&self, form: &Form) -> Result<Guide, String> {
         let grammar = match form {
-            Form::Object => TopLevelGrammar::from_json_schema(with_whitespace(json!({"type": "object"}))),
-            Form::Schema(schema) => TopLevelGrammar::from_json_schema(with_whitespace(schema.clone())),
+            Form::Object | Form::Schema(_) => TopLevelGrammar::from_json_schema(json_schema(form)),
             Form::Regex(regex) => TopLevelGrammar::from_regex(regex),
-            Form::Choice(texts) => {
-                let texts: Vec<String> = texts.iter().map(|text| Value::from(text.as_str()).to_string()).collect();
-                TopLevelGrammar::from_lark(format!("start: {}", texts.join(" | ")))
-            }
+            Form::Choice(_) => TopLevelGrammar::from_lark(format!("start: {}", expression(form))),
             Form::Grammar(lark) => TopLevelGrammar::from_grammar(GrammarWithLexer::from_lark(lark.clone())),
         };
         let mut matcher = Matcher::new(self.factory.create_parser(grammar));
@@ -101,6 +97,32 @@ fn limits() -> ParserLimits {
         verbose_errors: false,
         ..ParserLimits::default()
     }
+}
+
+fn json_schema(form: &Form) -> Value {
+    with_whitespace(match form {
+        Form::Schema(schema) => schema.clone(),
+        _ => json!({"type": "object"}),
+    })
+}
+
+/// A form as a part of a grammar in Lark's notation.
+pub(super) fn expression(form: &Form) -> String {
+    match form {
+        Form::Object | Form::Schema(_) => format!("%json {}", json_schema(form)),
+        Form::Regex(regex) => format!("/{}/", regex_to_lark(regex, "")),
+        Form::Choice(texts) => {
+            let texts: Vec<String> = texts.iter().map(|text| literal(text)).collect();
+            format!("({})", texts.join(" | "))
+        }
+        // With names of its own for its rules.
+        Form::Grammar(lark) => format!("%lark {{\n{lark}\n}}"),
+    }
+}
+
+/// Text in Lark's notation.
+pub(super) fn literal(text: &str) -> String {
+    Value::from(text).to_string()
 }
 
 /// A schema with this server's habit of writing, unless it states one.

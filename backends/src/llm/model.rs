@@ -17,6 +17,7 @@ use super::request;
 use super::scheduler::{Scheduler, Settings};
 use super::spec::{DecoderSpec, FloatType};
 use super::text::config::bytes;
+use super::text::output::{Choice, OutputFormat, ReasoningParser, ToolParser};
 use super::text::{self, ChatTemplates, MAX_TOKENIZER_BYTES, Tokenizer, TokenizerConfig};
 use super::weights::dummy::{Dummy, Init};
 use super::weights::gguf::Gguf;
@@ -48,6 +49,10 @@ pub struct LanguageOptions {
     pub cache_bytes: u64,
     /// Weights are made up: for benchmarks.
     pub dummy: bool,
+    /// How calls of tools are found in answers.
+    pub tool_parser: Choice<ToolParser>,
+    /// How thoughts are told from answers.
+    pub reasoning_parser: Choice<ReasoningParser>,
     /// Under which prompts are found in the cache: random, of this process alone.
     pub key: [u8; 16],
 }
@@ -62,6 +67,8 @@ impl Default for LanguageOptions {
             step_tokens: 256,
             cache_bytes: 64 << 20,
             dummy: false,
+            tool_parser: Choice::Auto,
+            reasoning_parser: Choice::Auto,
             key: [0; 16],
         }
     }
@@ -73,6 +80,8 @@ pub struct LanguageModel {
     pub tokenizer: Tokenizer,
     /// Conversations to prompts; `None` where the model comes without a template.
     pub templates: Option<ChatTemplates>,
+    /// How its answers are read.
+    pub format: OutputFormat,
     /// What requests may leave out.
     pub generation: GenerationConfig,
     /// Bounds on one request.
@@ -202,6 +211,9 @@ fn assemble(path: &Path, files: Files, options: &LoadOptions) -> Result<Language
     }
     generation.end_tokens.retain(|token| (*token as usize) < spec.vocab);
     let templates = ChatTemplates::from_config(&config, text_bytes).map_err(refuse)?;
+    let sources: Vec<&str> = templates.iter().flat_map(ChatTemplates::sources).collect();
+    let parsers = (wishes.tool_parser, wishes.reasoning_parser);
+    let format = OutputFormat::new(sources.iter().copied(), tokenizer.vocabulary(), parsers.0, parsers.1);
 
     let key = PrefixKey::new(wishes.key);
     let scheduler = Scheduler::new(settings(wishes, &room, &generation), BlockPool::new(room.blocks, BLOCK, key));
@@ -227,7 +239,7 @@ fn assemble(path: &Path, files: Files, options: &LoadOptions) -> Result<Language
     let bytes = executor.weight_bytes() + room.bytes;
     let engine = Engine::new(scheduler, Box::new(executor) as BoxedExecutor, Overlap::InStep);
     let context = room.context;
-    Ok(LanguageModel { tokenizer, templates, generation, limits, context, key, engine, bytes, platform })
+    Ok(LanguageModel { tokenizer, templates, format, generation, limits, context, key, engine, bytes, platform })
 }
 
 fn weights(spec: &DecoderSpec, directory: &Path, dummy: bool) -> Result<Box<dyn Weights>, LoadError> {

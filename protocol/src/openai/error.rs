@@ -30,23 +30,23 @@ impl FieldError {
         FieldError { param: Some(path.to_owned()), message: message.into(), code: "invalid_value" }
     }
 
-    pub(super) fn malformed(error: &JsonError) -> Self {
+    pub(crate) fn malformed(error: &JsonError) -> Self {
         let message = format!("We could not parse the JSON body of your request: {error}. It must be one JSON object.");
         FieldError { param: None, message, code: "invalid_json" }
     }
 
-    pub(super) fn wrong_type(path: &str, expected: &str, got: &str) -> Self {
+    pub(crate) fn wrong_type(path: &str, expected: &str, got: &str) -> Self {
         let message = format!("Invalid type for '{path}': expected {expected}, but got {got} instead.");
         FieldError { code: "invalid_type", ..Self::invalid(path, message) }
     }
 
-    pub(super) fn missing(path: &str) -> Self {
+    pub(crate) fn missing(path: &str) -> Self {
         let message = format!("Missing required parameter: '{path}'.");
         FieldError { code: "missing_required_parameter", ..Self::invalid(path, message) }
     }
 
     /// `kind` is `integer` or `decimal`; `bound` is `<= 2` or the like.
-    pub(super) fn out_of_range(path: &str, kind: &str, bound: &str, got: &str) -> Self {
+    pub(crate) fn out_of_range(path: &str, kind: &str, bound: &str, got: &str) -> Self {
         let above = bound.starts_with('<');
         let side = if above { "above maximum" } else { "below minimum" };
         let code = match (kind, above) {
@@ -61,7 +61,7 @@ impl FieldError {
         FieldError { code, ..Self::invalid(path, message) }
     }
 
-    pub(super) fn array_too_long(path: &str, most: usize, got: usize) -> Self {
+    pub(crate) fn array_too_long(path: &str, most: usize, got: usize) -> Self {
         let message = format!(
             "Invalid '{path}': array too long. Expected an array with maximum length {most}, but got an array with \
              length {got} instead."
@@ -69,14 +69,14 @@ impl FieldError {
         FieldError { code: "array_above_max_length", ..Self::invalid(path, message) }
     }
 
-    pub(super) fn empty_array(path: &str) -> Self {
+    pub(crate) fn empty_array(path: &str) -> Self {
         let message = format!(
             "Invalid '{path}': empty array. Expected an array with minimum length 1, but got an empty array instead."
         );
         FieldError { code: "empty_array", ..Self::invalid(path, message) }
     }
 
-    pub(super) fn string_too_long(path: &str, most: usize, got: usize) -> Self {
+    pub(crate) fn string_too_long(path: &str, most: usize, got: usize) -> Self {
         let message = format!(
             "Invalid '{path}': string too long. Expected a string with maximum length {most} bytes, but got a string \
              with length {got} instead."
@@ -85,7 +85,7 @@ impl FieldError {
     }
 
     /// A word that is none of `supported`.
-    pub(super) fn unsupported_value(path: &str, got: &str, supported: &[&str]) -> Self {
+    pub(crate) fn unsupported_value(path: &str, got: &str, supported: &[&str]) -> Self {
         let supported = supported.join("', '");
         let message = format!("Invalid value: '{}' for '{path}'. Supported values are: '{supported}'.", shorten(got));
         FieldError { code: "invalid_value", ..Self::invalid(path, message) }

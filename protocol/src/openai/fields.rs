@@ -12,10 +12,10 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-pub(super) type Result<T> = std::result::Result<T, FieldError>;
+pub(crate) type Result<T> = std::result::Result<T, FieldError>;
 
 /// The beginning of a text that a client sent, for a message.
-pub(super) fn shorten(text: &str) -> Cow<'_, str> {
+pub(crate) fn shorten(text: &str) -> Cow<'_, str> {
     const MOST: usize = 64;
     match text.char_indices().nth(MOST) {
         None => Cow::Borrowed(text),
@@ -24,7 +24,7 @@ pub(super) fn shorten(text: &str) -> Cow<'_, str> {
 }
 
 /// An object, less what has been taken out of it.
-pub(super) struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     /// Path of the object and a dot; empty for the body.
     prefix: String,
     entries: BTreeMap<Cow<'a, str>, &'a [u8]>,
@@ -32,7 +32,7 @@ pub(super) struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     /// A whole body.
-    pub(super) fn of_body(body: &'a [u8]) -> Result<Self> {
+    pub(crate) fn of_body(body: &'a [u8]) -> Result<Self> {
         let mut reader = Reader::new(body);
         let fields = Self::read(&mut reader, String::new(), limits::KEYS)?;
         reader.end().map_err(|e| FieldError::malformed(&e))?;
@@ -60,37 +60,37 @@ impl<'a> Fields<'a> {
         Ok(Fields { prefix, entries })
     }
 
-    pub(super) fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
 
     /// A field, unless it is absent or `null`, which OpenAI treats alike.
-    pub(super) fn take(&mut self, name: &str) -> Option<Field<'a>> {
+    pub(crate) fn take(&mut self, name: &str) -> Option<Field<'a>> {
         let raw = self.entries.remove(name).filter(|raw| *raw != b"null")?;
         Some(Field { path: self.path(name), raw })
     }
 
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.entries.get(name).is_some_and(|raw| *raw != b"null")
     }
 
     /// A field as `read` understands it, if it is there.
-    pub(super) fn opt<T>(&mut self, name: &str, read: impl FnOnce(Field<'a>) -> Result<T>) -> Result<Option<T>> {
+    pub(crate) fn opt<T>(&mut self, name: &str, read: impl FnOnce(Field<'a>) -> Result<T>) -> Result<Option<T>> {
         self.take(name).map(read).transpose()
     }
 
     /// A flag.
-    pub(super) fn flag(&mut self, name: &str, default: bool) -> Result<bool> {
+    pub(crate) fn flag(&mut self, name: &str, default: bool) -> Result<bool> {
         Ok(self.opt(name, |f| f.boolean())?.unwrap_or(default))
     }
 
     /// A field that must be there.
-    pub(super) fn require(&mut self, name: &str) -> Result<Field<'a>> {
+    pub(crate) fn require(&mut self, name: &str) -> Result<Field<'a>> {
         self.take(name).ok_or_else(|| FieldError::missing(&self.path(name)))
     }
 
     /// Names and fields that nobody took, those that are `null` left out.
-    pub(super) fn rest(self) -> impl Iterator<Item = (Cow<'a, str>, Field<'a>)> {
+    pub(crate) fn rest(self) -> impl Iterator<Item = (Cow<'a, str>, Field<'a>)> {
         let Fields { prefix, entries } = self;
         let set = entries.into_iter().filter(|(_, raw)| *raw != b"null");
         set.map(move |(name, raw)| {
@@ -102,12 +102,12 @@ impl<'a> Fields<'a> {
 
 /// The range of a decimal number, and whether its lower end is in it.
 #[derive(Clone, Copy)]
-pub(super) struct Range(pub(super) f32, pub(super) f32, pub(super) bool);
+pub(crate) struct Range(pub(crate) f32, pub(crate) f32, pub(crate) bool);
 
 /// A field that is set: where it is, and its text.
-pub(super) struct Field<'a> {
-    pub(super) path: String,
-    pub(super) raw: &'a [u8],
+pub(crate) struct Field<'a> {
+    pub(crate) path: String,
+    pub(crate) raw: &'a [u8],
 }
 
 impl<'a> Field<'a> {
@@ -115,11 +115,11 @@ impl<'a> Field<'a> {
         Reader::new(self.raw)
     }
 
-    pub(super) fn kind(&self) -> Result<Kind> {
+    pub(crate) fn kind(&self) -> Result<Kind> {
         self.reader().kind().map_err(|e| FieldError::malformed(&e))
     }
 
-    pub(super) fn wrong_type(&self, expected: &str) -> FieldError {
+    pub(crate) fn wrong_type(&self, expected: &str) -> FieldError {
         let got = match self.reader().kind() {
             Ok(Kind::Object) => "an object",
             Ok(Kind::Array) => "an array",
@@ -141,13 +141,13 @@ impl<'a> Field<'a> {
         result.map_err(|e| FieldError::invalid(&self.path, format!("Invalid value for '{}': {e}.", self.path)))
     }
 
-    pub(super) fn boolean(&self) -> Result<bool> {
+    pub(crate) fn boolean(&self) -> Result<bool> {
         let mut reader = self.expect(Kind::Bool, "a boolean")?;
         self.read(reader.boolean())
     }
 
     /// A whole number, also when written as `5.0`, as numbers of JavaScript and Lua may be.
-    pub(super) fn integer(&self, range: RangeInclusive<i64>) -> Result<i64> {
+    pub(crate) fn integer(&self, range: RangeInclusive<i64>) -> Result<i64> {
         let mut reader = self.expect(Kind::Number, "an integer")?;
         let token = self.read(reader.number())?;
         let value = match (token.parse::<i64>(), token.parse::<f64>()) {
@@ -173,13 +173,13 @@ impl<'a> Field<'a> {
     }
 
     /// A count within `range`.
-    pub(super) fn count(&self, range: RangeInclusive<u32>) -> Result<u32> {
+    pub(crate) fn count(&self, range: RangeInclusive<u32>) -> Result<u32> {
         let value = self.integer((*range.start()).into()..=(*range.end()).into())?;
         u32::try_from(value).map_err(|_| self.wrong_type("an integer"))
     }
 
     /// A number, finite and within its range after it has become 32 bits.
-    pub(super) fn decimal(&self, Range(low, high, closed): Range) -> Result<f32> {
+    pub(crate) fn decimal(&self, Range(low, high, closed): Range) -> Result<f32> {
         let mut reader = self.expect(Kind::Number, "a decimal")?;
         let token = self.read(reader.number())?;
         let value = token.parse::<f32>().unwrap_or(f32::NAN);
@@ -196,7 +196,7 @@ impl<'a> Field<'a> {
     }
 
     /// Text of at most so many bytes.
-    pub(super) fn string(&self, most: usize) -> Result<String> {
+    pub(crate) fn string(&self, most: usize) -> Result<String> {
         let mut reader = self.expect(Kind::String, "a string")?;
         let text = self.read(reader.string())?;
         if text.len() > most {
@@ -206,7 +206,7 @@ impl<'a> Field<'a> {
     }
 
     /// One of a few words, as what it stands for.
-    pub(super) fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Result<T> {
+    pub(crate) fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Result<T> {
         let text = self.string(usize::MAX)?;
         choices.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
             let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
@@ -215,7 +215,7 @@ impl<'a> Field<'a> {
     }
 
     /// The elements of a list, at most so many.
-    pub(super) fn elements(&self, most: usize) -> Result<Vec<Field<'a>>> {
+    pub(crate) fn elements(&self, most: usize) -> Result<Vec<Field<'a>>> {
         let mut reader = self.expect(Kind::Array, "an array")?;
         let (mut found, mut count) = (Vec::new(), 0);
         let mut entries = self.read(reader.array())?;
@@ -230,7 +230,7 @@ impl<'a> Field<'a> {
     }
 
     /// The first element of a list.
-    pub(super) fn first(&self) -> Result<Option<Field<'a>>> {
+    pub(crate) fn first(&self) -> Result<Option<Field<'a>>> {
         let mut reader = self.expect(Kind::Array, "an array")?;
         let mut entries = self.read(reader.array())?;
         if !self.read(reader.element(&mut entries))? {
@@ -240,23 +240,23 @@ impl<'a> Field<'a> {
     }
 
     /// The fields of an object.
-    pub(super) fn object(&self) -> Result<Fields<'a>> {
+    pub(crate) fn object(&self) -> Result<Fields<'a>> {
         self.object_of(limits::KEYS)
     }
 
     /// The fields of an object that has at most so many.
-    pub(super) fn object_of(&self, most: usize) -> Result<Fields<'a>> {
+    pub(crate) fn object_of(&self, most: usize) -> Result<Fields<'a>> {
         let mut reader = self.expect(Kind::Object, "an object")?;
         Fields::read(&mut reader, format!("{}.", self.path), most)
     }
 
     /// A list of texts.
-    pub(super) fn strings(&self, most: usize, bytes: usize) -> Result<Vec<String>> {
+    pub(crate) fn strings(&self, most: usize, bytes: usize) -> Result<Vec<String>> {
         self.elements(most)?.iter().map(|element| element.string(bytes)).collect()
     }
 
     /// A list of token ids, which go from text to numbers in one step.
-    pub(super) fn ids(&self, most: usize) -> Result<Vec<u32>> {
+    pub(crate) fn ids(&self, most: usize) -> Result<Vec<u32>> {
         let mut reader = self.expect(Kind::Array, "an array of integers")?;
         let (mut ids, mut count) = (Vec::new(), 0);
         let mut entries = self.read(reader.array())?;
@@ -275,7 +275,7 @@ impl<'a> Field<'a> {
     }
 
     /// Is it small enough to be kept as JSON?
-    pub(super) fn bounded(&self) -> Result<()> {
+    pub(crate) fn bounded(&self) -> Result<()> {
         let mut left = limits::VALUES;
         match self.read(count_values(&mut self.reader(), &mut left))? {
             true => Ok(()),
@@ -288,13 +288,13 @@ impl<'a> Field<'a> {
 
     /// The field as JSON; of keys that appear twice the last one counts. The caller has asked whether it is
     /// [bounded](Self::bounded).
-    pub(super) fn unbounded_value(&self) -> Result<Value> {
+    pub(crate) fn unbounded_value(&self) -> Result<Value> {
         serde_json::from_slice(self.raw)
             .map_err(|e| FieldError::invalid(&self.path, format!("Invalid value for '{}': {e}.", self.path)))
     }
 
     /// The field as JSON.
-    pub(super) fn value(&self) -> Result<Value> {
+    pub(crate) fn value(&self) -> Result<Value> {
         self.bounded()?;
         self.unbounded_value()
     }

@@ -6,7 +6,7 @@
 
 pub mod common;
 pub mod error;
-mod fields;
+pub(crate) mod fields;
 pub mod format;
 pub mod limits;
 pub mod logprobs;

@@ -160,7 +160,7 @@ fn stop(field: Field<'_>) -> Result<Vec<String>> {
     }
 }
 
-fn words(field: &Field<'_>, most: usize) -> Result<Vec<String>> {
+pub(crate) fn words(field: &Field<'_>, most: usize) -> Result<Vec<String>> {
     field.elements(most)?.iter().map(word).collect()
 }
 

@@ -77,7 +77,7 @@ fn tool(field: &Field<'_>) -> Result<Tool> {
     Ok(Tool { name, strict, definition: field.unbounded_value()? })
 }
 
-fn tool_name(field: &Field<'_>) -> Result<String> {
+pub(crate) fn tool_name(field: &Field<'_>) -> Result<String> {
     let name = field.string(limits::TOOL_NAME)?;
     let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
     if name.is_empty() || !name.bytes().all(fits) {

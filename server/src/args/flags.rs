@@ -112,6 +112,13 @@ static MODELS: &[Flag] = &[
         "Name of the model in --model-dir. Without it, the name of the directory.",
     ),
     Flag::new(
+        "model-alias",
+        "NAME",
+        "",
+        |c| Field::Names(&mut c.model_alias),
+        "Another name that the model in --model-dir answers to; may be repeated. Answers and metrics say --model-name.",
+    ),
+    Flag::new(
         "model-control-mode",
         "MODE",
         "explicit",
@@ -179,7 +186,7 @@ static LISTENING: &[Flag] = &[
         "N",
         "4096",
         |c| Field::Count(&mut c.max_connections),
-        "Connections open at a time; further ones are closed.",
+        "Connections open at a time, fewer where fewer files may be open; 32 more are answered health and metrics alone.",
     ),
     Flag::new(
         "handshake-timeout",
@@ -292,6 +299,20 @@ static LANGUAGE: &[Flag] = &[
         "auto",
         |c| Field::Choice(&mut c.load_format),
         "auto: the weights beside config.json; dummy: weights made up from config.json alone, for benchmarks.",
+    ),
+    Flag::new(
+        "tool-call-parser",
+        "FORMAT",
+        "auto",
+        |c| Field::Choice(&mut c.tool_call_parser),
+        "How models write calls of tools. auto: as their chat template shows it; none: calls are text.",
+    ),
+    Flag::new(
+        "reasoning-parser",
+        "FORMAT",
+        "auto",
+        |c| Field::Choice(&mut c.reasoning_parser),
+        "What stands around the thoughts of models. auto: what their chat template shows; none: thoughts are text.",
     ),
     Flag::new(
         "generation-timeout",

@@ -2,7 +2,7 @@
 
 use super::flags::{Flag, GROUPS, Group};
 use crate::config::Config;
-use crate::dropin::{self, Becomes, Foreign, List};
+use crate::dropin::{Becomes, Foreign, List, SECTIONS};
 use std::fmt::Write;
 
 /// The widest line of help.
@@ -18,16 +18,31 @@ tensorgate: a model server for KServe's protocols v1 and v2, over HTTP and gRPC
 
 Usage:
   tensorgate [serve] [DIR] [FLAGS]            serve the models in DIR, or one model with --model-dir
+  tensorgate run DIR [--prompt TEXT]          talk to a language model in the terminal
   tensorgate config show [--origin] [FLAGS]   print the settings that serve would run with
   tensorgate validate DIR                     look whether DIR can be served
   tensorgate manifests servingruntime         print a KServe ClusterServingRuntime
   tensorgate version | help
   tensorgate tritonserver [ITS FLAGS]         understand Triton's flags; so does a link named tritonserver
+  tensorgate vllm serve MODEL [ITS FLAGS]     understand vLLM's flags; so does a link named vllm
 
 The flags of KServe's Python servers (--model_name, --model_dir, --http_port, ...) are understood as they are.
 Sizes: 64MiB, 1GB, 512k. Durations: 30s, 500ms, 2m, 1h, 100us.
 Each flag is also an environment variable (--http-port: TENSORGATE_HTTP_PORT) and a key of the --config file.
 A flag is heard before the environment, that before the file; of a flag given twice, the last.
+";
+
+const RUN: &str = "\
+tensorgate run DIR [--prompt TEXT] [--system TEXT] [--max-tokens N] [--temperature T] [FLAGS]
+
+Loads the language model in DIR and talks to it in the terminal, as the answer comes.
+
+  --prompt TEXT      ask this, write the answer, and end; without it, standard input asks
+  --system TEXT      what the model is told before all else
+  --max-tokens N     tokens of an answer, at most
+  --temperature T    how freely tokens are chosen: 0 takes the likeliest
+
+FLAGS are those of `tensorgate serve`; of use here are those of language models and --nthread.
 ";
 
 const CONFIG: &str = "\
@@ -49,7 +64,7 @@ tensorgate manifests servingruntime [--format FORMAT] [--image IMAGE]
 
 Prints a ClusterServingRuntime with which KServe deploys models on tensorgate.
 
-  --format FORMAT    xgboost, lightgbm or huggingface only; otherwise all
+  --format FORMAT    xgboost, lightgbm, huggingface or vllm only; otherwise all
   --image IMAGE      the container image
 ";
 
@@ -59,10 +74,18 @@ pub fn version() -> String {
     format!("tensorgate {}", env!("CARGO_PKG_VERSION"))
 }
 
+/// What `--version` prints in place of another program: first who answers, and last, where those look for it who want to
+/// know which flags there are, that program's release.
+pub(super) fn version_of(list: List) -> Option<String> {
+    let release = list.release()?;
+    Some(format!("{}, which understands the flags of {} {release}\n", version(), list.program()))
+}
+
 /// What `--help` prints for a command, or for the program that a command line imitates.
 #[must_use]
 pub(super) fn page(topic: &str) -> String {
     match topic {
+        "run" => RUN.to_owned(),
         "config" => CONFIG.to_owned(),
         "validate" => VALIDATE.to_owned(),
         "manifests" => MANIFESTS.to_owned(),
@@ -129,16 +152,17 @@ pub fn flags_markdown() -> String {
     }
     text.push_str("\n# Other servers' command lines\n\nFlags of ours work in each of them too. ");
     text.push_str("A flag that is in no list is named in a warning and ignored.\n");
-    let kserve =
-        "KServe's servers, besides `--model_name`, `--model_dir`, `--http_port`, `--grpc_port` and `--nthread`";
-    for (title, prefix, rows) in [
-        (kserve, "--", List::Kserve.flags()),
-        ("`tritonserver`, besides the flags that have the same name here", "--", List::Triton.flags()),
-        ("MLServer's environment", "", dropin::variables()),
-    ] {
+    for (title, prefix, tables) in SECTIONS {
+        let rows: Vec<&Foreign> = tables.iter().copied().flatten().collect();
         let _ = write!(text, "\n## {title}\n\n| there | here |\n|---|---|\n");
         rows.iter().for_each(|row| text.push_str(&foreign_row(prefix, row)));
-        text.push_str(&idle(prefix, rows));
+        let lists = [
+            ("Accepted without effect", listed(prefix, &rows, |becomes| matches!(becomes, Becomes::Nothing))),
+            ("So in any case", listed(prefix, &rows, |becomes| matches!(becomes, Becomes::Always))),
+        ];
+        for (what, names) in lists.iter().filter(|(_, names)| !names.is_empty()) {
+            let _ = write!(text, "\n{what}: {names}.\n");
+        }
     }
     text
 }
@@ -153,16 +177,17 @@ fn row(flag: &Flag) -> String {
 
 fn foreign_row(prefix: &str, row: &Foreign) -> String {
     let here = match row.becomes {
-        Becomes::Nothing => return String::new(),
+        Becomes::Nothing | Becomes::Always => return String::new(),
         Becomes::Own(name) | Becomes::Rewritten(name, _) => format!("`--{name}`"),
+        Becomes::Names(name, further) => format!("`--{name}`, and `--{further}` for each further one"),
         Becomes::Listener(name) => format!("false: `--{name} off`"),
         Becomes::Refused(reason) => format!("refused: {reason}"),
+        Becomes::RefusedUnless(_, reason) => format!("refused unless it is so anyway: {reason}"),
     };
     format!("| `{prefix}{}` | {here} |\n", row.name)
 }
 
-fn idle(prefix: &str, rows: &[Foreign]) -> String {
-    let names = rows.iter().filter(|row| matches!(row.becomes, Becomes::Nothing));
-    let names = names.map(|row| format!("`{prefix}{}`", row.name)).collect::<Vec<_>>().join(", ");
-    if names.is_empty() { String::new() } else { format!("\nAccepted without effect: {names}.\n") }
+fn listed(prefix: &str, rows: &[&Foreign], wanted: fn(&Becomes) -> bool) -> String {
+    let names = rows.iter().filter(|row| wanted(&row.becomes));
+    names.map(|row| format!("`{prefix}{}`", row.name)).collect::<Vec<_>>().join(", ")
 }

@@ -9,6 +9,7 @@ pub mod file;
 pub mod flags;
 pub mod help;
 mod line;
+mod run;
 pub mod origin;
 mod serve;
 #[cfg(test)]
@@ -18,6 +19,7 @@ pub mod units;
 pub use error::UsageError;
 pub use origin::{Args, Origin};
 
+use crate::cli::run::Talk;
 use crate::dropin::List;
 use error::nearest;
 use field::{Choice, Named};
@@ -39,6 +41,13 @@ pub struct Invocation {
 pub enum Command {
     /// Serve models: `tensorgate [serve] [DIR] FLAGS`.
     Serve(Args),
+    /// Talk to a language model: `tensorgate run [DIR] [--prompt TEXT] FLAGS`.
+    Run {
+        /// As for `serve`.
+        args: Args,
+        /// What is said.
+        talk: Talk,
+    },
     /// Print the settings that `serve` would run with: `tensorgate config show [--origin] ...`.
     ConfigShow {
         /// As for `serve`.
@@ -58,7 +67,7 @@ pub enum Command {
         /// The container image.
         image: Option<String>,
     },
-    /// Print this text.
+    /// Print this text: help, or the version that another program's command line asks for.
     Help(String),
     /// Print [`help::version`].
     Version,
@@ -73,6 +82,8 @@ pub enum ModelFormat {
     Lightgbm,
     /// Language models.
     Huggingface,
+    /// The same, for InferenceServices that were written for vLLM.
+    Vllm,
 }
 
 impl Named for ModelFormat {
@@ -80,6 +91,7 @@ impl Named for ModelFormat {
         ("xgboost", ModelFormat::Xgboost),
         ("lightgbm", ModelFormat::Lightgbm),
         ("huggingface", ModelFormat::Huggingface),
+        ("vllm", ModelFormat::Vllm),
     ];
 }
 
@@ -87,7 +99,7 @@ impl Named for ModelFormat {
 pub type Environment = BTreeMap<String, String>;
 
 /// The words that choose a command when they come first.
-pub(crate) const COMMANDS: &[&str] = &["serve", "config", "validate", "manifests", "help", "version"];
+pub(crate) const COMMANDS: &[&str] = &["serve", "run", "config", "validate", "manifests", "help", "version"];
 
 /// Reads the command line and environment of this process.
 ///
@@ -125,16 +137,18 @@ pub fn parse(argv: &[String], environment: &Environment) -> Result<Invocation, U
             &first
         }))));
     }
-    if asks(&["--version", "-V"]) || first == "version" {
-        return Ok(quiet(Command::Version));
+    let list = List::of_program(program).or_else(|| List::of_program(&first)).unwrap_or_default();
+    if asks(&["--version", "-V"]) || first == "version" || list == List::Vllm && asks(&["-v"]) {
+        return Ok(quiet(help::version_of(list).map_or(Command::Version, Command::Help)));
     }
     let mut words = words.into_iter().peekable();
-    if List::of_program(program).is_some() || !matches!(first.as_str(), "config" | "validate" | "manifests") {
+    if List::of_program(program).is_some() || !matches!(first.as_str(), "run" | "config" | "validate" | "manifests") {
         let (args, warnings) = serve::read(program, words, environment)?;
         return Ok(Invocation { command: Command::Serve(args), warnings });
     }
     words.next();
     match first.as_str() {
+        "run" => run::read(words, environment),
         "config" => read_config(words, environment),
         "validate" => read_validate(words).map(quiet),
         _ => read_manifests(words).map(quiet),
@@ -164,8 +178,12 @@ fn read_validate(words: Words) -> Result<Command, UsageError> {
 
 fn read_manifests(words: Words) -> Result<Command, UsageError> {
     let (plain, mut values) = read_few(words, &["format", "image"])?;
-    if plain != ["servingruntime"] {
-        return Err("manifests: say `tensorgate manifests servingruntime`; there is no other yet".to_owned().into());
+    match plain.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["servingruntime"] => {}
+        ["servingruntime", format] => return Err(format!("manifests: {format}: say `--format {format}`").into()),
+        _ => {
+            return Err("manifests: say `tensorgate manifests servingruntime`; there is no other yet".to_owned().into());
+        }
     }
     let mut format: Option<ModelFormat> = None;
     if let Some(name) = values.remove("format")

@@ -5,7 +5,7 @@ use super::flags::{self, Flag, PREFIX};
 use super::line::{self, Word, Words, following};
 use super::origin::{Args, Origin};
 use super::{COMMANDS, Environment, UsageError, unknown_flag};
-use crate::dropin::{self, Becomes, Foreign, List, Rewrite, Translation};
+use crate::dropin::{self, Becomes, Foreign, Found, List, Rewrite, Translation};
 
 /// Reads flags and environment into what was said, and warnings.
 ///
@@ -25,27 +25,45 @@ pub(super) fn read(
 
 /// Takes `serve`, or the name of another server, off the front.
 fn choose_list(program: &str, words: &mut Words) -> Result<List, UsageError> {
-    let named = List::of_program(program);
+    let mut named = List::of_program(program);
     words.next_if(|word| matches!(word, Word::Plain(text) if named.is_none() && text == "serve"));
-    let first = match words.peek() {
-        Some(Word::Plain(text)) => text.as_str(),
-        _ => "",
+    if named.is_none() {
+        named = match words.peek() {
+            Some(Word::Plain(first)) => List::of_program(first),
+            _ => None,
+        };
+        words.next_if(|_| named.is_some());
+    }
+    match named {
+        Some(List::Vllm) => take_command_of_vllm(words).map(|()| List::Vllm),
+        Some(list) => Ok(list),
+        None => Ok(List::of_flags(words.clone().filter_map(|word| match word {
+            Word::Flag { spelled, .. } => Some(spelled),
+            Word::Plain(_) => None,
+        }))),
+    }
+}
+
+/// `serve`; without a command the line is that of `python -m vllm.entrypoints.openai.api_server`.
+fn take_command_of_vllm(words: &mut Words) -> Result<(), UsageError> {
+    match following(words).as_deref() {
+        Some("serve") | None => Ok(()),
+        Some(other) => Err(format!("vllm {other}: of vllm's commands `vllm serve MODEL` alone is understood").into()),
+    }
+}
+
+/// The name that a flag has in the tables of a list, and its value. vLLM has short flags (`-tp 2`), one that its value
+/// follows at once (`-O3`), and flags for parts of what another takes (`--compilation-config.mode=3`).
+fn named(list: List, spelled: &str, value: Option<String>) -> (String, Option<String>) {
+    if list != List::Vllm {
+        return (line::name(spelled), value);
+    }
+    let whole = spelled.split('.').next().unwrap_or(spelled);
+    let (whole, value) = match whole.strip_prefix("-O") {
+        Some(level) if !level.is_empty() => ("-O", value.or_else(|| Some(level.to_owned()))),
+        _ => (whole, value),
     };
-    if program == "vllm" || (named.is_none() && first == "vllm") {
-        return Err("vllm: its command line is not understood yet; use tensorgate's own flags".to_owned().into());
-    }
-    if let Some(list) = named {
-        return Ok(list);
-    }
-    if let Some(list) = List::of_program(first) {
-        words.next();
-        return Ok(list);
-    }
-    let flags = words.clone().filter_map(|word| match word {
-        Word::Flag { spelled, .. } => Some(spelled),
-        Word::Plain(_) => None,
-    });
-    Ok(List::of_flags(flags))
+    (list.long(whole).map_or_else(|| line::name(whole), str::to_owned), value)
 }
 
 /// A line with the flags of KServe's servers that are ours as well: it may be KServe's with dashes for underscores,
@@ -76,9 +94,9 @@ impl Reader {
             match word {
                 Word::Plain(text) => self.read_directory(text),
                 Word::Flag { spelled, value } => {
-                    let name = line::name(&spelled);
-                    if let Some(row) = self.list.find(&name) {
-                        self.read_foreign(row, &spelled, value, &mut words);
+                    let (name, value) = named(self.list, &spelled, value);
+                    if let Some(found) = self.list.find(&name) {
+                        self.read_foreign(found, &spelled, value, &mut words);
                     } else if let Some(flag) = flags::find(&name).filter(|_| !name.is_empty()) {
                         self.read_own(flag, &spelled, value, &mut words);
                     } else {
@@ -94,14 +112,18 @@ impl Reader {
     }
 
     fn read_directory(&mut self, text: String) {
+        // What vLLM is given is one model.
+        let (name, what, further) = match self.list {
+            List::Vllm => ("model-dir", "MODEL", "is the model already, and there is one"),
+            _ => ("model-repository", "DIR", "is the directory already; say --model-repository for further ones"),
+        };
         if COMMANDS.contains(&text.as_str()) {
             self.problems.push(format!("{text}: a command comes first; a directory of that name is ./{text}"));
         } else if let Some(before) = &self.directory {
-            self.problems
-                .push(format!("{text}: {before} is the directory already; say --model-repository for further ones"));
+            self.problems.push(format!("{text}: {before} {further}"));
         } else {
-            let flag = flags::find("model-repository");
-            flag.into_iter().for_each(|flag| self.say(flag, &text, Origin::Flag("DIR".to_owned())));
+            let flag = flags::find(name);
+            flag.into_iter().for_each(|flag| self.say(flag, &text, Origin::Flag(what.to_owned())));
             self.directory = Some(text);
         }
     }
@@ -113,16 +135,44 @@ impl Reader {
         }
     }
 
-    fn read_foreign(&mut self, row: &'static Foreign, spelled: &str, value: Option<String>, words: &mut Words) {
-        let value = if row.takes_value() { value.or_else(|| following(words)) } else { Some(String::new()) };
-        match value {
-            Some(value) => self.translate(row, &value, Origin::Flag(spelled.to_owned())),
-            None => self.problems.push(format!("{spelled}: needs a value")),
+    fn read_foreign(&mut self, found: Found, spelled: &str, value: Option<String>, words: &mut Words) {
+        let (row, attached) = (found.row, value.is_some());
+        let value = match row.takes_value() {
+            true => value.or_else(|| following(words)),
+            false => Some(row.implied(value, found.negated)),
+        };
+        let Some(value) = value else {
+            self.problems.push(format!("{spelled}: needs a value"));
+            return;
+        };
+        let mut others = Vec::new();
+        if row.takes_several() && !attached {
+            others.extend(std::iter::from_fn(|| following(words)));
+        }
+        let origin = Origin::Flag(spelled.to_owned());
+        if let Becomes::Names(first, further) = row.becomes {
+            self.read_names([first, further], &value, &others, &origin);
+        } else {
+            self.translate(row, &value, origin);
         }
     }
 
+    /// Names: the first is for one flag of ours, and the others, of which only these count, are for another.
+    fn read_names(&mut self, ours: [&str; 2], first: &str, others: &[String], origin: &Origin) {
+        let [one, further] = ours.map(flags::find);
+        let mut say = |flag: Option<&'static Flag>, text: &str| {
+            flag.into_iter().for_each(|flag| self.say(flag, text, origin.clone()));
+        };
+        say(one, first);
+        // An empty name takes back what was said before.
+        say(further, "");
+        others.iter().filter(|other| !other.is_empty() && *other != first).for_each(|other| say(further, other));
+    }
+
     fn read_unknown(&mut self, spelled: String) {
-        let other = List::knows(&line::name(&spelled)).filter(|_| self.list == List::Own);
+        // One of vLLM's in a line that may be KServe's was meant for huggingfaceserver.
+        let meant = |list: &List| self.list == List::Own && !(self.tolerant && *list == List::Vllm);
+        let other = List::knows(&line::name(&spelled)).filter(meant);
         if let Some(program) = other.map(List::program) {
             self.problems
                 .push(format!("{spelled}: a flag of {program}; put the word {program} first to use its flags"));
@@ -186,6 +236,18 @@ impl Reader {
         }
         let said = match &row.becomes {
             Becomes::Nothing => return self.translation.idle.push(place),
+            Becomes::Always => {
+                if !row.is_on(value) {
+                    self.translation.idle.push(place);
+                }
+                return;
+            }
+            Becomes::RefusedUnless(so_anyway, reason) => {
+                if !so_anyway(value) {
+                    self.problems.push(format!("{place}: `{value}`: {reason}"));
+                }
+                return;
+            }
             Becomes::Refused(reason) => {
                 if row.is_on(value) {
                     self.problems.push(format!("{place}: {reason}"));
@@ -196,7 +258,7 @@ impl Reader {
                 self.translation.listeners.insert(port, (dropin::truth(value) != Some(false), place));
                 return;
             }
-            Becomes::Own(name) => Some((*name, value.to_owned())),
+            Becomes::Own(name) | Becomes::Names(name, _) => Some((*name, value.to_owned())),
             Becomes::Rewritten(name, rewrite) => match rewrite(value) {
                 Rewrite::To(value) => Some((*name, value)),
                 Rewrite::Same => None,

@@ -39,6 +39,7 @@ const VALUES: &[(&str, &str)] = &[
     ("model-repository", "/r"),
     ("model-dir", "/d"),
     ("model-name", "n"),
+    ("model-alias", "o"),
     ("model-control-mode", "poll"),
     ("repository-poll-secs", "7"),
     ("load-model", "m"),
@@ -65,6 +66,8 @@ const VALUES: &[(&str, &str)] = &[
     ("max-num-batched-tokens", "20"),
     ("kv-cache-bytes", "21MiB"),
     ("load-format", "dummy"),
+    ("tool-call-parser", "hermes"),
+    ("reasoning-parser", "think"),
     ("generation-timeout", "22s"),
     ("max-body-size", "12KiB"),
     ("inflight-bytes", "13GiB"),
@@ -84,7 +87,7 @@ const VALUES: &[(&str, &str)] = &[
 /// What else a flag needs to be allowed.
 fn company(name: &str) -> &'static str {
     match name {
-        "model-name" => " --model-dir=/x",
+        "model-name" | "model-alias" => " --model-dir=/x",
         "tls-cert" => " --tls-key=/x",
         "tls-key" => " --tls-cert=/x",
         _ => "",
@@ -284,13 +287,19 @@ fn what_is_wrong_with_a_command_line() {
             "--grpc-use-ssl: a flag of tritonserver; put the word tritonserver first to use its flags",
         ),
         ("--queue-size=1 serve", "serve: a command comes first; a directory of that name is ./serve"),
-        ("vllm serve /m", "vllm: its command line is not understood yet; use tensorgate's own flags"),
+        (
+            "/m --gpu-memory-utilization=0.9",
+            "--gpu-memory-utilization: a flag of vllm; put the word vllm first to use its flags",
+        ),
+        ("vllm bench", "vllm bench: of vllm's commands `vllm serve MODEL` alone is understood"),
+        ("vllm serve /m /n", "/n: /m is the model already, and there is one"),
         ("config", "config: say `tensorgate config show`, and the flags of `serve`"),
         ("validate", "validate: say `tensorgate validate DIR`, one directory"),
         ("validate /a /b", "validate: say `tensorgate validate DIR`, one directory"),
         ("validate /a --x", "unknown flag --x; `tensorgate --help` lists the flags"),
         ("manifests", "manifests: say `tensorgate manifests servingruntime`; there is no other yet"),
-        ("manifests servingruntime --format onnx", "--format: `onnx` is not one of xgboost, lightgbm, huggingface"),
+        ("manifests servingruntime xgboost", "manifests: xgboost: say `--format xgboost`"),
+        ("manifests servingruntime --format onnx", "--format: `onnx` is not one of xgboost, lightgbm, huggingface, vllm"),
         ("manifests servingruntime --image", "--image: needs a value"),
     ] {
         assert_eq!(invoke(words, &[]).expect_err(words).to_string(), problem, "{words}");
@@ -424,6 +433,6 @@ fn names_repeat_and_nothing_else_does() {
     let mut blank = Config::blank();
     let repeating: Vec<_> =
         flags::all().filter(|flag| flag.field(&mut blank).repeats()).map(|flag| flag.name).collect();
-    assert_eq!(repeating, ["model-repository", "load-model"]);
+    assert_eq!(repeating, ["model-repository", "model-alias", "load-model"]);
     assert!(matches!(flags::find("load_model").unwrap().field(&mut blank), Field::Names(None)));
 }

@@ -3,10 +3,11 @@
 use crate::args::ModelFormat;
 
 /// The manifests as they lie in the repository: there is no second copy to fall behind.
-const RUNTIMES: [(ModelFormat, &str); 3] = [
+const RUNTIMES: [(ModelFormat, &str); 4] = [
     (ModelFormat::Xgboost, include_str!("../../../deploy/runtimes/tensorgate-xgboost.yaml")),
     (ModelFormat::Lightgbm, include_str!("../../../deploy/runtimes/tensorgate-lightgbm.yaml")),
     (ModelFormat::Huggingface, include_str!("../../../deploy/runtimes/tensorgate-huggingface.yaml")),
+    (ModelFormat::Vllm, include_str!("../../../deploy/runtimes/tensorgate-vllm.yaml")),
 ];
 
 /// `ClusterServingRuntime` manifests: of one format or of all, with `image` in place of the released one.
@@ -36,7 +37,7 @@ mod tests {
 
     #[test]
     fn all_formats_and_one() {
-        assert_eq!(serving_runtime(None, None).matches("kind: ClusterServingRuntime").count(), 3);
+        assert_eq!(serving_runtime(None, None).matches("kind: ClusterServingRuntime").count(), 4);
         let one = serving_runtime(Some(ModelFormat::Lightgbm), None);
         assert_eq!(one.matches("kind: ClusterServingRuntime").count(), 1);
         assert!(one.contains("name: lightgbm"));
@@ -53,7 +54,8 @@ mod tests {
     fn their_command_lines_are_understood() {
         for (format, _) in RUNTIMES {
             let text = serving_runtime(Some(format), None);
-            let args = text.lines().filter_map(|line| line.trim().strip_prefix("- --")).map(|arg| format!("--{arg}"));
+            let (_, args) = text.split_once("      args:\n").unwrap();
+            let args = args.lines().map_while(|line| line.trim().strip_prefix("- ")).map(str::to_owned);
             let argv: Vec<String> = std::iter::once("tensorgate".to_owned()).chain(args).collect();
             assert!(argv.len() > 4, "{argv:?}");
             let invocation = crate::args::parse(&argv, &crate::args::Environment::default()).unwrap();

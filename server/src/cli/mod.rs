@@ -2,4 +2,5 @@
 
 pub mod config_show;
 pub mod manifests;
+pub mod run;
 pub mod validate;

@@ -29,12 +29,13 @@ const ATTRIBUTES: [&str; 5] = ["time", "type", "source", "id", "specversion"];
 /// # Errors
 /// The body says that it is an event, but is none.
 pub fn unwrap(headers: &HeaderMap, body: &Bytes) -> Result<(Event, Bytes), Error> {
+    let stated = is_structured(headers);
     let binary = ["ce-specversion", "ce-source", "ce-type", "ce-id"].iter().all(|name| headers.contains_key(*name));
-    if binary {
+    // The content type says where the event is; its attributes may go along as headers for those who look no further.
+    if binary && !stated {
         check_version(headers.get("ce-specversion").map(|v| v.as_bytes()).unwrap_or_default())?;
         return Ok((Event::Binary, body.clone()));
     }
-    let stated = is_structured(headers);
     if !stated && !mentions_specversion(body) {
         return Ok((Event::Plain, body.clone()));
     }
@@ -243,6 +244,22 @@ mod tests {
         }
         for kind in ["application/json", "application/cloudevents+jsonp"] {
             assert_eq!(unwrapped(kind, &body), Ok((Event::Plain, data.clone())), "{kind}");
+        }
+    }
+
+    #[test]
+    fn the_content_type_tells_the_forms_apart() {
+        let body = event(r#""specversion": "1.0", "data": []"#);
+        for (kind, expected) in
+            [(STRUCTURED, (Event::Structured, "[]")), ("application/json", (Event::Binary, body.as_str()))]
+        {
+            let mut headers = HeaderMap::new();
+            for (name, value) in [("ce-specversion", "1.0"), ("ce-source", "s"), ("ce-type", "t"), ("ce-id", "1")] {
+                headers.insert(name, HeaderValue::from_static(value));
+            }
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+            let (event, data) = unwrap(&headers, &Bytes::from(body.clone())).unwrap();
+            assert_eq!((event, data.as_ref()), (expected.0, expected.1.as_bytes()), "{kind}");
         }
     }
 

@@ -39,12 +39,14 @@ impl Config {
 
     /// Without a directory a name has nothing to name. A name that somebody less heard gave is left aside.
     fn refuse_name(&mut self, problems: &mut Vec<String>) {
-        let said = self.model_name.take().is_some() && self.rank("model-name") > 1;
-        if said && self.rank("model-name") >= self.rank("model-repository") {
-            problems.push(format!(
-                "{}: only the model of --model-dir is given a name; in a repository the directories name the models",
-                self.place("model-name")
-            ));
+        let aliased = self.model_alias.take().is_some_and(|names| !names.is_empty());
+        for (flag, said) in [("model-name", self.model_name.take().is_some()), ("model-alias", aliased)] {
+            if said && self.rank(flag) > 1 && self.rank(flag) >= self.rank("model-repository") {
+                problems.push(format!(
+                    "{}: only the model of --model-dir is given a name; in a repository the directories name the models",
+                    self.place(flag)
+                ));
+            }
         }
     }
 
@@ -70,11 +72,12 @@ impl Config {
             (None, Some(_)) => problems.push(format!("{}: needs --tls-cert too", self.place("tls-key"))),
             _ => {}
         }
-        if let Some(name) = &self.model_name
-            && (name.chars().count() > LONGEST_NAME || name.chars().any(char::is_control))
-        {
-            let place = self.place("model-name");
-            problems.push(format!("{place}: a name has at most {LONGEST_NAME} characters, all of them visible"));
+        let names = self.model_name.iter().map(|name| ("model-name", name));
+        for (flag, name) in names.chain(self.model_alias.iter().flatten().map(|name| ("model-alias", name))) {
+            if name.chars().count() > LONGEST_NAME || name.chars().any(char::is_control) {
+                let place = self.place(flag);
+                problems.push(format!("{place}: a name has at most {LONGEST_NAME} characters, all of them visible"));
+            }
         }
     }
 

@@ -12,6 +12,7 @@ mod values;
 pub use machine::Machine;
 pub use values::{ControlMode, GrpcOutputs, InitMode, LoadFormat, LogFormat, LogLevel, Profile};
 
+use backends::llm::text::output::{Choice, ReasoningParser, ToolParser};
 use crate::args::{Args, Origin, UsageError, file, flags};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -27,6 +28,8 @@ pub struct Config {
     pub model_dir: Option<PathBuf>,
     /// Set whenever `model_dir` is.
     pub model_name: Option<String>,
+    /// See [`Config::aliases`].
+    pub model_alias: Option<Vec<String>>,
     /// Who may load and unload.
     pub model_control_mode: ControlMode,
     /// `repository-poll-secs`.
@@ -84,6 +87,10 @@ pub struct Config {
     pub kv_cache_bytes: u64,
     /// Are weights read, or made up?
     pub load_format: LoadFormat,
+    /// How calls of tools are found.
+    pub tool_call_parser: Choice<ToolParser>,
+    /// How thoughts are told from answers.
+    pub reasoning_parser: Choice<ReasoningParser>,
     /// Never zero.
     pub generation_timeout: Duration,
     /// At least 1.
@@ -201,6 +208,13 @@ impl Config {
         })
     }
 
+    /// Names that the one model answers to besides its own.
+    #[must_use]
+    pub fn aliases(&self) -> Vec<String> {
+        let own = self.model_name.as_deref();
+        self.model_alias.iter().flatten().filter(|alias| Some(alias.as_str()) != own).cloned().collect()
+    }
+
     /// Which models of a repository are loaded at start.
     #[must_use]
     pub fn startup(&self) -> Startup<'_> {
@@ -273,6 +287,7 @@ impl Config {
             model_repository: None,
             model_dir: None,
             model_name: None,
+            model_alias: None,
             model_control_mode: ControlMode::Explicit,
             repository_poll: Duration::ZERO,
             load_model: None,
@@ -300,6 +315,8 @@ impl Config {
             max_num_batched_tokens: 0,
             kv_cache_bytes: 0,
             load_format: LoadFormat::Auto,
+            tool_call_parser: Choice::Auto,
+            reasoning_parser: Choice::Auto,
             generation_timeout: Duration::ZERO,
             max_batch_rows: None,
             max_batch_delay: Duration::ZERO,

@@ -33,6 +33,10 @@ fn what_is_wrong_together() {
             "--model-name=n",
             "--model-name: only the model of --model-dir is given a name; in a repository the directories name the models",
         ),
+        (
+            "/r --model-alias=n",
+            "--model-alias: only the model of --model-dir is given a name; in a repository the directories name the models",
+        ),
         ("--queue-size=0", "--queue-size: must be at least 1"),
         ("--max-connections=0", "--max-connections: must be at least 1"),
         ("--max-batch-rows=0", "--max-batch-rows: must be at least 1"),
@@ -61,7 +65,23 @@ fn what_is_wrong_together() {
     }
     let long = format!("--model-dir=/d --model-name={}", "n".repeat(257));
     assert_eq!(problems(&long, &[]), "--model-name: a name has at most 256 characters, all of them visible");
+    let long = format!("--model-dir=/d --model-alias={}", "n".repeat(257));
+    assert_eq!(problems(&long, &[]), "--model-alias: a name has at most 256 characters, all of them visible");
     assert_eq!(problems("--tls-cert=c --queue-size=0", &[]).lines().count(), 2);
+}
+
+#[test]
+fn further_names() {
+    let aliases = |words: &str| configure(words, &[]).unwrap().aliases();
+    assert_eq!(aliases("--model-dir=/d"), Vec::<String>::new());
+    assert_eq!(
+        aliases("--model-dir=/d --model-alias=e --model-alias=d --model-alias=f"),
+        ["e", "f"],
+        "and not its own"
+    );
+    let environment = [("TENSORGATE_MODEL_ALIAS", "a, b")];
+    assert_eq!(configure("--model-dir=/d", &environment).unwrap().aliases(), ["a", "b"]);
+    assert_eq!(configure("/r", &environment).unwrap().aliases(), Vec::<String>::new(), "left aside as a name is");
 }
 
 #[test]

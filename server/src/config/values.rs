@@ -1,6 +1,7 @@
 //! Settings that are one of a few words.
 
 use crate::args::field::Named;
+use backends::llm::text::output::{Choice, ReasoningParser, ToolParser};
 
 /// Whose behaviour is followed where KServe's servers and Triton differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +69,35 @@ pub enum LoadFormat {
 
 impl Named for LoadFormat {
     const ALL: &'static [(&'static str, Self)] = &[("auto", LoadFormat::Auto), ("dummy", LoadFormat::Dummy)];
+}
+
+/// By the names that vLLM gives them.
+impl Named for Choice<ToolParser> {
+    const ALL: &'static [(&'static str, Self)] = &[
+        ("auto", Choice::Auto),
+        ("none", Choice::Off),
+        ("hermes", Choice::This(ToolParser::Hermes)),
+        ("llama3_json", Choice::This(ToolParser::Llama3Json)),
+        ("llama4_json", Choice::This(ToolParser::Llama3Json)),
+        ("mistral", Choice::This(ToolParser::Mistral)),
+        ("granite", Choice::This(ToolParser::List)),
+        ("phi4_mini_json", Choice::This(ToolParser::List)),
+        ("openai", Choice::This(ToolParser::Harmony)),
+    ];
+}
+
+/// By the names that vLLM gives them, and the mark that most have.
+impl Named for Choice<ReasoningParser> {
+    const ALL: &'static [(&'static str, Self)] = &[
+        ("auto", Choice::Auto),
+        ("none", Choice::Off),
+        ("think", Choice::This(ReasoningParser::Think)),
+        ("deepseek_r1", Choice::This(ReasoningParser::Think)),
+        ("qwen3", Choice::This(ReasoningParser::Think)),
+        ("granite", Choice::This(ReasoningParser::Think)),
+        ("glm45", Choice::This(ReasoningParser::Think)),
+        ("mistral", Choice::This(ReasoningParser::Brackets)),
+    ];
 }
 
 /// The least important message that is logged.

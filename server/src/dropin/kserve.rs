@@ -1,4 +1,5 @@
-//! The command line of KServe's Python servers: xgbserver, lgbserver, sklearnserver, predictiveserver.
+//! The command line of KServe's Python servers: xgbserver, lgbserver, sklearnserver, predictiveserver. What
+//! huggingfaceserver has besides is in `huggingface.rs`.
 //!
 //! `--model_name`, `--model_dir`, `--http_port`, `--grpc_port` and `--nthread` are ours as well and not listed.
 
@@ -50,8 +51,12 @@ fn keep_alive(value: &str) -> Rewrite {
 /// With the delay before it, this fits into the 30 s that a pod of KServe's gets to end.
 const DRAIN_TIMEOUT: &str = "20s";
 
-/// KServe's default name, the time that its pods have to end, and its port for HTTPS.
+/// Where KServe puts a model; its runtime for huggingfaceserver says no more than a name.
+const MODEL_DIR: &str = "/mnt/models";
+
+/// KServe's default model and name, the time that its pods have to end, and its port for HTTPS.
 pub(super) fn finish(args: &mut Args) -> Result<(), String> {
+    say(args, "model-dir", MODEL_DIR, Origin::Program(PROGRAM))?;
     say(args, "model-name", "model", Origin::Program(PROGRAM))?;
     say(args, "drain-timeout", DRAIN_TIMEOUT, Origin::Program(PROGRAM))?;
     let (certificate, _) = args.word("tls-cert");

@@ -4,11 +4,16 @@
 //! work in every list. What has no use here is accepted and named in one warning, and so is what nobody knows: a newer
 //! release of the other program may. What would be unsafe to pass over, such as TLS that is not there, is refused.
 
+mod engine;
+mod huggingface;
 mod kserve;
 mod mlserver;
 #[cfg(test)]
 mod tests;
 mod triton;
+mod vllm;
+#[cfg(test)]
+mod vllm_tests;
 
 use crate::args::{Args, Origin, flags};
 use std::collections::BTreeMap;
@@ -23,6 +28,8 @@ pub enum List {
     Kserve,
     /// `tritonserver`'s.
     Triton,
+    /// That of `vllm serve`.
+    Vllm,
 }
 
 /// A flag or variable of another program.
@@ -40,14 +47,20 @@ pub struct Foreign {
 enum Takes {
     /// It is there or not.
     Nothing,
+    /// It is there, or there with `no-` before its name, or not.
+    Switch,
     /// Yes or no.
     Bool,
     /// A whole number.
     Integer,
     /// A number.
     Number,
+    /// A whole number, perhaps with a letter for thousands; or as many as there is room for.
+    Human,
     /// Anything.
     Text,
+    /// One word or several, of any kind.
+    Words,
     /// One of these words.
     OneOf(&'static [&'static str]),
 }
@@ -57,14 +70,20 @@ enum Takes {
 pub enum Becomes {
     /// Nothing: it has no use here.
     Nothing,
+    /// Nothing: what it asks for is so anyway. A no is without effect.
+    Always,
     /// A flag of ours that takes the same value.
     Own(&'static str),
+    /// Of several words the first is for one flag of ours, and the others are for another.
+    Names(&'static str, &'static str),
     /// A flag of ours with another value.
     Rewritten(&'static str, fn(&str) -> Rewrite),
     /// No turns the listener of this port off.
     Listener(&'static str),
-    /// An error, unless the value is no: passing over it would be unsafe. The reason says what to do.
+    /// An error, unless the value is no: passing over it would be unsafe, or change answers. The reason says what to do.
     Refused(&'static str),
+    /// The same, unless this holds for the value: it asks for what is so anyway. The value is not a secret.
+    RefusedUnless(fn(&str) -> bool, &'static str),
 }
 
 /// What the value of a foreign flag becomes.
@@ -82,7 +101,11 @@ impl List {
     /// The list of a program with this name.
     #[must_use]
     pub fn of_program(name: &str) -> Option<Self> {
-        (name == triton::PROGRAM).then_some(List::Triton)
+        match name {
+            triton::PROGRAM => Some(List::Triton),
+            vllm::PROGRAM => Some(List::Vllm),
+            _ => None,
+        }
     }
 
     /// The list that these flags, as spelled, are from: KServe's if one of them is KServe's alone, or has the
@@ -90,14 +113,21 @@ impl List {
     pub(crate) fn of_flags(mut flags: impl Iterator<Item = String>) -> Self {
         let of_kserve = |spelled: String| {
             let name = spelled.trim_start_matches("--");
-            kserve::SPELLED.contains(&name) || find_in(kserve::FLAGS, &name.replace('_', "-")).is_some()
+            kserve::SPELLED.contains(&name)
+                || huggingface::spells(name)
+                || kserve::FLAGS.iter().any(|row| row.is_called(&name.replace('_', "-")))
         };
         if flags.any(of_kserve) { List::Kserve } else { List::Own }
     }
 
-    /// The list that only another program's command line has this flag in.
+    /// The list that only another program's command line has this flag in. What vLLM's list refuses is no reason to send
+    /// anybody there.
     pub(crate) fn knows(name: &str) -> Option<Self> {
-        find_in(triton::FLAGS, name).map(|_| List::Triton)
+        let of_vllm = || List::Vllm.row(name).filter(|row| !matches!(row.becomes, Becomes::Refused(_)));
+        match List::Triton.row(name) {
+            Some(_) => Some(List::Triton),
+            None => of_vllm().map(|_| List::Vllm),
+        }
     }
 
     /// The name of the program.
@@ -107,39 +137,89 @@ impl List {
             List::Own => "tensorgate",
             List::Kserve => kserve::PROGRAM,
             List::Triton => triton::PROGRAM,
+            List::Vllm => vllm::PROGRAM,
         }
     }
 
-    /// Flags that this list has besides ours.
+    /// The release of the program whose flags these are, where who starts it asks for that.
     #[must_use]
-    pub fn flags(self) -> &'static [Foreign] {
-        match self {
+    pub fn release(self) -> Option<&'static str> {
+        (self == List::Vllm).then_some(vllm::RELEASE)
+    }
+
+    /// Flags that this list has besides ours. Of two of the same name the first counts.
+    pub fn flags(self) -> impl Iterator<Item = &'static Foreign> {
+        let tables: Tables = match self {
             List::Own => &[],
-            List::Kserve => kserve::FLAGS,
-            List::Triton => triton::FLAGS,
-        }
+            List::Kserve => OF_KSERVE,
+            List::Triton => OF_TRITON,
+            List::Vllm => OF_VLLM,
+        };
+        tables.iter().copied().flatten()
     }
 
     /// The flag of this name, spelled with dashes.
-    pub(crate) fn find(self, name: &str) -> Option<&'static Foreign> {
-        find_in(self.flags(), name)
+    pub(crate) fn find(self, name: &str) -> Option<Found> {
+        let plain = self.row(name).map(|row| Found { row, negated: false });
+        let negated = || self.row(name.strip_prefix("no-")?).filter(|row| matches!(row.takes, Takes::Switch));
+        plain.or_else(|| negated().map(|row| Found { row, negated: true }))
+    }
+
+    /// The long name of a flag that this list has with one dash.
+    pub(crate) fn long(self, spelled: &str) -> Option<&'static str> {
+        let short = vllm::SHORT.iter().find(|(short, _)| *short == spelled);
+        short.filter(|_| self == List::Vllm).map(|(_, long)| *long)
+    }
+
+    fn row(self, name: &str) -> Option<&'static Foreign> {
+        self.flags().find(|row| row.is_called(name))
     }
 }
 
-fn find_in(rows: &'static [Foreign], name: &str) -> Option<&'static Foreign> {
-    rows.iter().find(|row| row.name.replace('_', "-") == name)
-}
+/// The tables of a command line.
+type Tables = &'static [&'static [Foreign]];
 
-/// The variables of MLServer, which has no command line of its own in KServe.
-#[must_use]
-pub fn variables() -> &'static [Foreign] {
-    mlserver::VARIABLES
+const OF_KSERVE: Tables = &[kserve::FLAGS, huggingface::FLAGS, vllm::FRONT_END, engine::FLAGS];
+const OF_TRITON: Tables = &[triton::FLAGS];
+const OF_VLLM: Tables = &[vllm::SERVER, vllm::FRONT_END, engine::FLAGS];
+
+/// A part of the page of flags: its heading, what stands before a name, and the tables.
+pub type Section = (&'static str, &'static str, &'static [&'static [Foreign]]);
+
+/// Every table once, as the page of flags has them.
+pub const SECTIONS: &[Section] = &[
+    (
+        "KServe's servers, besides `--model_name`, `--model_dir`, `--http_port`, `--grpc_port` and `--nthread`",
+        "--",
+        &[kserve::FLAGS],
+    ),
+    ("KServe's `huggingfaceserver`, besides those and the ones of vLLM's engine", "--", &[huggingface::FLAGS]),
+    ("`vllm serve`", "--", &[vllm::SERVER]),
+    ("`vllm serve` and `huggingfaceserver`: vLLM's engine", "--", &[vllm::FRONT_END, engine::FLAGS]),
+    ("`tritonserver`, besides the flags that have the same name here", "--", &[triton::FLAGS]),
+    ("vLLM's environment", "", &[vllm::VARIABLES]),
+    ("MLServer's environment", "", &[mlserver::VARIABLES]),
+];
+
+/// A flag of another program, as it was found.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Found {
+    pub(crate) row: &'static Foreign,
+    /// By its name with `no-` before it.
+    pub(crate) negated: bool,
 }
 
 /// What another program's variable means to us. Every `MLSERVER_` variable is known, if only as one without effect.
 pub(crate) fn variable(list: List, name: &str) -> Option<&'static Foreign> {
-    let known = || mlserver::VARIABLES.iter().find(|row| row.name == name);
-    (list != List::Triton && name.starts_with(mlserver::PREFIX)).then(|| known().unwrap_or(&mlserver::OTHER))
+    let known = |rows: &'static [Foreign]| rows.iter().find(|row| row.name == name);
+    match list {
+        List::Triton => None,
+        List::Vllm => known(vllm::VARIABLES),
+        List::Own | List::Kserve => {
+            let of_mlserver = name.starts_with(mlserver::PREFIX);
+            of_mlserver.then(|| known(mlserver::VARIABLES).unwrap_or(&mlserver::OTHER))
+        }
+    }
 }
 
 /// Yes or no, as Python's and Triton's parsers read it.
@@ -156,16 +236,38 @@ impl Foreign {
         Foreign { name, takes, becomes }
     }
 
+    /// Is this its name, spelled with dashes?
+    fn is_called(&self, name: &str) -> bool {
+        self.name.replace('_', "-") == name
+    }
+
     /// Is the word after it its value?
     pub(crate) fn takes_value(&self) -> bool {
-        !matches!(self.takes, Takes::Nothing)
+        !matches!(self.takes, Takes::Nothing | Takes::Switch)
+    }
+
+    /// Are the words after that its value as well?
+    pub(crate) fn takes_several(&self) -> bool {
+        matches!(self.takes, Takes::Words)
+    }
+
+    /// The value of a flag that needs no word after it; some write one after `=` all the same.
+    pub(crate) fn implied(&self, attached: Option<String>, negated: bool) -> String {
+        match (self.takes, attached) {
+            (Takes::Switch, _) if negated => "false".to_owned(),
+            (Takes::Switch, attached) => attached.unwrap_or_else(|| "true".to_owned()),
+            _ => String::new(),
+        }
     }
 
     /// Would the other program take this value? A wrong one is an error even where it would have no effect.
     pub(crate) fn check(&self, value: &str) -> Result<(), String> {
         let (right, wanted) = match self.takes {
-            Takes::Nothing | Takes::Text => (true, ""),
-            Takes::Bool => (truth(value).is_some(), "is not true or false"),
+            Takes::Nothing | Takes::Text | Takes::Words => (true, ""),
+            Takes::Bool | Takes::Switch => (truth(value).is_some(), "is not true or false"),
+            Takes::Human => {
+                (vllm::human(value).is_some() || vllm::is_auto(value), "is not a whole number, as 8192, 8k or 8K")
+            }
             Takes::Integer => (value.parse::<i64>().is_ok(), "is not a whole number"),
             Takes::Number => (value.parse::<f64>().is_ok(), "is not a number"),
             Takes::OneOf(words) if !words.contains(&value) => {
@@ -178,7 +280,7 @@ impl Foreign {
 
     /// Does this value ask for the thing at all?
     pub(crate) fn is_on(&self, value: &str) -> bool {
-        !matches!(self.takes, Takes::Bool) || truth(value) == Some(true)
+        !matches!(self.takes, Takes::Bool | Takes::Switch) || truth(value) == Some(true)
     }
 }
 
@@ -200,6 +302,7 @@ impl Translation {
             List::Own => {}
             List::Kserve => kserve::finish(args)?,
             List::Triton => self.idle.extend(triton::finish(args)?),
+            List::Vllm => vllm::finish(args)?,
         }
         mlserver::finish(list, args)?;
         // Last: `--enable_grpc=false --grpc_port=9000` is off in either order.

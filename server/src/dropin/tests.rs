@@ -1,6 +1,6 @@
 //! The command lines that KServe's operator gives to the servers tensorgate stands in for, as they are.
 
-use super::{Becomes, Foreign, List, Takes, kserve, mlserver, triton};
+use super::{Becomes, Foreign, List, Takes, engine, huggingface, kserve, mlserver, triton, vllm};
 use crate::args::flags;
 use crate::args::tests::{MACHINE, configure, invoke, problems, serve};
 use crate::args::{Command, parse};
@@ -10,17 +10,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The settings and the warnings of a line.
-fn dropped(words: &str, environment: &[(&str, &str)]) -> (Config, Vec<String>) {
+pub(super) fn dropped(words: &str, environment: &[(&str, &str)]) -> (Config, Vec<String>) {
     let (args, warnings) = serve(words, environment).unwrap_or_else(|error| panic!("{words}: {error}"));
     let config = Config::resolve(&args, &MACHINE).unwrap_or_else(|error| panic!("{words}: {error}"));
     (config, warnings)
 }
 
-fn one_model<'a>(path: &'a str, name: &'a str) -> Option<Models<'a>> {
+pub(super) fn one_model<'a>(path: &'a str, name: &'a str) -> Option<Models<'a>> {
     Some(Models::Directory { path: Path::new(path), name })
 }
 
-fn ports(config: &Config) -> [Option<u16>; 3] {
+pub(super) fn ports(config: &Config) -> [Option<u16>; 3] {
     [config.http_port, config.grpc_port, config.metrics_port]
 }
 
@@ -134,6 +134,11 @@ fn which_lines_are_kserves() {
         ("--workers", List::Kserve),
         ("--max-threads", List::Kserve),
         ("--event-loop", List::Kserve),
+        ("--model_id", List::Kserve),
+        ("--max_length", List::Kserve),
+        ("--max_model_len", List::Own),
+        ("--task", List::Own),
+        ("--dtype", List::Own),
         ("--model-dir", List::Own),
         ("--nthread", List::Own),
         ("--queue_size", List::Own),
@@ -283,21 +288,37 @@ fn what_would_be_unsafe_to_pass_over_is_refused() {
     dropped("tritonserver /m --grpc-use-ssl=false", &[]);
 }
 
+/// A value that its program takes: of its kind, or where not just any will do, a certain one.
+fn value_of(row: &Foreign) -> String {
+    match (row.name, row.takes) {
+        ("port", _) => "=8001".to_owned(),
+        ("otlp-traces-endpoint", _) => "=grpc://o:4317".to_owned(),
+        ("tool-call-parser" | "reasoning-parser", _) => "=auto".to_owned(),
+        (_, Takes::Nothing) => String::new(),
+        (_, Takes::Bool | Takes::Switch) => "=false".to_owned(),
+        (_, Takes::Integer) => "=67108864".to_owned(),
+        (_, Takes::Human) => "=8k".to_owned(),
+        (_, Takes::Number) => "=6.0".to_owned(),
+        (_, Takes::Text | Takes::Words) => "=/x".to_owned(),
+        (_, Takes::OneOf(words)) => format!("={}", words[0]),
+    }
+}
+
 /// Each flag of a list with a value that its program takes is taken here.
 #[test]
 fn every_row_of_every_list() {
-    let value = |row: &Foreign| match row.takes {
-        Takes::Nothing => String::new(),
-        Takes::Bool => "=false".to_owned(),
-        Takes::Integer => "=67108864".to_owned(),
-        Takes::Number => "=6.0".to_owned(),
-        Takes::Text => "=/x".to_owned(),
-        Takes::OneOf(words) => format!("={}", words[0]),
-    };
-    for (list, start) in [(List::Kserve, "--model_dir=/m"), (List::Triton, "tritonserver")] {
-        for row in list.flags().iter().filter(|row| !row.name.starts_with("ssl_")) {
-            let refused = matches!(row.becomes, Becomes::Refused(_)) && row.is_on(&value(row)[1..]);
-            let words = format!("{start} --{}{}", row.name, value(row));
+    let starts = [(List::Kserve, "--model_dir=/m"), (List::Triton, "tritonserver"), (List::Vllm, "vllm serve /m")];
+    for (list, start) in starts {
+        // A certificate needs its key, and the other way round.
+        for row in list.flags().filter(|row| !row.name.starts_with("ssl") || !row.name.ends_with("file")) {
+            let value = value_of(row);
+            let given = value.trim_start_matches('=');
+            let refused = match row.becomes {
+                Becomes::Refused(_) => row.is_on(given),
+                Becomes::RefusedUnless(so_anyway, _) => !so_anyway(given),
+                _ => false,
+            };
+            let words = format!("{start} --{}{value}", row.name);
             assert_eq!(configure(&words, &[]).is_err(), refused, "{words}");
         }
     }
@@ -305,16 +326,25 @@ fn every_row_of_every_list() {
 
 #[test]
 fn rows_lead_to_flags_that_exist_and_hide_none() {
-    for rows in [kserve::FLAGS, triton::FLAGS, mlserver::VARIABLES] {
-        let names: BTreeSet<_> = rows.iter().map(|row| row.name).collect();
+    let of_vllm = [vllm::SERVER, vllm::FRONT_END, vllm::VARIABLES, engine::FLAGS];
+    let others = [kserve::FLAGS, huggingface::FLAGS, triton::FLAGS, mlserver::VARIABLES];
+    for rows in of_vllm.into_iter().chain(others) {
+        let names: BTreeSet<_> = rows.iter().map(|row| row.name.replace('_', "-")).collect();
         assert_eq!(names.len(), rows.len(), "a name is used twice");
         for row in rows {
-            if let Becomes::Own(name) | Becomes::Rewritten(name, _) | Becomes::Listener(name) = row.becomes {
-                assert!(flags::find(name).is_some(), "{}", row.name);
-            }
-            let hides = flags::find(row.name).is_some();
-            assert!(!hides || row.name == "log-format", "{} is a flag of ours", row.name);
+            let ours = match row.becomes {
+                Becomes::Own(name) | Becomes::Rewritten(name, _) | Becomes::Listener(name) => vec![name],
+                Becomes::Names(name, further) => vec![name, further],
+                _ => vec![],
+            };
+            assert!(ours.iter().all(|name| flags::find(name).is_some()), "{}", row.name);
+            // A flag of ours may be written in another way there; it may not be another one.
+            let hidden = flags::find(row.name).map(|flag| flag.name);
+            assert!(hidden.is_none_or(|name| ours == [name]), "{} is a flag of ours", row.name);
         }
+    }
+    for (short, long) in vllm::SHORT {
+        assert!(List::Vllm.find(long).is_some(), "{short}");
     }
 }
 

@@ -58,8 +58,7 @@ impl Keys {
     /// # Errors
     /// [`Error::Unauthorized`].
     pub fn check(&self, headers: &HeaderMap) -> Result<(), Error> {
-        let bearer = headers.get(http::header::AUTHORIZATION).map(|value| value.as_bytes());
-        let bearer = bearer.and_then(|value| value.strip_prefix(b"Bearer ").or(value.strip_prefix(b"bearer ")));
+        let bearer = headers.get(http::header::AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
         let given = bearer.or_else(|| headers.get("x-api-key").map(|value| value.as_bytes())).unwrap_or_default();
         let keys = self.keys.load();
         // Every key is compared, so that the time tells nothing about which one fits.
@@ -67,6 +66,15 @@ impl Keys {
         if fits.into() { Ok(()) } else { Err(Error::Unauthorized) }
     }
 }
+
+/// What stands behind the scheme, which has no case, and one space or more (RFC 9110, 11.4).
+fn bearer(credentials: &[u8]) -> Option<&[u8]> {
+    let (scheme, key) = credentials.split_at_checked(SCHEME.len())?;
+    scheme.eq_ignore_ascii_case(SCHEME).then(|| key.trim_ascii_start())
+}
+
+/// How the one scheme begins.
+const SCHEME: &[u8] = b"Bearer ";
 
 fn modified(path: &Path) -> Option<SystemTime> {
     std::fs::metadata(path).and_then(|m| m.modified()).ok()

@@ -1,6 +1,7 @@
 //! The accept loop: own, because axum's has no timeouts and ends on errors. It never ends but on shutdown.
 
 use super::activity::{Activity, Timeouts, Watched};
+use super::host;
 use super::stream::Stream;
 use super::tls::Tls;
 use crate::error::Error;
@@ -20,8 +21,8 @@ use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tower::Service;
 use tracing::Instrument;
 
@@ -55,6 +56,29 @@ impl Options {
         let (connections, reserve) = (Arc::new(Semaphore::new(connections)), Arc::new(Semaphore::new(RESERVE)));
         Options { timeouts, connections, reserve, tls }
     }
+
+    /// A place for one connection more; `None` where there is none.
+    fn admit(&self, services: &Services) -> Option<Admitted> {
+        if let Ok(place) = self.connections.clone().try_acquire_owned() {
+            let (services, timeouts) = (services.clone(), self.timeouts);
+            return Some(Admitted { services, timeouts, handshake: Duration::MAX, reserved: false, place });
+        }
+        // Beyond the bound a client is told so, and a probe is answered: being busy is not being dead.
+        let place = self.reserve.clone().try_acquire_owned().ok()?;
+        let (services, timeouts) = (services.reserved(), self.timeouts.shortened(RESERVED));
+        Some(Admitted { services, timeouts, handshake: RESERVED, reserved: true, place })
+    }
+}
+
+/// A connection that has a place.
+struct Admitted {
+    services: Services,
+    timeouts: Timeouts,
+    /// A handshake takes no longer, whatever else is set.
+    handshake: Duration,
+    /// The place is one of the reserve: it has to be free again soon, for the next probe.
+    reserved: bool,
+    place: OwnedSemaphorePermit,
 }
 
 /// What answers: REST and gRPC, told apart by content type.
@@ -119,7 +143,7 @@ impl Services {
         if head_bytes(&request) > HEAD {
             return crate::rest::refuse(&Error::HeadTooLarge(HEAD));
         }
-        if let Err(error) = check_host(&request) {
+        if let Err(error) = host::check(&request) {
             return crate::rest::refuse(&error);
         }
         if is_grpc(&request) {
@@ -139,24 +163,6 @@ fn is_grpc<B>(request: &Request<B>) -> bool {
     kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
-/// HTTP/1.1 has one `Host`, and an absolute target is of the same host (RFC 9112, 3.2): what stands before this server
-/// may decide by one and this server by the other.
-fn check_host<B>(request: &Request<B>) -> Result<(), Error> {
-    if request.version() != http::Version::HTTP_11 {
-        return Ok(());
-    }
-    let mut hosts = request.headers().get_all(http::header::HOST).iter();
-    let (Some(host), None) = (hosts.next(), hosts.next()) else {
-        return Err(Error::Invalid("HTTP/1.1 asks for exactly one Host header".into()));
-    };
-    match request.uri().authority().filter(|_| request.uri().scheme().is_some()) {
-        Some(authority) if !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) => {
-            Err(Error::Invalid("the Host header and the host of the request's target differ".into()))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// What HTTP/2 calls the size of a header list, without its allowance for each entry.
 fn head_bytes<B>(request: &Request<B>) -> usize {
     let path = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
@@ -173,20 +179,25 @@ const STREAMS: u32 = 256;
 /// Bytes of a request's head.
 const HEAD: usize = 16 << 10;
 /// Connections beyond the bound, for health and metrics.
-const RESERVE: usize = 32;
+pub const RESERVE: usize = 32;
 /// How long each of them may do nothing.
 const RESERVED: Duration = Duration::from_secs(1);
+/// How long each of them is kept, whatever it asks; after twice that it is closed, whatever it does.
+const RESERVED_LIFE: Duration = Duration::from_secs(5);
 /// Between two looks whether a new connection's first request has come, once the listener closes.
 const FIRST: Duration = Duration::from_millis(10);
 /// How long a connection without a request may stay once the listener closes: its client ought to close it, too.
 const LEAVING: Duration = Duration::from_secs(1);
 /// Between two looks at a connection's timeouts.
 const LOOK: Duration = Duration::from_millis(1000);
+/// Between two lines that say that connections cannot be accepted.
+const REMINDER: Duration = Duration::from_secs(10);
 
 /// Accepts connections until `phase` is [`Phase::Closing`], then waits for those that are open.
 pub async fn serve(listener: TcpListener, services: Services, options: Options, mut phase: watch::Receiver<Phase>) {
     let services = Services { rest: telemetry::named(services.rest), ..services };
     let mut connections = tokio::task::JoinSet::new();
+    let mut trouble = Trouble::default();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -195,36 +206,13 @@ pub async fn serve(listener: TcpListener, services: Services, options: Options, 
         while connections.try_join_next().is_some() {}
         match accepted {
             Ok((stream, _)) => {
-                let (mut services, mut timeouts, tls) = (services.clone(), options.timeouts, options.tls.clone());
-                let permit = match options.connections.clone().try_acquire_owned() {
-                    Ok(permit) => permit,
-                    // Beyond the bound a client is told so, and a probe is answered: being busy is not being dead.
-                    Err(_) => match options.reserve.clone().try_acquire_owned() {
-                        Ok(permit) => {
-                            services = services.reserved();
-                            timeouts = timeouts.shortened(RESERVED);
-                            permit
-                        }
-                        // Beyond both it is closed at once.
-                        Err(_) => continue,
-                    },
-                };
-                let mut phase = phase.clone();
-                connections.spawn(async move {
-                    let _permit = permit;
-                    let stream = tokio::select! {
-                        biased;
-                        stream = Stream::open(stream, tls.as_deref()) => stream,
-                        _ = phase.wait_for(|phase| *phase == Phase::Closing) => None,
-                    };
-                    if let Some(stream) = stream {
-                        connection(stream, services, timeouts, phase).await;
-                    }
-                });
+                // One that has no place in the reserve either is closed at once.
+                let Some(admitted) = options.admit(&services) else { continue };
+                connections.spawn(attend(stream, admitted, options.tls.clone(), phase.clone()));
             }
             Err(error) => {
                 // Out of descriptors, mostly: others may close theirs.
-                tracing::warn!(%error, "a connection cannot be accepted");
+                trouble.tell(&error);
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
@@ -233,26 +221,48 @@ pub async fn serve(listener: TcpListener, services: Services, options: Options, 
     while connections.join_next().await.is_some() {}
 }
 
-async fn connection(stream: Stream, services: Services, timeouts: Timeouts, mut phase: watch::Receiver<Phase>) {
-    let activity = Activity::new();
-    let mut draining = phase.clone();
-    let service = {
-        let (activity, services, phase) = (activity.clone(), Arc::new(services), phase.clone());
-        service_fn(move |mut request: Request<Incoming>| {
-            let running = activity.request(request.version() == http::Version::HTTP_2);
-            let services = services.clone();
-            let exchange = Exchange::begin(&mut request);
-            let (phase, parting) = (phase.clone(), request.version() < http::Version::HTTP_2);
-            async move {
-                let mut response = services.answer(request, &exchange).await;
-                if parting && *phase.borrow() > Phase::Serving {
-                    response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
-                }
-                // The request runs until its answer is sent: one that streams for minutes is not idle.
-                Ok::<_, Infallible>(exchange.answered(response).map(|body| running.sending(body)))
-            }
-        })
+/// Connections that cannot be accepted, which may be twenty in a second for hours.
+#[derive(Default)]
+struct Trouble {
+    told: Option<Instant>,
+    times: u64,
+}
+
+impl Trouble {
+    fn tell(&mut self, error: &std::io::Error) {
+        self.times += 1;
+        if self.told.is_some_and(|told| told.elapsed() < REMINDER) {
+            return;
+        }
+        tracing::warn!(%error, times = self.times, "connections cannot be accepted");
+        (self.told, self.times) = (Some(Instant::now()), 0);
+    }
+}
+
+/// Shakes hands, and answers until the connection ends.
+async fn attend(stream: TcpStream, admitted: Admitted, tls: Option<Arc<Tls>>, mut phase: watch::Receiver<Phase>) {
+    let leaving = async {
+        drop(phase.wait_for(|phase| *phase == Phase::Closing).await);
+        tokio::time::sleep(LEAVING).await;
     };
+    let stream = tokio::select! {
+        biased;
+        stream = Stream::open(stream, tls.as_deref(), admitted.handshake) => stream,
+        // A handshake that is under way is given as long as a first request is.
+        () = leaving => None,
+    };
+    if let Some(stream) = stream {
+        connection(stream, admitted, phase).await;
+    }
+}
+
+/// Is this anything but health and metrics as they were asked for?
+fn is_refusal(response: &Response) -> bool {
+    let code = response.headers().get("grpc-status");
+    !response.status().is_success() || code.is_some_and(|code| code != "0")
+}
+
+fn protocols() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(HEAD.max(64 << 10));
     builder
@@ -262,6 +272,37 @@ async fn connection(stream: Stream, services: Services, timeouts: Timeouts, mut 
         .max_header_list_size(HEAD as u32)
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .keep_alive_timeout(Duration::from_secs(10));
+    builder
+}
+
+async fn connection(stream: Stream, admitted: Admitted, mut phase: watch::Receiver<Phase>) {
+    let Admitted { services, timeouts, reserved, place: _place, .. } = admitted;
+    let (activity, born) = (Activity::new(), Instant::now());
+    let mut draining = phase.clone();
+    // Of HTTP/2: there is no header by which an answer says that it was the last.
+    let last = Arc::new(Notify::new());
+    let service = {
+        let (activity, services, phase, last) = (activity.clone(), Arc::new(services), phase.clone(), last.clone());
+        service_fn(move |mut request: Request<Incoming>| {
+            let running = activity.request(request.version() == http::Version::HTTP_2);
+            let (services, last) = (services.clone(), last.clone());
+            let exchange = Exchange::begin(&mut request);
+            let (phase, parting) = (phase.clone(), request.version() < http::Version::HTTP_2);
+            async move {
+                let mut response = services.answer(request, &exchange).await;
+                // Whoever was refused finds a place on its next connection, and never would on this one.
+                let makes_room = reserved && (is_refusal(&response) || born.elapsed() > RESERVED_LIFE);
+                if parting && (makes_room || *phase.borrow() > Phase::Serving) {
+                    response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+                } else if makes_room {
+                    last.notify_one();
+                }
+                // The request runs until its answer is sent: one that streams for minutes is not idle.
+                Ok::<_, Infallible>(exchange.answered(response).map(|body| running.sending(body)))
+            }
+        })
+    };
+    let builder = protocols();
     let io = Watched::new(TokioIo::new(stream), activity.clone());
     let mut connection = pin!(builder.serve_connection(io, service));
     let mut look = tokio::time::interval(LOOK);
@@ -278,12 +319,17 @@ async fn connection(stream: Stream, services: Services, timeouts: Timeouts, mut 
             _ = connection.as_mut() => return,
             _ = look.tick() => {
                 let left = graceful && over && !activity.is_running();
-                if left || activity.overdue(&timeouts) {
+                let outlived = reserved && born.elapsed() > 2 * RESERVED_LIFE;
+                if left || outlived || activity.overdue(&timeouts) {
                     return;
                 }
             }
             _ = phase.wait_for(|phase| *phase == Phase::Closing), if closing.is_none() => {
                 closing = Some(Instant::now());
+            }
+            () = last.notified(), if !graceful => {
+                graceful = true;
+                connection.as_mut().graceful_shutdown();
             }
             // Connections of HTTP/2 are told so once; one that comes later has its requests answered until it closes.
             _ = draining.wait_for(|phase| *phase > Phase::Serving), if !parted => {

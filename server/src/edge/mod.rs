@@ -2,6 +2,7 @@
 
 pub mod activity;
 mod expiry;
+mod host;
 pub mod keys;
 pub mod listener;
 mod stream;

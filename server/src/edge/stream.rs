@@ -5,6 +5,7 @@ use super::tls::Tls;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
@@ -17,12 +18,12 @@ pub(super) enum Stream {
 }
 
 impl Stream {
-    /// Shakes hands where there is TLS. `None`: the client did not.
-    pub(super) async fn open(stream: TcpStream, tls: Option<&Tls>) -> Option<Self> {
+    /// Shakes hands where there is TLS, for as long as is set there and no longer than `most`. `None`: the client did not.
+    pub(super) async fn open(stream: TcpStream, tls: Option<&Tls>, most: Duration) -> Option<Self> {
         let _ = stream.set_nodelay(true);
         match tls {
             None => Some(Stream::Plain(stream)),
-            Some(tls) => tls.accept(stream).await.map(|stream| Stream::Secure(Box::new(stream))),
+            Some(tls) => tls.accept(stream, most).await.map(|stream| Stream::Secure(Box::new(stream))),
         }
     }
 }

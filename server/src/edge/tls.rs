@@ -130,10 +130,10 @@ impl Tls {
         }
     }
 
-    /// Shakes hands. `None`: the client did not, or not in time.
-    pub(super) async fn accept(&self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
+    /// Shakes hands, for no longer than `most`. `None`: the client did not, or not in time.
+    pub(super) async fn accept(&self, stream: TcpStream, most: Duration) -> Option<TlsStream<TcpStream>> {
         let acceptor = TlsAcceptor::from(self.current.load().config.clone());
-        match tokio::time::timeout(self.handshake, acceptor.accept(stream)).await {
+        match tokio::time::timeout(self.handshake.min(most), acceptor.accept(stream)).await {
             Ok(Ok(stream)) => Some(stream),
             // Port scanners and plaintext clients come here: no reason to fill the log.
             Ok(Err(error)) => {

@@ -1,8 +1,10 @@
 //! Messages of gRPC as they arrive: counted against the process's budget of request bytes, and ended when they take too
-//! long, as REST bodies are. A stream gives its bytes back after each message, and may be silent between two of them.
+//! long, as REST bodies are. A stream gives its bytes back after each message, and may be silent between two of them;
+//! when the server leaves it ends there, as if its client had nothing more to say.
 
 use super::{status, timeout};
 use crate::budget::{Budget, Room};
+use crate::dataplane::Dataplane;
 use crate::error::Error;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Request, State};
@@ -25,6 +27,8 @@ pub(super) struct Rules {
     pub(super) idle: Duration,
     /// For a whole message.
     pub(super) whole: Duration,
+    /// Who knows when the server leaves.
+    pub(super) plane: Arc<Dataplane>,
 }
 
 /// What a call holds of the budget, and when it came.
@@ -93,8 +97,9 @@ pub(super) async fn count(State(rules): State<Rules>, request: Request, next: Ne
         last: share.since,
         timer: None,
     };
+    let leaving = stream.then(|| -> Leaving { Box::pin(async move { rules.plane.closed().await }) });
     parts.extensions.insert(share.clone());
-    let body = Body::new(Counted { body, share: share.clone(), arrival });
+    let body = Body::new(Counted { body, share: share.clone(), arrival, leaving, over: false });
     let response = next.run(Request::from_parts(parts, body)).await;
     drop(share);
     response
@@ -176,10 +181,27 @@ impl Arrival {
     }
 }
 
+/// Ready when the server leaves.
+type Leaving = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 struct Counted {
     body: Body,
     share: Share,
     arrival: Arrival,
+    /// Of streams: a call of one message is answered, however late it is.
+    leaving: Option<Leaving>,
+    /// Nothing more is taken.
+    over: bool,
+}
+
+impl Counted {
+    /// Does the server leave, and has all that arrived been read, to the end of a message?
+    fn poll_leaving(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.leaving {
+            Some(leaving) if self.arrival.place.is_between() => leaving.as_mut().poll(cx),
+            _ => Poll::Pending,
+        }
+    }
 }
 
 impl HttpBody for Counted {
@@ -187,7 +209,14 @@ impl HttpBody for Counted {
     type Error = Box<dyn std::error::Error + Send + Sync>;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        if self.over {
+            return Poll::Ready(None);
+        }
         let frame = match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Pending if self.poll_leaving(cx).is_ready() => {
+                self.over = true;
+                return Poll::Ready(None);
+            }
             Poll::Pending => return self.arrival.poll_late(cx).map(|late| Some(Err(late.into()))),
             Poll::Ready(None) => return Poll::Ready(None),
             Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
@@ -216,7 +245,7 @@ mod tests {
         let long = Duration::from_secs(600);
         let (since, place) = (share.since, Place::default());
         let arrival = Arrival { idle: long, whole: long, unary: true, place, since, last: since, timer: None };
-        Counted { body, share, arrival }
+        Counted { body, share, arrival, leaving: None, over: false }
     }
 
     #[tokio::test]
@@ -244,6 +273,23 @@ mod tests {
             assert!(place.is_between(), "in pieces of {cut}");
             place.advance(&bytes[..6]);
             assert!(!place.is_between());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_ends_between_messages_when_the_server_leaves() {
+        let message = Bytes::from_static(&[0, 0, 0, 0, 1, 9]);
+        for (bytes, ends) in [(message.clone(), true), (message.slice(..5), false), (Bytes::new(), true)] {
+            let pieces = tokio_stream::iter([Ok::<_, Status>(Frame::data(bytes.clone()))]);
+            let pieces = tokio_stream::StreamExt::chain(pieces, tokio_stream::pending());
+            let body = Body::new(http_body_util::StreamBody::new(pieces));
+            let mut stream = counted(body, Share::new(Budget::new(1 << 20)));
+            stream.arrival.unary = false;
+            stream.leaving = Some(Box::pin(std::future::ready(())));
+            let first = stream.frame().await.and_then(Result::ok).and_then(|frame| frame.into_data().ok());
+            assert_eq!(first, Some(bytes), "what has arrived is read");
+            let next = tokio::time::timeout(Duration::from_millis(50), stream.frame()).await;
+            assert_eq!(next.is_ok_and(|next| next.is_none()), ends);
         }
     }
 

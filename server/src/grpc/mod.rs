@@ -2,6 +2,7 @@
 
 mod counted;
 mod service;
+mod stream;
 
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
 mod generated {
@@ -55,7 +56,7 @@ pub struct Routers {
 
 /// Routes over `plane`. Must be called within the runtime: it starts the task that keeps the health service up to date.
 pub fn routers(plane: Arc<Dataplane>, bounds: Bounds, keys: Option<Arc<Keys>>) -> Routers {
-    let rules = Rules { budget: bounds.budget, idle: bounds.idle, whole: plane.longest() };
+    let rules = Rules { budget: bounds.budget, idle: bounds.idle, whole: plane.longest(), plane: plane.clone() };
     let inference = GrpcInferenceServiceServer::new(service::Service { plane: plane.clone(), mirrors: bounds.mirrors })
         .max_decoding_message_size(bounds.message_bytes)
         .max_encoding_message_size(usize::MAX)

@@ -1,10 +1,12 @@
 //! `inference.GRPCInferenceService`.
 
 use super::counted::Share;
+use super::stream::Stream;
 use super::generated::grpc_inference_service_server::GrpcInferenceService;
 use super::{status, timeout, with_code};
+use crate::codec::generate;
 use crate::codec::grpc::{self as codec, Form};
-use crate::dataplane::{Dataplane, EXTENSIONS, NAME, VERSION};
+use crate::dataplane::{Dataplane, EXTENSIONS, Infer, NAME, VERSION};
 use crate::error::Error;
 use crate::profile::Verb;
 use crate::threads::heavy;
@@ -12,7 +14,6 @@ use prost::Message;
 use protocol::grpc::*;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -45,35 +46,40 @@ impl Service {
     }
 }
 
-fn restated(plane: &Dataplane, error: &Error, verb: Verb, version: &str) -> Status {
+pub(super) fn restated(plane: &Dataplane, error: &Error, verb: Verb, version: &str) -> Status {
     let (code, message) = plane.profile().status(error, verb, version);
     with_code(error, code, message)
 }
 
 /// What an inference request comes with.
-struct Context<'a> {
-    plane: &'a Dataplane,
-    deadline: Option<Instant>,
-    share: Option<&'a Share>,
-    mirrors: bool,
+pub(super) struct Context<'a> {
+    pub(super) plane: &'a Dataplane,
+    pub(super) deadline: Option<Instant>,
+    pub(super) share: Option<&'a Share>,
+    pub(super) mirrors: bool,
 }
 
-async fn infer(context: &Context<'_>, request: ModelInferRequest) -> Result<ModelInferResponse, Error> {
+pub(super) async fn infer(context: &Context<'_>, request: ModelInferRequest) -> Result<ModelInferResponse, Error> {
     let Context { plane, deadline, share, mirrors } = *context;
     let form = if mirrors && request.raw_input_contents.is_empty() { Form::Typed } else { Form::Raw };
     let start = Instant::now();
     let servable = plane.servable(&request.model_name, Some(&request.model_version))?;
-    let size = request.encoded_len();
-    share.map_or(Ok(()), |share| share.unpacked(size))?;
-    let mut decoded = heavy(size, || codec::decode(request, plane.registry().limits()))?;
+    let mut decoded = decode(plane, share, request)?;
     decoded.deadline = deadline;
     let metrics = servable.metrics.clone();
     let decoding = start.elapsed();
-    let inferred = plane.infer(servable, decoded).await?;
+    let inferred = generate::infer(plane, servable, decoded).await?;
     let encoding = Instant::now();
     let response = heavy(inferred.bytes(), || codec::encode(inferred, form));
     metrics.framed(decoding, encoding.elapsed());
     Ok(response)
+}
+
+/// Takes a request's share of the budget, and reads it.
+pub(super) fn decode(plane: &Dataplane, share: Option<&Share>, request: ModelInferRequest) -> Result<Infer, Error> {
+    let size = request.encoded_len();
+    share.map_or(Ok(()), |share| share.unpacked(size))?;
+    heavy(size, || codec::decode(request, plane.registry().limits()))
 }
 
 /// The deadline of `grpc-timeout`, from the head of the call on.
@@ -135,49 +141,20 @@ impl GrpcInferenceService for Service {
 
     type ModelStreamInferStream = ReceiverStream<Result<ModelStreamInferResponse, Status>>;
 
-    /// Requests of a stream are answered in their order; an error is an answer, and the stream goes on.
     async fn model_stream_infer(
         &self,
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Reply<Self::ModelStreamInferStream> {
-        let (deadline, plane, mirrors) = (deadline(&request)?, self.plane.clone(), self.mirrors);
-        let share = request.extensions().get::<Share>().cloned();
-        let ends_on_error = request.metadata().get("triton_grpc_error").is_some_and(|v| v.as_bytes() == b"true");
-        let mut requests = request.into_inner();
         let (send, receive) = tokio::sync::mpsc::channel(STREAM_BUFFER);
-        tokio::spawn(async move {
-            while let Some(request) = requests.next().await {
-                let request = match request {
-                    Ok(request) => request,
-                    Err(broken) => {
-                        let _ = send.send(Err(of_the_table(broken))).await;
-                        return;
-                    }
-                };
-                let (id, version) = (request.id.clone(), request.model_version.clone());
-                let context = Context { plane: &plane, deadline, share: share.as_ref(), mirrors };
-                let answer = match infer(&context, request).await {
-                    Ok(mut response) => {
-                        let last = infer_parameter::ParameterChoice::BoolParam(true);
-                        let last = InferParameter { parameter_choice: Some(last) };
-                        response.parameters.insert("triton_final_response".into(), last);
-                        Ok(ModelStreamInferResponse { error_message: String::new(), infer_response: Some(response) })
-                    }
-                    Err(error) if ends_on_error => Err(restated(&plane, &error, Verb::Other, &version)),
-                    Err(error) => Ok(ModelStreamInferResponse {
-                        error_message: plane.profile().status(&error, Verb::Other, &version).1,
-                        infer_response: Some(ModelInferResponse { id, ..ModelInferResponse::default() }),
-                    }),
-                };
-                if let Some(share) = &share {
-                    share.clear();
-                }
-                let over = answer.is_err();
-                if send.send(answer).await.is_err() || over {
-                    return;
-                }
-            }
-        });
+        let stream = Stream {
+            plane: self.plane.clone(),
+            deadline: deadline(&request)?,
+            share: request.extensions().get::<Share>().cloned(),
+            mirrors: self.mirrors,
+            ends_on_error: request.metadata().get("triton_grpc_error").is_some_and(|v| v.as_bytes() == b"true"),
+            send,
+        };
+        tokio::spawn(stream.run(request.into_inner()));
         Ok(Response::new(ReceiverStream::new(receive)))
     }
 
@@ -313,7 +290,7 @@ impl GrpcInferenceService for Service {
 }
 
 /// A message over the limit is OUT_OF_RANGE to the library, and too large in the table of errors.
-fn of_the_table(broken: Status) -> Status {
+pub(super) fn of_the_table(broken: Status) -> Status {
     if broken.code() == Code::OutOfRange {
         return status(&Error::TooLarge(broken.message().into()));
     }

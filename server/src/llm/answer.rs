@@ -1,4 +1,4 @@
-//! Tokens of one sequence as text: bytes put together, stop strings found, and why it ended. Runs on the task of the
+//! Tokens of one sequence as text: bytes put together, stop strings found, thoughts and calls told apart, and why it ended. Runs on the task of the
 //! request, never on the engine's thread.
 
 use super::generator::Tokens;
@@ -6,14 +6,16 @@ use crate::error::Error;
 use backends::llm::plan::Logprobs;
 use backends::llm::sampling::Sampling;
 use backends::llm::sequence::{CancelReason, Event, FinishReason};
+use backends::llm::text::output::{OutputParser, Part};
 use backends::llm::text::{Detokenizer, StopScanner};
 use std::sync::Arc;
 
 /// A piece of an answer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Piece {
-    /// Text that is final: no stop string begins in it that is left out.
-    pub text: String,
+    /// What it says, final: no stop string begins in it that is left out. Nothing is empty, and calls begin before their
+    /// arguments.
+    pub parts: Vec<Part>,
     /// The token that came, with what was asked about it; none in a last piece that only says why it ended.
     pub token: Option<Told>,
     /// Why it ended, in the last piece.
@@ -61,10 +63,13 @@ pub struct Answer {
     tokens: Tokens,
     detokenizer: Detokenizer,
     scanner: StopScanner,
+    /// Tells parts apart; without it all is text.
+    parser: Option<OutputParser>,
     ends: Ends,
     /// An event that was read ahead.
     ahead: Option<Event>,
     generated: u32,
+    thought: u32,
     cached_tokens: u32,
     prompt_logprobs: Vec<Logprobs>,
     ended: bool,
@@ -73,13 +78,35 @@ pub struct Answer {
 impl Answer {
     pub(super) fn new(tokens: Tokens, detokenizer: Detokenizer, scanner: StopScanner, ends: Ends) -> Self {
         let (prompt_logprobs, ahead) = (Vec::new(), None);
-        let (generated, cached_tokens, ended) = (0, 0, false);
-        Answer { tokens, detokenizer, scanner, ends, ahead, generated, cached_tokens, prompt_logprobs, ended }
+        let (generated, thought, cached_tokens, ended, parser) = (0, 0, 0, false, None);
+        Answer {
+            tokens,
+            detokenizer,
+            scanner,
+            parser,
+            ends,
+            ahead,
+            generated,
+            thought,
+            cached_tokens,
+            prompt_logprobs,
+            ended,
+        }
+    }
+
+    /// Thoughts and calls are told apart by this parser.
+    pub(super) fn read_by(self, parser: Option<OutputParser>) -> Self {
+        Answer { parser, ..self }
     }
 
     /// Tokens so far: those that ended it are counted.
     pub fn generated(&self) -> u32 {
         self.generated
+    }
+
+    /// Tokens of its thoughts.
+    pub fn thought(&self) -> u32 {
+        self.thought
     }
 
     /// Tokens of its prompt that were found in the cache.
@@ -117,7 +144,6 @@ impl Answer {
     async fn token(&mut self, told: Told) -> Piece {
         self.generated += 1;
         let id = told.id;
-        let mut piece = Piece { token: Some(told), ..Piece::default() };
         // Of a token that may be the last one the next event, which then is there already, tells.
         let may_stop = self.ends.model.contains(&id) || self.ends.sampling.stop_tokens.contains(&id);
         if may_stop || self.generated == self.ends.max_tokens {
@@ -127,35 +153,70 @@ impl Answer {
             Some(Event::Finished { reason, .. }) => Some(reason),
             _ => None,
         };
+        let (mut text, mut end) = (String::new(), None);
         // A token that ends the text is no part of it.
         if !matches!(last, Some(FinishReason::Stop(_))) {
-            let text = self.detokenizer.push(id);
+            let more = self.detokenizer.push(id);
             if self.generated < self.ends.sampling.min_tokens {
-                piece.text.push_str(self.scanner.pass(text));
+                text.push_str(self.scanner.pass(more));
             } else {
-                let scan = self.scanner.push(text);
-                piece.text.push_str(scan.text);
-                piece.end = scan.stopped.map(|index| End::StopString(self.ends.stop[index].clone()));
+                let scan = self.scanner.push(more);
+                text.push_str(scan.text);
+                end = scan.stopped.map(|index| End::StopString(self.ends.stop[index].clone()));
             }
         }
-        if piece.end.is_some() {
+        let stopped = end.is_some();
+        if let (false, Some(reason)) = (stopped, last) {
+            let (rest, why) = self.rest(reason);
+            text.push_str(&rest);
+            end = Some(why);
+        }
+        let mut piece = self.piece(&text, Some(told), end);
+        // A call was wanted, and is complete.
+        let over = piece.end.is_none() && self.parser.as_ref().is_some_and(OutputParser::is_over);
+        if over {
+            piece.end = Some(End::EndOfText);
+        }
+        if stopped || over {
             self.ended = true;
             self.tokens.cancel(CancelReason::StopString);
-        } else if let Some(reason) = last {
-            let Piece { text, end, .. } = self.finished(reason);
-            piece.text.push_str(&text);
-            piece.end = end;
         }
         piece
     }
 
+    /// Takes text apart; all of it, where it has ended.
+    fn piece(&mut self, text: &str, token: Option<Told>, end: Option<End>) -> Piece {
+        let mut parts = Vec::new();
+        let Some(parser) = &mut self.parser else {
+            if !text.is_empty() {
+                parts.push(Part::Text(text.to_owned()));
+            }
+            return Piece { parts, token, end };
+        };
+        let before = parser.is_thinking();
+        parser.push(text, &mut parts);
+        if token.is_some() && (before || parser.is_thinking()) {
+            self.thought += 1;
+        }
+        if end.is_some() {
+            parser.finish(&mut parts);
+        }
+        Piece { parts, token, end }
+    }
+
     fn finished(&mut self, reason: FinishReason) -> Piece {
+        let (text, end) = self.rest(reason);
+        self.piece(&text, None, Some(end))
+    }
+
+    /// The text that was held back, and why no more comes.
+    fn rest(&mut self, reason: FinishReason) -> (String, End) {
         self.ended = true;
         let rest = self.detokenizer.finish();
         let scan = self.scanner.push(rest);
         let mut text = scan.text.to_owned();
         if let Some(index) = scan.stopped {
-            return Piece { text, token: None, end: Some(End::StopString(self.ends.stop[index].clone())) };
+            return (text, End::StopString(self.ends.stop[index].clone()));
         }
         text.push_str(self.scanner.finish());
         let end = match reason {
@@ -163,7 +224,7 @@ impl Answer {
             FinishReason::Stop(token) if self.ends.sampling.stop_tokens.contains(&token) => End::StopToken(token),
             FinishReason::Stop(_) => End::EndOfText,
         };
-        Piece { text, token: None, end: Some(end) }
+        (text, end)
     }
 
     fn cancelled(&mut self, reason: CancelReason) -> Error {

@@ -1,6 +1,7 @@
 //! Several answers as one stream of news, in the order in which it comes.
 
 use super::answer::{Answer, Piece};
+use super::tally::Tally;
 use crate::error::Error;
 use backends::llm::plan::Logprobs;
 use std::task::{Context, Poll};
@@ -15,6 +16,8 @@ pub struct News {
     pub piece: Result<Piece, Error>,
     /// Tokens of this answer so far.
     pub generated: u32,
+    /// Those of its thoughts.
+    pub thought: u32,
     /// Tokens of its prompt that were found in the cache.
     pub cached: u32,
     /// Of its prompt's tokens from the second on: with the last piece of the copy that computed them.
@@ -29,11 +32,11 @@ pub struct Gathered(mpsc::Receiver<News>);
 const AHEAD: usize = 64;
 
 impl Gathered {
-    /// Listens to these answers.
-    pub fn new(answers: impl IntoIterator<Item = Answer>) -> Self {
+    /// Listens to these answers, which `tally` counts together.
+    pub fn new(answers: impl IntoIterator<Item = Answer>, tally: &Tally) -> Self {
         let (sender, receiver) = mpsc::channel(AHEAD);
         for (choice, answer) in answers.into_iter().enumerate() {
-            tokio::spawn(tell(choice, answer, sender.clone()));
+            tokio::spawn(tell(choice, answer, sender.clone(), tally.clone()));
         }
         Gathered(receiver)
     }
@@ -49,18 +52,21 @@ impl Gathered {
     }
 }
 
-async fn tell(choice: usize, mut answer: Answer, listener: mpsc::Sender<News>) {
+async fn tell(choice: usize, mut answer: Answer, listener: mpsc::Sender<News>, tally: Tally) {
     loop {
         let piece = tokio::select! {
             biased;
             piece = answer.next() => piece,
-            () = listener.closed() => return,
+            () = listener.closed() => return tally.fail(&Error::Cancelled),
         };
         let Some(piece) = piece else { return };
+        if let Err(error) = &piece {
+            tally.fail(error);
+        }
         let last = piece.as_ref().map_or(true, |piece| piece.end.is_some());
         let prompt_logprobs = if last { answer.take_prompt_logprobs() } else { Vec::new() };
-        let (generated, cached) = (answer.generated(), answer.cached_tokens());
-        if listener.send(News { choice, piece, generated, cached, prompt_logprobs }).await.is_err() || last {
+        let (generated, thought, cached) = (answer.generated(), answer.thought(), answer.cached_tokens());
+        if listener.send(News { choice, piece, generated, thought, cached, prompt_logprobs }).await.is_err() || last {
             return;
         }
     }

@@ -6,11 +6,15 @@
 //! | `answer.rs` | tokens of one sequence to text |
 //! | `guides.rs` | forms that answers keep to, compiled off the request path |
 //! | `gather.rs` | several answers as one stream |
+//! | `said.rs` | what an answer says, put together |
+//! | `tally.rs` | counts requests |
 
 pub mod answer;
 pub mod gather;
 pub mod generator;
 mod guides;
+pub mod said;
+pub mod tally;
 
 use crate::error::Error;
 use answer::{Answer, Ends};
@@ -22,7 +26,8 @@ use backends::llm::grammar::{Form, Guide};
 use backends::llm::request::{Draft, Limits, Request};
 use backends::llm::sampling::{Parameters, Sampling};
 use backends::llm::scheduler::Counters;
-use backends::llm::text::{Chat, ChatTemplates, StopStrings, Tokenizer};
+use backends::llm::text::output::{OutputFormat, OutputParser, Reading};
+use backends::llm::text::{Chat, ChatTemplates, Detokenizer, StopScanner, StopStrings, Tokenizer};
 use generator::Generator;
 use guides::Guides;
 use std::sync::Arc;
@@ -33,6 +38,9 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 pub struct Language {
     tokenizer: Tokenizer,
     templates: Option<ChatTemplates>,
+    format: OutputFormat,
+    /// Control tokens that the format's reader has to see.
+    shown: Arc<[u32]>,
     generation: GenerationConfig,
     ends: Arc<[u32]>,
     limits: Limits,
@@ -68,6 +76,8 @@ pub struct Generate {
     pub deadline: Option<Instant>,
     /// What its text keeps to.
     pub guide: Option<Guide>,
+    /// How its text is taken apart; `None` leaves it as it is.
+    pub reading: Option<Reading>,
 }
 
 impl Language {
@@ -76,17 +86,41 @@ impl Language {
     /// # Errors
     /// The system gives no thread.
     pub fn start(model: LanguageModel) -> Result<Self, String> {
-        let LanguageModel { tokenizer, templates, generation, limits, context, key, engine, .. } = model;
+        let LanguageModel { tokenizer, templates, format, generation, limits, context, key, engine, .. } = model;
         let generator = Generator::start("llm-engine", engine)?;
         let created = seconds();
         let ends = generation.end_tokens.as_slice().into();
         let guides = Guides::new(tokenizer.vocabulary().clone(), limits.vocabulary, &generation.end_tokens);
-        Ok(Language { tokenizer, templates, generation, ends, limits, context, key, generator, guides, created })
+        let shown = format.shown().collect();
+        Ok(Language {
+            tokenizer,
+            templates,
+            format,
+            shown,
+            generation,
+            ends,
+            limits,
+            context,
+            key,
+            generator,
+            guides,
+            created,
+        })
     }
 
     /// Text to tokens and back.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+
+    /// How its answers are read.
+    pub fn format(&self) -> &OutputFormat {
+        &self.format
+    }
+
+    /// Do its chat templates take messages apart whose content is a list? Others expect text.
+    pub fn takes_parts(&self) -> bool {
+        self.templates.as_ref().is_some_and(ChatTemplates::take_parts)
     }
 
     /// What a request leaves out.
@@ -181,11 +215,13 @@ impl Language {
         let streams = self.generator.admit(request, matchers).await?;
         let ends = Ends { model: self.ends.clone(), stop: stop.into(), sampling, max_tokens };
         let vocabulary = self.tokenizer.vocabulary();
+        let parser = asked.reading.as_ref().and_then(|reading| OutputParser::new(&self.format, reading));
+        let shown = if parser.is_some() { self.shown.clone() } else { Arc::default() };
         let answer = |tokens| {
-            let scanner = backends::llm::text::StopScanner::new(stops.clone(), include_stop);
+            let scanner = StopScanner::new(stops.clone(), include_stop);
             let skip = asked.skip_special_tokens;
-            let text = backends::llm::text::Detokenizer::after_prompt(vocabulary.clone(), skip);
-            Answer::new(tokens, text, scanner, ends.clone())
+            let text = Detokenizer::after_prompt(vocabulary.clone(), skip).showing(shown.clone());
+            Answer::new(tokens, text, scanner, ends.clone()).read_by(parser.clone())
         };
         Ok(streams.into_iter().map(answer).collect())
     }

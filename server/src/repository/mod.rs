@@ -4,6 +4,7 @@
 //! ```text
 //! many:    root/<name>/model.json  or  root/<name>/<version>/model.json
 //! single:  root/model.json         or  root/<version>/model.json           under the name that was given
+//!          root, where that is a file                                      whatever lies beside it
 //! ```
 
 #[cfg(test)]
@@ -53,6 +54,8 @@ pub struct Found {
     pub root: PathBuf,
     /// Its versions; the root itself is version 1 where there are no version directories.
     pub versions: BTreeMap<Version, PathBuf>,
+    /// The model file, where whoever serves it named that and not its directory.
+    pub file: Option<String>,
     /// Why it cannot be served, whatever its files say.
     pub refused: Option<String>,
     /// What lies in its directory and is passed over, though somebody may have meant it.
@@ -90,7 +93,7 @@ impl Found {
     /// # Errors
     /// There is no model, or its settings give it another name.
     pub fn open(&self, name: &str, directory: &Path) -> Result<Artifact, LoadError> {
-        let artifact = Artifact::open(&self.root, directory)?;
+        let artifact = Artifact::open_file(&self.root, directory, self.file.as_deref())?;
         match artifact.settings().name.as_deref() {
             Some(stated) if stated != name => Err(LoadError::new(
                 &self.root,
@@ -136,8 +139,8 @@ impl Repository {
         Repository { roots: roots.list(), single: None }
     }
 
-    /// `root` is the model called `name` if there is a model file in it; else it is a repository, or empty (KServe's
-    /// rule).
+    /// `root` is the model called `name` if there is a model file in it, or if it is one; else it is a repository, or empty
+    /// (KServe's rule).
     pub fn single_or_many(root: impl Into<PathBuf>, name: impl Into<String>) -> Self {
         Repository { roots: vec![root.into()], single: Some(name.into()) }
     }
@@ -147,20 +150,25 @@ impl Repository {
         self.single.as_deref()
     }
 
-    /// Its directory; of several, the first that is not there, or the first.
+    /// Its directory, or the file that was named; of several, the first that is not there, or the first.
     pub fn root(&self) -> &Path {
-        let absent = self.roots.iter().find(|root| !root.is_dir());
+        let absent = self.roots.iter().find(|root| !self.is_there(root));
         absent.or(self.roots.first()).map_or(Path::new(""), PathBuf::as_path)
     }
 
     /// A path in it without what leads to it, which is nobody's business.
     pub fn within<'a>(&self, path: &'a Path) -> &'a Path {
-        self.roots.iter().find_map(|root| path.strip_prefix(root).ok()).unwrap_or(path)
+        let below = |root: &PathBuf| path.strip_prefix(if root.is_file() { folder(root) } else { root.as_path() }).ok();
+        self.roots.iter().find_map(below).unwrap_or(path)
     }
 
     /// Is there anything at all yet?
     pub fn exists(&self) -> bool {
-        self.roots.iter().all(|root| root.is_dir())
+        self.roots.iter().all(|root| self.is_there(root))
+    }
+
+    fn is_there(&self, root: &Path) -> bool {
+        root.is_dir() || self.single.is_some() && root.is_file()
     }
 
     /// Is there a model in it?
@@ -182,8 +190,9 @@ impl Repository {
     /// A directory cannot be read.
     pub fn survey(&self) -> Result<Survey, LoadError> {
         if let (Some(name), Some(root)) = (&self.single, self.roots.first()) {
-            let found = look_at(root)?;
-            if is_model(&found) {
+            let found = named_file(root).map_or_else(|| look_at(root), Ok)?;
+            // A file that was named is the model, even if it turns out to be none.
+            if found.file.is_some() || is_model(&found) {
                 return Ok(Survey { models: [(name.clone(), found)].into(), notes: Vec::new() });
             }
         }
@@ -222,7 +231,23 @@ impl Survey {
 
 /// Does it hold a model file where one is expected?
 fn is_model(found: &Found) -> bool {
-    found.versions.values().any(|directory| Artifact::is_model(directory))
+    match &found.file {
+        Some(file) => Artifact::is_model_file(&found.root.join(file)),
+        None => found.versions.values().any(|directory| Artifact::is_model(directory)),
+    }
+}
+
+/// The directory that a file lies in.
+fn folder(file: &Path) -> &Path {
+    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// The model whose file `path` is, if it is a file.
+fn named_file(path: &Path) -> Option<Found> {
+    let file = path.is_file().then(|| path.file_name())??;
+    let root = folder(path).to_path_buf();
+    let (versions, file) = ([(1, root.clone())].into(), Some(file.to_string_lossy().into_owned()));
+    Some(Found { root, versions, file, refused: None, notes: Vec::new() })
 }
 
 fn look_at(root: &Path) -> Result<Found, LoadError> {
@@ -239,7 +264,7 @@ fn look_at(root: &Path) -> Result<Found, LoadError> {
         ));
         versions = [(1, root.to_path_buf())].into();
     }
-    Ok(Found { root: root.to_path_buf(), versions, refused: None, notes })
+    Ok(Found { root: root.to_path_buf(), versions, file: None, refused: None, notes })
 }
 
 /// A positive whole number without leading zeros.

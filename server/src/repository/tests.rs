@@ -110,6 +110,67 @@ fn models_that_arrive_late() {
     assert_eq!(looks(2), [false, true]);
 }
 
+#[tokio::test]
+async fn a_file_is_the_model_whatever_lies_beside_it() {
+    let folder = folder();
+    let file = folder.path().join("models/a.json");
+    let repository = Repository::single_or_many(&file, "iris");
+    let mut arrival = Arrival::default();
+    assert_eq!((repository.exists(), arrival.is_complete(&repository)), (false, false));
+    put(&folder.path().join("models"), "");
+    assert_eq!((repository.exists(), arrival.is_complete(&repository)), (false, false), "another file");
+    fs::copy(folder.path().join("models").join(MODEL), &file).unwrap();
+    put(&folder.path().join("models/7"), "");
+    assert!(repository.exists());
+    assert_eq!([(); 2].map(|()| arrival.is_complete(&repository)), [false, true]);
+    let registry = registry(repository);
+    registry.load_all(None).await.unwrap();
+    assert_eq!(states(&registry), ["iris READY"]);
+    assert_eq!(registry.ready_versions("iris"), [1]);
+    fs::write(&file, "{}").unwrap();
+    registry.load("iris").await.unwrap_err();
+    let reason = &registry.index().unwrap()[0].reason;
+    assert!(reason.starts_with("a.json is there, but"), "{reason}");
+    assert!(reason.contains("which was asked for"), "{reason}");
+}
+
+#[tokio::test]
+async fn models_are_known_before_they_are_loaded() {
+    let root = folder();
+    for version in ["1", "2"] {
+        put(&root.path().join("iris").join(version), "");
+    }
+    let registry = registry(Repository::many(root.path()));
+    let asked = |name: &str| registry.get(name, None).map(drop);
+    assert_eq!(asked("rose"), Err(Error::NotReady("rose".into())), "nobody has looked");
+    registry.load_all(Some(&[])).await.unwrap();
+    assert_eq!(asked("rose"), Err(Error::UnknownModel("rose".into())));
+    assert_eq!(asked("iris"), Err(Error::UnknownModel("iris".into())), "it was not asked for");
+    registry.load_all(None).await.unwrap();
+    assert_eq!((asked("iris"), registry.ready_versions("iris")), (Ok(()), vec![2]));
+}
+
+#[tokio::test]
+async fn what_is_waited_for_can_be_neither_loaded_nor_unloaded() {
+    let folder = folder();
+    let root = folder.path().join("models");
+    let registry = registry(Repository::single_or_many(&root, "iris"));
+    let reason = || registry.index().unwrap()[0].reason.clone();
+    registry.set_awaited(true);
+    let awaited = reason();
+    for exists in [false, true] {
+        assert_eq!(root.exists(), exists);
+        assert_eq!(registry.load("iris").await, Err(Error::NotReady("iris".into())));
+        assert_eq!((registry.unload("iris").await, reason()), (Ok(()), awaited.clone()));
+        fs::create_dir_all(&root).unwrap();
+    }
+    put(&root.join("3"), "");
+    fs::write(root.join("model.toml"), "nonsense = 1").unwrap();
+    registry.load_all(None).await.unwrap();
+    assert_eq!(states(&registry), ["iris UNAVAILABLE"], "no placeholder is left");
+    assert!(!registry.ready());
+}
+
 fn registry(repository: Repository) -> Arc<Registry> {
     let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap());
     let options = LoadOptions {

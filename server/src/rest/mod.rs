@@ -1,16 +1,22 @@
 //! The REST routes: decode, call the data plane, encode. What a verb means is decided there, not here.
 
+mod anthropic;
 mod body;
+mod generate;
 mod openai;
 mod reply;
 mod shortcut;
 mod v1;
 mod v2;
+mod vllm;
 
 use crate::budget::Budget;
+use crate::codec::anthropic::error_body as anthropic_error;
+use crate::codec::openai::Refusal;
 use crate::dataplane::Dataplane;
 use crate::error::Error;
 use axum::Router;
+use axum::body::Body;
 use axum::extract::FromRequestParts;
 use axum::response::Response;
 use axum::routing::{any, get, post};
@@ -51,6 +57,8 @@ impl Rest {
         Router::new()
             .route("/v2/health/live", get(v2::live))
             .route("/v2/health/ready", get(v2::ready))
+            .route("/health", get(vllm::health))
+            .route("/ping", get(vllm::health).post(vllm::health))
             .route("/metrics", get(v2::metrics))
             .method_not_allowed_fallback(wrong_method)
             .with_state(self.clone())
@@ -67,6 +75,10 @@ impl Rest {
             .route("/openai/v1/chat/completions", post(openai::chat))
             .route("/v1/completions", post(openai::completion))
             .route("/openai/v1/completions", post(openai::completion))
+            .route("/v1/messages", post(anthropic::messages))
+            .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
+            .route("/version", get(vllm::version))
+            .route("/load", get(vllm::load))
             .route("/tokenize", post(openai::tokenize))
             .route("/detokenize", post(openai::detokenize))
             .route("/v1/models/{model}", get(v1::ready).post(v1::call))
@@ -76,11 +88,15 @@ impl Rest {
             .route("/v2/models/{model}", get(v2::model_metadata))
             .route("/v2/models/{model}/ready", get(v2::model_ready))
             .route("/v2/models/{model}/infer", post(v2::infer))
+            .route("/v2/models/{model}/generate", post(generate::whole))
+            .route("/v2/models/{model}/generate_stream", post(generate::stream))
             .route("/v2/models/{model}/config", get(v2::config))
             .route("/v2/models/{model}/stats", get(v2::stats))
             .route("/v2/models/{model}/versions/{version}", get(v2::model_metadata))
             .route("/v2/models/{model}/versions/{version}/ready", get(v2::model_ready))
             .route("/v2/models/{model}/versions/{version}/infer", post(v2::infer))
+            .route("/v2/models/{model}/versions/{version}/generate", post(generate::whole))
+            .route("/v2/models/{model}/versions/{version}/generate_stream", post(generate::stream))
             .route("/v2/models/{model}/versions/{version}/config", get(v2::config))
             .route("/v2/models/{model}/versions/{version}/stats", get(v2::stats))
             .route("/v2/repository/index", get(v2::index).post(v2::index))
@@ -123,4 +139,19 @@ async fn wrong_method() -> Response {
 /// The reply to a request that was refused before it reached a route.
 pub fn refuse(error: &Error) -> Response {
     reply::error(error)
+}
+
+/// The same to a request of this path, in the form of the API that the path belongs to.
+pub fn refuse_at(path: &str, error: &Error) -> Response {
+    let form: fn(&Refusal) -> Vec<u8> = match path {
+        "/v1/messages" | "/v1/messages/count_tokens" => anthropic_error,
+        "/v1/chat/completions" | "/v1/completions" | "/tokenize" | "/detokenize" => Refusal::body,
+        path if path.starts_with("/openai/") => Refusal::body,
+        _ => return refuse(error),
+    };
+    let mut response = reply::error(error);
+    *response.body_mut() = Body::from(form(&Refusal::from(error.clone())));
+    // No server that is followed has these routes, nor a word of its own for what happened there.
+    response.extensions_mut().remove::<Error>();
+    response
 }

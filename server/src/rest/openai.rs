@@ -3,13 +3,13 @@
 
 use super::body::Held;
 use super::{Path, Rest, body, reply};
-use crate::codec::openai::ask::{self, Ask, Asked};
+use crate::codec::openai::ask::{self, Ask};
+use crate::codec::openai::asking::{Asking, put};
 use crate::codec::openai::events::{Events, Kind};
-use crate::codec::openai::whole::{self, Prompted};
+use crate::codec::openai::whole;
 use crate::codec::openai::{Head, Refusal};
 use crate::dataplane::{Language, Servable};
 use crate::error::Error;
-use crate::llm::gather::Gathered;
 use crate::threads::heavy;
 use axum::body::Body;
 use axum::extract::State;
@@ -60,28 +60,39 @@ async fn generate<R>(
 }
 
 /// The body, and when its answer is of no use any more.
-async fn read(rest: &Rest, headers: &HeaderMap, body: Body) -> Result<(Held, Instant), Refusal> {
+pub(super) async fn read(rest: &Rest, headers: &HeaderMap, body: Body) -> Result<(Held, Instant), Refusal> {
     let deadline = super::v2::deadline_within(rest.plane.longest_generation(), headers)?;
     let arrival = deadline.min(Instant::now() + rest.plane.longest());
     Ok((body::read(rest, headers, body, arrival).await?, deadline))
 }
 
 /// Fields that do nothing are told to whoever runs the server.
-fn noticed(notices: &Notices) {
+pub(super) fn noticed(notices: &Notices) {
     if notices != &Notices::default() {
         tracing::debug!(unknown = ?notices.unknown, without_effect = ?notices.without_effect, "fields that do nothing");
     }
 }
 
-fn head_id(prefix: &str, stated: Option<&str>, headers: &HeaderMap) -> String {
+pub(super) fn head_id(prefix: &str, stated: Option<&str>, headers: &HeaderMap) -> String {
     // Every request has one by now.
     let of_header = headers.get("x-request-id").and_then(|id| id.to_str().ok());
     format!("{prefix}-{}", stated.or(of_header).unwrap_or("0"))
 }
 
 /// Since 1970.
-fn seconds() -> u64 {
+pub(super) fn seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
+}
+
+/// A reply that is sent while it is made.
+pub(super) fn event_stream(events: Body) -> Response {
+    let mut response = Response::new(events);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(protocol::openai::sse::CONTENT_TYPE));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    // Proxies that gather answers before they pass them on are asked not to.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
 }
 
 async fn respond(
@@ -91,34 +102,11 @@ async fn respond(
     (kind, id): (Kind, String),
     deadline: Instant,
 ) -> Answer {
-    let Ask { prompts: asked, telling, form } = ask;
-    let guide = match form {
-        None => None,
-        Some((form, field)) => {
-            let compiled = servable.language()?.guide(form).await;
-            Some(compiled.map_err(|error| ask::about(field, error))?)
-        }
-    };
-    let mut copies = 0;
-    let (mut prompts, mut answers) = (Vec::with_capacity(asked.len()), Vec::new());
-    for Asked { mut generate, echo } in asked {
-        generate.deadline = Some(deadline);
-        generate.guide = guide.clone();
-        copies = generate.copies as usize;
-        prompts.push(Prompted { tokens: generate.prompt.clone(), echo });
-        answers.extend(rest.plane.generate(&servable, generate).await?);
-    }
+    let Asking { gathered, prompts, copies, telling } = put(&rest.plane, &servable, ask, deadline).await?;
     let head = Head { id, created: seconds(), model: servable.name.clone() };
-    let gathered = Gathered::new(answers);
     if telling.stream {
         let events = Events::new(gathered, (servable, head, kind), telling, prompts);
-        let mut response = Response::new(Body::new(events));
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(protocol::openai::sse::CONTENT_TYPE));
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-        // Proxies that gather answers before they pass them on are asked not to.
-        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-        return Ok(response);
+        return Ok(event_stream(Body::new(events)));
     }
     let language = servable.language()?;
     let answered = whole::collect(gathered, &head, (language, &telling), (&prompts, copies)).await?;
@@ -141,7 +129,8 @@ pub(super) fn all_models(rest: &Rest, names: Vec<String>) -> Response {
 
 fn list(rest: &Rest, names: Option<Vec<String>>) -> Response {
     let models = rest.plane.language_models();
-    let data = models.iter().filter_map(|servable| card(servable)).collect();
+    let registry = rest.plane.registry();
+    let data = models.iter().flat_map(|servable| cards(servable, registry.aliases(&servable.name))).collect();
     let mut list = ModelList::new(data, false);
     list.models = names.as_ref().map(|names| names.iter().map(String::as_str).collect());
     finish(written(&list))
@@ -152,6 +141,17 @@ fn card(servable: &Servable) -> Option<ModelCard<'_>> {
     let mut card = ModelCard::new(&servable.name, language.created(), "tensorgate");
     card.max_model_len = Some(language.context());
     Some(card)
+}
+
+/// A card for each name of a model: all others have the first for their root.
+fn cards<'a>(servable: &'a Servable, aliases: &'a [String]) -> Vec<ModelCard<'a>> {
+    let Some(first) = card(servable) else { return Vec::new() };
+    let alias = |name: &'a String| {
+        let permission = ModelCard::new(name, first.created, "tensorgate").permission;
+        ModelCard { id: name, permission, ..first.clone() }
+    };
+    let aliases: Vec<_> = aliases.iter().map(alias).collect();
+    [vec![first], aliases].concat()
 }
 
 /// `GET /openai/v1/models/{model}`.
@@ -185,7 +185,7 @@ pub(super) async fn tokenize(State(rest): State<Rest>, headers: HeaderMap, body:
             TokenizeInput::Text { prompt, add_special_tokens } => {
                 language.encode(prompt, *add_special_tokens).map_err(Refusal::from)
             }
-            TokenizeInput::Conversation(conversation) => ask::conversation_tokens(conversation, None, language),
+            TokenizeInput::Conversation(conversation) => ask::conversation_tokens(conversation, language),
         })?;
         let name = |token: &u32| language.tokenizer().name(*token).unwrap_or_default();
         let token_strs = request.return_token_strs.then(|| tokens.iter().map(name).collect());
@@ -207,16 +207,21 @@ pub(super) async fn detokenize(State(rest): State<Rest>, headers: HeaderMap, bod
     finish(answered.await)
 }
 
-fn written<T: Serialize>(value: &T) -> Answer {
+pub(super) fn written<T: Serialize>(value: &T) -> Answer {
     let body = serde_json::to_vec(value);
     let body = body.map_err(|error| Error::Internal(format!("a reply cannot be written: {error}")))?;
     Ok(reply::json(StatusCode::OK, body))
 }
 
 fn finish(answer: Answer) -> Response {
+    finish_as(answer, Refusal::body)
+}
+
+/// A reply, or an error whose body is written like this.
+pub(super) fn finish_as(answer: Answer, body: fn(&Refusal) -> Vec<u8>) -> Response {
     answer.unwrap_or_else(|refusal| {
         let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = reply::json(status, refusal.body());
+        let mut response = reply::json(status, body(&refusal));
         if let Refusal::Server(error) = &refusal {
             if let Error::Internal(what) = error {
                 tracing::error!(%what, "a request failed");

@@ -2,7 +2,7 @@
 
 use super::{Path, Rest, body, reply};
 use crate::codec;
-use crate::dataplane::{EXTENSIONS, NAME, Servable, VERSION};
+use crate::dataplane::{EXTENSIONS, NAME, Servable, VERSION, Work};
 use crate::describe;
 use crate::error::Error;
 use crate::threads::heavy;
@@ -24,13 +24,13 @@ const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-cont
 /// The model, and the version where the path names one.
 #[derive(Debug, Deserialize)]
 pub(super) struct Target {
-    model: String,
+    pub(super) model: String,
     version: Option<String>,
 }
 
 impl Target {
     /// The model that is meant. A path has digits for a version, or is none.
-    fn servable(&self, rest: &Rest) -> Result<Arc<Servable>, Error> {
+    pub(super) fn servable(&self, rest: &Rest) -> Result<Arc<Servable>, Error> {
         match &self.version {
             Some(version) if !version.bytes().all(|byte| byte.is_ascii_digit()) => Err(Error::NoRoute),
             Some(_) if !rest.plane.profile().has_versions() => {
@@ -130,9 +130,14 @@ pub(super) async fn infer_on<B>(
 where
     B: hyper::body::Body<Data = Bytes, Error: Display> + Unpin,
 {
-    let deadline = deadline(rest, headers)?;
+    let longest = match servable.work {
+        Work::Predictor(_) => rest.plane.longest(),
+        Work::Language(_) => rest.plane.longest_generation(),
+    };
+    let deadline = deadline_within(longest, headers)?;
     let length = header_length(headers)?;
-    let held = body::read(rest, headers, body, deadline).await?;
+    let arrival = deadline.min(Instant::now() + rest.plane.longest());
+    let held = body::read(rest, headers, body, arrival).await?;
     let start = Instant::now();
     let limits = rest.plane.registry().limits();
     let size = held.bytes.len();
@@ -140,7 +145,7 @@ where
     let (mut request, form) = decoded?;
     request.deadline = Some(deadline);
     let decoded = start.elapsed();
-    let inferred = rest.plane.infer(servable, request).await?;
+    let inferred = codec::generate::infer(&rest.plane, servable, request).await?;
     let encoding = Instant::now();
     let response = heavy(inferred.bytes(), || {
         let encoded = codec::v2::encode(&inferred, &form, rest.plane.profile().not_finite())?;

@@ -13,6 +13,8 @@ use std::sync::Arc;
 pub struct Detokenizer {
     vocabulary: Arc<Vocabulary>,
     skip_special: bool,
+    /// Control tokens that are text nevertheless.
+    shown: Arc<[u32]>,
     /// The start of a character whose end has not come.
     carry: Vec<u8>,
     /// The run of byte tokens is not UTF-8; see [`Style::Text`].
@@ -26,7 +28,8 @@ impl Detokenizer {
     pub fn new(vocabulary: Arc<Vocabulary>, skip_special_tokens: bool) -> Self {
         let start = vocabulary.start;
         let carry = Vec::with_capacity(4);
-        Detokenizer { vocabulary, skip_special: skip_special_tokens, carry, broken: false, start, out: String::new() }
+        let (shown, out) = (Arc::default(), String::new());
+        Detokenizer { vocabulary, skip_special: skip_special_tokens, shown, carry, broken: false, start, out }
     }
 
     /// For a sequence that goes on after a prompt: its leading space separates it from the prompt, and stays.
@@ -34,12 +37,18 @@ impl Detokenizer {
         Detokenizer { start: Start::Kept, ..Detokenizer::new(vocabulary, skip_special_tokens) }
     }
 
+    /// These control tokens write their text whatever becomes of the others.
+    #[must_use]
+    pub fn showing(self, tokens: Arc<[u32]>) -> Self {
+        Detokenizer { shown: tokens, ..self }
+    }
+
     /// The text that is certain now that token `id` came; often empty. Ids that are no token write nothing.
     pub fn push(&mut self, id: u32) -> &str {
         self.out.clear();
         let vocabulary = Arc::clone(&self.vocabulary);
         let Some(token) = vocabulary.token(id) else { return "" };
-        if token.special && self.skip_special {
+        if token.special && self.skip_special && !self.shown.contains(&id) {
             return "";
         }
         match vocabulary.style {

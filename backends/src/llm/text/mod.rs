@@ -1,11 +1,11 @@
 //! The text side of a language model: messages to a prompt, prompt to tokens, tokens to text, text to a stop.
 //!
 //! ```text
-//! messages --template--> prompt --tokenizer--> tokens ... tokens --detokenizer--> text --stop--> text that may be sent
+//! messages --template--> prompt --tokenizer--> tokens ... tokens --detokenizer--> text --stop--> text --output--> parts
 //! ```
 //!
-//! No threads, no network, no clock; the two things that hold state, a [`Detokenizer`] and a [`StopScanner`], belong to one
-//! sequence each.
+//! No threads, no network, no clock; what holds state, a [`Detokenizer`], a [`StopScanner`] and an
+//! [`output::OutputParser`], belongs to one sequence.
 
 pub(super) mod config;
 mod conversation;
@@ -15,6 +15,7 @@ mod gguf_merges;
 mod gguf_metadata;
 mod jinja;
 mod keep;
+pub mod output;
 mod pretokenizers;
 mod rewrite;
 mod stop;

@@ -39,6 +39,8 @@ const RESERVED: [&str; 9] = [
 pub struct ChatTemplates {
     environment: Environment<'static>,
     names: Vec<String>,
+    /// As they came, in the order of their names.
+    sources: Vec<String>,
     /// `bos_token` and so on, which templates write.
     tokens: Vec<(String, String)>,
     max_prompt_bytes: usize,
@@ -114,12 +116,29 @@ impl ChatTemplates {
             added.map_err(|error| at(error.line().unwrap_or(1), &reason(&error)))?;
         }
         let names = templates.iter().map(|(name, _)| name.clone()).collect();
-        Ok(ChatTemplates { environment, names, tokens: tokens.to_vec(), max_prompt_bytes })
+        let sources = templates.iter().map(|(_, source)| source.clone()).collect();
+        Ok(ChatTemplates { environment, names, sources, tokens: tokens.to_vec(), max_prompt_bytes })
     }
 
     /// The templates' names.
     pub fn names(&self) -> &[String] {
         &self.names
+    }
+
+    /// The templates as they came.
+    pub fn sources(&self) -> impl Iterator<Item = &str> + Clone {
+        self.sources.iter().map(String::as_str)
+    }
+
+    /// Do they take the content of a message apart where it is a list? Others expect text.
+    pub fn take_parts(&self) -> bool {
+        self.sources().any(|source| {
+            let mut tags = source.split("{%").skip(1).filter_map(|tag| tag.split("%}").next());
+            tags.any(|tag| {
+                let words = tag.trim_start_matches(['-', '+']).trim_start();
+                words.starts_with("for ") && words.split_once(" in ").is_some_and(|(_, list)| list.contains("content"))
+            })
+        })
     }
 
     /// The prompt for a conversation.

@@ -109,6 +109,12 @@ impl Vocabulary {
         self.rows.get(id as usize).is_some_and(|row| row.special)
     }
 
+    /// The control token that writes this text.
+    pub fn special(&self, text: &str) -> Option<u32> {
+        let is = |id: &u32| self.is_special(*id) && self.bytes(*id) == Some(text.as_bytes());
+        (0..self.rows.len() as u32).find(is)
+    }
+
     pub(super) fn token(&self, id: u32) -> Option<Token<'_>> {
         let row = self.rows.get(id as usize).filter(|row| row.known)?;
         let bytes = self.bytes.get(row.at as usize..(row.at + row.length) as usize)?;

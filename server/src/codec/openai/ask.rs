@@ -1,14 +1,15 @@
 //! What a request asks of a language model: its prompt in tokens, and how the next ones are chosen.
 
-use super::Refusal;
+use super::{Refusal, tools};
 use crate::error::Error;
 use crate::llm::{Generate, Language};
 use backends::llm::grammar::Form;
 use backends::llm::sampling::Parameters;
 use backends::llm::text::Chat;
+use backends::llm::text::output::Thoughts;
 use protocol::openai::common::{Common, Truncation, TruncationSide};
 use protocol::openai::format::Constraint;
-use protocol::openai::{ChatRequest, CompletionRequest, Conversation, FieldError, Prompt};
+use protocol::openai::{ChatRequest, CompletionRequest, Conversation, FieldError, Prompt, Tool, ToolChoice};
 use serde_json::Value;
 
 /// A request for answers to one prompt or several.
@@ -54,6 +55,14 @@ pub struct Telling {
     pub echoes_tokens: bool,
     /// The prompt alone is wanted.
     pub prompt_alone: bool,
+    /// Thoughts are told.
+    pub reasoning: bool,
+    /// There may be thoughts, and their tokens are counted.
+    pub thinks: bool,
+    /// An answer that calls says so in its finish_reason.
+    pub calls_finish: bool,
+    /// Calls have ids of nine letters and digits.
+    pub short_call_ids: bool,
 }
 
 /// A chat.
@@ -62,30 +71,39 @@ pub struct Telling {
 /// Names the field that is at fault, or says what the model cannot do.
 pub fn chat(request: &ChatRequest, language: &Language) -> Result<Ask, Refusal> {
     let ChatRequest { common, conversation, .. } = request;
-    if !request.include_reasoning {
-        let why = "thoughts are not told apart from the answer yet; leave it out";
-        return Err(FieldError::refused("include_reasoning", why).into());
-    }
     let effort = request.reasoning_effort.map(|effort| ("reasoning_effort", effort.as_str()));
-    let prompt = conversation_tokens(conversation, effort, language)?;
+    let text = prompt(conversation, tools::offered(request), effort, language)?;
+    let tokens = language.encode(&text, conversation.add_special_tokens).map_err(|error| about("messages", error))?;
     let echo = common.delivery.echo.then(|| last_words(&conversation.messages)).flatten();
-    let telling = telling(common);
-    let form = form(common);
-    Ok(Ask { prompts: vec![Asked { generate: generate(prompt, common, language)?, echo }], telling, form })
+    let thoughts = language.format().thoughts(&text, conversation.continue_final_message);
+    let (reading, form) = tools::reading(request, language, thoughts, form(common))?;
+    let telling = Telling {
+        reasoning: request.include_reasoning,
+        thinks: thoughts != Thoughts::None,
+        calls_finish: !matches!(request.tool_choice, ToolChoice::Named(_)),
+        short_call_ids: language.format().has_short_call_ids(),
+        ..telling(common)
+    };
+    let generate = Generate { reading: Some(reading), ..generate(tokens, common, language)? };
+    Ok(Ask { prompts: vec![Asked { generate, echo }], telling, form })
 }
 
 /// The tokens of a conversation's prompt.
 ///
 /// # Errors
 /// As for [`chat`].
-pub fn conversation_tokens(
+pub fn conversation_tokens(conversation: &Conversation, language: &Language) -> Result<Vec<u32>, Refusal> {
+    let text = prompt(conversation, &conversation.tools, None, language)?;
+    language.encode(&text, conversation.add_special_tokens).map_err(|error| about("messages", error))
+}
+
+/// A conversation as the chat template writes it.
+fn prompt(
     conversation: &Conversation,
+    tools: &[Tool],
     setting: Option<(&str, &str)>,
     language: &Language,
-) -> Result<Vec<u32>, Refusal> {
-    if !conversation.tools.is_empty() {
-        return Err(FieldError::refused("tools", "tools are not called yet; leave them out").into());
-    }
+) -> Result<String, Refusal> {
     if conversation.chat_template.is_some() {
         return Err(FieldError::refused("chat_template", "templates come with the model alone").into());
     }
@@ -93,15 +111,17 @@ pub fn conversation_tokens(
     if let Some((name, value)) = setting {
         settings.entry(name).or_insert_with(|| Value::from(value));
     }
+    let tools: Vec<Value> = tools.iter().map(|tool| tool.definition.clone()).collect();
+    let messages = tools::for_template(&conversation.messages, language.takes_parts());
     let chat = Chat {
+        tools: (!tools.is_empty()).then_some(&tools[..]),
         documents: (!conversation.documents.is_empty()).then_some(&conversation.documents[..]),
         add_generation_prompt: conversation.add_generation_prompt,
         continue_final_message: conversation.continue_final_message,
         settings: Some(&settings),
-        ..Chat::new(&conversation.messages)
+        ..Chat::new(&messages)
     };
-    let text = language.render(&chat).map_err(|error| about("messages", error))?;
-    language.encode(&text, conversation.add_special_tokens).map_err(|error| about("messages", error))
+    language.render(&chat).map_err(|error| about("messages", error))
 }
 
 /// The text of an assistant's message that comes last.
@@ -158,7 +178,7 @@ pub fn completion(request: &CompletionRequest, language: &Language) -> Result<As
     Ok(Ask { prompts: asked, telling, form: form(common) })
 }
 
-fn telling(common: &Common) -> Telling {
+pub(super) fn telling(common: &Common) -> Telling {
     let Common { sampling, delivery, .. } = common;
     let number = |count: u32| count as usize;
     Telling {
@@ -189,6 +209,7 @@ fn generate(prompt: Vec<u32>, common: &Common, language: &Language) -> Result<Ge
         salt: common.cache_salt.clone(),
         deadline: None,
         guide: None,
+        reading: None,
     })
 }
 

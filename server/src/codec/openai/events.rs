@@ -9,14 +9,19 @@
 
 use super::ask::Telling;
 use super::told::Teller;
+use super::tools::call_id;
 use super::whole::Prompted;
 use super::{FINGERPRINT, Head, Refusal, finish_reason, stop_reason, usage};
 use crate::dataplane::Servable;
-use crate::llm::answer::{Piece, Told};
+use crate::llm::answer::{End, Piece, Told};
 use crate::llm::gather::{Gathered, News};
+use crate::llm::said::Said;
+use backends::llm::text::output::Part;
 use bytes::Bytes;
 use hyper::body::{Body, Frame};
-use protocol::openai::response::{self, ChatDelta, Chunk, CompletionDelta, Delta, Usage};
+use protocol::openai::response::{
+    self, CallKind, ChatDelta, Chunk, CompletionDelta, Delta, FunctionDelta, ToolCallDelta, Usage,
+};
 use protocol::openai::sse;
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -46,7 +51,10 @@ pub struct Events {
     offsets: Vec<usize>,
     /// Tokens of each choice so far.
     generated: Vec<u32>,
+    thought: Vec<u32>,
     cached: Vec<u32>,
+    /// Calls of each choice so far.
+    calls: Vec<u32>,
     /// Are the first events out, are the last?
     begun: bool,
     done: bool,
@@ -61,16 +69,29 @@ impl Events {
         prompts: Vec<Prompted>,
     ) -> Self {
         let choices = prompts.len() * telling.n;
-        let (offsets, generated, cached) = (vec![0; choices], vec![0; choices], vec![0; choices]);
-        let (begun, done) = (false, false);
-        Events { gathered, servable, head, kind, telling, prompts, offsets, generated, cached, begun, done }
+        Events {
+            gathered,
+            servable,
+            head,
+            kind,
+            telling,
+            prompts,
+            offsets: vec![0; choices],
+            generated: vec![0; choices],
+            thought: vec![0; choices],
+            cached: vec![0; choices],
+            calls: vec![0; choices],
+            begun: false,
+            done: false,
+        }
     }
 
     fn used(&self) -> Usage {
         let prompt: usize = self.prompts.iter().map(|prompt| prompt.tokens.len()).sum();
         let cached = self.cached.chunks(self.telling.n).map(|of_one| of_one[0]).sum();
         let generated = if self.telling.prompt_alone { 0 } else { self.generated.iter().sum() };
-        usage(u32::try_from(prompt).unwrap_or(u32::MAX), generated, cached)
+        let thought = self.telling.thinks.then(|| self.thought.iter().sum());
+        usage(u32::try_from(prompt).unwrap_or(u32::MAX), generated, cached, thought)
     }
 
     fn event<C: serde::Serialize>(
@@ -136,6 +157,7 @@ impl Events {
     fn news(&mut self, out: &mut Vec<u8>, news: News) {
         let choice = news.choice;
         (self.generated[choice], self.cached[choice]) = (news.generated, news.cached);
+        self.thought[choice] = news.thought;
         match news.piece {
             Ok(piece) => self.piece(out, choice, piece),
             Err(error) => {
@@ -149,42 +171,58 @@ impl Events {
     }
 
     fn piece(&mut self, out: &mut Vec<u8>, choice: usize, piece: Piece) {
-        let Piece { mut text, mut token, end } = piece;
+        let Piece { mut parts, mut token, end } = piece;
         if self.telling.prompt_alone {
-            (text, token) = (String::new(), None);
+            (parts, token) = (Vec::new(), None);
+        }
+        if !self.telling.reasoning {
+            parts.retain(|part| !matches!(part, Part::Reasoning(_)));
         }
         let told: Vec<Told> = token.into_iter().collect();
         let silent = self.telling.logprobs.is_none() && !self.telling.token_ids;
-        if text.is_empty() && end.is_none() && (silent || told.is_empty()) {
+        if parts.is_empty() && end.is_none() && (silent || told.is_empty()) {
             return;
         }
-        let (index, finish) = (choice as u32, end.as_ref().map(finish_reason));
-        let stop_reason = end.as_ref().and_then(stop_reason);
         let token_ids = self.telling.token_ids.then(|| told.iter().map(|told| told.id).collect());
+        match self.kind {
+            Kind::Chat => self.chat(out, choice, &parts, (&told, token_ids, end.as_ref())),
+            Kind::Completion => self.completion(out, choice, &parts, (&told, token_ids, end.as_ref())),
+        }
+    }
+
+    fn chat(&mut self, out: &mut Vec<u8>, choice: usize, parts: &[Part], (told, token_ids, end): Tokens<'_>) {
+        let mut pieces = Pieces::default();
+        parts.iter().for_each(|part| pieces.add(part, &mut self.calls[choice], &self.telling));
+        let called = self.telling.calls_finish && self.calls[choice] > 0;
         let Ok(language) = self.servable.language() else { return };
         let teller = Teller { language, telling: &self.telling };
-        match self.kind {
-            Kind::Chat => {
-                let delta = Delta { content: Some(&text), ..Delta::default() };
-                let logprobs = if told.is_empty() { None } else { teller.chat(&told) };
-                let delta = ChatDelta { index, delta, logprobs, finish_reason: finish, stop_reason, token_ids };
-                self.event(out, vec![delta], None, None);
-            }
-            Kind::Completion => {
-                let logprobs = if told.is_empty() { None } else { teller.completion(&told, self.offsets[choice]) };
-                let delta = CompletionDelta {
-                    index,
-                    text: &text,
-                    logprobs,
-                    finish_reason: finish,
-                    stop_reason,
-                    prompt_token_ids: None,
-                    token_ids,
-                };
-                self.event(out, vec![delta], None, None);
-                self.offsets[choice] += text.chars().count();
-            }
-        }
+        let delta = ChatDelta {
+            index: choice as u32,
+            delta: pieces.delta(),
+            logprobs: if told.is_empty() { None } else { teller.chat(told) },
+            finish_reason: end.map(|end| finish_reason(end, called)),
+            stop_reason: end.and_then(stop_reason),
+            token_ids,
+        };
+        self.event(out, vec![delta], None, None);
+    }
+
+    fn completion(&mut self, out: &mut Vec<u8>, choice: usize, parts: &[Part], (told, token_ids, end): Tokens<'_>) {
+        let text = parts.iter().map(|part| if let Part::Text(text) = part { text.as_str() } else { "" });
+        let text: String = text.collect();
+        let Ok(language) = self.servable.language() else { return };
+        let teller = Teller { language, telling: &self.telling };
+        let delta = CompletionDelta {
+            index: choice as u32,
+            text: &text,
+            logprobs: if told.is_empty() { None } else { teller.completion(told, self.offsets[choice]) },
+            finish_reason: end.map(|end| finish_reason(end, false)),
+            stop_reason: end.and_then(stop_reason),
+            prompt_token_ids: None,
+            token_ids,
+        };
+        self.event(out, vec![delta], None, None);
+        self.offsets[choice] += text.chars().count();
     }
 
     fn last(&mut self, out: &mut Vec<u8>) {
@@ -198,6 +236,68 @@ impl Events {
     fn end(&mut self, out: &mut Vec<u8>) {
         out.extend_from_slice(sse::DONE);
         self.done = true;
+    }
+}
+
+/// Of a piece: its token, that token's id where asked for, and why it was the last.
+type Tokens<'a> = (&'a [Told], Option<Vec<u32>>, Option<&'a End>);
+
+/// The parts of a piece of a chat, put together.
+#[derive(Debug, Default)]
+struct Pieces {
+    said: Said,
+    calls: Vec<CallPiece>,
+}
+
+/// A call that begins or goes on.
+#[derive(Debug)]
+struct CallPiece {
+    /// Which of its choice.
+    index: u32,
+    /// Its id and its name, where it begins.
+    begins: Option<(String, String)>,
+    arguments: String,
+}
+
+impl CallPiece {
+    fn delta(&self) -> ToolCallDelta<'_> {
+        let begins = self.begins.as_ref();
+        ToolCallDelta {
+            index: self.index,
+            id: begins.map(|(id, _)| id.as_str()),
+            kind: begins.map(|_| CallKind::Function),
+            function: FunctionDelta { name: begins.map(|(_, name)| name.as_str()), arguments: Some(&self.arguments) },
+        }
+    }
+}
+
+impl Pieces {
+    /// `count` is of the choice's calls so far.
+    fn add(&mut self, part: &Part, count: &mut u32, telling: &Telling) {
+        match part {
+            Part::Call(name) => {
+                let begins = Some((call_id(telling), name.clone()));
+                self.calls.push(CallPiece { index: *count, begins, arguments: String::new() });
+                *count += 1;
+            }
+            Part::Arguments(json) => match self.calls.last_mut() {
+                Some(call) => call.arguments.push_str(json),
+                None => {
+                    let index = count.saturating_sub(1);
+                    self.calls.push(CallPiece { index, begins: None, arguments: json.clone() });
+                }
+            },
+            said => self.said.add(said.clone()),
+        }
+    }
+
+    fn delta(&self) -> Delta<'_> {
+        let Said { text, reasoning, .. } = &self.said;
+        let tool_calls: Vec<_> = self.calls.iter().map(CallPiece::delta).collect();
+        let reasoning = Some(reasoning.as_str()).filter(|text| !text.is_empty());
+        let nothing_else = tool_calls.is_empty() && reasoning.is_none();
+        let content = Some(text.as_str()).filter(|text| nothing_else || !text.is_empty());
+        Delta { content, reasoning, tool_calls, ..Delta::default() }
     }
 }
 

@@ -2,8 +2,10 @@
 //! are written as, whole or event by event.
 
 pub mod ask;
+pub mod asking;
 pub mod events;
 pub mod told;
+pub mod tools;
 pub mod whole;
 
 use crate::error::Error;
@@ -12,7 +14,7 @@ use protocol::openai::error::ErrorBody;
 use protocol::openai::response::{FinishReason, StopReason, Usage};
 
 use crate::llm::answer::End;
-use protocol::openai::response::PromptDetails;
+use protocol::openai::response::{CompletionDetails, PromptDetails};
 
 /// Why a request is not answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,9 +94,12 @@ pub struct Head {
 /// Which server.
 const FINGERPRINT: &str = concat!("tensorgate-", env!("CARGO_PKG_VERSION"));
 
-fn finish_reason(end: &End) -> FinishReason {
+/// Does the answer wait for the results of its calls? Not where the caller named the one call that there is: that is how
+/// OpenAI has it.
+pub(super) fn finish_reason(end: &End, called: bool) -> FinishReason {
     match end {
         End::Length => FinishReason::Length,
+        _ if called => FinishReason::ToolCalls,
         End::EndOfText | End::StopToken(_) | End::StopString(_) => FinishReason::Stop,
     }
 }
@@ -107,6 +112,11 @@ fn stop_reason(end: &End) -> Option<StopReason> {
     }
 }
 
-fn usage(prompt: u32, completion: u32, cached: u32) -> Usage {
-    Usage { prompt_tokens_details: Some(PromptDetails { cached_tokens: cached }), ..Usage::new(prompt, completion) }
+/// `thought` is told of models that think.
+fn usage(prompt: u32, completion: u32, cached: u32, thought: Option<u32>) -> Usage {
+    Usage {
+        prompt_tokens_details: Some(PromptDetails { cached_tokens: cached }),
+        completion_tokens_details: thought.map(|reasoning_tokens| CompletionDetails { reasoning_tokens }),
+        ..Usage::new(prompt, completion)
+    }
 }

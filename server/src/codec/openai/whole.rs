@@ -2,13 +2,17 @@
 
 use super::ask::Telling;
 use super::told::Teller;
+use super::tools::call_id;
 use super::{FINGERPRINT, Head, Refusal, finish_reason, stop_reason, usage};
 use crate::error::Error;
 use crate::llm::Language;
 use crate::llm::answer::{End, Told};
 use crate::llm::gather::Gathered;
+use crate::llm::said::{Called, Said};
 use backends::llm::plan::Logprobs;
-use protocol::openai::response::{self, ChatChoice, CompletionChoice, Message, Reply};
+use protocol::openai::response::{
+    self, CallKind, ChatChoice, CompletionChoice, FunctionCall, Message, Reply, ToolCall,
+};
 
 /// What there is to tell of one prompt.
 #[derive(Clone, Debug, Default)]
@@ -22,10 +26,11 @@ pub struct Prompted {
 /// An answer that is done.
 #[derive(Clone, Debug, Default)]
 struct Whole {
-    text: String,
+    said: Said,
     told: Vec<Told>,
     end: Option<End>,
     generated: u32,
+    thought: u32,
     cached: u32,
     prompt_logprobs: Vec<Logprobs>,
 }
@@ -67,10 +72,10 @@ pub async fn collect<'a>(
     while let Some(news) = gathered.next().await {
         let answer = &mut answers[news.choice];
         let piece = news.piece?;
-        answer.text.push_str(&piece.text);
+        piece.parts.into_iter().for_each(|part| answer.said.add(part));
         answer.told.extend(piece.token);
         answer.end = piece.end.or(answer.end.take());
-        (answer.generated, answer.cached) = (news.generated, news.cached);
+        (answer.generated, answer.thought, answer.cached) = (news.generated, news.thought, news.cached);
         answer.prompt_logprobs.extend(news.prompt_logprobs);
     }
     if answers.iter().any(|answer| answer.end.is_none()) {
@@ -79,14 +84,15 @@ pub async fn collect<'a>(
     let prompt: usize = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
     let generated = if telling.prompt_alone { 0 } else { answers.iter().map(|answer| answer.generated).sum() };
     let cached = answers.chunks(copies).map(|answers| answers[0].cached).sum();
-    let usage = usage(u32::try_from(prompt).unwrap_or(u32::MAX), generated, cached);
+    let thought = telling.thinks.then(|| answers.iter().map(|answer| answer.thought).sum());
+    let usage = usage(u32::try_from(prompt).unwrap_or(u32::MAX), generated, cached, thought);
     for of_one in answers.chunks_mut(copies) {
         // Told once for a prompt, and of use to all of its choices.
         let found = of_one.iter().map(|answer| &answer.prompt_logprobs).find(|logprobs| !logprobs.is_empty()).cloned();
         for answer in of_one.iter_mut() {
             answer.prompt_logprobs = found.clone().unwrap_or_default();
             if telling.prompt_alone {
-                (answer.text, answer.told, answer.end) = (String::new(), Vec::new(), Some(End::Length));
+                (answer.said, answer.told, answer.end) = (Said::default(), Vec::new(), Some(End::Length));
             }
         }
         if copies > telling.n {
@@ -123,6 +129,28 @@ impl Answered<'_> {
             .map_err(|error| Error::Internal(format!("a reply cannot be written: {error}")).into())
     }
 
+    fn called(&self, answer: &Whole) -> bool {
+        self.teller.telling.calls_finish && !answer.said.calls.is_empty()
+    }
+
+    fn message(&self, echo: &str, said: &Said) -> Message {
+        let telling = self.teller.telling;
+        let call = |Called { name, arguments }: &Called| ToolCall {
+            id: call_id(telling),
+            kind: CallKind::Function,
+            function: FunctionCall { name: name.clone(), arguments: arguments.clone() },
+        };
+        let text = format!("{echo}{}", said.text);
+        // There is a text, even an empty one, unless something else was said instead.
+        let instead = !said.calls.is_empty() || !said.reasoning.is_empty();
+        Message {
+            content: Some(text).filter(|text| !text.is_empty() || !instead),
+            reasoning: Some(&said.reasoning).filter(|text| telling.reasoning && !text.is_empty()).cloned(),
+            tool_calls: said.calls.iter().map(call).collect(),
+            ..Message::default()
+        }
+    }
+
     /// The reply to a chat.
     ///
     /// # Errors
@@ -132,9 +160,9 @@ impl Answered<'_> {
         let echo = prompt.and_then(|prompt| prompt.echo.as_deref()).unwrap_or_default();
         let choice = |(index, answer): (usize, &Whole)| ChatChoice {
             index: index as u32,
-            message: Message { content: Some(format!("{echo}{}", answer.text)), ..Message::default() },
+            message: self.message(echo, &answer.said),
             logprobs: self.teller.chat(&answer.told),
-            finish_reason: answer.end.as_ref().map(finish_reason),
+            finish_reason: answer.end.as_ref().map(|end| finish_reason(end, self.called(answer))),
             stop_reason: answer.end.as_ref().and_then(stop_reason),
             token_ids: self.teller.telling.token_ids.then(|| answer.ids()),
         };
@@ -149,10 +177,7 @@ impl Answered<'_> {
         let telling = self.teller.telling;
         let choice = |(index, answer): (usize, &Whole)| {
             let Prompted { tokens, echo } = &self.prompts[index / telling.n];
-            let text = match echo {
-                Some(echo) => format!("{echo}{}", answer.text),
-                None => answer.text.clone(),
-            };
+            let text = format!("{}{}", echo.as_deref().unwrap_or_default(), answer.said.text);
             let logprobs = if telling.echoes_tokens {
                 let rest = answer.prompt_logprobs.iter().cloned().map(Some);
                 let prompt = tokens.iter().zip(std::iter::once(None).chain(rest));
@@ -165,7 +190,7 @@ impl Answered<'_> {
                 index: index as u32,
                 text,
                 logprobs,
-                finish_reason: answer.end.as_ref().map(finish_reason),
+                finish_reason: answer.end.as_ref().map(|end| finish_reason(end, false)),
                 stop_reason: answer.end.as_ref().and_then(stop_reason),
                 prompt_logprobs: self.teller.prompt(tokens, &answer.prompt_logprobs),
                 prompt_token_ids: telling.token_ids.then(|| tokens.clone()),

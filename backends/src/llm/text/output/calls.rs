@@ -1,0 +1,281 @@
+//! Calls among text, as Hermes, Llama and Mistral write them, and those who write like them. Whitespace around calls is no
+//! text; what looks like a call and is none is told as the text that it is.
+
+use super::call::{CallObject, Step};
+use super::format::ToolParser;
+use super::marks::{MarkScanner, begins};
+use super::{Part, append};
+use std::sync::Arc;
+
+/// Reads text that may call functions.
+#[derive(Clone, Debug)]
+pub(super) struct Calls {
+    parser: ToolParser,
+    names: Arc<[String]>,
+    single: bool,
+    at: At,
+    /// Text up to the next mark.
+    scanner: MarkScanner,
+    /// What was read since the mark and is neither text nor call yet.
+    held: String,
+    /// Did a mark stand before what is held?
+    marked: bool,
+    /// Inside a list of calls?
+    listed: bool,
+    /// A call has ended, and nothing but whitespace has come since.
+    trimming: bool,
+    over: bool,
+}
+
+#[derive(Clone, Debug)]
+enum At {
+    /// Nothing but whitespace has come: an object would be a call, where no mark is needed.
+    Start,
+    /// Text, until a mark comes.
+    Text,
+    /// A call is expected.
+    Before,
+    /// A name, as Mistral writes it before its arguments.
+    Name,
+    Object(Box<CallObject>),
+    /// The arguments broke off: the rest is told as it is, up to the end of the call.
+    Broken(MarkScanner),
+    /// After a call: another one, or its end.
+    After,
+    /// Text to the end.
+    Plain,
+}
+
+impl Calls {
+    pub(super) fn new(parser: ToolParser, names: Arc<[String]>, single: bool) -> Self {
+        let at = if parser == ToolParser::Llama3Json { At::Start } else { At::Text };
+        let scanner = MarkScanner::new(parser.open());
+        let (held, marked, listed, trimming, over) = (String::new(), false, false, false, false);
+        Calls { parser, names, single, at, scanner, held, marked, listed, trimming, over }
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.over
+    }
+
+    pub(super) fn push(&mut self, text: &str, out: &mut Vec<Part>) {
+        let mut text = text.to_owned();
+        // Every turn takes a part of the text, or moves on to a state that does.
+        while !text.is_empty() && !self.over {
+            text = self.step(text, out);
+        }
+    }
+
+    /// Takes the beginning of a text; gives what is left of it.
+    fn step(&mut self, text: String, out: &mut Vec<Part>) -> String {
+        match &mut self.at {
+            At::Plain => {
+                append(out, Part::Text(text));
+                String::new()
+            }
+            At::Text => {
+                let text = if self.trimming { text.trim_start() } else { &text };
+                self.trimming &= text.is_empty();
+                let mut before = String::new();
+                let rest = self.scanner.push(text, &mut before);
+                append(out, Part::Text(before));
+                let Some(rest) = rest else { return String::new() };
+                (self.at, self.marked, self.listed) = (At::Before, true, false);
+                rest
+            }
+            At::Start => self.start(text),
+            At::Before => self.before(text, out),
+            At::Name => self.name(text),
+            At::Object(_) => self.object(text, out),
+            At::Broken(scanner) => {
+                let mut more = String::new();
+                let rest = scanner.push(&text, &mut more);
+                append(out, Part::Arguments(more));
+                let Some(rest) = rest else { return String::new() };
+                self.at = At::Text;
+                rest
+            }
+            At::After => self.after(text),
+        }
+    }
+
+    fn start(&mut self, text: String) -> String {
+        let text = std::mem::take(&mut self.held) + &text;
+        match text.trim_start().chars().next() {
+            None => {
+                self.held = text;
+                String::new()
+            }
+            Some('{') => {
+                self.at = At::Before;
+                text
+            }
+            Some(_) => {
+                self.at = At::Text;
+                text
+            }
+        }
+    }
+
+    /// Between a mark and an object, and between objects of a list.
+    fn before(&mut self, text: String, out: &mut Vec<Part>) -> String {
+        self.held.push_str(&text);
+        let text = std::mem::take(&mut self.held);
+        let rest = text.trim_start_matches(|c: char| c.is_ascii_whitespace() || (self.listed && c == ','));
+        let Some(first) = rest.chars().next() else {
+            self.held = text;
+            return String::new();
+        };
+        let lists = matches!(self.parser, ToolParser::Mistral | ToolParser::List);
+        match first {
+            '{' => {
+                let known = (self.parser == ToolParser::Llama3Json).then(|| self.names.clone());
+                self.at = At::Object(Box::new(CallObject::new(known)));
+                rest.to_owned()
+            }
+            '[' if lists && !self.listed => {
+                self.listed = true;
+                rest[1..].to_owned()
+            }
+            ']' if self.listed => {
+                self.at = At::Text;
+                rest[1..].to_owned()
+            }
+            _ if self.parser == ToolParser::Mistral && !self.listed => {
+                self.at = At::Name;
+                rest.to_owned()
+            }
+            _ => {
+                // No call: the mark was text, too.
+                self.give_up(out);
+                text
+            }
+        }
+    }
+
+    /// What was taken for a call is text.
+    fn give_up(&mut self, out: &mut Vec<Part>) {
+        self.trimming = false;
+        if std::mem::take(&mut self.marked) {
+            append(out, Part::Text(self.parser.open().to_owned()));
+        }
+        self.at = if self.parser == ToolParser::Llama3Json { At::Plain } else { At::Text };
+    }
+
+    /// `get_weather[ARGS]{...}`, `get_weather[CALL_ID]abc[ARGS]{...}` and `get_weather{...}`.
+    fn name(&mut self, text: String) -> String {
+        self.held.push_str(&text);
+        let Some(end) = self.held.find('{') else { return String::new() };
+        let arguments = self.held.split_off(end);
+        let name = std::mem::take(&mut self.held);
+        let name = name.split("[ARGS]").next().unwrap_or_default();
+        let name = name.split("[CALL_ID]").next().unwrap_or_default().trim().to_owned();
+        self.at = At::Object(Box::new(CallObject::arguments_of(name)));
+        arguments
+    }
+
+    fn object(&mut self, text: String, out: &mut Vec<Part>) -> String {
+        let At::Object(call) = &mut self.at else { return text };
+        let mut step = Step::More;
+        let mut used = text.len();
+        for (at, c) in text.char_indices() {
+            step = call.push(c);
+            if step != Step::More {
+                used = at + c.len_utf8();
+                break;
+            }
+        }
+        if let Some(name) = call.take_name() {
+            append(out, Part::Call(name));
+        }
+        append(out, Part::Arguments(call.take_arguments()));
+        let rest = text[used..].to_owned();
+        match step {
+            Step::More => {}
+            Step::Done => {
+                if !call.argued() {
+                    append(out, Part::Arguments("{}".to_owned()));
+                }
+                (self.at, self.marked, self.trimming, self.over) = (At::After, false, true, self.single);
+            }
+            Step::Broken if call.is_told() => {
+                let last = text[..used].chars().next_back().map(String::from).unwrap_or_default();
+                self.at = At::Broken(MarkScanner::new(self.close()));
+                return last + &rest;
+            }
+            Step::Broken => {
+                let raw = call.take_raw();
+                self.give_up(out);
+                return raw + &rest;
+            }
+        }
+        rest
+    }
+
+    /// What ends a call, or a list of them.
+    fn close(&self) -> &'static str {
+        match self.parser {
+            ToolParser::Hermes => "</tool_call>",
+            ToolParser::List => "<|/tool_call|>",
+            _ => "]",
+        }
+    }
+
+    fn after(&mut self, text: String) -> String {
+        self.held.push_str(&text);
+        let text = std::mem::take(&mut self.held);
+        let rest = text.trim_start();
+        let separators: &[char] = if self.parser == ToolParser::Llama3Json { &[';', ','] } else { &[] };
+        if rest.is_empty() {
+            self.held = text;
+            return String::new();
+        }
+        if self.listed {
+            // A comma, or the end of the list.
+            self.at = At::Before;
+            return rest.to_owned();
+        }
+        if rest.starts_with(separators) || (self.parser == ToolParser::Llama3Json && rest.starts_with('{')) {
+            self.at = At::Before;
+            return rest.trim_start_matches(separators).to_owned();
+        }
+        if self.parser == ToolParser::Hermes {
+            if let Some(rest) = rest.strip_prefix(self.close()) {
+                self.at = At::Text;
+                return rest.to_owned();
+            }
+            if begins(rest, self.close()) == rest.len() {
+                self.held = rest.to_owned();
+                return String::new();
+            }
+        }
+        self.at = At::Text;
+        rest.to_owned()
+    }
+
+    pub(super) fn finish(&mut self, out: &mut Vec<Part>) {
+        if self.over {
+            return;
+        }
+        let held = std::mem::take(&mut self.held);
+        match std::mem::replace(&mut self.at, At::Plain) {
+            At::Start | At::Plain => append(out, Part::Text(held)),
+            At::Text => {
+                let scanner = std::mem::replace(&mut self.scanner, MarkScanner::new(self.parser.open()));
+                append(out, Part::Text(scanner.into_held()));
+            }
+            At::Before | At::Name => {
+                let is_rest = held.trim().is_empty() && !self.marked;
+                self.give_up(out);
+                append(out, Part::Text(if is_rest { String::new() } else { held }));
+            }
+            At::Object(mut call) if !call.is_told() => {
+                self.give_up(out);
+                append(out, Part::Text(call.take_raw()));
+            }
+            At::Object(_) => {}
+            At::Broken(scanner) => append(out, Part::Arguments(scanner.into_held())),
+            At::After => append(out, Part::Text(held.trim_start().to_owned())),
+        }
+    }
+}

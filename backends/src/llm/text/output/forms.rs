@@ -1,0 +1,153 @@
+//! Grammars of answers: calls of tools in the format that the model writes, and thoughts before whatever else is asked for.
+
+use super::format::{OutputFormat, Thoughts, ToolParser};
+use crate::llm::grammar::{Form, expression, literal};
+use serde_json::{Value, json};
+use std::fmt::Write;
+
+/// A function that may be called.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Callable<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// The schema of its arguments; `None` is any object.
+    pub parameters: Option<&'a Value>,
+}
+
+/// What calls are made of.
+struct Calls {
+    first: String,
+    /// Another one, where there may be several.
+    next: Option<String>,
+    end: &'static str,
+}
+
+/// Anything, up to what comes next in a rule that is lazy.
+const ANYTHING: &str = "/(.|\\n)*/";
+
+impl OutputFormat {
+    /// An answer that is calls and nothing else: one, or as many as the model likes.
+    pub fn calls(&self, tools: &[Callable<'_>], many: bool) -> Form {
+        let mut rules = String::new();
+        let Calls { first, next, end } = self.call_rules(tools, &mut rules);
+        let rest = next.filter(|_| many).map(|next| format!("({next})*")).unwrap_or_default();
+        Form::Grammar(format!("start: {first} {rest} {end}\n{rules}"))
+    }
+
+    /// Text in which calls, where there are any, are complete and follow their schemas. `None` where a format does not tell
+    /// calls from text by a mark.
+    pub fn text_with_calls(&self, tools: &[Callable<'_>]) -> Option<Form> {
+        let parser = self.tools.filter(|parser| matches!(parser, ToolParser::Hermes | ToolParser::List))?;
+        let mut rules = String::new();
+        self.objects(tools, "arguments", &mut rules);
+        let call = match parser {
+            ToolParser::Hermes => format!("\"\\n\" object \"\\n\" {}", self.mark("</tool_call>")),
+            _ => "\"[\" object (\", \" object)* \"]\"".to_owned(),
+        };
+        let mark = self.mark(parser.open());
+        // A mark that is text ends a lazy lexeme; a control token is no part of any text.
+        let head = match mark.starts_with('"') {
+            true => format!("head[lazy]: TEXT {mark}\n"),
+            false => format!("head: TEXT {mark}\n"),
+        };
+        let text = format!("start: (head call)* tail\n{head}call: {call}\ntail: TEXT\nTEXT: {ANYTHING}\n{rules}");
+        Some(Form::Grammar(text))
+    }
+
+    /// A mark in a grammar: a control token by its id, or text.
+    fn mark(&self, mark: &str) -> String {
+        match self.tokens.iter().find(|(known, _)| *known == mark) {
+            Some((_, token)) => format!("<[{token}]>"),
+            None => literal(mark),
+        }
+    }
+
+    /// Adds the rules that calls are made of.
+    fn call_rules(&self, tools: &[Callable<'_>], rules: &mut String) -> Calls {
+        let open = |parser: ToolParser| self.mark(parser.open());
+        match self.tools {
+            Some(parser @ ToolParser::Hermes) => {
+                self.objects(tools, "arguments", rules);
+                let call = format!("{} \"\\n\" object \"\\n\" {}", open(parser), self.mark("</tool_call>"));
+                Calls { next: Some(format!("\"\\n\" {call}")), first: call, end: "" }
+            }
+            Some(parser @ ToolParser::Mistral) if self.names_before_arguments => {
+                let arguments = self.mark("[ARGS]");
+                let call = |tool: &Callable<'_>| format!("{} {arguments} {}", literal(tool.name), schema(tool.parameters));
+                let calls: Vec<_> = tools.iter().map(call).collect();
+                let _ = writeln!(rules, "named: {}", calls.join("\n  | "));
+                let call = format!("{} named", open(parser));
+                Calls { first: call.clone(), next: Some(call), end: "" }
+            }
+            Some(parser @ (ToolParser::Mistral | ToolParser::List)) => {
+                self.objects(tools, "arguments", rules);
+                let first = format!("{} \"[\" object", open(parser));
+                Calls { first, next: Some("\", \" object".to_owned()), end: "\"]\"" }
+            }
+            Some(ToolParser::Harmony) => {
+                let (constrain, message) = (self.mark("<|constrain|>"), self.mark("<|message|>"));
+                let call = |tool: &Callable<'_>| {
+                    let recipient = literal(&format!("commentary to=functions.{} ", tool.name));
+                    format!("{recipient} {constrain} \"json\" {message} {}", schema(tool.parameters))
+                };
+                let calls: Vec<_> = tools.iter().map(call).collect();
+                let _ = writeln!(rules, "named: {}", calls.join("\n  | "));
+                Calls { first: format!("{} named", self.mark("<|channel|>")), next: None, end: "" }
+            }
+            // Without a format of its own a model is held to the simplest one.
+            Some(ToolParser::Llama3Json) | None => {
+                self.objects(tools, "parameters", rules);
+                Calls { first: "object".to_owned(), next: None, end: "" }
+            }
+        }
+    }
+
+    /// The rule `object`: a call as JSON.
+    fn objects(&self, tools: &[Callable<'_>], word: &str, rules: &mut String) {
+        let object = |tool: &Callable<'_>| {
+            let begin = format!("{{\"name\": {}, \"{word}\": ", Value::from(tool.name));
+            format!("{} {} \"}}\"", literal(&begin), schema(tool.parameters))
+        };
+        let objects: Vec<_> = tools.iter().map(object).collect();
+        let _ = writeln!(rules, "object: {}", objects.join("\n  | "));
+    }
+}
+
+fn schema(parameters: Option<&Value>) -> String {
+    let any = json!({"type": "object"});
+    expression(&Form::Schema(parameters.unwrap_or(&any).clone()))
+}
+
+/// An answer of one form or of the other.
+pub fn either(one: &Form, other: &Form) -> Form {
+    Form::Grammar(format!("start: one | other\none: {}\nother: {}\n", expression(one), expression(other)))
+}
+
+/// What [`OutputFormat::after_thoughts`] does.
+pub(super) fn after_thoughts(format: &OutputFormat, form: Form, thoughts: Thoughts) -> Form {
+    let body = expression(&form);
+    if format.tools == Some(ToolParser::Harmony) {
+        return Form::Grammar(after_analysis(format, &form, &body));
+    }
+    let (Some(marks), true) = (format.thoughts, thoughts != Thoughts::None) else { return form };
+    let close = format.mark(marks.close);
+    // As for calls: text ends a lazy lexeme.
+    let kind = if close.starts_with('"') { "thoughts[lazy]" } else { "thoughts" };
+    let start = match thoughts {
+        Thoughts::Possible => format!("({} thoughts GAP)? body", format.mark(marks.open)),
+        _ => "thoughts GAP body".to_owned(),
+    };
+    Form::Grammar(format!("start: {start}\n{kind}: {ANYTHING} {close}\nGAP: /[ \\n]{{0,4}}/\nbody: {body}\n"))
+}
+
+/// Thoughts are a part of their own, and so is the answer, unless it is a call, which brings its header.
+fn after_analysis(format: &OutputFormat, form: &Form, body: &str) -> String {
+    let (channel, message) = (format.mark("<|channel|>"), format.mark("<|message|>"));
+    let (end, start) = (format.mark("<|end|>"), format.mark("<|start|>"));
+    let is_call = matches!(form, Form::Grammar(text) if text.contains("to=functions."));
+    let header = if is_call { String::new() } else { format!("{channel} \"final\" {message} ") };
+    format!(
+        "start: ({channel} \"analysis\" {message} thoughts {end} {start} \"assistant\")? {header}body\n\
+         thoughts: {ANYTHING}\nbody: {body}\n"
+    )
+}

@@ -1,0 +1,47 @@
+//! Marks in text that comes in pieces. Only what may be the beginning of a mark is held back, and the whitespace before
+//! it, which belongs to the mark.
+
+/// Bytes of whitespace that are held back, at most: what is before them is told.
+const WHITESPACE: usize = 64;
+
+/// Finds one mark.
+#[derive(Clone, Debug)]
+pub(super) struct MarkScanner {
+    mark: &'static str,
+    held: String,
+}
+
+impl MarkScanner {
+    pub(super) fn new(mark: &'static str) -> Self {
+        MarkScanner { mark, held: String::new() }
+    }
+
+    /// Takes a piece of text. What is certainly before the mark, or of no mark, goes to `out`; gives what comes after the
+    /// mark once it was found.
+    pub(super) fn push(&mut self, text: &str, out: &mut String) -> Option<String> {
+        self.held.push_str(text);
+        if let Some(at) = self.held.find(self.mark) {
+            out.push_str(self.held[..at].trim_end());
+            let rest = self.held.split_off(at + self.mark.len());
+            self.held.clear();
+            return Some(rest);
+        }
+        let begins = begins(&self.held, self.mark);
+        let before = self.held.len() - begins;
+        let kept = self.held[..before].trim_end().len();
+        let kept = if before - kept > WHITESPACE { before } else { kept };
+        out.push_str(&self.held[..kept]);
+        self.held.drain(..kept);
+        None
+    }
+
+    pub(super) fn into_held(self) -> String {
+        self.held
+    }
+}
+
+/// Bytes at the end of a text that a mark begins with.
+pub(super) fn begins(text: &str, mark: &str) -> usize {
+    let most = mark.len().saturating_sub(1).min(text.len());
+    (1..=most).rev().find(|length| text.as_bytes().ends_with(&mark.as_bytes()[..*length])).unwrap_or(0)
+}

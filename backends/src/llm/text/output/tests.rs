@@ -1,0 +1,169 @@
+//! Answers in every format, whole and in pieces.
+
+use super::*;
+use crate::llm::grammar::Form;
+use proptest::prelude::*;
+
+fn format(tools: Option<ToolParser>, thoughts: bool) -> OutputFormat {
+    let marks = ThoughtMarks { open: "<think>", close: "</think>" };
+    OutputFormat { tools, thoughts: thoughts.then_some(marks), told_of_tools: true, ..OutputFormat::default() }
+}
+
+fn reading(thoughts: Thoughts) -> Reading {
+    Reading { thoughts, tools: Some(["f".to_owned(), "get_weather".to_owned()].into()), single: false }
+}
+
+/// The parts of an answer that comes in pieces.
+fn parts<'a>(format: &OutputFormat, reading: &Reading, pieces: impl Iterator<Item = &'a str>) -> Vec<Part> {
+    let mut parser = OutputParser::new(format, reading).expect("something to tell apart");
+    let mut told = Vec::new();
+    pieces.for_each(|piece| parser.push(piece, &mut told));
+    parser.finish(&mut told);
+    told
+}
+
+/// In short: `text`, `~thoughts`, `!name`, `=arguments`.
+fn short(parts: &[Part]) -> Vec<String> {
+    let one = |part: &Part| match part {
+        Part::Text(text) => text.clone(),
+        Part::Reasoning(text) => format!("~{text}"),
+        Part::Call(name) => format!("!{name}"),
+        Part::Arguments(json) => format!("={json}"),
+    };
+    parts.iter().map(one).collect()
+}
+
+/// An answer, and its parts in short.
+type Case = (Option<ToolParser>, Thoughts, &'static str, &'static [&'static str]);
+
+const HERMES: Option<ToolParser> = Some(ToolParser::Hermes);
+const LLAMA: Option<ToolParser> = Some(ToolParser::Llama3Json);
+const MISTRAL: Option<ToolParser> = Some(ToolParser::Mistral);
+const LIST: Option<ToolParser> = Some(ToolParser::List);
+const HARMONY: Option<ToolParser> = Some(ToolParser::Harmony);
+use Thoughts::{Begun, None as Never, Possible};
+
+#[rustfmt::skip]
+const CASES: &[Case] = &[
+    (HERMES, Never, "Hello.", &["Hello."]),
+    (HERMES, Never, "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>", &["!f", "={\"a\": 1}"]),
+    (HERMES, Never, "I look.\n<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call>\n<tool_call>\n\
+        {\"arguments\": {\"b\": [\"}\", \"\\\"\"]}, \"name\": \"g\"}\n</tool_call>\n",
+        &["I look.", "!f", "={}", "!g", "={\"b\": [\"}\", \"\\\"\"]}"]),
+    (HERMES, Never, "<tool_call>{\"name\": \"f\"}</tool_call>done", &["!f", "={}", "done"]),
+    (HERMES, Never, "<tool_call>{\"name\": \"f\", \"arguments\": null}</tool_call>", &["!f", "={}"]),
+    (HERMES, Never, "<tool_call>{\"name\": \"f\", \"arguments\": \"{\\\"a\\\": 1}\"}</tool_call>", &["!f", "={\"a\": 1}"]),
+    (HERMES, Never, "<tool_call>{\"id\": 7, \"name\": \"f\", \"arguments\": {\"a\": {}}, \"x\": [1]}</tool_call>",
+        &["!f", "={\"a\": {}}"]),
+    (HERMES, Never, "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": ", &["!f", "={\"a\": "]),
+    (HERMES, Never, "<tool_call>{\"nam", &["<tool_call>{\"nam"]),
+    (HERMES, Never, "<tool_call>\nf(1)</tool_call>", &["<tool_call>\nf(1)</tool_call>"]),
+    (HERMES, Never, "<tool_call>{\"name\": 1}</tool_call>", &["<tool_call>{\"name\": 1}</tool_call>"]),
+    (HERMES, Never, "<tool_call>{\"name\": \"f\"<tool_call>{\"name\": \"g\"}</tool_call>", &["!f", "=<tool_call>{\"name\": \"g\"}"]),
+    (HERMES, Never, "a <tool_ b", &["a <tool_ b"]),
+    (HERMES, Never, "<tool_call>", &["<tool_call>"]),
+    (HERMES, Never, "  \n", &["  \n"]),
+    (HERMES, Never, "世界 <tool_call>{\"name\": \"f\", \"arguments\": {\"q\": \"世\"}}</tool_call> 🙂", &["世界", "!f", "={\"q\": \"世\"}", "🙂"]),
+    (HERMES, Possible, "<think>\nhm\n</think>\n\nyes", &["~hm", "yes"]),
+    (HERMES, Possible, "<think>\n\n</think>\n\nyes", &["yes"]),
+    (HERMES, Possible, "yes <think>no</think>", &["yes <think>no</think>"]),
+    (HERMES, Possible, " <thin", &[" <thin"]),
+    (HERMES, Possible, "<think>and so on", &["~and so on"]),
+    (HERMES, Begun, "\nhm </thin </think>yes", &["~hm </thin", "yes"]),
+    (HERMES, Begun, "hm</think>\n<tool_call>{\"name\": \"f\"}</tool_call>", &["~hm", "!f", "={}"]),
+    (None, Begun, "hm", &["~hm"]),
+    (LLAMA, Never, "{\"name\": \"f\", \"parameters\": {\"a\": 1}}", &["!f", "={\"a\": 1}"]),
+    (LLAMA, Never, "<|python_tag|>{\"type\": \"function\", \"name\": \"f\", \"parameters\": {}}", &["!f", "={}"]),
+    (LLAMA, Never, " {\"name\": \"f\", \"parameters\": {}}; {\"name\": \"get_weather\", \"arguments\": {}}", &["!f", "={}", "!get_weather", "={}"]),
+    (LLAMA, Never, "{\"name\": \"unknown\", \"parameters\": {}}", &["{\"name\": \"unknown\", \"parameters\": {}}"]),
+    (LLAMA, Never, "{\"city\": \"Paris\"}", &["{\"city\": \"Paris\"}"]),
+    (LLAMA, Never, "No {\"name\": \"f\"}", &["No {\"name\": \"f\"}"]),
+    (LLAMA, Never, "<|python_tag|>print(1)", &["<|python_tag|>print(1)"]),
+    (MISTRAL, Never, "[TOOL_CALLS][{\"name\": \"f\", \"arguments\": {}}, {\"name\": \"g\", \"arguments\": {\"a\": \"]\"}}]",
+        &["!f", "={}", "!g", "={\"a\": \"]\"}"]),
+    (MISTRAL, Never, "[TOOL_CALLS]f[ARGS]{\"a\": {\"b\": 1}}[TOOL_CALLS]g{}", &["!f", "={\"a\": {\"b\": 1}}", "!g", "={}"]),
+    (MISTRAL, Never, "[TOOL_CALLS]f[CALL_ID]abc[ARGS]{}", &["!f", "={}"]),
+    (MISTRAL, Never, "Well [TOOL_CALLS] [ {\"name\": \"f\", \"arguments\": {}} ] so", &["Well", "!f", "={}", "so"]),
+    (MISTRAL, Never, "[TOOL", &["[TOOL"]),
+    (LIST, Never, "<|tool_call|>[{\"name\": \"f\", \"arguments\": {}}]", &["!f", "={}"]),
+    (HARMONY, Possible, "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>yes", &["~hm", "yes"]),
+    (HARMONY, Possible, "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>commentary to=functions.f \
+        <|constrain|>json<|message|>{\"a\": 1}<|call|>", &["~hm", "!f", "={\"a\": 1}"]),
+    (HARMONY, Possible, "<|start|>assistant to=functions.f<|channel|>commentary json<|message|>{}", &["!f", "={}"]),
+    (HARMONY, Possible, "plain", &["plain"]),
+];
+
+#[test]
+fn answers_are_taken_apart() {
+    for (tools, thoughts, text, expected) in CASES {
+        let told = parts(&format(*tools, true), &reading(*thoughts), std::iter::once(*text));
+        assert_eq!(short(&told), *expected, "{tools:?} {thoughts:?} {text:?}");
+    }
+}
+
+#[test]
+fn one_call_at_most() {
+    let text = "<tool_call>{\"name\": \"f\"}</tool_call><tool_call>{\"name\": \"g\"}</tool_call>";
+    let one = Reading { single: true, ..reading(Never) };
+    let mut parser = OutputParser::new(&format(HERMES, false), &one).unwrap();
+    let mut told = Vec::new();
+    parser.push(text, &mut told);
+    assert!(parser.is_over());
+    parser.finish(&mut told);
+    assert_eq!(short(&told), ["!f", "={}"]);
+}
+
+#[test]
+fn thoughts_are_expected_where_the_prompt_leaves_room() {
+    let format = format(None, true);
+    for (prompt, continued, expected) in [
+        ("<|im_start|>assistant\n", false, Possible),
+        ("<|im_start|>assistant\n<think>\n", false, Begun),
+        ("<|im_start|>assistant\n<think>\n\n</think>\n\n", false, Never),
+        ("assistant\n<think>\nand then", true, Begun),
+        ("assistant\n<think>\n</think> so", true, Never),
+        ("assistant\nso", true, Never),
+    ] {
+        assert_eq!(format.thoughts(prompt, continued), expected, "{prompt:?}");
+    }
+    assert_eq!(OutputFormat::default().thoughts("<think>", false), Never);
+}
+
+#[test]
+fn nothing_to_tell_apart() {
+    assert!(OutputParser::new(&format(HERMES, true), &Reading::default()).is_none());
+    assert!(OutputParser::new(&format(None, false), &Reading { thoughts: Possible, ..Reading::default() }).is_none());
+}
+
+#[test]
+fn forms_name_their_tools() {
+    let schema = serde_json::json!({"type": "object", "properties": {"a": {"type": "integer"}}});
+    let tools = [Callable { name: "f", parameters: Some(&schema) }, Callable { name: "g", parameters: None }];
+    for parser in [None, HERMES, LLAMA, MISTRAL, LIST, HARMONY] {
+        let Form::Grammar(text) = format(parser, true).calls(&tools, true) else { panic!("a grammar") };
+        assert!(text.starts_with("start: ") && text.contains("integer"), "{parser:?}: {text}");
+    }
+}
+
+proptest! {
+    /// However an answer is cut, its parts are the same.
+    #[test]
+    fn pieces_tell_what_the_whole_tells(case in 0..CASES.len(), cuts in prop::collection::vec(0..200usize, 0..12)) {
+        let (tools, thoughts, text, _) = CASES[case];
+        let whole = parts(&format(tools, true), &reading(thoughts), std::iter::once(text));
+        let mut ends: Vec<usize> = cuts.into_iter().filter(|cut| text.is_char_boundary(*cut)).chain([text.len()]).collect();
+        ends.sort_unstable();
+        ends.dedup();
+        let mut start = 0;
+        let pieces = ends.iter().map(|end| &text[std::mem::replace(&mut start, *end)..*end]);
+        prop_assert_eq!(parts(&format(tools, true), &reading(thoughts), pieces), whole);
+    }
+
+    /// Any text is read, and without marks it stays what it is.
+    #[test]
+    fn any_text_is_read(case in 0..CASES.len(), text in "[<>{}\\[\\]a-z\":,| \n]{0,80}") {
+        let (tools, thoughts, ..) = CASES[case];
+        let told = parts(&format(tools, true), &reading(thoughts), ["", text.as_str()].into_iter());
+        prop_assert!(told.iter().all(|part| !matches!(part, Part::Text(text) | Part::Reasoning(text) if text.is_empty())));
+    }
+}

@@ -1,0 +1,231 @@
+//! Triton's generate extension, in the words of its backends for vLLM and TensorRT-LLM: `text_input` and its companions,
+//! read into the terms of a completion, which say all that they can say.
+//!
+//! Companions stand beside `text_input`, in `parameters`, or in `sampling_parameters`, which is JSON or the text of it.
+
+use crate::json::Kind;
+use crate::openai::error::FieldError;
+use crate::openai::fields::{Field, Fields, Result};
+use crate::openai::{CompletionRequest, limits};
+use serde_json::{Map, Value};
+
+/// A request for text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateRequest {
+    /// What it asks for.
+    pub completion: CompletionRequest,
+    /// The client's name for it.
+    pub id: Option<String>,
+    /// Piece by piece, where that was said.
+    pub stream: Option<bool>,
+    /// The answer is told without the prompt.
+    pub exclude_input: bool,
+    /// What else is told.
+    pub tells: Tells,
+}
+
+/// What is told beside the text, where it was asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tells {
+    /// Why it ended.
+    pub finish_reason: bool,
+    /// The logarithm of its probability.
+    pub cumulative_logprob: bool,
+    /// Its tokens.
+    pub output_tokens: bool,
+    /// The tokens of the prompt.
+    pub input_tokens: bool,
+}
+
+/// The backends' names of fields, and those of completions.
+const NAMES: [(&str, &str); 8] = [
+    ("stop_words", "stop"),
+    ("random_seed", "seed"),
+    ("min_length", "min_tokens"),
+    ("request_output_len", "max_tokens"),
+    ("max_new_tokens", "max_tokens"),
+    ("num_return_sequences", "n"),
+    ("len_penalty", "length_penalty"),
+    ("runtime_top_k", "top_k"),
+];
+
+impl GenerateRequest {
+    /// Reads the body of `/v2/models/{model}/generate`.
+    ///
+    /// # Errors
+    /// [`FieldError`] names the field, and says what would be right.
+    pub fn parse(body: &[u8]) -> Result<Self> {
+        let mut map = Map::new();
+        for (name, field) in Fields::of_body(body)?.rest() {
+            map.insert(name.into_owned(), field.value()?);
+        }
+        Self::from_fields(map)
+    }
+
+    /// Reads fields that came one by one.
+    ///
+    /// # Errors
+    /// As for [`GenerateRequest::parse`].
+    pub fn from_fields(mut map: Map<String, Value>) -> Result<Self> {
+        for name in ["parameters", "sampling_parameters"] {
+            let Some(value) = map.remove(name) else { continue };
+            for (key, value) in object(name, value)? {
+                if map.contains_key(&key) {
+                    return Err(FieldError::invalid(&key, format!("Duplicate parameter: '{key}', also in '{name}'.")));
+                }
+                map.insert(key, value);
+            }
+        }
+        for (theirs, ours) in NAMES {
+            if let Some(value) = map.remove(theirs) {
+                map.entry(ours).or_insert(value);
+            }
+        }
+        // An empty text is how clients of tensors leave a list out.
+        for name in ["stop", "bad_words"] {
+            let is_empty = |value: &Value| value == "" || value.as_array().is_some_and(|list| list.iter().all(|w| w == ""));
+            if map.get(name).is_some_and(is_empty) {
+                map.remove(name);
+            } else if let Some(word @ Value::String(_)) = map.get(name).cloned() {
+                map.insert(name.to_owned(), Value::from(vec![word]));
+            }
+        }
+        if let Some(end) = map.remove("end_id") {
+            map.entry("stop_token_ids").or_insert(Value::from(vec![end]));
+        }
+        map.remove("pad_id");
+        let mut own = |name: &str| flag(&mut map, name);
+        let stream = own("stream")?;
+        let exclude_input = own("exclude_input_in_output")?.unwrap_or(false);
+        let tells = Tells {
+            finish_reason: own("return_finish_reason")?.unwrap_or(false),
+            cumulative_logprob: own("return_cumulative_logprob")?.unwrap_or(false),
+            output_tokens: own("return_num_output_tokens")?.unwrap_or(false),
+            input_tokens: own("return_num_input_tokens")?.unwrap_or(false),
+        };
+        unserved(&mut map)?;
+        let id = match map.remove("id") {
+            Some(Value::String(id)) if id.len() <= limits::NAME_BYTES => Some(id).filter(|id| !id.is_empty()),
+            None | Some(Value::Null) => None,
+            Some(_) => return Err(FieldError::wrong_type("id", "a short string", "something else")),
+        };
+        let prompt = match map.remove("text_input") {
+            Some(text @ Value::String(_)) => text,
+            Some(Value::Array(list)) if matches!(list[..], [Value::String(_)]) => Value::from(list),
+            None => return Err(FieldError::missing("text_input")),
+            Some(_) => return Err(FieldError::wrong_type("text_input", "a string", "something else")),
+        };
+        map.insert("prompt".to_owned(), prompt);
+        if tells.cumulative_logprob {
+            map.entry("logprobs").or_insert(Value::from(0));
+        }
+        let body = Value::from(map).to_string();
+        Ok(GenerateRequest { completion: CompletionRequest::parse(body.as_bytes())?, id, stream, exclude_input, tells })
+    }
+}
+
+/// What the backends have and this server has not.
+fn unserved(map: &mut Map<String, Value>) -> Result<()> {
+    if map.remove("beam_width").is_some_and(|width| width != 1) {
+        return Err(FieldError::refused("beam_width", "there is no beam search; use best_of"));
+    }
+    let off = |value: &Value| matches!(value, Value::Null | Value::Bool(false)) || value == 0 || value == "";
+    for (name, why) in [
+        ("return_log_probs", "use return_cumulative_logprob, or /v1/completions"),
+        ("return_context_logits", "logits are not returned"),
+        ("return_generation_logits", "logits are not returned"),
+        ("return_logprobs", "use return_cumulative_logprob, or /v1/completions"),
+        ("return_token_ids", "use /v1/completions"),
+        ("image", "the models served here read text"),
+        ("prompt_embedding_table", "prompts are text"),
+        ("embedding_bias_words", "use logit_bias"),
+    ] {
+        if let Some(value) = map.remove(name)
+            && !off(&value)
+        {
+            return Err(FieldError::refused(name, why));
+        }
+    }
+    Ok(())
+}
+
+fn flag(map: &mut Map<String, Value>, name: &str) -> Result<Option<bool>> {
+    match map.remove(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Bool(flag)) => Ok(Some(flag)),
+        Some(_) => Err(FieldError::wrong_type(name, "a boolean", "something else")),
+    }
+}
+
+fn object(name: &str, value: Value) -> Result<Map<String, Value>> {
+    match value {
+        Value::Null => Ok(Map::new()),
+        Value::Object(map) => Ok(map),
+        Value::String(text) if text.trim().is_empty() => Ok(Map::new()),
+        Value::String(text) => {
+            let field = Field { path: name.to_owned(), raw: text.as_bytes() };
+            match field.kind() {
+                Ok(Kind::Object) => match field.value()? {
+                    Value::Object(map) => Ok(map),
+                    _ => Ok(Map::new()),
+                },
+                _ => Err(FieldError::wrong_type(name, "an object, or the text of one", "other text")),
+            }
+        }
+        _ => Err(FieldError::wrong_type(name, "an object, or the text of one", "something else")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::openai::Prompt;
+
+    fn parse(text: &str) -> Result<GenerateRequest> {
+        GenerateRequest::parse(text.as_bytes())
+    }
+
+    #[test]
+    fn companions_stand_in_three_places() {
+        for text in [
+            r#"{"text_input": "Hi", "max_tokens": 3, "stop_words": "x", "temperature": 0, "stream": true}"#,
+            r#"{"text_input": ["Hi"], "parameters": {"max_tokens": 3, "stop": ["x"], "temperature": 0, "stream": true}}"#,
+            r#"{"text_input": "Hi", "stream": true,
+                "sampling_parameters": "{\"max_new_tokens\": 3, \"stop\": \"x\", \"temperature\": \"0\"}"}"#,
+        ] {
+            let text = text.replace("\\\"0\\\"", "0");
+            let request = parse(&text).unwrap();
+            let sampling = &request.completion.common.sampling;
+            assert_eq!(request.completion.prompt, Prompt::Texts(vec!["Hi".into()]), "{text}");
+            assert_eq!((sampling.max_tokens, &sampling.stop[..], sampling.temperature), (Some(3), &["x".into()][..], Some(0.0)));
+            assert_eq!((request.stream, request.exclude_input), (Some(true), false));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_named() {
+        for (text, path) in [
+            (r#"{"max_tokens": 3}"#, "text_input"),
+            (r#"{"text_input": 3}"#, "text_input"),
+            (r#"{"text_input": "a", "stream": "yes"}"#, "stream"),
+            (r#"{"text_input": "a", "beam_width": 2}"#, "beam_width"),
+            (r#"{"text_input": "a", "temperature": 9}"#, "temperature"),
+            (r#"{"text_input": "a", "top_k": 1, "parameters": {"top_k": 2}}"#, "top_k"),
+            (r#"{"text_input": "a", "sampling_parameters": "[1]"}"#, "sampling_parameters"),
+            (r#"{"text_input": "a", "return_log_probs": true}"#, "return_log_probs"),
+        ] {
+            assert_eq!(parse(text).unwrap_err().param.as_deref(), Some(path), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_off_does_no_harm() {
+        let text = r#"{"text_input": "a", "bad_words": "", "stop_words": [""], "beam_width": 1, "pad_id": 2, "end_id": 7,
+            "return_log_probs": false, "id": "me", "return_cumulative_logprob": true, "exclude_input_in_output": true}"#;
+        let request = parse(text).unwrap();
+        let sampling = &request.completion.common.sampling;
+        assert!(sampling.stop.is_empty() && sampling.bad_words.is_empty());
+        assert_eq!((&sampling.stop_token_ids[..], sampling.logprobs), (&[7][..], Some(0)));
+        assert!(request.exclude_input && request.tells.cumulative_logprob && request.id.as_deref() == Some("me"));
+    }
+}

@@ -1,0 +1,43 @@
+//! Answers of language models as the Messages API has them, whole or event by event. Its requests are read as chats.
+
+pub mod events;
+mod whole;
+
+pub use whole::collect;
+
+use super::openai::Refusal;
+use crate::error::Error;
+use crate::llm::answer::End;
+use protocol::anthropic::response::{Ending, ErrorBody, StopReason, Usage};
+
+/// The body of an error, which is also the data of an event in the middle of a stream.
+pub fn error_body(refusal: &Refusal) -> Vec<u8> {
+    let message = match refusal {
+        Refusal::Field(error) => error.message.clone(),
+        Refusal::Server(Error::UnknownModel(name)) => format!("model: {name}"),
+        Refusal::Server(error) => error.message(),
+    };
+    serde_json::to_vec(&ErrorBody::new(refusal.status(), &message)).unwrap_or_default()
+}
+
+/// Why an answer ended, for whoever asked.
+fn ending(end: &End, called: bool) -> Ending<'_> {
+    let (stop_reason, stop_sequence) = match end {
+        End::Length => (StopReason::MaxTokens, None),
+        End::StopString(text) => (StopReason::StopSequence, Some(text.as_str())),
+        _ if called => (StopReason::ToolUse, None),
+        End::EndOfText | End::StopToken(_) => (StopReason::EndTurn, None),
+    };
+    Ending { stop_reason, stop_sequence }
+}
+
+fn usage(prompt: usize, cached: u32, output_tokens: u32) -> Usage {
+    let prompt = u32::try_from(prompt).unwrap_or(u32::MAX);
+    let input_tokens = prompt.saturating_sub(cached);
+    Usage { input_tokens, cache_creation_input_tokens: 0, cache_read_input_tokens: cached, output_tokens }
+}
+
+/// A new name for a call.
+fn call_id() -> String {
+    format!("toolu_{}", &uuid::Uuid::new_v4().simple().to_string()[..24])
+}

@@ -1,0 +1,61 @@
+//! A message that is sent when all is done.
+
+use super::{call_id, ending, usage};
+use crate::codec::openai::{Head, Refusal};
+use crate::error::Error;
+use crate::llm::gather::Gathered;
+use backends::llm::text::output::{Part, append};
+use protocol::anthropic::response::{Block, Message};
+use serde_json::{Value, json};
+
+/// Waits for the answer to a prompt of so many tokens, and writes it.
+///
+/// # Errors
+/// It broke off, or cannot be written.
+pub async fn collect(mut gathered: Gathered, head: &Head, prompt: usize) -> Result<Vec<u8>, Refusal> {
+    let (mut parts, mut end, mut counts) = (Vec::new(), None, (0, 0));
+    while let Some(news) = gathered.next().await {
+        counts = (news.cached, news.generated);
+        let piece = news.piece?;
+        piece.parts.into_iter().for_each(|part| append(&mut parts, part));
+        end = piece.end.or(end);
+    }
+    let end = end.ok_or_else(|| Error::Internal("an answer broke off".into()))?;
+    let called = parts.iter().any(|part| matches!(part, Part::Call(_)));
+    let ending = ending(&end, called);
+    let message = Message {
+        id: &head.id,
+        role: "assistant",
+        model: &head.model,
+        content: blocks(&parts),
+        stop_reason: Some(ending.stop_reason),
+        stop_sequence: ending.stop_sequence,
+        usage: usage(prompt, counts.0, counts.1),
+    };
+    serde_json::to_vec(&message).map_err(|error| Error::Internal(format!("a reply cannot be written: {error}")).into())
+}
+
+fn blocks(parts: &[Part]) -> Vec<Block<'_>> {
+    let mut blocks = Vec::with_capacity(parts.len());
+    for part in parts {
+        match part {
+            Part::Text(text) => blocks.push(Block::Text { text }),
+            Part::Reasoning(thinking) => blocks.push(Block::Thinking { thinking, signature: "" }),
+            Part::Call(name) => blocks.push(Block::ToolUse { id: call_id(), name, input: json!({}) }),
+            Part::Arguments(text) => {
+                if let Some(Block::ToolUse { input, .. }) = blocks.last_mut() {
+                    *input = arguments(text);
+                }
+            }
+        }
+    }
+    blocks
+}
+
+/// Arguments are an object here. What the model wrote otherwise, or did not end, is kept as Anthropic advises.
+fn arguments(text: &str) -> Value {
+    match serde_json::from_str(text) {
+        Ok(object @ Value::Object(_)) => object,
+        _ => json!({"INVALID_JSON": text}),
+    }
+}

@@ -1,0 +1,66 @@
+//! Puts a request to its model: its form compiled, its prompts asked one after another, its answers gathered.
+
+use super::Refusal;
+use super::ask::{Ask, Asked, Telling, about};
+use super::whole::Prompted;
+use crate::dataplane::{Dataplane, Servable};
+use crate::error::Error;
+use crate::llm::answer::Answer;
+use crate::llm::gather::Gathered;
+use crate::llm::tally::Tally;
+use std::time::Instant;
+
+/// Answers that are on their way.
+#[derive(Debug)]
+pub struct Asking {
+    /// The answers.
+    pub gathered: Gathered,
+    /// What was asked.
+    pub prompts: Vec<Prompted>,
+    /// Answers to each prompt.
+    pub copies: usize,
+    /// How they are told.
+    pub telling: Telling,
+}
+
+/// Asks for answers that are of no use after `deadline`.
+///
+/// # Errors
+/// The form cannot be followed, a prompt breaks a limit, or the model has too much to do.
+pub async fn put(plane: &Dataplane, servable: &Servable, ask: Ask, deadline: Instant) -> Result<Asking, Refusal> {
+    let tally = Tally::begin(servable.stats.clone(), servable.metrics.clone(), ask.prompts.len());
+    let telling = ask.telling.clone();
+    let asked = answers(plane, servable, ask, deadline).await;
+    let (prompts, answers, copies) = asked.inspect_err(|refusal| {
+        tally.fail(&match refusal {
+            Refusal::Server(error) => error.clone(),
+            Refusal::Field(error) => Error::Invalid(error.message.clone()),
+        });
+    })?;
+    Ok(Asking { gathered: Gathered::new(answers, &tally), prompts, copies, telling })
+}
+
+async fn answers(
+    plane: &Dataplane,
+    servable: &Servable,
+    ask: Ask,
+    deadline: Instant,
+) -> Result<(Vec<Prompted>, Vec<Answer>, usize), Refusal> {
+    let guide = match ask.form {
+        None => None,
+        Some((form, field)) => {
+            let compiled = servable.language()?.guide(form).await;
+            Some(compiled.map_err(|error| about(field, error))?)
+        }
+    };
+    let mut copies = 0;
+    let (mut prompts, mut answers) = (Vec::with_capacity(ask.prompts.len()), Vec::new());
+    for Asked { mut generate, echo } in ask.prompts {
+        generate.deadline = Some(deadline);
+        generate.guide = guide.clone();
+        copies = generate.copies as usize;
+        prompts.push(Prompted { tokens: generate.prompt.clone(), echo });
+        answers.extend(plane.generate(servable, generate).await?);
+    }
+    Ok((prompts, answers, copies))
+}

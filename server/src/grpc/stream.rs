@@ -1,0 +1,162 @@
+//! `ModelStreamInfer`. Requests to models of tensors are answered in their order; those to language models at the same
+//! time, each in pieces where `stream` asks for them. An error is an answer, and the stream goes on, unless the client
+//! wants it to end. The server's end is the stream's end, once what has arrived is answered.
+
+use super::LOOK;
+use super::counted::Share;
+use super::service::{Context, decode, infer, of_the_table, restated};
+use crate::codec::generate::{self, Generation};
+use crate::codec::grpc::{self as codec, Form};
+use crate::dataplane::{Dataplane, Inferred, Servable, Work};
+use crate::error::Error;
+use crate::profile::Verb;
+use protocol::grpc::*;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::StreamExt;
+use tonic::{Status, Streaming};
+
+/// Requests of one stream that language models answer at the same time; the next one is read when one of them is done.
+const AT_ONCE: usize = 64;
+
+/// One call.
+#[derive(Clone)]
+pub(super) struct Stream {
+    pub(super) plane: Arc<Dataplane>,
+    pub(super) deadline: Option<Instant>,
+    pub(super) share: Option<Share>,
+    pub(super) mirrors: bool,
+    pub(super) ends_on_error: bool,
+    pub(super) send: mpsc::Sender<Result<ModelStreamInferResponse, Status>>,
+}
+
+impl Stream {
+    /// Answers until the client has said all, has left, or the server ends.
+    pub(super) async fn run(self, mut requests: Streaming<ModelInferRequest>) {
+        let places = Arc::new(Semaphore::new(AT_ONCE));
+        loop {
+            let request = tokio::select! {
+                biased;
+                request = requests.next() => request,
+                () = closing(&self.plane) => None,
+                () = self.send.closed() => None,
+            };
+            let request = match request {
+                None => return,
+                Some(Ok(request)) => request,
+                Some(Err(broken)) => {
+                    let _ = self.send.send(Err(of_the_table(broken))).await;
+                    return;
+                }
+            };
+            let over = match self.language(&request) {
+                None => self.predict(request).await,
+                Some(servable) => {
+                    let Ok(place) = places.clone().acquire_owned().await else { return };
+                    let stream = self.clone();
+                    tokio::spawn(async move {
+                        let _place = place;
+                        stream.generate(servable, request).await;
+                    });
+                    false
+                }
+            };
+            if over {
+                return;
+            }
+        }
+    }
+
+    fn language(&self, request: &ModelInferRequest) -> Option<Arc<Servable>> {
+        let servable = self.plane.servable(&request.model_name, Some(&request.model_version)).ok()?;
+        matches!(servable.work, Work::Language(_)).then_some(servable)
+    }
+
+    /// Answers by a model of tensors; is the stream over?
+    async fn predict(&self, request: ModelInferRequest) -> bool {
+        let (id, version) = (request.id.clone(), request.model_version.clone());
+        let Stream { plane, deadline, share, mirrors, .. } = self;
+        let context = Context { plane, deadline: *deadline, share: share.as_ref(), mirrors: *mirrors };
+        let answer = infer(&context, request).await;
+        if let Some(share) = share {
+            share.clear();
+        }
+        match answer {
+            Ok(response) => self.send.send(Ok(told(response, true))).await.is_err(),
+            Err(error) => self.refuse(&error, &id, &version).await,
+        }
+    }
+
+    /// Tells of an error; is the stream over?
+    async fn refuse(&self, error: &Error, id: &str, version: &str) -> bool {
+        if self.ends_on_error {
+            let _ = self.send.send(Err(restated(&self.plane, error, Verb::Other, version))).await;
+            return true;
+        }
+        let answer = ModelStreamInferResponse {
+            error_message: self.plane.profile().status(error, Verb::Other, version).1,
+            infer_response: Some(ModelInferResponse { id: id.to_owned(), ..ModelInferResponse::default() }),
+        };
+        self.send.send(Ok(answer)).await.is_err()
+    }
+
+    /// Answers by a language model, until that is done or the client has left.
+    async fn generate(&self, servable: Arc<Servable>, request: ModelInferRequest) {
+        let (id, version) = (request.id.clone(), request.model_version.clone());
+        tokio::select! {
+            answered = self.text(servable, request) => {
+                if let Err(error) = answered {
+                    self.refuse(&error, &id, &version).await;
+                }
+            }
+            () = self.send.closed() => {}
+        }
+    }
+
+    async fn text(&self, servable: Arc<Servable>, request: ModelInferRequest) -> Result<(), Error> {
+        let typed = self.mirrors && request.raw_input_contents.is_empty();
+        let form = if typed { Form::Typed } else { Form::Raw };
+        let decoded = decode(&self.plane, self.share.as_ref(), request);
+        // Text is soon tokens: its bytes are given back before the answer begins.
+        if let Some(share) = &self.share {
+            share.clear();
+        }
+        let generation = Generation::of_infer(&decoded?, &servable)?;
+        let pieces = generation.stream == Some(true);
+        if pieces && generation.ask.telling.n > 1 {
+            return Err(Error::Invalid("one answer at a time is streamed: n must be 1, or 'stream' false".into()));
+        }
+        let mut answering = generate::start(&self.plane, &servable, generation, self.deadline).await?;
+        let id = answering.telling.id.clone().or_else(|| self.plane.invented_id());
+        let respond = |piece: &generate::Told| {
+            let outputs = piece.tensors()?;
+            let inferred = Inferred { servable: servable.clone(), id: id.clone(), outputs };
+            Ok::<_, Error>(told(codec::encode(inferred, form), piece.last))
+        };
+        if !pieces {
+            let whole = answering.whole().await?;
+            let _ = self.send.send(Ok(respond(&whole)?)).await;
+            return Ok(());
+        }
+        while let Some(piece) = answering.next().await {
+            if self.send.send(Ok(respond(&piece?)?)).await.is_err() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn told(mut response: ModelInferResponse, last: bool) -> ModelStreamInferResponse {
+    let last = InferParameter { parameter_choice: Some(infer_parameter::ParameterChoice::BoolParam(last)) };
+    response.parameters.insert("triton_final_response".into(), last);
+    ModelStreamInferResponse { error_message: String::new(), infer_response: Some(response) }
+}
+
+/// Ends when connections close.
+async fn closing(plane: &Dataplane) {
+    while !plane.is_closing() {
+        tokio::time::sleep(LOOK).await;
+    }
+}

@@ -1,0 +1,49 @@
+//! Anthropic's Messages API. Errors have its form.
+
+use super::openai::{event_stream, finish_as, head_id, noticed, read, seconds, written};
+use super::{Rest, reply};
+use crate::codec::anthropic::{self, events::Events};
+use crate::codec::openai::asking::{Asking, put};
+use crate::codec::openai::{Head, ask};
+use crate::threads::heavy;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use http::{HeaderMap, StatusCode};
+use protocol::anthropic::{parse, parse_count, response::Count};
+
+pub(super) async fn messages(State(rest): State<Rest>, headers: HeaderMap, body: Body) -> Response {
+    let answer = async {
+        let (held, deadline) = read(&rest, &headers, body).await?;
+        let size = held.bytes.len();
+        let request = heavy(size, || parse(&held.bytes))?;
+        // Answers take minutes: the body gives its bytes back before they begin.
+        drop(held);
+        noticed(&request.common.notices);
+        let servable = rest.plane.language_model(request.common.model.as_deref())?;
+        let asked = heavy(size.saturating_mul(8), || ask::chat(&request, servable.language()?))?;
+        let Asking { gathered, prompts, telling, .. } = put(&rest.plane, &servable, asked, deadline).await?;
+        let prompt = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
+        let head = Head { id: head_id("msg", None, &headers), created: seconds(), model: servable.name.clone() };
+        if telling.stream {
+            return Ok(event_stream(Body::new(Events::new(gathered, servable, head, prompt))));
+        }
+        Ok(reply::json(StatusCode::OK, anthropic::collect(gathered, &head, prompt).await?))
+    };
+    finish_as(answer.await, anthropic::error_body)
+}
+
+pub(super) async fn count_tokens(State(rest): State<Rest>, headers: HeaderMap, body: Body) -> Response {
+    let answer = async {
+        let (held, _) = read(&rest, &headers, body).await?;
+        let size = held.bytes.len();
+        let request = heavy(size, || parse_count(&held.bytes))?;
+        noticed(&request.common.notices);
+        let servable = rest.plane.language_model(request.common.model.as_deref())?;
+        let tokens = heavy(size.saturating_mul(8), || {
+            ask::conversation_tokens(&request.conversation, servable.language()?)
+        })?;
+        written(&Count { input_tokens: tokens.len() })
+    };
+    finish_as(answer.await, anthropic::error_body)
+}

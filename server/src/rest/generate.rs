@@ -1,0 +1,112 @@
+//! Triton's generate extension: `/v2/models/{model}/generate` and `/generate_stream`.
+
+use super::openai::event_stream;
+use super::v2::{Target, answer, deadline_within};
+use super::{Path, Rest, body, reply};
+use crate::codec::generate::{Answering, Generation, Told, start};
+use crate::dataplane::Servable;
+use crate::error::Error;
+use crate::threads::heavy;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use hyper::body::Frame;
+use serde_json::json;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+pub(super) async fn whole(
+    State(rest): State<Rest>,
+    Path(target): Path<Target>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let answered = async {
+        let (servable, generation, deadline) = read(&rest, &target, &headers, body).await?;
+        if generation.stream == Some(true) {
+            return Err(Error::Invalid(
+                "generate has exactly one response: use generate_stream, or leave 'stream' out".into(),
+            ));
+        }
+        let answering = start(&rest.plane, &servable, generation, Some(deadline)).await?;
+        let id = answering.telling.id.clone();
+        let told = answering.whole().await?;
+        Ok(reply::value(StatusCode::OK, &told.json(&servable, id.as_deref())))
+    };
+    answer(answered.await)
+}
+
+/// Events come as the answer does, or as one where `stream` is false.
+pub(super) async fn stream(
+    State(rest): State<Rest>,
+    Path(target): Path<Target>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let answered = async {
+        let (servable, generation, deadline) = read(&rest, &target, &headers, body).await?;
+        let pieces = generation.stream != Some(false);
+        if pieces && generation.ask.telling.n > 1 {
+            return Err(Error::Invalid("one answer at a time is streamed: n must be 1, or 'stream' false".into()));
+        }
+        let answering = start(&rest.plane, &servable, generation, Some(deadline)).await?;
+        let id = answering.telling.id.clone();
+        if pieces {
+            return Ok(event_stream(Body::new(Events { answering: Some(answering), servable, id })));
+        }
+        let told = answering.whole().await?;
+        Ok(event_stream(Body::from(event(&told, &servable, id.as_deref()))))
+    };
+    answer(answered.await)
+}
+
+async fn read(
+    rest: &Rest,
+    target: &Target,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(Arc<Servable>, Generation, Instant), Error> {
+    let servable = target.servable(rest)?;
+    servable.language()?;
+    let deadline = deadline_within(rest.plane.longest_generation(), headers)?;
+    let arrival = deadline.min(Instant::now() + rest.plane.longest());
+    let held = body::read(rest, headers, body, arrival).await?;
+    let size = held.bytes.len();
+    let generation = heavy(size.saturating_mul(8), || Generation::of_json(&held.bytes, servable.language()?))?;
+    Ok((servable, generation, deadline))
+}
+
+/// Pieces of an answer, as the body of a reply. Dropping it cancels what is not done.
+struct Events {
+    /// None after an error, which is the last event.
+    answering: Option<Answering>,
+    servable: Arc<Servable>,
+    id: Option<String>,
+}
+
+impl hyper::body::Body for Events {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let Some(answering) = &mut self.answering else { return Poll::Ready(None) };
+        let event = match ready!(answering.poll_next(cx)) {
+            None => return Poll::Ready(None),
+            Some(Ok(told)) => event(&told, &self.servable, self.id.as_deref()),
+            Some(Err(error)) => {
+                self.answering = None;
+                Bytes::from(format!("data: {}\n\n", json!({"error": error.message()})))
+            }
+        };
+        Poll::Ready(Some(Ok(Frame::data(event))))
+    }
+}
+
+fn event(told: &Told, servable: &Servable, id: Option<&str>) -> Bytes {
+    Bytes::from(format!("data: {}\n\n", told.json(servable, id)))
+}
