@@ -35,6 +35,8 @@ CLIENTS := $(call named,python-clients,tests/clients/requirements.txt)
 CONFORMANCE := $(call named,python-conformance,tests/conformance/requirements.txt)
 LIBRARIES := $(call named,python-libraries,benches/peers/requirements-libraries.txt)
 MLSERVER := $(call named,python-mlserver,benches/peers/requirements-mlserver.txt)
+LLAMA := $(call named,python-llama,benches/peers/requirements-llama.txt)
+LANGUAGE_MODELS := $(call named,language-models,benches/peers/language_models.py benches/peers/language_shape.py)
 BENCH_MODELS := $(call named,bench-models,benches/peers/forest_models.py)
 DEPLOY := $(call named,python-deploy,deploy/check/requirements.txt)
 SWEEP := $(call named,sweep,$(ORACLE_FILES))
@@ -67,16 +69,17 @@ image-check: release
 	@deploy/check/image-check.sh $(BINARY) models
 
 # Each stage can be run alone, and asks for no more than it needs.
-STAGES ?= micro engines servers ready simulate
+STAGES ?= micro engines servers ready language simulate
 bench: $(if $(filter-out micro simulate,$(STAGES)),$(LIBRARIES)/.done $(BENCH_MODELS)/.done) \
     $(if $(filter engines,$(STAGES)),$(BENCH_MODELS)/.compiled) \
+    $(if $(filter language,$(STAGES)),$(LANGUAGE_MODELS)/.done) \
     $(if $(filter servers ready,$(STAGES)),$(MLSERVER)/.done $(CONFORMANCE)/.done)
 	$(call say,release build with the load generator)
 	@cargo build --release --locked -p tensorgate -p tensorgate-benches
 	$(call say,$(STAGES); the tables come in $(CACHE)/bench)
 	@$(PYTHON) benches/run.py --benches $(CARGO_TARGET_DIR)/release/tensorgate-benches --tensorgate $(BINARY) \
 	  --models $(BENCH_MODELS) --library-python $(LIBRARIES)/bin/python --mlserver-python $(MLSERVER)/bin/python \
-	  --peers-python $(CONFORMANCE)/bin/python --out $(CACHE)/bench --only $(STAGES) $(BENCH_FLAGS)
+	  --peers-python $(CONFORMANCE)/bin/python --llama-python $(LLAMA)/bin/python --language-models $(LANGUAGE_MODELS) --out $(CACHE)/bench --only $(STAGES) $(BENCH_FLAGS)
 
 clean:
 	$(call say,emptying $(CACHE))
@@ -141,6 +144,15 @@ $(eval $(call python,MLSERVER,benches/peers/requirements-mlserver.txt,))
 # This xgboost asks for a newer Python in its metadata only.
 $(eval $(call python,ORACLE,backends/tests/oracle/requirements.txt,--ignore-requires-python))
 $(eval $(call python,LIBRARIES,benches/peers/requirements-libraries.txt,--ignore-requires-python))
+
+# llama.cpp is compiled here, for minutes.
+$(eval $(call python,LLAMA,benches/peers/requirements-llama.txt,))
+
+$(LANGUAGE_MODELS)/.done: $(LLAMA)/.done
+	$(call say,language models to measure with)
+	@rm -rf $(@D)
+	@$(LLAMA)/bin/python benches/peers/language_models.py $(@D)
+	@touch $@
 
 $(BENCH_MODELS)/.done: $(LIBRARIES)/.done
 	$(call say,models to measure with)

@@ -11,6 +11,7 @@ The stages, of which `--only` takes some:
 | engines | our tree engine beside the tree libraries, in-process | 4 min |
 | servers | tensorgate, bare hyper and the peers under load | 5 min |
 | ready | from exec to ready, and memory | 1 min |
+| language | language models beside llama.cpp, with ever more clients, beside a tree model | 10 min |
 | simulate | the scheduler of language models under simulated clients | 5 min |
 
 Each writes OUT/STAGE.md and OUT/STAGE.json whenever it has found something, so that a
@@ -37,9 +38,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 import bodies  # noqa: E402
 import servers  # noqa: E402
 
-from stages import engines, machine, micro, ready, serving, simulate, tables  # noqa: E402
+from stages import engines, language, machine, micro, ready, serving, simulate, tables  # noqa: E402
 
-STAGES = {"micro": micro, "engines": engines, "servers": serving, "ready": ready, "simulate": simulate}
+STAGES = {"micro": micro, "engines": engines, "servers": serving, "ready": ready, "language": language, "simulate": simulate}
 # They bring all that they measure.
 WITHOUT_MODELS = {"micro", "simulate"}
 CASES = ["json:1:1", "json:1:16", "json:64:16", "binary:64:16", "grpc:1:16"]
@@ -64,6 +65,12 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=2, help="of servers and engines")
     group = parser.add_argument_group("micro")
     group.add_argument("--micro-seconds", type=float, default=0.5, help="for each measurement")
+    group = parser.add_argument_group("language")
+    group.add_argument("--llama-python", type=Path, help="interpreter with llama-cpp-python, gguf and numpy")
+    group.add_argument("--language-models", type=Path, help="what peers/language_models.py made")
+    group.add_argument("--language-kinds", nargs="*", choices=language.KINDS, default=language.KINDS)
+    group.add_argument("--language-tokens", type=int, default=32, help="of each stream, where clients are counted")
+    group.add_argument("--language-seconds", type=float, default=10.0, help="of load on the tree model")
     group = parser.add_argument_group("simulate")
     group.add_argument("--simulate-requests", type=int, default=100_000, help="for each setting")
     group = parser.add_argument_group("engines")

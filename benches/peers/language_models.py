@@ -14,31 +14,12 @@ from pathlib import Path
 import gguf
 import llama_cpp
 import numpy as np
+from language_shape import CONTEXT, HEAD, HEADS, HIDDEN, INNER, KV_HEADS, LAYERS, VOCABULARY, tokens
 
-HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD, INNER, VOCABULARY, CONTEXT = 1024, 28, 16, 8, 128, 3072, 151_936, 4096
-CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-def alphabet():
-    """The characters that byte-level tokens write bytes as."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    table, free = {}, 256
-    for byte in range(256):
-        table[byte] = chr(byte) if byte in plain else chr(free)
-        free += byte not in plain
-    return [table[byte] for byte in range(256)]
-
-
-def tokens():
-    """Tokens and their kinds (1: normal, 3: control)."""
-    names = alphabet() + CONTROL
-    kinds = [1] * 256 + [3] * len(CONTROL)
-    words = [f"word{number}" for number in range(VOCABULARY - len(names))]
-    return names + words, kinds + [1] * len(words)
 
 
 def bf16(array):

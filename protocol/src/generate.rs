@@ -38,7 +38,8 @@ pub struct Tells {
 }
 
 /// The backends' names of fields, and those of completions.
-const NAMES: [(&str, &str); 8] = [
+const NAMES: [(&str, &str); 9] = [
+    ("guided_decoding", "structured_outputs"),
     ("stop_words", "stop"),
     ("random_seed", "seed"),
     ("min_length", "min_tokens"),
@@ -67,13 +68,14 @@ impl GenerateRequest {
     /// # Errors
     /// As for [`GenerateRequest::parse`].
     pub fn from_fields(mut map: Map<String, Value>) -> Result<Self> {
-        for name in ["parameters", "sampling_parameters"] {
-            let Some(value) = map.remove(name) else { continue };
-            for (key, value) in object(name, value)? {
-                if map.contains_key(&key) {
-                    return Err(FieldError::invalid(&key, format!("Duplicate parameter: '{key}', also in '{name}'.")));
-                }
-                map.insert(key, value);
+        let (parameters, sampling) = (nested(&mut map, "parameters")?, nested(&mut map, "sampling_parameters")?);
+        // Clients of vLLM's backend send the same companions in both; there the second is the one that is read.
+        let companions = parameters.into_iter().filter(|(key, _)| !sampling.contains_key(key)).collect::<Vec<_>>();
+        map = map.into_iter().map(|(key, value)| (key.clone(), plain(&key, value))).collect();
+        for (key, value) in companions.into_iter().chain(sampling) {
+            let value = plain(&key, value);
+            if *map.entry(key.clone()).or_insert_with(|| value.clone()) != value {
+                return Err(FieldError::invalid(&key, format!("Duplicate parameter: '{key}', with another value.")));
             }
         }
         for (theirs, ours) in NAMES {
@@ -147,6 +149,38 @@ fn unserved(map: &mut Map<String, Value>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Fields that are text, or lists of it.
+const TEXTS: [&str; 7] = ["text_input", "id", "stop", "stop_words", "bad_words", "cache_salt", "request_id"];
+/// Fields that are lists, even of one.
+const LISTS: [&str; 5] = ["stop", "stop_words", "bad_words", "stop_token_ids", "allowed_token_ids"];
+
+/// A companion as it was meant: values of tensors come in lists, and clients of vLLM's backend write numbers, flags and
+/// objects as text.
+fn plain(key: &str, value: Value) -> Value {
+    match value {
+        Value::Array(mut list) if list.len() == 1 && !LISTS.contains(&key) => plain(key, list.remove(0)),
+        Value::String(text) if !TEXTS.contains(&key) => match text.trim() {
+            "True" => Value::Bool(true),
+            "False" => Value::Bool(false),
+            "None" => Value::Null,
+            trimmed => {
+                let is_value = trimmed.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '-' | '{' | 't' | 'f'));
+                let parsed = if is_value { serde_json::from_str(trimmed).ok() } else { None };
+                parsed.filter(|value: &Value| !value.is_string()).unwrap_or(Value::String(text))
+            }
+        },
+        other => other,
+    }
+}
+
+fn nested(map: &mut Map<String, Value>, name: &str) -> Result<Map<String, Value>> {
+    match map.remove(name) {
+        None => Ok(Map::new()),
+        Some(Value::Array(mut list)) if list.len() == 1 => object(name, list.remove(0)),
+        Some(value) => object(name, value),
+    }
 }
 
 fn flag(map: &mut Map<String, Value>, name: &str) -> Result<Option<bool>> {

@@ -1,7 +1,7 @@
 //! Names every part, starts them in order, and takes them down in order.
 
 use crate::budget::Budget;
-use crate::config::{self, Config, ControlMode, InitMode, LoadFormat, Models, Startup};
+use crate::config::{self, Config, ControlMode, Dtype, InitMode, LoadFormat, Models, Startup};
 use crate::dataplane::{Control, Dataplane};
 use crate::edge::activity::Timeouts;
 use crate::edge::keys::Keys;
@@ -17,6 +17,7 @@ use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
 use backends::llm::LanguageOptions;
+use backends::llm::spec::FloatType;
 use backends::{Limits, LoadOptions};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -87,6 +88,7 @@ pub(crate) fn load_options(config: &Config) -> Result<LoadOptions, String> {
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(config.nthread)
         .thread_name(|i| format!("compute-{i}"))
+        .start_handler(|_| crate::threads::stand_back())
         .build()
         .map_err(|e| format!("compute threads: {e}"))?;
     Ok(LoadOptions {
@@ -152,6 +154,12 @@ fn language(config: &Config) -> LanguageOptions {
         waiting: number(config.queue_size),
         step_tokens: number(config.max_num_batched_tokens),
         cache_bytes: config.kv_cache_bytes,
+        dtype: match config.dtype {
+            Dtype::Auto => None,
+            Dtype::Float32 => Some(FloatType::F32),
+            Dtype::Float16 => Some(FloatType::F16),
+            Dtype::Bfloat16 => Some(FloatType::Bf16),
+        },
         dummy: config.load_format == LoadFormat::Dummy,
         tool_parser: config.tool_call_parser,
         reasoning_parser: config.reasoning_parser,

@@ -152,7 +152,7 @@ pub(crate) fn by_urgency(groups: &mut [Vec<Waiting>], now: Instant, bounds: &Bou
         deadline.filter(|deadline| bounds.latest(*deadline, 2 * total) <= now)
     };
     groups.sort_by_key(|group| {
-        let urgent = urgent(group);
+        let urgent = urgent(group.as_slice());
         (urgent.is_none(), urgent)
     });
 }

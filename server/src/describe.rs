@@ -2,6 +2,7 @@
 //! into its messages.
 
 use crate::registry::{IndexEntry, Servable};
+use crate::servable::Work;
 use crate::stats::Durations;
 use backends::settings::{Answer, Batching, VersionPolicy};
 use backends::{DataType, Port, Settings};
@@ -48,9 +49,18 @@ pub fn config_datatype(datatype: DataType) -> &'static str {
 /// dimension's.
 pub const MAX_BATCH_SIZE: u32 = 1 << 20;
 
-/// Rows that a request may have: what is announced is what is enforced.
+/// Rows that a request may have: what is announced is what is enforced. 0 is Triton's way to say that there is no batch
+/// dimension: language models answer one prompt.
 pub fn max_batch_size(servable: &Servable) -> u32 {
+    if is_language(servable) {
+        return 0;
+    }
     servable.settings.max_batch_size.unwrap_or(MAX_BATCH_SIZE)
+}
+
+/// Is it a language model, whose one request may have many responses?
+pub fn is_language(servable: &Servable) -> bool {
+    matches!(servable.work, Work::Language(_))
 }
 
 /// The shape without its first, batched dimension, as a configuration states it.
@@ -80,6 +90,7 @@ pub fn config(servable: &Servable) -> Value {
         "output": servable.signature.outputs.iter().map(output).collect::<Vec<_>>(),
         "instance_group": [{"name": servable.name, "kind": "KIND_CPU", "count": 1}],
         "default_model_filename": servable.settings.file.as_deref().unwrap_or_default(),
+        "model_transaction_policy": {"decoupled": is_language(servable)},
         "dynamic_batching": dynamic_batching(&servable.settings.batching),
         "parameters": config_parameters(&servable.settings)
             .into_iter()

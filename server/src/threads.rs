@@ -11,6 +11,18 @@ pub fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHan
     Builder::new().name(name.into()).spawn(work).map_err(|error| format!("thread {name}: {error}"))
 }
 
+/// By how much threads that compute stand back.
+const NICE: i32 = 10;
+
+/// Lets other threads of this process go before this one: it computes for long, and whoever answers a request for a
+/// moment should not have to wait for its turn. Nothing changes for other processes in their own control groups.
+pub fn stand_back() {
+    // On Linux it is a thread, and not its process, that has a priority. Where it cannot be set, nothing is lost but time.
+    if cfg!(target_os = "linux") {
+        let _ = rustix::process::setpriority_process(None, NICE);
+    }
+}
+
 /// Bytes whose decoding or packing is left to where it stands: well under a millisecond.
 const LIGHT: usize = 64 << 10;
 

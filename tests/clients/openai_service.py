@@ -5,11 +5,14 @@ No test is here. The fixtures are imported by name where they are used.
 
 import contextlib
 import shutil
+import time
 
 import openai
 import pytest
+import requests
 import tiny_llm
 from conftest import starter, stop_all
+from prometheus_client.parser import text_string_to_metric_families
 
 BASES = ("/v1", "/openai/v1")
 GREEDY = {"model": "tiny", "temperature": 0}
@@ -18,6 +21,9 @@ TEXT = "x = 1;"
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Once upon a time"}]
 # Logarithms of probabilities are to be as close to the oracle's.
 CLOSE = {"abs": 1e-3}
+# Enough tokens that nobody generates them in the time that tests wait.
+LONG_CONTEXT, LONG = 65536, 60000
+WAIT_SECONDS = 10
 
 
 @contextlib.contextmanager
@@ -40,6 +46,13 @@ def serving(binary, models, folder, **wishes):
 @pytest.fixture(scope="module")
 def service(binary, models, tmp_path_factory):
     with serving(binary, models, tmp_path_factory.mktemp("openai")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def long_service(binary, models, tmp_path_factory):
+    """The same model with a context that takes a while to fill."""
+    with serving(binary, models, tmp_path_factory.mktemp("openai"), context=LONG_CONTEXT) as server:
         yield server
 
 
@@ -73,3 +86,28 @@ def said(oracle, count, prompt=None, **more):
 
 def counts(usage):
     return usage.prompt_tokens, usage.completion_tokens, usage.total_tokens
+
+
+def sampled(server, name, **labels):
+    """The value of a metric with these labels, among others."""
+    families = text_string_to_metric_families(requests.get(f"{server.url}/metrics", timeout=10).text)
+    samples = (sample for family in families for sample in family.samples)
+    (value,) = (each.value for each in samples if each.name == name and labels.items() <= each.labels.items())
+    return value
+
+
+def running(server):
+    """How many sequences of `tiny` run, by the gauge that autoscalers look at."""
+    return sampled(server, "vllm:num_requests_running", model_name="tiny")
+
+
+def eventually(look, wanted):
+    """Waits for `look()` to find what is wanted."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while (found := look()) != wanted:
+        assert time.monotonic() < deadline, f"{found}, not {wanted}"
+        time.sleep(0.05)
+
+
+def wait_for(server, number):
+    eventually(lambda: running(server), number)

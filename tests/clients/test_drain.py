@@ -6,6 +6,7 @@ Nothing here looks at how long something took: only at what never comes, and at 
 import contextlib
 import os
 import pty
+import queue
 import re
 import select
 import shutil
@@ -15,9 +16,12 @@ import subprocess
 import threading
 import time
 
+import grpc
 import pytest
 import requests
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from harness import STOP_SECONDS, assert_same, free_ports, tensor
+from sdk import service_pb2, service_pb2_grpc
 from wire import INFER, ROW, Http1, request
 
 LISTEN = ["--http-port", "{http}", "--grpc-port", "{grpc}"]
@@ -148,6 +152,38 @@ def test_clients_that_keep_connections_lose_nothing(start, models):
     assert any(each.closes for each in clients), "nobody was told to connect elsewhere"
 
 
+def inference(channel):
+    message = service_pb2.ModelInferRequest(model_name="iris", raw_input_contents=[bytes(16)])
+    message.inputs.add(name="input-0", datatype="FP32", shape=[1, 4])
+    return service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer, message
+
+
+def reflection(channel):
+    message = reflection_pb2.ServerReflectionRequest(list_services="")
+    return reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo, message
+
+
+@pytest.mark.parametrize("count", [1, 20])
+@pytest.mark.parametrize("service", [inference, reflection])
+def test_a_silent_stream_does_not_keep_the_server(start, models, service, count):
+    """What has arrived on it is answered, and its end is a good one."""
+    server, said = start(models, *LISTEN, "--drain-delay", "1s", "--drain-timeout", "1h"), queue.Queue()
+    with grpc.insecure_channel(server.grpc) as channel:
+        call, message = service(channel)
+        stream = call(iter(said.get, None), timeout=PATIENCE)
+        said.put(message)
+        first = next(stream)
+        for _ in range(count - 1):
+            said.put(message)
+        server.child.send_signal(signal.SIGTERM)
+        answers = [first, *stream]
+        assert stream.code() is grpc.StatusCode.OK
+        said.put(None)
+        assert server.wait(PATIENCE) == 0
+    assert len(answers) == count
+    assert not any(getattr(each, "error_message", "") for each in answers)
+
+
 # ------------------------------------------------------------------------------------------------------------- starting
 
 
@@ -170,6 +206,21 @@ def test_many_models_do_not_take_a_thread_each(start, iris, tmp_path):
     assert {each["state"] for each in index} == {"READY"}
     for number in (0, count - 1):
         assert_iris(server, iris, f"iris-{number}")
+
+
+def test_models_are_known_before_it_is_their_turn(start, iris, tmp_path):
+    """One is loaded after the other: the last is not ready for a while, which is something else than not there."""
+    for number in range(60):
+        shutil.copytree(iris.directory / "1", tmp_path / "models" / f"iris-{number:02}" / "1")
+    server = start("serve", "--model-repository", tmp_path / "models", "--nthread", 1, *LISTEN, ready=False)
+    seen = set()
+
+    def ready():
+        seen.update(status(server, path) for path in ("/v2/models/iris-59/ready", "/v1/models/iris-59"))
+        return is_ready(server)
+
+    eventually(ready, "ready", server)
+    assert seen <= {None, 503, 200}
 
 
 @pytest.fixture
@@ -218,20 +269,53 @@ def test_what_is_waited_for_serves_when_it_comes(awaiting, iris, tmp_path):
     assert not index(awaiting)["iris"].get("reason")
 
 
-@pytest.mark.parametrize("prefix", ["", "file://"])
-def test_mlserver_names_the_file(start, iris, tmp_path, prefix):
-    """`MLSERVER_MODEL_URI` may be the model's file, and not its directory."""
-    directory = tmp_path / "mnt"
-    directory.mkdir()
-    shutil.copy(iris.model_file, directory / "model.json")
-    environment = {
+def test_what_is_waited_for_is_neither_loaded_nor_unloaded(awaiting, iris, tmp_path):
+    """Whoever asks for that changes nothing: it serves when it comes."""
+    eventually(lambda: "iris" in index(awaiting), "listed", awaiting)
+    before = index(awaiting)
+    for verb, expected in [("load", 503), ("unload", 200), ("load", 503)]:
+        url = f"{awaiting.url}/v2/repository/models/iris/{verb}"
+        reply = requests.post(url, json={}, timeout=PATIENCE)
+        assert reply.status_code == expected, reply.text
+        assert index(awaiting) == before
+    shutil.copytree(iris.directory / "1", tmp_path / "staged")
+    (tmp_path / "staged").rename(tmp_path / "not-yet-here")
+    eventually(lambda: is_ready(awaiting), "ready", awaiting)
+    assert_iris(awaiting, iris)
+
+
+def of_mlserver(uri, **more):
+    """What KServe's controller gives to MLServer."""
+    return {
         "MLSERVER_MODEL_IMPLEMENTATION": "mlserver_xgboost.XGBoostModel",
         "MLSERVER_HTTP_PORT": "{http}",
         "MLSERVER_GRPC_PORT": "{grpc}",
         "MLSERVER_MODEL_NAME": "foo",
-        "MLSERVER_MODEL_URI": f"{prefix}{directory / 'model.json'}",
+        "MLSERVER_MODEL_URI": uri,
+        **more,
     }
-    assert_iris(start(environment=environment), iris, "foo")
+
+
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_mlserver_names_the_file(start, iris, tmp_path, prefix):
+    """`MLSERVER_MODEL_URI` may be the model's file, and not its directory: then nothing else there is meant."""
+    directory = tmp_path / "mnt"
+    (directory / "7").mkdir(parents=True)
+    shutil.copy(iris.model_file, directory / "a.json")
+    (directory / "b.json").write_text('{"learner": 3}')
+    assert_iris(start(environment=of_mlserver(f"{prefix}{directory / 'a.json'}")), iris, "foo")
+
+
+def test_the_file_that_mlserver_names_may_come_late(start, iris, tmp_path):
+    (tmp_path / "mnt").mkdir()
+    environment = of_mlserver(tmp_path / "mnt" / "a.json", MODEL_INIT_MODE="async")
+    server = start(environment=environment, ready=False)
+    eventually(lambda: status(server, "/v1/models/foo") == 503, "told of", server)
+    (tmp_path / "mnt" / "b.json").write_text('{"learner": 3}')
+    shutil.copy(iris.model_file, tmp_path / "mnt" / "staged")
+    (tmp_path / "mnt" / "staged").rename(tmp_path / "mnt" / "a.json")
+    eventually(lambda: is_ready(server), "ready", server)
+    assert_iris(server, iris, "foo")
 
 
 # ------------------------------------------------------------------------------------------ what is said on a terminal

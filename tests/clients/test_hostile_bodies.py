@@ -32,7 +32,7 @@ from wire import (
 )
 
 # A body may double while it grows, and again while it is unpacked.
-ROOM = 4 * LIMIT
+ROOM = 5 * LIMIT
 # The same for all bodies that are held at a time; ten times the budget is sent.
 HELD = 4 * BUDGET
 

@@ -156,6 +156,30 @@ def test_a_batch_does_not_wait_until_its_call_is_too_late(gathering):
     assert ends[-1] == [ROWS, 3], ends
 
 
+@pytest.mark.parametrize("rows", [400_000, 1_000_000])
+def test_a_batch_is_in_time_for_the_most_urgent_of_it(start, models, rows):
+    """Its answer comes with those to all that it is computed with, or before: both are in time."""
+    flags = ["--nthread", 1, "--max-batch-delay", "5s", "--max-batch-rows", 10_000_000]
+    server, statuses = serve(start, models, *flags), []
+
+    def large():
+        headers, body = many(rows)
+        statuses.append(requests.post(server.url + INFER, data=body, headers=headers, timeout=PATIENCE).status_code)
+
+    def urgent(seconds):
+        asking = threading.Thread(target=large)
+        asking.start()
+        time.sleep(0.5)
+        try:
+            return asked_within(server, seconds, by_header=True)
+        finally:
+            asking.join()
+
+    ends = in_time(urgent)
+    assert ends[-1] == 200, ends
+    assert set(statuses) == {200}
+
+
 @pytest.mark.parametrize(("most", "batches"), [(ROWS, {ROWS: 4}), (2 * ROWS, {2 * ROWS: 2}), (4 * ROWS, {4 * ROWS: 1})])
 def test_max_batch_rows(start, models, most, batches):
     """A batch that has so many rows waits for no more, and no batch has more."""
@@ -303,6 +327,12 @@ HOSTS = {
     "absolute form of the host": ("1.1", "http://127.0.0.1", ["Host: 127.0.0.1"], 200),
     "absolute form of another host": ("1.1", "http://example.com", ["Host: 127.0.0.1"], 400),
     "absolute form without a host": ("1.1", "http://127.0.0.1", [], 400),
+    "absolute form with the port that goes without saying": ("1.1", "http://127.0.0.1:80", ["Host: 127.0.0.1"], 200),
+    "the port that goes without saying": ("1.1", "http://127.0.0.1", ["Host: 127.0.0.1:80"], 200),
+    "absolute form of another port": ("1.1", "http://127.0.0.1:81", ["Host: 127.0.0.1"], 400),
+    "two hosts in one": ("1.1", "", ["Host: a, b"], 400),
+    "a host with a space": ("1.1", "", ["Host: a b"], 400),
+    "a host with a user": ("1.1", "", ["Host: a@b"], 400),
     "no host before there were any": ("1.0", "", [], 200),
 }
 
@@ -378,6 +408,25 @@ def test_the_refusal_says_how_a_key_is_shown(guarded, path, headers):
     assert reply.headers["WWW-Authenticate"].split()[0] == "Bearer"
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/openai/v1/models", "/v1/completions", "/tokenize"])
+def test_the_refusal_has_the_form_of_openai(guarded, path):
+    reply = requests.post(guarded.url + path, json={}, timeout=PATIENCE)
+    assert reply.status_code == 401
+    assert reply.headers["WWW-Authenticate"].split()[0] == "Bearer"
+    error = reply.json()["error"]
+    assert "API key" in error.pop("message")
+    assert error == {"type": "AuthenticationError", "param": None, "code": 401}
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+def test_the_refusal_has_the_form_of_anthropic(guarded, path):
+    reply = requests.post(guarded.url + path, json={}, timeout=PATIENCE)
+    assert reply.status_code == 401
+    body = reply.json()
+    assert "API key" in body["error"].pop("message")
+    assert body == {"type": "error", "error": {"type": "authentication_error"}}
+
+
 # --------------------------------------------------------------------------------------------------- paths and messages
 
 NOT_TEXT = [
@@ -427,13 +476,15 @@ def test_halves_in_json_as_triton_says_it(start, models, datatype):
     assert f"receiving {datatype} data via JSON" in reply.json()["error"]
 
 
-@pytest.mark.parametrize("structured", [True, False])
-def test_an_event_needs_no_time(server, iris, structured):
+@pytest.mark.parametrize("form", ["structured", "binary", "structured, its attributes as headers too"])
+def test_an_event_needs_no_time(server, iris, form):
     attributes = {"specversion": "1.0", "type": "org.example.request", "source": "tests", "id": "1"}
     data = {"instances": iris.json_rows}
-    headers, body = {"Content-Type": "application/cloudevents+json"}, {**attributes, "data": data}
-    if not structured:
-        headers, body = {f"ce-{name}": value for name, value in attributes.items()}, data
+    structured, headers, body = form != "binary", {}, data
+    if form != "structured":
+        headers = {f"ce-{name}": value for name, value in attributes.items()}
+    if structured:
+        headers, body = {**headers, "Content-Type": "application/cloudevents+json"}, {**attributes, "data": data}
     reply = requests.post(server.url + PREDICT, data=json.dumps(body), headers=headers, timeout=PATIENCE)
     assert reply.status_code == 200, reply.text
     assert (reply.json()["data"] if structured else reply.json()) == iris.predictions

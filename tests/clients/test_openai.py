@@ -270,8 +270,6 @@ WRONG = {
     "temperature": ({"temperature": 9}, "temperature"),
     "role": ({"messages": [{"role": "wizard", "content": "hi"}]}, "messages[0].role"),
     "tools": ({"tools": [FUNCTION]}, "tools"),
-    "tools that are not to be called": ({"tools": [FUNCTION], "tool_choice": "none"}, "tools"),
-    "no reasoning": ({"include_reasoning": False}, "include_reasoning"),
     "format": ({"response_format": {"type": "xml"}}, "response_format.type"),
     "tokens": ({"max_tokens": "many"}, "max_tokens"),
 }

@@ -5,7 +5,6 @@ What is streamed is compared with the whole answer, which `test_openai.py` compa
 
 import asyncio
 import json
-import time
 from collections import defaultdict
 
 import openai
@@ -15,6 +14,7 @@ from harness import assert_same, tensor
 from openai_service import (  # noqa: F401
     CLOSE,
     GREEDY,
+    LONG,
     MESSAGES,
     TEXT,
     chat,
@@ -22,16 +22,13 @@ from openai_service import (  # noqa: F401
     complete,
     connect,
     counts,
+    long_service,
     oracle,
+    running,
     said,
     service,
-    serving,
+    wait_for,
 )
-from prometheus_client.parser import text_string_to_metric_families
-
-# Enough tokens that nobody generates them in the time that tests wait.
-LONG_CONTEXT, LONG = 65536, 60000
-WAIT_SECONDS = 10
 
 # Bytes that make whole characters sometimes, and often do not.
 HALVES = [*"é世".encode(), ord("a")]
@@ -138,32 +135,6 @@ def test_a_batch_changes_nothing(service, client):
     batched = asyncio.run(together())
     assert batched == [complete(client, prompt, max_tokens=32).choices[0].text for prompt in prompts]
     assert len(set(batched)) == 16
-
-
-def running(server):
-    """How many sequences of `tiny` run, by the gauge that autoscalers look at."""
-    families = text_string_to_metric_families(requests.get(f"{server.url}/metrics", timeout=10).text)
-    samples = (sample for family in families for sample in family.samples)
-    (value,) = (
-        sample.value
-        for sample in samples
-        if sample.name == "vllm:num_requests_running" and sample.labels["model_name"] == "tiny"
-    )
-    return value
-
-
-def wait_for(server, number):
-    deadline = time.monotonic() + WAIT_SECONDS
-    while (found := running(server)) != number:
-        assert time.monotonic() < deadline, f"{found} run, not {number}"
-        time.sleep(0.05)
-
-
-@pytest.fixture(scope="module")
-def long_service(binary, models, tmp_path_factory):
-    """The same model with a context that takes a while to fill."""
-    with serving(binary, models, tmp_path_factory.mktemp("openai"), context=LONG_CONTEXT) as server:
-        yield server
 
 
 def long_stream(server):

@@ -1,8 +1,9 @@
 """A language model small enough to be made for a test, and what it says, computed independently of the server.
 
 `make` writes a random Qwen3 as Hugging Face lays it out. Its tokens are the 256 bytes, in ids 0 to 255, a few longer
-ones, and ChatML's control tokens. Its output favours printable characters, so that texts can be searched and compared;
-otherwise it speaks as random weights do. `Oracle` is the same model in 64-bit numpy. It is no reader of other models.
+ones, marks where a test asks for them, and ChatML's control tokens. Its output favours printable characters, so that
+texts can be searched and compared; otherwise it speaks as random weights do. `Oracle` is the same model in 64-bit
+numpy. It is no reader of other models.
 """
 
 import json
@@ -131,11 +132,12 @@ def read_safetensors(path):
     return found
 
 
-def tokenizer(words):
-    """`tokenizer.json`: bytes, without merges."""
+def tokenizer(words, marks):
+    """`tokenizer.json`: bytes, without merges. `marks` are tokens of their own, control tokens where they say so."""
     spelling = alphabet()
     spelt = {"".join(spelling[byte] for byte in word): token for token, word in enumerate(words)}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [*marks.items(), *((control, True) for control in SPECIAL)]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
     model |= {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
@@ -143,7 +145,10 @@ def tokenizer(words):
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": len(words) + i, "content": content} | flags for i, content in enumerate(SPECIAL)],
+        "added_tokens": [
+            {"id": len(words) + i, "content": content, **flags, "special": special}
+            for i, (content, special) in enumerate(added)
+        ],
         "normalizer": None,
         "pre_tokenizer": byte_level,
         "post_processor": None,
@@ -152,28 +157,45 @@ def tokenizer(words):
     }
 
 
-def make(directory, *, extras=EXTRAS, context=CONTEXT, seed=SEED):
-    """Writes the model into `directory`, which must not be there, and returns its oracle."""
+def make(
+    directory,
+    *,
+    extras=EXTRAS,
+    context=CONTEXT,
+    seed=SEED,
+    template=TEMPLATE,
+    marks=None,
+    ends=(),
+    shape=None,
+    weigh=weights,
+):
+    """Writes the model into `directory`, which must not be there, and returns its oracle.
+
+    `marks` are further tokens, and whether they are control tokens; `ends` are those of them that end an answer,
+    besides ChatML's. `shape` takes the place of parts of the configuration, and `weigh` of `weights`.
+    """
+    marks = marks or {}
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True)
     words = vocabulary(extras)
-    config = configuration(len(words) + len(SPECIAL), context)
+    config = configuration(len(words) + len(marks) + len(SPECIAL), context) | (shape or {})
     end_of_text, im_end = config["bos_token_id"], config["eos_token_id"]
+    others = [len(words) + list(marks).index(end) for end in ends]
     documents = {
         "config": config,
-        "tokenizer": tokenizer(words),
+        "tokenizer": tokenizer(words, marks),
         "tokenizer_config": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": context,
             "eos_token": IM_END,
             "pad_token": END_OF_TEXT,
-            "chat_template": TEMPLATE,
+            "chat_template": template,
         },
-        "generation_config": {"eos_token_id": [im_end, end_of_text], "temperature": 0.7, "top_p": 0.9},
+        "generation_config": {"eos_token_id": [im_end, end_of_text, *others], "temperature": 0.7, "top_p": 0.9},
     }
     for name, document in documents.items():
         (directory / f"{name}.json").write_text(json.dumps(document, ensure_ascii=False, indent=1), "utf-8")
-    write_safetensors(directory / "model.safetensors", weights(config, words, seed))
+    write_safetensors(directory / "model.safetensors", weigh(config, words, seed))
     return Oracle(directory)
 
 

@@ -32,24 +32,26 @@ pub enum Form {
 /// spaces until it has no tokens left.
 const WHITESPACE: &str = r"( |\n[ ]{0,32})?";
 
-/// What forms are compiled for: a vocabulary, and the token that ends a text.
+/// What forms are compiled for: a vocabulary, and the tokens that end a text.
 pub struct Grammars {
     factory: ParserFactory,
-    end: u32,
+    ends: Arc<[u32]>,
 }
 
 impl std::fmt::Debug for Grammars {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Grammars").field("end", &self.end).finish_non_exhaustive()
+        f.debug_struct("Grammars").field("ends", &self.ends).finish_non_exhaustive()
     }
 }
 
 impl Grammars {
-    /// For the tokens of a model whose logits are `size` long. `end` is the token that a text which is complete ends with.
+    /// For the tokens of a model whose logits are `size` long. A text which is complete ends with one of `ends`.
     ///
     /// # Errors
-    /// The vocabulary cannot be used.
-    pub fn new(vocabulary: &Vocabulary, size: u32, end: u32) -> Result<Self, String> {
+    /// There is no end, or the vocabulary cannot be used.
+    pub fn new(vocabulary: &Vocabulary, size: u32, ends: &[u32]) -> Result<Self, String> {
+        let ends: Arc<[u32]> = ends.iter().copied().filter(|end| *end < size).collect();
+        let end = *ends.first().ok_or("the model's files name no token that ends a text, so that no form could end")?;
         let word = |id: u32| match vocabulary.bytes(id) {
             // Control tokens are no text, whatever they are called.
             Some(bytes) if vocabulary.is_special(id) => [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes].concat(),
@@ -57,12 +59,12 @@ impl Grammars {
             None => Vec::new(),
         };
         let words: Vec<Vec<u8>> = (0..size).map(word).collect();
-        let trie = TokTrie::from(&TokRxInfo::new(size, end), &words);
+        let trie = TokTrie::from(&TokRxInfo::new(size, end), &words).with_eos_tokens(&ends);
         let environment: llguidance::toktrie::TokEnv = Arc::new(ApproximateTokEnv::new(trie));
         let mut factory = ParserFactory::new_simple(&environment).map_err(|error| error.to_string())?;
         factory.quiet();
         *factory.limits_mut() = limits();
-        Ok(Grammars { factory, end })
+        Ok(Grammars { factory, ends })
     }
 
     /// Compiles a form.
@@ -82,7 +84,7 @@ impl Grammars {
             // A form that no text keeps to is told now, and not with the first token.
             None => matcher.compute_mask_or_eos().map_err(|error| first_line(&error.to_string())).map(|_| ()),
         }?;
-        Ok(Guide { matcher, end: self.end, over: false })
+        Ok(Guide { matcher, ends: self.ends.clone(), over: false })
     }
 }
 
@@ -142,7 +144,7 @@ fn first_line(error: &str) -> String {
 #[derive(Clone)]
 pub struct Guide {
     matcher: Matcher,
-    end: u32,
+    ends: Arc<[u32]>,
     /// Is the text complete, and has its end been chosen?
     over: bool,
 }
@@ -155,7 +157,7 @@ impl std::fmt::Debug for Guide {
 
 impl engine::Matcher for Guide {
     fn accept(&mut self, token: u32) -> Result<(), String> {
-        if token == self.end || self.over {
+        if self.over || self.ends.contains(&token) {
             self.over = true;
             return Ok(());
         }
@@ -164,7 +166,8 @@ impl engine::Matcher for Guide {
 
     fn mask(&mut self) -> Result<Mask, String> {
         if self.over || self.matcher.is_stopped() {
-            return Ok(Mask::of(&[self.end], self.end + 1));
+            let size = self.ends.iter().max().map_or(0, |end| end + 1);
+            return Ok(Mask::of(&self.ends, size));
         }
         let mask = self.matcher.compute_mask_or_eos().map_err(|error| first_line(&error.to_string()))?;
         Ok(Mask(mask.as_slice().into()))

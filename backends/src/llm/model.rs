@@ -19,6 +19,7 @@ use super::spec::{DecoderSpec, FloatType};
 use super::text::config::bytes;
 use super::text::output::{Choice, OutputFormat, ReasoningParser, ToolParser};
 use super::text::{self, ChatTemplates, MAX_TOKENIZER_BYTES, Tokenizer, TokenizerConfig};
+use super::weights::cast::Cast;
 use super::weights::dummy::{Dummy, Init};
 use super::weights::gguf::Gguf;
 use super::weights::safetensors::Safetensors;
@@ -47,6 +48,8 @@ pub struct LanguageOptions {
     pub step_tokens: u32,
     /// Bytes for keys and values.
     pub cache_bytes: u64,
+    /// The float format of weights; `None` is their file's. Quantised ones stay as they are.
+    pub dtype: Option<FloatType>,
     /// Weights are made up: for benchmarks.
     pub dummy: bool,
     /// How calls of tools are found in answers.
@@ -66,6 +69,7 @@ impl Default for LanguageOptions {
             waiting: 512,
             step_tokens: 256,
             cache_bytes: 64 << 20,
+            dtype: None,
             dummy: false,
             tool_parser: Choice::Auto,
             reasoning_parser: Choice::Auto,
@@ -201,7 +205,10 @@ impl Files {
 fn assemble(path: &Path, files: Files, options: &LoadOptions) -> Result<LanguageModel, LoadError> {
     let refuse = |reason: String| LoadError::new(path, reason);
     let wishes = &options.language;
-    let Files { spec, weights, mut generation, tokenizer: config, tokenizer_json, platform } = files;
+    let Files { spec, mut weights, mut generation, tokenizer: config, tokenizer_json, platform } = files;
+    if let Some(dtype) = wishes.dtype {
+        weights = Box::new(Cast::new(weights, numbers(dtype)));
+    }
     let room = Room::of(&spec, wishes, path)?;
     let text_bytes = (room.context as usize).saturating_mul(BYTES_PER_TOKEN).max(TEXT_BYTES_MIN);
     let tokenizer = Tokenizer::from_json(&tokenizer_json, &config, text_bytes);
@@ -246,12 +253,16 @@ fn weights(spec: &DecoderSpec, directory: &Path, dummy: bool) -> Result<Box<dyn 
     if !dummy {
         return Ok(Box::new(Safetensors::open(directory)?));
     }
-    let format = match spec.dtype {
-        Some(FloatType::F16) => Numbers::F16,
-        Some(FloatType::Bf16) => Numbers::Bf16,
-        _ => Numbers::F32,
-    };
+    let format = spec.dtype.map_or(Numbers::F32, numbers);
     Ok(Box::new(Dummy::new(spec, format, Init::FanIn, DUMMY_SEED)?))
+}
+
+fn numbers(dtype: FloatType) -> Numbers {
+    match dtype {
+        FloatType::F32 => Numbers::F32,
+        FloatType::F16 => Numbers::F16,
+        FloatType::Bf16 => Numbers::Bf16,
+    }
 }
 
 fn settings(wishes: &LanguageOptions, room: &Room, generation: &GenerationConfig) -> Settings {

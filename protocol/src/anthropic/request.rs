@@ -24,7 +24,8 @@ use serde_json::{Map, Value, json};
 pub type MessagesRequest = ChatRequest;
 
 /// Fields that are known and do nothing here, and why.
-const NO_EFFECT: [(&str, &str); 4] = [
+const NO_EFFECT: [(&str, &str); 5] = [
+    ("metadata", "users are not watched"),
     ("service_tier", "there is one tier"),
     ("context_management", "conversations are not edited here"),
     ("inference_geo", "the model runs where this server runs"),
@@ -70,9 +71,10 @@ fn read(body: &[u8], generates: bool) -> Result<MessagesRequest> {
     let chat_template_kwargs = thinking(&mut fields, &mut notices)?;
     let (reasoning_effort, constraint) = output(&mut fields)?;
     let sampling = Sampling { max_tokens, constraint, ..sampling(&mut fields)? };
+    // A last turn of the assistant is the beginning of its answer.
+    let continues = messages.last().is_some_and(|last| last["role"] == "assistant" && last.get("tool_calls").is_none());
     let delivery =
         Delivery { stream: fields.flag("stream", false)?, skip_special_tokens: true, ..Delivery::default() };
-    let user = fields.opt("metadata", |f| f.object()?.opt("user_id", |f| f.string(limits::NAME_BYTES)))?.flatten();
     for name in ["mcp_servers", "container"] {
         if let Some(found) = fields.take(name).filter(|field| field.raw != b"[]") {
             return Err(FieldError::refused(&found.path, "nothing is run for the model here; send its tools in 'tools'"));
@@ -85,11 +87,12 @@ fn read(body: &[u8], generates: bool) -> Result<MessagesRequest> {
         }
     }
     Ok(ChatRequest {
-        common: Common { model: Some(model), sampling, delivery, user, notices, ..Common::default() },
+        common: Common { model: Some(model), sampling, delivery, notices, ..Common::default() },
         conversation: Conversation {
             messages,
             tools,
-            add_generation_prompt: true,
+            add_generation_prompt: !continues,
+            continue_final_message: continues,
             chat_template_kwargs,
             ..Conversation::default()
         },
@@ -151,20 +154,27 @@ fn kind(fields: &mut Fields<'_>, known: &[&str]) -> Result<String> {
     }
 }
 
-const ROLES: &[(&str, bool)] = &[("user", false), ("assistant", true)];
+#[derive(Clone, Copy, PartialEq)]
+enum Role {
+    User,
+    Assistant,
+    System,
+}
+
+const ROLES: &[(&str, Role)] = &[("user", Role::User), ("assistant", Role::Assistant), ("system", Role::System)];
 
 /// Appends the messages that one of theirs becomes.
 fn message(field: &Field<'_>, out: &mut Vec<Value>) -> Result<()> {
     let mut fields = field.object()?;
-    let assistant = fields.require("role")?.choice(ROLES)?;
+    let role = fields.require("role")?.choice(ROLES)?;
     let content = fields.require("content")?;
-    if content.kind()? == Kind::String {
-        let role = if assistant { "assistant" } else { "user" };
-        out.push(json!({"role": role, "content": content.string(usize::MAX)?}));
+    if content.kind()? == Kind::String || role == Role::System {
+        let role = ROLES.iter().find(|(_, each)| *each == role).map_or("user", |(word, _)| word);
+        out.push(json!({"role": role, "content": texts(&content)?}));
         return Ok(());
     }
     let blocks = content.elements(limits::VALUES)?;
-    if assistant { said(&blocks, out) } else { asked(&blocks, out) }
+    if role == Role::Assistant { said(&blocks, out) } else { asked(&blocks, out) }
 }
 
 /// A turn of the assistant: thoughts, text and calls.
@@ -341,7 +351,5 @@ fn format(field: &Field<'_>) -> Result<Constraint> {
     if schema.kind()? != Kind::Object {
         return Err(schema.wrong_type("an object"));
     }
-    // The name says that it came as a format, which it did.
-    let name = Some("output_format".to_owned());
-    Ok(Constraint::JsonSchema { name, description: None, schema: schema.unbounded_value()?, strict: true })
+    Ok(Constraint::JsonSchema { name: Some("output_format".to_owned()), description: None, schema: schema.unbounded_value()?, strict: true })
 }

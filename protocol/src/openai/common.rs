@@ -78,8 +78,6 @@ pub struct Common {
     pub priority: i32,
     /// Keeps cached prompts apart from those with another salt.
     pub cache_salt: Option<String>,
-    /// The client's name for its user.
-    pub user: Option<String>,
     /// The client's name for the request: visible ASCII.
     pub request_id: Option<String>,
     /// What was sent and does nothing.
@@ -97,7 +95,6 @@ impl Common {
             truncation: Truncation::take(fields)?,
             priority: fields.opt("priority", priority)?.unwrap_or(0),
             cache_salt: fields.opt("cache_salt", cache_salt)?,
-            user: fields.opt("user", name)?,
             request_id: fields.opt("request_id", request_id)?,
             notices,
         };

@@ -54,7 +54,7 @@ const HONOURED: &[(On, &[&str])] = &[
         "ignore_eos", "min_tokens", "max_tokens", "n", "best_of", "logprobs", "prompt_logprobs", "response_format",
         "structured_outputs", "stream", "stream_options", "echo", "include_stop_str_in_output", "skip_special_tokens",
         "return_token_ids", "return_tokens_as_token_ids", "truncate_prompt_tokens", "truncation_side", "priority",
-        "cache_salt", "user", "request_id",
+        "cache_salt", "request_id",
     ]),
     (CHAT, &[
         "max_completion_tokens", "top_logprobs", "tool_choice", "parallel_tool_calls", "reasoning_effort",
@@ -133,6 +133,7 @@ const NO_EFFECT: &[(On, &str, &[&str], &str)] = &[
     (GENERATION, "store", &["false"], "nothing is stored"),
     (GENERATION, "metadata", &["{}"], "it labels what is stored, and nothing is"),
     (GENERATION, "service_tier", &["\"auto\"", "\"default\""], "there is one tier; use priority"),
+    (GENERATION, "user", &[], "users are not watched; cache_salt keeps their prompts apart"),
     (GENERATION, "safety_identifier", &[], "users are not watched"),
     (GENERATION, "prompt_cache_key", &[], "prompts are found by what they say; cache_salt keeps them apart"),
     (GENERATION, "prompt_cache_retention", &[], "the cache keeps what it has room for"),

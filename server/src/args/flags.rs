@@ -294,6 +294,13 @@ static LANGUAGE: &[Flag] = &[
          machine or the container has, and at most 4GiB.",
     ),
     Flag::new(
+        "dtype",
+        "TYPE",
+        "auto",
+        |c| Field::Choice(&mut c.dtype),
+        "Float format of weights: that of their file, or another. Quantised weights stay as they are.",
+    ),
+    Flag::new(
         "load-format",
         "FORMAT",
         "auto",

@@ -12,6 +12,11 @@ pub(super) fn read(mut words: Words, environment: &Environment) -> Result<Invoca
     while let Some(word) = words.next() {
         let (spelled, value) = match word {
             Word::Flag { spelled, value } if is_ours(&spelled) => (spelled, value),
+            // One model is talked to: `serve DIR` would take a repository. After a flag without a value it is that value.
+            Word::Plain(directory) if !matches!(rest.last(), Some(Word::Flag { value: None, .. })) => {
+                rest.push(Word::Flag { spelled: "--model-dir".into(), value: Some(directory) });
+                continue;
+            }
             other => {
                 rest.push(other);
                 continue;
@@ -32,7 +37,7 @@ pub(super) fn read(mut words: Words, environment: &Environment) -> Result<Invoca
             }
         }
     }
-    let (mut args, warnings) = serve::read("", rest.into_iter().peekable(), environment)?;
+    let (mut args, warnings) = serve::read_strictly(rest.into_iter().peekable(), environment)?;
     // The terminal is for the conversation.
     if let Some(level) = flags::find("log-level") {
         args.say(level, "error", Origin::Program("tensorgate run"))?;

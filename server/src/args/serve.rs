@@ -17,7 +17,16 @@ pub(super) fn read(
     environment: &Environment,
 ) -> Result<(Args, Vec<String>), UsageError> {
     let list = choose_list(program, &mut words)?;
-    let mut reader = Reader { list, tolerant: list != List::Own || names_one_model(&words), ..Reader::default() };
+    let tolerant = list != List::Own || names_one_model(&words);
+    read_as(Reader { list, tolerant, ..Reader::default() }, words, environment)
+}
+
+/// The same for a command of ours alone, where a flag that nobody knows is an error.
+pub(super) fn read_strictly(words: Words, environment: &Environment) -> Result<(Args, Vec<String>), UsageError> {
+    read_as(Reader::default(), words, environment)
+}
+
+fn read_as(mut reader: Reader, words: Words, environment: &Environment) -> Result<(Args, Vec<String>), UsageError> {
     reader.read_words(words);
     reader.read_environment(environment);
     reader.finish()

@@ -65,6 +65,7 @@ const VALUES: &[(&str, &str)] = &[
     ("max-num-seqs", "19"),
     ("max-num-batched-tokens", "20"),
     ("kv-cache-bytes", "21MiB"),
+    ("dtype", "bfloat16"),
     ("load-format", "dummy"),
     ("tool-call-parser", "hermes"),
     ("reasoning-parser", "think"),

@@ -13,6 +13,7 @@ use protocol::openai::ChatRequest;
 use serde_json::{Map, Value, json};
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::time::Instant;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 /// What is to be said, and how.
@@ -34,14 +35,14 @@ pub struct Talk {
 /// There is no model, it is no language model, it cannot be loaded, or a single question could not be answered.
 pub async fn run(config: &Config, talk: Talk) -> Result<u8, String> {
     let language = language(config)?;
-    let mut chat = Conversation::new(&talk);
+    let mut chat = Conversation::new(&talk)?;
     if let Some(prompt) = talk.prompt.clone() {
         return chat.once(&language, prompt).await;
     }
     if !io::stdin().is_terminal() {
         let mut prompt = String::new();
         io::stdin().read_to_string(&mut prompt).map_err(|error| format!("standard input: {error}"))?;
-        return chat.once(&language, prompt).await;
+        return chat.once(&language, prompt.trim_end_matches('\n').to_owned()).await;
     }
     eprintln!("Say something; an empty line is nothing, ctrl-c ends an answer, ctrl-d or /bye the conversation.");
     let mut lines = lines();
@@ -49,7 +50,7 @@ pub async fn run(config: &Config, talk: Talk) -> Result<u8, String> {
         eprint!("> ");
         let line = tokio::select! {
             line = lines.recv() => line,
-            _ = tokio::signal::ctrl_c() => None,
+            _ = chat.interrupts.recv() => None,
         };
         match line.as_deref().map(str::trim) {
             None | Some("/bye") => {
@@ -73,7 +74,7 @@ fn language(config: &Config) -> Result<Language, String> {
     let names: Vec<&str> = survey.models.keys().map(String::as_str).collect();
     let Some((name, found)) = survey.models.first_key_value().filter(|_| names.len() == 1) else {
         return Err(match names.len() {
-            0 => format!("no model was found; {}", survey.notes.join("; ")),
+            0 => survey.notes.into_iter().fold("no model was found".to_owned(), |text, note| text + "; " + &note),
             _ => format!("there are several models: name the directory of one of them: {}", names.join(", ")),
         });
     };
@@ -108,10 +109,13 @@ struct Conversation {
     messages: Vec<Value>,
     settings: Map<String, Value>,
     terminal: bool,
+    /// Ctrl-c, listened to all the time: between two looks one would be lost.
+    interrupts: Signal,
 }
 
 impl Conversation {
-    fn new(talk: &Talk) -> Self {
+    fn new(talk: &Talk) -> Result<Self, String> {
+        let interrupts = signal(SignalKind::interrupt()).map_err(|error| format!("signals: {error}"))?;
         let messages = talk.system.iter().map(|text| json!({"role": "system", "content": text})).collect();
         let mut settings = Map::new();
         if let Some(most) = talk.max_tokens {
@@ -120,7 +124,7 @@ impl Conversation {
         if let Some(temperature) = talk.temperature {
             settings.insert("temperature".into(), json!(temperature));
         }
-        Conversation { messages, settings, terminal: io::stdout().is_terminal() }
+        Ok(Conversation { messages, settings, terminal: io::stdout().is_terminal(), interrupts })
     }
 
     async fn once(&mut self, language: &Language, prompt: String) -> Result<u8, String> {
@@ -146,7 +150,7 @@ impl Conversation {
         }
     }
 
-    async fn ask(&self, language: &Language) -> Result<String, String> {
+    async fn ask(&mut self, language: &Language) -> Result<String, String> {
         let mut body = self.settings.clone();
         body.insert("messages".into(), Value::from(self.messages.clone()));
         let request = ChatRequest::parse(Value::from(body).to_string().as_bytes()).map_err(|error| error.message)?;
@@ -162,12 +166,12 @@ impl Conversation {
     }
 
     /// Writes an answer as it comes; gives what was said.
-    async fn write(&self, mut answer: Answer) -> Result<String, String> {
+    async fn write(&mut self, mut answer: Answer) -> Result<String, String> {
         let (mut said, mut thinking, begun) = (String::new(), false, Instant::now());
         loop {
             let piece = tokio::select! {
                 piece = answer.next() => piece,
-                _ = tokio::signal::ctrl_c() => None,
+                _ = self.interrupts.recv() => None,
             };
             let Some(piece) = piece else { break };
             let Piece { parts, end, .. } = piece.map_err(|error| error.message())?;

@@ -9,7 +9,7 @@ use crate::llm::gather::News;
 use backends::llm::text::output::Part;
 use backends::{Parameter, Tensor};
 use protocol::generate::{GenerateRequest, Tells};
-use protocol::openai::FieldError;
+use protocol::openai::{FieldError, Prompt};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -24,7 +24,8 @@ pub struct Generation {
     pub id: Option<String>,
     /// Piece by piece, where that was said.
     pub stream: Option<bool>,
-    exclude_input: bool,
+    /// What the answer begins with.
+    prompt: String,
     tells: Tells,
 }
 
@@ -57,6 +58,7 @@ impl Generation {
                 return Err(Error::Invalid(format!("input '{}' already exists in request", input.name())));
             }
         }
+        let mut parameters = Map::new();
         for (name, parameter) in &request.parameters {
             // Those are about the protocol, and looked at elsewhere.
             if name.starts_with("triton_") || matches!(name.as_str(), "timeout" | "binary_data_output") {
@@ -69,8 +71,9 @@ impl Generation {
                 Parameter::String(text) => json!(text),
                 Parameter::Double(number) => json!(number),
             };
-            map.entry(name.clone()).or_insert(parameter);
+            parameters.insert(name.clone(), parameter);
         }
+        map.entry("parameters").or_insert(parameters.into());
         let tells = |output: &str| OUTPUTS.iter().find(|(name, _)| *name == output).map(|(_, field)| *field);
         for wanted in &request.outputs {
             match tells(&wanted.name) {
@@ -101,14 +104,18 @@ impl Generation {
             return Err(Error::Invalid("echo and prompt_logprobs belong to /v1/completions".into()));
         }
         let ask = ask::completion(completion, language).map_err(said)?;
-        Ok(Generation { ask, id: id.clone(), stream: *stream, exclude_input: *exclude_input, tells: *tells })
+        let prompt = match &completion.prompt {
+            Prompt::Texts(texts) if !exclude_input => texts.concat(),
+            _ => String::new(),
+        };
+        Ok(Generation { ask, id: id.clone(), stream: *stream, prompt, tells: *tells })
     }
 
     /// Splits off what is asked of the model.
     pub fn into_parts(self) -> (ask::Ask, Telling) {
-        let Generation { ask, id, exclude_input, tells, .. } = self;
+        let Generation { ask, id, prompt, tells, .. } = self;
         let n = ask.telling.n;
-        (ask, Telling { id, exclude_input, tells, n })
+        (ask, Telling { id, prompt, tells, n })
     }
 }
 
@@ -117,7 +124,7 @@ impl Generation {
 pub struct Telling {
     /// The client's name for the request.
     pub id: Option<String>,
-    exclude_input: bool,
+    prompt: String,
     tells: Tells,
     n: usize,
 }
@@ -254,17 +261,11 @@ pub struct Answering {
     asking: Asking,
     /// How it is told.
     pub telling: Telling,
-    prompt: String,
+    /// Of the answer that is streamed so far.
+    logprob: f32,
 }
 
 impl Answering {
-    /// `language` is the model that was asked.
-    pub fn new(asking: Asking, telling: Telling, language: &Language) -> Self {
-        let tokens = asking.prompts.first().map(|prompt| prompt.tokens.as_slice()).unwrap_or_default();
-        let prompt = if telling.exclude_input { String::new() } else { language.tokenizer().decode(tokens, true) };
-        Answering { asking, telling, prompt }
-    }
-
     fn input_tokens(&self) -> u32 {
         self.asking.prompts.iter().map(|prompt| prompt.tokens.len() as u32).sum()
     }
@@ -275,7 +276,7 @@ impl Answering {
     /// The first error of any choice.
     pub async fn whole(mut self) -> Result<Told, Error> {
         let mut told = Told::new(self.asking.prompts.len() * self.asking.copies, self.input_tokens(), self.telling.tells);
-        told.texts.iter_mut().for_each(|text| text.clone_from(&self.prompt));
+        told.texts.iter_mut().for_each(|text| text.clone_from(&self.telling.prompt));
         while let Some(News { choice, piece, .. }) = self.asking.gathered.next().await {
             told.add(choice, piece?);
         }
@@ -295,12 +296,15 @@ impl Answering {
                 Ok(piece) => piece,
                 Err(error) => return Poll::Ready(Some(Err(error))),
             };
+            let token = piece.token.as_ref().and_then(|token| token.logprobs.as_ref());
+            self.logprob += token.map_or(0.0, |logprobs| logprobs.logprob);
             if piece.parts.is_empty() && piece.end.is_none() {
                 continue;
             }
             let mut told = Told::new(1, self.input_tokens(), self.telling.tells);
             told.last = piece.end.is_some();
             told.add(0, piece);
+            told.logprobs[0] = self.logprob;
             return Poll::Ready(Some(Ok(told)));
         }
     }
@@ -325,7 +329,7 @@ pub async fn start(
     let limit = Instant::now() + plane.longest_generation();
     let deadline = deadline.map_or(limit, |deadline| deadline.min(limit));
     let asking = put(plane, servable, ask, deadline).await.map_err(said)?;
-    Ok(Answering::new(asking, telling, servable.language()?))
+    Ok(Answering { asking, telling, logprob: 0.0 })
 }
 
 /// Answers an inference request, by whatever kind of model.

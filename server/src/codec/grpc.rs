@@ -286,6 +286,7 @@ pub fn config(servable: &Servable) -> grpc::ModelConfig {
             count: 1,
             ..grpc::ModelInstanceGroup::default()
         }],
+        model_transaction_policy: Some(grpc::ModelTransactionPolicy { decoupled: describe::is_language(servable) }),
         default_model_filename: servable.settings.file.clone().unwrap_or_default(),
         parameters: describe::config_parameters(&servable.settings).into_iter().map(parameter).collect(),
         scheduling_choice: Some(SchedulingChoice::DynamicBatching(dynamic_batching(&servable.settings.batching))),

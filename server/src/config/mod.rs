@@ -10,7 +10,7 @@ mod tests;
 mod values;
 
 pub use machine::Machine;
-pub use values::{ControlMode, GrpcOutputs, InitMode, LoadFormat, LogFormat, LogLevel, Profile};
+pub use values::{ControlMode, Dtype, GrpcOutputs, InitMode, LoadFormat, LogFormat, LogLevel, Profile};
 
 use backends::llm::text::output::{Choice, ReasoningParser, ToolParser};
 use crate::args::{Args, Origin, UsageError, file, flags};
@@ -85,6 +85,8 @@ pub struct Config {
     pub max_num_batched_tokens: usize,
     /// Never zero.
     pub kv_cache_bytes: u64,
+    /// `Auto`: as the weights' files have them.
+    pub dtype: Dtype,
     /// Are weights read, or made up?
     pub load_format: LoadFormat,
     /// How calls of tools are found.
@@ -314,6 +316,7 @@ impl Config {
             max_num_seqs: 0,
             max_num_batched_tokens: 0,
             kv_cache_bytes: 0,
+            dtype: Dtype::Auto,
             load_format: LoadFormat::Auto,
             tool_call_parser: Choice::Auto,
             reasoning_parser: Choice::Auto,

@@ -71,6 +71,31 @@ impl Named for LoadFormat {
     const ALL: &'static [(&'static str, Self)] = &[("auto", LoadFormat::Auto), ("dummy", LoadFormat::Dummy)];
 }
 
+/// The float format of a language model's weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    /// That of their file.
+    Auto,
+    /// 32 bits.
+    Float32,
+    /// IEEE half precision.
+    Float16,
+    /// The upper half of 32 bits.
+    Bfloat16,
+}
+
+impl Named for Dtype {
+    const ALL: &'static [(&'static str, Self)] = &[
+        ("auto", Dtype::Auto),
+        ("float32", Dtype::Float32),
+        ("float16", Dtype::Float16),
+        ("bfloat16", Dtype::Bfloat16),
+        // vLLM's other words.
+        ("float", Dtype::Float32),
+        ("half", Dtype::Float16),
+    ];
+}
+
 /// By the names that vLLM gives them.
 impl Named for Choice<ToolParser> {
     const ALL: &'static [(&'static str, Self)] = &[

@@ -32,8 +32,6 @@ const FORMATS: &[&str] = &[
     "runai_streamer_sharded",
 ];
 
-const TYPES: &[&str] = &["auto", "half", "float16", "bfloat16", "float", "float32"];
-
 /// Flags besides ours.
 pub(super) const FLAGS: &[Foreign] = &[
     Foreign::new("max-model-len", Takes::Human, Becomes::Rewritten("max-model-len", unless_auto)),
@@ -81,7 +79,6 @@ pub(super) const FLAGS: &[Foreign] = &[
     idle("pt-load-map-location", Takes::Text),
     idle("max-parallel-loading-workers", Takes::Integer),
     // Numbers: they are computed in the format that the files have.
-    idle("dtype", Takes::OneOf(TYPES)),
     idle("quantization", Takes::Text),
     idle("quantization-config", Takes::Text),
     idle("allow-deprecated-quantization", Takes::Switch),

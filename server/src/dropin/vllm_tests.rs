@@ -125,7 +125,7 @@ fn what_only_makes_vllm_faster_is_named() {
          --no-enable-prefix-caching --enable-chunked-prefill --dtype bfloat16 --brand-new 7",
         &[],
     );
-    let idle = "accepted without effect: --compilation-config.mode, --dtype, --enforce-eager, \
+    let idle = "accepted without effect: --compilation-config.mode, --enforce-eager, \
         --gpu-memory-utilization, --no-enable-prefix-caching, -O3, -dp, -tp; unknown and ignored: --brand-new";
     assert_eq!(warnings, [idle]);
     settled(
@@ -217,7 +217,7 @@ fn kserves_huggingfaceserver() {
     );
     assert_eq!(config.models(), one_model("/models/qwen", "qwen"));
     assert_eq!((config.max_model_len, config.max_num_seqs), (Some(4096), 8));
-    let idle = "accepted without effect: --backend, --dtype, --gpu-memory-utilization, --return_token_type_ids, \
+    let idle = "accepted without effect: --backend, --gpu-memory-utilization, --return_token_type_ids, \
         --tensor_parallel_size, --trust_remote_code";
     assert_eq!(warnings, [idle]);
     assert_eq!(dropped("--model_name=m --max_length=512", &[]).0.max_model_len, Some(512));

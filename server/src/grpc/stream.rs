@@ -2,7 +2,6 @@
 //! time, each in pieces where `stream` asks for them. An error is an answer, and the stream goes on, unless the client
 //! wants it to end. The server's end is the stream's end, once what has arrived is answered.
 
-use super::LOOK;
 use super::counted::Share;
 use super::service::{Context, decode, infer, of_the_table, restated};
 use crate::codec::generate::{self, Generation};
@@ -39,7 +38,6 @@ impl Stream {
             let request = tokio::select! {
                 biased;
                 request = requests.next() => request,
-                () = closing(&self.plane) => None,
                 () = self.send.closed() => None,
             };
             let request = match request {
@@ -152,11 +150,4 @@ fn told(mut response: ModelInferResponse, last: bool) -> ModelStreamInferRespons
     let last = InferParameter { parameter_choice: Some(infer_parameter::ParameterChoice::BoolParam(last)) };
     response.parameters.insert("triton_final_response".into(), last);
     ModelStreamInferResponse { error_message: String::new(), infer_response: Some(response) }
-}
-
-/// Ends when connections close.
-async fn closing(plane: &Dataplane) {
-    while !plane.is_closing() {
-        tokio::time::sleep(LOOK).await;
-    }
 }

@@ -9,6 +9,7 @@ use backends::llm::sequence::{CancelReason, Event, FinishReason};
 use backends::llm::text::output::{OutputParser, Part};
 use backends::llm::text::{Detokenizer, StopScanner};
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 /// A piece of an answer.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -66,6 +67,8 @@ pub struct Answer {
     /// Tells parts apart; without it all is text.
     parser: Option<OutputParser>,
     ends: Ends,
+    /// A token that may be the last one: the event after it tells.
+    perhaps_last: Option<Told>,
     /// An event that was read ahead.
     ahead: Option<Event>,
     generated: u32,
@@ -77,7 +80,7 @@ pub struct Answer {
 
 impl Answer {
     pub(super) fn new(tokens: Tokens, detokenizer: Detokenizer, scanner: StopScanner, ends: Ends) -> Self {
-        let (prompt_logprobs, ahead) = (Vec::new(), None);
+        let (prompt_logprobs, perhaps_last, ahead) = (Vec::new(), None, None);
         let (generated, thought, cached_tokens, ended, parser) = (0, 0, 0, false, None);
         Answer {
             tokens,
@@ -85,6 +88,7 @@ impl Answer {
             scanner,
             parser,
             ends,
+            perhaps_last,
             ahead,
             generated,
             thought,
@@ -121,34 +125,61 @@ impl Answer {
 
     /// The next piece; `None` after the one that has an end, or after an error.
     pub async fn next(&mut self) -> Option<Result<Piece, Error>> {
-        while !self.ended {
-            let event = match self.ahead.take() {
-                Some(event) => Some(event),
-                None => self.tokens.next().await,
-            };
-            match event {
-                Some(Event::Started { cached_tokens, .. }) => self.cached_tokens = cached_tokens,
-                Some(Event::PromptLogprobs { logprobs, .. }) => self.prompt_logprobs.extend(logprobs),
-                Some(Event::Token { token, logprobs, .. }) => {
-                    return Some(Ok(self.token(Told { id: token, logprobs }).await));
-                }
-                Some(Event::Finished { reason, .. }) => return Some(Ok(self.finished(reason))),
-                Some(Event::Cancelled { reason, .. }) => return Some(Err(self.cancelled(reason))),
-                Some(Event::Failed { reason, .. }) => return Some(Err(self.failed(reason))),
-                None => return Some(Err(self.failed("its engine has ended".into()))),
-            }
-        }
-        None
+        std::future::poll_fn(|cx| self.poll_next(cx)).await
     }
 
-    async fn token(&mut self, told: Told) -> Piece {
+    /// As [`Answer::next`], for those who poll.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Piece, Error>>> {
+        while !self.ended {
+            if let Some(told) = self.perhaps_last.take() {
+                let Poll::Ready(next) = self.tokens.poll_next(cx) else {
+                    self.perhaps_last = Some(told);
+                    return Poll::Pending;
+                };
+                self.ahead = next;
+                return Poll::Ready(Some(Ok(self.token(told))));
+            }
+            let event = match self.ahead.take() {
+                Some(event) => Some(event),
+                None => ready!(self.tokens.poll_next(cx)),
+            };
+            let told = match event {
+                Some(Event::Started { cached_tokens, .. }) => {
+                    self.cached_tokens = cached_tokens;
+                    continue;
+                }
+                Some(Event::PromptLogprobs { logprobs, .. }) => {
+                    self.prompt_logprobs.extend(logprobs);
+                    continue;
+                }
+                Some(Event::Token { token, logprobs, .. }) => {
+                    let told = Told { id: token, logprobs };
+                    if self.may_be_last(token) {
+                        // The next event tells, and comes with it or soon after.
+                        self.perhaps_last = Some(told);
+                        continue;
+                    }
+                    Ok(self.token(told))
+                }
+                Some(Event::Finished { reason, .. }) => Ok(self.finished(reason)),
+                Some(Event::Cancelled { reason, .. }) => Err(self.cancelled(reason)),
+                Some(Event::Failed { reason, .. }) => Err(self.failed(reason)),
+                None => Err(self.failed("its engine has ended".into())),
+            };
+            return Poll::Ready(Some(told));
+        }
+        Poll::Ready(None)
+    }
+
+    fn may_be_last(&self, token: u32) -> bool {
+        let ends = &self.ends;
+        let stops = ends.model.contains(&token) || ends.sampling.stop_tokens.contains(&token);
+        stops || self.generated + 1 == ends.max_tokens
+    }
+
+    fn token(&mut self, told: Told) -> Piece {
         self.generated += 1;
         let id = told.id;
-        // Of a token that may be the last one the next event, which then is there already, tells.
-        let may_stop = self.ends.model.contains(&id) || self.ends.sampling.stop_tokens.contains(&id);
-        if may_stop || self.generated == self.ends.max_tokens {
-            self.ahead = self.tokens.next().await;
-        }
         let last = match self.ahead {
             Some(Event::Finished { reason, .. }) => Some(reason),
             _ => None,

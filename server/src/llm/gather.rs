@@ -5,7 +5,6 @@ use super::tally::Tally;
 use crate::error::Error;
 use backends::llm::plan::Logprobs;
 use std::task::{Context, Poll};
-use tokio::sync::mpsc;
 
 /// News of one of several answers.
 #[derive(Debug)]
@@ -24,50 +23,61 @@ pub struct News {
     pub prompt_logprobs: Vec<Logprobs>,
 }
 
-/// News of all answers to a request. Dropping it cancels those that are not done.
+/// News of all answers to a request. Tokens become text on the task that asks for news, and no sooner. Dropping it cancels
+/// the answers that are not done.
 #[derive(Debug)]
-pub struct Gathered(mpsc::Receiver<News>);
-
-/// News that a slow client leaves untaken before nothing more of its answers is put into text.
-const AHEAD: usize = 64;
+pub struct Gathered {
+    /// `None` once it has ended.
+    answers: Vec<Option<Answer>>,
+    open: usize,
+    /// Who is asked first: everybody gets its turn.
+    first: usize,
+    tally: Tally,
+}
 
 impl Gathered {
     /// Listens to these answers, which `tally` counts together.
-    pub fn new(answers: impl IntoIterator<Item = Answer>, tally: &Tally) -> Self {
-        let (sender, receiver) = mpsc::channel(AHEAD);
-        for (choice, answer) in answers.into_iter().enumerate() {
-            tokio::spawn(tell(choice, answer, sender.clone(), tally.clone()));
-        }
-        Gathered(receiver)
+    pub fn new(answers: impl IntoIterator<Item = Answer>, tally: Tally) -> Self {
+        let answers: Vec<_> = answers.into_iter().map(Some).collect();
+        Gathered { open: answers.len(), answers, first: 0, tally }
     }
 
     /// The next news; `None` once all answers have ended.
     pub async fn next(&mut self) -> Option<News> {
-        self.0.recv().await
+        std::future::poll_fn(|cx| self.poll_next(cx)).await
     }
 
     /// As [`Gathered::next`], for those who poll.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<News>> {
-        self.0.poll_recv(cx)
+        if self.open == 0 {
+            return Poll::Ready(None);
+        }
+        let count = self.answers.len();
+        for choice in (self.first..count).chain(0..self.first) {
+            let Some(answer) = &mut self.answers[choice] else { continue };
+            let Poll::Ready(piece) = answer.poll_next(cx) else { continue };
+            let piece = piece.unwrap_or_else(|| Err(Error::Internal("an answer broke off".into())));
+            let last = piece.as_ref().map_or(true, |piece| piece.end.is_some());
+            let prompt_logprobs = if last { answer.take_prompt_logprobs() } else { Vec::new() };
+            let (generated, thought, cached) = (answer.generated(), answer.thought(), answer.cached_tokens());
+            self.first = (choice + 1) % count;
+            if let Err(error) = &piece {
+                self.tally.fail(error);
+            }
+            if last {
+                self.answers[choice] = None;
+                self.open -= 1;
+            }
+            return Poll::Ready(Some(News { choice, piece, generated, thought, cached, prompt_logprobs }));
+        }
+        Poll::Pending
     }
 }
 
-async fn tell(choice: usize, mut answer: Answer, listener: mpsc::Sender<News>, tally: Tally) {
-    loop {
-        let piece = tokio::select! {
-            biased;
-            piece = answer.next() => piece,
-            () = listener.closed() => return tally.fail(&Error::Cancelled),
-        };
-        let Some(piece) = piece else { return };
-        if let Err(error) = &piece {
-            tally.fail(error);
-        }
-        let last = piece.as_ref().map_or(true, |piece| piece.end.is_some());
-        let prompt_logprobs = if last { answer.take_prompt_logprobs() } else { Vec::new() };
-        let (generated, thought, cached) = (answer.generated(), answer.thought(), answer.cached_tokens());
-        if listener.send(News { choice, piece, generated, thought, cached, prompt_logprobs }).await.is_err() || last {
-            return;
+impl Drop for Gathered {
+    fn drop(&mut self) {
+        if self.open > 0 {
+            self.tally.fail(&Error::Cancelled);
         }
     }
 }

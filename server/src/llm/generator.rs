@@ -16,6 +16,7 @@ use backends::llm::sequence::{CancelReason, Event, SequenceId};
 use std::collections::{HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
@@ -87,13 +88,13 @@ pub struct Tokens {
 
 impl Tokens {
     /// The next event; `None` after the last one.
-    pub async fn next(&mut self) -> Option<Event> {
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
         if self.ended {
-            return None;
+            return Poll::Ready(None);
         }
-        let event = self.events.recv().await;
+        let event = ready!(self.events.poll_recv(cx));
         self.ended = event.as_ref().is_none_or(Event::is_last);
-        event
+        Poll::Ready(event)
     }
 
     /// No more tokens are wanted.
@@ -126,7 +127,10 @@ impl Generator {
         let inbox = Inbox { counters: engine.counters(), ..Inbox::default() };
         let shared = Arc::new(Shared { inbox: Mutex::new(inbox), changed: Condvar::new() });
         let thread = Thread { shared: shared.clone(), engine, listeners: HashMap::new() };
-        threads::spawn(name, move || thread.run())?;
+        threads::spawn(name, move || {
+            threads::stand_back();
+            thread.run();
+        })?;
         Ok(Generator(Arc::new(Handle(shared))))
     }
 

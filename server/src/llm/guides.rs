@@ -23,7 +23,7 @@ pub(super) struct Guides {
 struct Shared {
     vocabulary: Arc<Vocabulary>,
     size: u32,
-    end: Option<u32>,
+    ends: Vec<u32>,
     /// Made when the first form comes: it takes time and memory that most models never need.
     grammars: OnceLock<Result<Grammars, String>>,
 }
@@ -31,7 +31,7 @@ struct Shared {
 impl Guides {
     /// For a model whose texts end with one of `ends`.
     pub(super) fn new(vocabulary: Arc<Vocabulary>, size: u32, ends: &[u32]) -> Self {
-        let shared = Shared { vocabulary, size, end: ends.first().copied(), grammars: OnceLock::new() };
+        let shared = Shared { vocabulary, size, ends: ends.to_vec(), grammars: OnceLock::new() };
         Guides { shared: Arc::new(shared), permits: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 
@@ -67,10 +67,7 @@ impl Guides {
 
 impl Shared {
     fn compile(&self, form: &Form) -> Result<Guide, String> {
-        let Some(end) = self.end else {
-            return Err("the model's files name no token that ends a text, so that no form could end".into());
-        };
-        let grammars = self.grammars.get_or_init(|| Grammars::new(&self.vocabulary, self.size, end));
+        let grammars = self.grammars.get_or_init(|| Grammars::new(&self.vocabulary, self.size, &self.ends));
         grammars.as_ref().map_err(Clone::clone)?.compile(form)
     }
 }

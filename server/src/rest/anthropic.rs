@@ -21,10 +21,11 @@ pub(super) async fn messages(State(rest): State<Rest>, headers: HeaderMap, body:
         drop(held);
         noticed(&request.common.notices);
         let servable = rest.plane.language_model(request.common.model.as_deref())?;
-        let asked = heavy(size.saturating_mul(8), || ask::chat(&request, servable.language()?))?;
+        let asked = heavy(size.saturating_mul(8), || ask::chat_within(&request, servable.language()?))?;
         let Asking { gathered, prompts, telling, .. } = put(&rest.plane, &servable, asked, deadline).await?;
         let prompt = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
-        let head = Head { id: head_id("msg", None, &headers), created: seconds(), model: servable.name.clone() };
+        let id = head_id("msg", None, &headers).replacen('-', "_", 1);
+        let head = Head { id, created: seconds(), model: servable.name.clone() };
         if telling.stream {
             return Ok(event_stream(Body::new(Events::new(gathered, servable, head, prompt))));
         }
@@ -41,7 +42,7 @@ pub(super) async fn count_tokens(State(rest): State<Rest>, headers: HeaderMap, b
         noticed(&request.common.notices);
         let servable = rest.plane.language_model(request.common.model.as_deref())?;
         let tokens = heavy(size.saturating_mul(8), || {
-            ask::conversation_tokens(&request.conversation, servable.language()?)
+            ask::chat_tokens(&request, servable.language()?)
         })?;
         written(&Count { input_tokens: tokens.len() })
     };

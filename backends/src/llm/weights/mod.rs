@@ -3,6 +3,7 @@
 //! Every header is checked whole before anything of its size is allocated; bytes are read when they are asked for.
 
 pub mod blocks;
+pub mod cast;
 pub mod dummy;
 pub mod gguf;
 mod gguf_reader;

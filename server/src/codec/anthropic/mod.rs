@@ -9,11 +9,19 @@ use super::openai::Refusal;
 use crate::error::Error;
 use crate::llm::answer::End;
 use protocol::anthropic::response::{Ending, ErrorBody, StopReason, Usage};
+use protocol::openai::FieldError;
 
 /// The body of an error, which is also the data of an event in the middle of a stream.
 pub fn error_body(refusal: &Refusal) -> Vec<u8> {
     let message = match refusal {
-        Refusal::Field(error) => error.message.clone(),
+        Refusal::Field(FieldError { param, message, .. }) => {
+            let named = match param {
+                Some(field) if !message.contains(field.as_str()) => format!("{field}: {message}"),
+                _ => message.clone(),
+            };
+            // Forms are compiled where fields have OpenAI's names.
+            named.replace("response_format", "output_config.format")
+        }
         Refusal::Server(Error::UnknownModel(name)) => format!("model: {name}"),
         Refusal::Server(error) => error.message(),
     };

@@ -88,6 +88,30 @@ pub fn chat(request: &ChatRequest, language: &Language) -> Result<Ask, Refusal> 
     Ok(Ask { prompts: vec![Asked { generate, echo }], telling, form })
 }
 
+/// A chat whose answer may have fewer tokens than it asks for: Anthropic's clients always state what their largest model
+/// could write.
+///
+/// # Errors
+/// As for [`chat`].
+pub fn chat_within(request: &ChatRequest, language: &Language) -> Result<Ask, Refusal> {
+    let mut ask = chat(request, language)?;
+    for Asked { generate, .. } in &mut ask.prompts {
+        let room = language.context().saturating_sub(generate.prompt.len() as u32).max(1);
+        generate.max_tokens = generate.max_tokens.map(|most| most.min(room));
+    }
+    Ok(ask)
+}
+
+/// The tokens of a chat's prompt.
+///
+/// # Errors
+/// As for [`chat`].
+pub fn chat_tokens(request: &ChatRequest, language: &Language) -> Result<Vec<u32>, Refusal> {
+    let effort = request.reasoning_effort.map(|effort| ("reasoning_effort", effort.as_str()));
+    let text = prompt(&request.conversation, tools::offered(request), effort, language)?;
+    language.encode(&text, request.conversation.add_special_tokens).map_err(|error| about("messages", error))
+}
+
 /// The tokens of a conversation's prompt.
 ///
 /// # Errors

@@ -37,7 +37,7 @@ pub async fn put(plane: &Dataplane, servable: &Servable, ask: Ask, deadline: Ins
             Refusal::Field(error) => Error::Invalid(error.message.clone()),
         });
     })?;
-    Ok(Asking { gathered: Gathered::new(answers, &tally), prompts, copies, telling })
+    Ok(Asking { gathered: Gathered::new(answers, tally), prompts, copies, telling })
 }
 
 async fn answers(

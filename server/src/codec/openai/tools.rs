@@ -4,7 +4,7 @@ use super::Refusal;
 use super::ask::Telling;
 use crate::llm::Language;
 use backends::llm::grammar::Form;
-use backends::llm::text::output::{Callable, Reading, Thoughts, either};
+use backends::llm::text::output::{Callable, Reading, Thoughts};
 use protocol::openai::tools::Tool;
 use protocol::openai::{ChatRequest, FieldError, ToolChoice};
 use serde_json::Value;
@@ -61,7 +61,7 @@ fn free(tools: &[Tool], language: &Language, form: Kept) -> Result<Kept, Refusal
     let callable = |tool| if strict { strictly(tool) } else { with_schema(tool) };
     let callable: Vec<_> = tools.iter().map(callable).collect();
     Ok(match form {
-        Some((form, field)) => Some((either(&format.calls(&callable, true), &form), field)),
+        Some((form, field)) => Some((format.calls_or(&callable, &form), field)),
         None if strict => match format.text_with_calls(&callable) {
             Some(form) => Some((form, "tools")),
             None => {

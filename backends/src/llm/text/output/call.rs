@@ -145,7 +145,7 @@ impl CallObject {
             _ => Member::Other,
         };
         let strange = self.member == Member::Other && !matches!(self.key.as_str(), "type" | "id");
-        if strange && self.known.is_some() { At::Broken } else { At::Colon }
+        if strange && self.known.is_some() && self.name.is_none() { At::Broken } else { At::Colon }
     }
 
     fn value(&mut self, c: char) -> At {

@@ -18,12 +18,14 @@ pub(super) struct Calls {
     scanner: MarkScanner,
     /// What was read since the mark and is neither text nor call yet.
     held: String,
-    /// Did a mark stand before what is held?
-    marked: bool,
+    /// What was passed over since the text ended: whitespace, a mark, brackets. It is text where no call comes.
+    passed: String,
     /// Inside a list of calls?
     listed: bool,
     /// A call has ended, and nothing but whitespace has come since.
     trimming: bool,
+    /// Was there text before?
+    said: bool,
     over: bool,
 }
 
@@ -50,8 +52,9 @@ impl Calls {
     pub(super) fn new(parser: ToolParser, names: Arc<[String]>, single: bool) -> Self {
         let at = if parser == ToolParser::Llama3Json { At::Start } else { At::Text };
         let scanner = MarkScanner::new(parser.open());
-        let (held, marked, listed, trimming, over) = (String::new(), false, false, false, false);
-        Calls { parser, names, single, at, scanner, held, marked, listed, trimming, over }
+        let (held, passed) = (String::new(), String::new());
+        let (listed, trimming, said, over) = (false, false, false, false);
+        Calls { parser, names, single, at, scanner, held, passed, listed, trimming, said, over }
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -70,17 +73,17 @@ impl Calls {
     fn step(&mut self, text: String, out: &mut Vec<Part>) -> String {
         match &mut self.at {
             At::Plain => {
-                append(out, Part::Text(text));
+                self.text(text, out);
                 String::new()
             }
             At::Text => {
                 let text = if self.trimming { text.trim_start() } else { &text };
-                self.trimming &= text.is_empty();
                 let mut before = String::new();
                 let rest = self.scanner.push(text, &mut before);
-                append(out, Part::Text(before));
+                self.text(before, out);
                 let Some(rest) = rest else { return String::new() };
-                (self.at, self.marked, self.listed) = (At::Before, true, false);
+                self.passed = self.scanner.take_gap() + self.parser.open();
+                (self.at, self.listed) = (At::Before, false);
                 rest
             }
             At::Start => self.start(text),
@@ -97,6 +100,18 @@ impl Calls {
             }
             At::After => self.after(text),
         }
+    }
+
+    /// Tells text. What is said before a call and what is said after it are two lines.
+    fn text(&mut self, text: String, out: &mut Vec<Part>) {
+        if text.is_empty() {
+            return;
+        }
+        if std::mem::take(&mut self.trimming) && self.said {
+            append(out, Part::Text("\n".to_owned()));
+        }
+        self.said = true;
+        append(out, Part::Text(text));
     }
 
     fn start(&mut self, text: String) -> String {
@@ -129,12 +144,14 @@ impl Calls {
         let lists = matches!(self.parser, ToolParser::Mistral | ToolParser::List);
         match first {
             '{' => {
+                self.pass(&text, rest.len());
                 let known = (self.parser == ToolParser::Llama3Json).then(|| self.names.clone());
                 self.at = At::Object(Box::new(CallObject::new(known)));
                 rest.to_owned()
             }
             '[' if lists && !self.listed => {
                 self.listed = true;
+                self.pass(&text, rest.len() - 1);
                 rest[1..].to_owned()
             }
             ']' if self.listed => {
@@ -153,12 +170,15 @@ impl Calls {
         }
     }
 
+    /// All but the last `rest` bytes of a text are passed over.
+    fn pass(&mut self, text: &str, rest: usize) {
+        self.passed.push_str(&text[..text.len() - rest]);
+    }
+
     /// What was taken for a call is text.
     fn give_up(&mut self, out: &mut Vec<Part>) {
-        self.trimming = false;
-        if std::mem::take(&mut self.marked) {
-            append(out, Part::Text(self.parser.open().to_owned()));
-        }
+        let passed = std::mem::take(&mut self.passed);
+        self.text(passed, out);
         self.at = if self.parser == ToolParser::Llama3Json { At::Plain } else { At::Text };
     }
 
@@ -187,6 +207,7 @@ impl Calls {
         }
         if let Some(name) = call.take_name() {
             append(out, Part::Call(name));
+            self.passed.clear();
         }
         append(out, Part::Arguments(call.take_arguments()));
         let rest = text[used..].to_owned();
@@ -196,7 +217,7 @@ impl Calls {
                 if !call.argued() {
                     append(out, Part::Arguments("{}".to_owned()));
                 }
-                (self.at, self.marked, self.trimming, self.over) = (At::After, false, true, self.single);
+                (self.at, self.trimming, self.over) = (At::After, true, self.single);
             }
             Step::Broken if call.is_told() => {
                 let last = text[..used].chars().next_back().map(String::from).unwrap_or_default();
@@ -259,23 +280,26 @@ impl Calls {
         }
         let held = std::mem::take(&mut self.held);
         match std::mem::replace(&mut self.at, At::Plain) {
-            At::Start | At::Plain => append(out, Part::Text(held)),
+            At::Start | At::Plain => self.text(held, out),
             At::Text => {
                 let scanner = std::mem::replace(&mut self.scanner, MarkScanner::new(self.parser.open()));
-                append(out, Part::Text(scanner.into_held()));
+                let held = scanner.into_held();
+                let rest = if self.trimming { held.trim_start() } else { &held };
+                self.text(rest.to_owned(), out);
             }
             At::Before | At::Name => {
-                let is_rest = held.trim().is_empty() && !self.marked;
-                self.give_up(out);
-                append(out, Part::Text(if is_rest { String::new() } else { held }));
+                let passed = std::mem::take(&mut self.passed);
+                // Between two calls of a list nothing was passed over that could be text.
+                let rest = if passed.is_empty() { held.trim().to_owned() } else { passed + &held };
+                self.text(rest, out);
             }
             At::Object(mut call) if !call.is_told() => {
-                self.give_up(out);
-                append(out, Part::Text(call.take_raw()));
+                let rest = std::mem::take(&mut self.passed) + &call.take_raw();
+                self.text(rest, out);
             }
             At::Object(_) => {}
             At::Broken(scanner) => append(out, Part::Arguments(scanner.into_held())),
-            At::After => append(out, Part::Text(held.trim_start().to_owned())),
+            At::After => self.text(held.trim_start().to_owned(), out),
         }
     }
 }

@@ -34,6 +34,40 @@ impl OutputFormat {
         Form::Grammar(format!("start: {first} {rest} {end}\n{rules}"))
     }
 
+    /// An answer that is calls, or of another form.
+    pub fn calls_or(&self, tools: &[Callable<'_>], other: &Form) -> Form {
+        let is_plain = matches!(self.tools, Some(ToolParser::Llama3Json) | None);
+        if let (true, Form::Object | Form::Schema(_)) = (is_plain, other) {
+            // Both are objects, and are told apart by what is in them.
+            let any = json!({"type": "object"});
+            let call = |tool: &Callable<'_>| {
+                let parameters = tool.parameters.unwrap_or(&any);
+                json!({
+                    "type": "object",
+                    "properties": {"name": {"const": tool.name}, "parameters": parameters},
+                    "required": ["name", "parameters"],
+                    "additionalProperties": false,
+                })
+            };
+            let other = if let Form::Schema(schema) = other { schema } else { &any };
+            let mut choices: Vec<Value> = tools.iter().map(call).collect();
+            let last = choices.len();
+            for (index, choice) in choices.iter_mut().enumerate() {
+                moved(choice, &format!("#/anyOf/{index}/properties/parameters"));
+            }
+            let mut other = other.clone();
+            moved(&mut other, &format!("#/anyOf/{last}"));
+            choices.push(other);
+            return Form::Schema(json!({"anyOf": choices}));
+        }
+        let header = match self.tools {
+            Some(ToolParser::Harmony) => format!("{} \"final\" {} ", self.mark("<|channel|>"), self.mark("<|message|>")),
+            _ => String::new(),
+        };
+        let (calls, other) = (expression(&self.calls(tools, true)), expression(other));
+        Form::Grammar(format!("start: calls | {header}other\ncalls: {calls}\nother: {other}\n"))
+    }
+
     /// Text in which calls, where there are any, are complete and follow their schemas. `None` where a format does not tell
     /// calls from text by a mark.
     pub fn text_with_calls(&self, tools: &[Callable<'_>]) -> Option<Form> {
@@ -113,14 +147,27 @@ impl OutputFormat {
     }
 }
 
+/// References of a schema that has become a part of another one, at this place.
+fn moved(schema: &mut Value, place: &str) {
+    match schema {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                match value {
+                    Value::String(target) if name == "$ref" && target.starts_with('#') => {
+                        *target = format!("{place}{}", &target[1..]);
+                    }
+                    value => moved(value, place),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| moved(item, place)),
+        _ => {}
+    }
+}
+
 fn schema(parameters: Option<&Value>) -> String {
     let any = json!({"type": "object"});
     expression(&Form::Schema(parameters.unwrap_or(&any).clone()))
-}
-
-/// An answer of one form or of the other.
-pub fn either(one: &Form, other: &Form) -> Form {
-    Form::Grammar(format!("start: one | other\none: {}\nother: {}\n", expression(one), expression(other)))
 }
 
 /// What [`OutputFormat::after_thoughts`] does.

@@ -9,11 +9,13 @@ const WHITESPACE: usize = 64;
 pub(super) struct MarkScanner {
     mark: &'static str,
     held: String,
+    /// Whitespace before the mark that was found.
+    gap: String,
 }
 
 impl MarkScanner {
     pub(super) fn new(mark: &'static str) -> Self {
-        MarkScanner { mark, held: String::new() }
+        MarkScanner { mark, held: String::new(), gap: String::new() }
     }
 
     /// Takes a piece of text. What is certainly before the mark, or of no mark, goes to `out`; gives what comes after the
@@ -21,7 +23,9 @@ impl MarkScanner {
     pub(super) fn push(&mut self, text: &str, out: &mut String) -> Option<String> {
         self.held.push_str(text);
         if let Some(at) = self.held.find(self.mark) {
-            out.push_str(self.held[..at].trim_end());
+            let end = self.held[..at].trim_end().len();
+            out.push_str(&self.held[..end]);
+            self.held[end..at].clone_into(&mut self.gap);
             let rest = self.held.split_off(at + self.mark.len());
             self.held.clear();
             return Some(rest);
@@ -33,6 +37,11 @@ impl MarkScanner {
         out.push_str(&self.held[..kept]);
         self.held.drain(..kept);
         None
+    }
+
+    /// The whitespace before the mark that was found last: it is none where the mark turns out to be text.
+    pub(super) fn take_gap(&mut self) -> String {
+        std::mem::take(&mut self.gap)
     }
 
     pub(super) fn into_held(self) -> String {

@@ -25,7 +25,7 @@ use marks::MarkScanner;
 use std::sync::Arc;
 
 pub use format::{Choice, OutputFormat, ReasoningParser, ThoughtMarks, Thoughts, ToolParser};
-pub use forms::{Callable, either};
+pub use forms::Callable;
 
 /// A part of an answer. Pieces of one part come one after another.
 #[derive(Clone, Debug, PartialEq, Eq)]
