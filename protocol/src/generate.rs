@@ -79,8 +79,11 @@ impl GenerateRequest {
             }
         }
         for (theirs, ours) in NAMES {
-            if let Some(value) = map.remove(theirs) {
-                map.entry(ours).or_insert(value);
+            if let Some(value) = map.remove(theirs)
+                && *map.entry(ours).or_insert_with(|| value.clone()) != value
+            {
+                let message = format!("Duplicate parameter: '{theirs}' is '{ours}', which has another value.");
+                return Err(FieldError::invalid(theirs, message));
             }
         }
         // An empty text is how clients of tensors leave a list out.
@@ -141,6 +144,13 @@ fn unserved(map: &mut Map<String, Value>) -> Result<()> {
         ("image", "the models served here read text"),
         ("prompt_embedding_table", "prompts are text"),
         ("embedding_bias_words", "use logit_bias"),
+        ("embedding_bias_weights", "use logit_bias"),
+        ("multi_modal_data", "the models served here read text"),
+        ("lora_name", "no adapters are served"),
+        ("lora_task_id", "no adapters are served"),
+        ("guided_decoding_guide", "use structured_outputs"),
+        ("guided_decoding_guide_type", "use structured_outputs"),
+        ("draft_input_ids", "drafts are not taken from clients"),
     ] {
         if let Some(value) = map.remove(name)
             && !off(&value)

@@ -80,9 +80,9 @@ impl Grammars {
         };
         let mut matcher = Matcher::new(self.factory.create_parser(grammar));
         match matcher.get_error() {
-            Some(error) => Err(first_line(&error)),
+            Some(error) => Err(in_one_line(&error)),
             // A form that no text keeps to is told now, and not with the first token.
-            None => matcher.compute_mask_or_eos().map_err(|error| first_line(&error.to_string())).map(|_| ()),
+            None => matcher.compute_mask_or_eos().map_err(|error| in_one_line(&error.to_string())).map(|_| ()),
         }?;
         Ok(Guide { matcher, ends: self.ends.clone(), over: false })
     }
@@ -135,9 +135,19 @@ fn with_whitespace(mut schema: Value) -> Value {
     schema
 }
 
-/// The library's errors go on with its state, which is nobody's business.
-fn first_line(error: &str) -> String {
-    error.lines().next().unwrap_or_default().chars().take(400).collect()
+/// What errors begin with that come while a text is generated: its form leads nowhere, which no compiler sees.
+pub const STUCK: &str = "the form of the answer cannot be followed to its end: ";
+
+/// The library's word for a form that nothing can follow.
+const NOTHING_FOLLOWS: &str = "NoExtensionBias";
+
+/// An error of the library in one line. It may go on with the library's state, which is nobody's business.
+fn in_one_line(error: &str) -> String {
+    if error.contains(NOTHING_FOLLOWS) {
+        return "there is a place in it after which no text is allowed".to_owned();
+    }
+    let lines = error.lines().take(6).map(str::trim).filter(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join(" ").chars().take(400).collect()
 }
 
 /// A form, and a place in it.
@@ -161,7 +171,7 @@ impl engine::Matcher for Guide {
             self.over = true;
             return Ok(());
         }
-        self.matcher.consume_token(token).map_err(|error| first_line(&error.to_string()))
+        self.matcher.consume_token(token).map_err(|error| format!("{STUCK}{}", in_one_line(&error.to_string())))
     }
 
     fn mask(&mut self) -> Result<Mask, String> {
@@ -169,7 +179,7 @@ impl engine::Matcher for Guide {
             let size = self.ends.iter().max().map_or(0, |end| end + 1);
             return Ok(Mask::of(&self.ends, size));
         }
-        let mask = self.matcher.compute_mask_or_eos().map_err(|error| first_line(&error.to_string()))?;
+        let mask = self.matcher.compute_mask_or_eos().map_err(|error| format!("{STUCK}{}", in_one_line(&error.to_string())))?;
         Ok(Mask(mask.as_slice().into()))
     }
 }

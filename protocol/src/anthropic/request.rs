@@ -32,6 +32,10 @@ const NO_EFFECT: [(&str, &str); 5] = [
     ("cache_control", "prompts are found in the cache by what they say"),
 ];
 
+/// Bytes of a tool's name, and tools of a request: more than OpenAI has.
+const TOOL_NAME: usize = 128;
+const TOOLS: usize = 512;
+
 /// Reads the body of `/v1/messages`.
 ///
 /// # Errors
@@ -240,7 +244,7 @@ fn asked(blocks: &[Field<'_>], out: &mut Vec<Value>) -> Result<()> {
 
 fn tools(field: &Field<'_>) -> Result<Vec<Tool>> {
     field.bounded()?;
-    let tools: Vec<Tool> = field.elements(limits::TOOLS)?.iter().map(tool).collect::<Result<_>>()?;
+    let tools: Vec<Tool> = field.elements(TOOLS)?.iter().map(tool).collect::<Result<_>>()?;
     for (index, tool) in tools.iter().enumerate() {
         if tools[..index].iter().any(|other| other.name == tool.name) {
             let path = format!("{}[{index}].name", field.path);
@@ -258,7 +262,7 @@ fn tool(field: &Field<'_>) -> Result<Tool> {
     {
         return Err(FieldError::refused(&kind.path, "nothing is run for the model here; define a tool of your own"));
     }
-    let name = tool_name(&fields.require("name")?)?;
+    let name = tool_name(&fields.require("name")?, TOOL_NAME)?;
     let schema = fields.require("input_schema")?;
     if schema.kind()? != Kind::Object {
         return Err(schema.wrong_type("an object"));
@@ -298,7 +302,7 @@ fn tool_choice(fields: &mut Fields<'_>, tools: &[Tool]) -> Result<(ToolChoice, b
         Word::None => ToolChoice::None,
         Word::Tool => {
             let name = fields.require("name")?;
-            let wanted = name.string(limits::TOOL_NAME)?;
+            let wanted = name.string(TOOL_NAME)?;
             if !tools.iter().any(|tool| tool.name == wanted) {
                 let message = format!("Invalid '{}': no tool in 'tools' is called '{wanted}'.", name.path);
                 return Err(FieldError::invalid(&name.path, message));

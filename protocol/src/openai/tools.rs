@@ -66,7 +66,7 @@ fn tool(field: &Field<'_>) -> Result<Tool> {
     let mut fields = field.object()?;
     fields.require("type")?.choice(FUNCTION)?;
     let mut function = fields.require("function")?.object()?;
-    let name = tool_name(&function.require("name")?)?;
+    let name = tool_name(&function.require("name")?, limits::TOOL_NAME)?;
     function.opt("description", |f| f.string(usize::MAX))?;
     if let Some(schema) = function.take("parameters")
         && schema.kind()? != Kind::Object
@@ -77,8 +77,8 @@ fn tool(field: &Field<'_>) -> Result<Tool> {
     Ok(Tool { name, strict, definition: field.unbounded_value()? })
 }
 
-pub(crate) fn tool_name(field: &Field<'_>) -> Result<String> {
-    let name = field.string(limits::TOOL_NAME)?;
+pub(crate) fn tool_name(field: &Field<'_>, most: usize) -> Result<String> {
+    let name = field.string(most)?;
     let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
     if name.is_empty() || !name.bytes().all(fits) {
         let message = format!(

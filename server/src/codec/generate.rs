@@ -9,7 +9,7 @@ use crate::llm::gather::News;
 use backends::llm::text::output::Part;
 use backends::{Parameter, Tensor};
 use protocol::generate::{GenerateRequest, Tells};
-use protocol::openai::{FieldError, Prompt};
+use protocol::openai::{FieldError, Notices, Prompt};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -77,7 +77,10 @@ impl Generation {
         let tells = |output: &str| OUTPUTS.iter().find(|(name, _)| *name == output).map(|(_, field)| *field);
         for wanted in &request.outputs {
             match tells(&wanted.name) {
-                Some(field) if wanted.classes.is_none() => {
+                Some(_) if wanted.classes.is_some() => {
+                    return Err(Error::Invalid(format!("output '{}' is text, which has no classes", wanted.name)));
+                }
+                Some(field) => {
                     if !field.is_empty() {
                         map.insert(field.to_owned(), Value::Bool(true));
                     }
@@ -94,6 +97,11 @@ impl Generation {
             }
         }
         let parsed = GenerateRequest::from_fields(map).map_err(|error| Error::Invalid(error.message))?;
+        let unknown = &parsed.completion.common.notices.unknown;
+        if let Some(input) = request.inputs.iter().find(|input| unknown.iter().any(|name| name == input.name())) {
+            let name = input.name();
+            return Err(Error::Invalid(format!("unexpected inference input '{name}' for model '{}'", servable.name)));
+        }
         let generation = Self::new(&parsed, servable.language()?)?;
         Ok(Generation { id: request.id.clone().or(generation.id.clone()), ..generation })
     }
@@ -102,6 +110,10 @@ impl Generation {
         let GenerateRequest { completion, id, stream, exclude_input, tells } = request;
         if completion.common.delivery.echo || completion.common.sampling.prompt_logprobs.is_some() {
             return Err(Error::Invalid("echo and prompt_logprobs belong to /v1/completions".into()));
+        }
+        let notices = &completion.common.notices;
+        if notices != &Notices::default() {
+            tracing::debug!(unknown = ?notices.unknown, without_effect = ?notices.without_effect, "fields that do nothing");
         }
         let ask = ask::completion(completion, language).map_err(said)?;
         let prompt = match &completion.prompt {
@@ -148,7 +160,14 @@ fn value(tensor: &Tensor) -> Result<Value, Error> {
         strings.map(text).collect::<Result<_, _>>()?
     } else if let Some(flags) = tensor.bools() {
         flags.iter().map(|flag| Value::from(*flag != 0)).collect()
+    } else if let Some(numbers) = tensor.values::<i64>() {
+        numbers.iter().map(|number| json!(number)).collect()
+    } else if let Some(numbers) = tensor.values::<u64>() {
+        numbers.iter().map(|number| json!(number)).collect()
     } else if let Some(numbers) = tensor.to_f64() {
+        if let Some(number) = numbers.iter().find(|number| !number.is_finite()) {
+            return Err(Error::Invalid(format!("input '{}' holds {number}, which is no number", tensor.name())));
+        }
         let whole = |number: &f64| number.fract() == 0.0 && number.abs() < 9e15;
         // Numbers of 32 bits read back as the same number, and not as one with its error spelled out.
         let short = |number: f64| (number as f32).to_string().parse().unwrap_or(number);
@@ -263,6 +282,8 @@ pub struct Answering {
     pub telling: Telling,
     /// Of the answer that is streamed so far.
     logprob: f32,
+    /// Tokens of it that were not counted: they wrote nothing yet.
+    untold: u32,
 }
 
 impl Answering {
@@ -299,12 +320,15 @@ impl Answering {
             let token = piece.token.as_ref().and_then(|token| token.logprobs.as_ref());
             self.logprob += token.map_or(0.0, |logprobs| logprobs.logprob);
             if piece.parts.is_empty() && piece.end.is_none() {
+                // It counts with the next one.
+                self.untold += u32::from(piece.token.is_some());
                 continue;
             }
             let mut told = Told::new(1, self.input_tokens(), self.telling.tells);
             told.last = piece.end.is_some();
             told.add(0, piece);
             told.logprobs[0] = self.logprob;
+            told.output_tokens[0] += std::mem::take(&mut self.untold);
             return Poll::Ready(Some(Ok(told)));
         }
     }
@@ -329,7 +353,7 @@ pub async fn start(
     let limit = Instant::now() + plane.longest_generation();
     let deadline = deadline.map_or(limit, |deadline| deadline.min(limit));
     let asking = put(plane, servable, ask, deadline).await.map_err(said)?;
-    Ok(Answering { asking, telling, logprob: 0.0 })
+    Ok(Answering { asking, telling, logprob: 0.0, untold: 0 })
 }
 
 /// Answers an inference request, by whatever kind of model.

@@ -3,6 +3,7 @@
 
 use super::generator::Tokens;
 use crate::error::Error;
+use backends::llm::grammar::STUCK;
 use backends::llm::plan::Logprobs;
 use backends::llm::sampling::Sampling;
 use backends::llm::sequence::{CancelReason, Event, FinishReason};
@@ -269,6 +270,10 @@ impl Answer {
 
     fn failed(&mut self, reason: String) -> Error {
         self.ended = true;
-        Error::Internal(format!("an answer could not be computed: {reason}"))
+        match reason.find(STUCK) {
+            // The request brought the form.
+            Some(at) => Error::Invalid(reason[at..].to_owned()),
+            None => Error::Internal(format!("an answer could not be computed: {reason}")),
+        }
     }
 }

@@ -136,7 +136,7 @@ fn prompt(
         settings.entry(name).or_insert_with(|| Value::from(value));
     }
     let tools: Vec<Value> = tools.iter().map(|tool| tool.definition.clone()).collect();
-    let messages = tools::for_template(&conversation.messages, language.takes_parts());
+    let messages = tools::for_template(&conversation.messages, language);
     let chat = Chat {
         tools: (!tools.is_empty()).then_some(&tools[..]),
         documents: (!conversation.documents.is_empty()).then_some(&conversation.documents[..]),

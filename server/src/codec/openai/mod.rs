@@ -99,8 +99,10 @@ const FINGERPRINT: &str = concat!("tensorgate-", env!("CARGO_PKG_VERSION"));
 pub(super) fn finish_reason(end: &End, called: bool) -> FinishReason {
     match end {
         End::Length => FinishReason::Length,
+        // A text that ends an answer may stand in the middle of a call.
+        End::StopString(_) => FinishReason::Stop,
         _ if called => FinishReason::ToolCalls,
-        End::EndOfText | End::StopToken(_) | End::StopString(_) => FinishReason::Stop,
+        End::EndOfText | End::StopToken(_) => FinishReason::Stop,
     }
 }
 

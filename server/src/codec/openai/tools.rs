@@ -23,10 +23,11 @@ pub fn reading(
     let names = tools.iter().map(|tool| tool.name.clone()).collect();
     let single = !request.parallel_tool_calls || matches!(request.tool_choice, ToolChoice::Named(_));
     let reading = Reading { thoughts, tools: (!tools.is_empty()).then_some(names), single };
+    let after = |(form, field), calls| (language.format().after_thoughts(form, thoughts, calls), field);
     let form = match &request.tool_choice {
-        _ if tools.is_empty() => form,
-        ToolChoice::None => form,
-        ToolChoice::Auto => free(tools, language, form)?,
+        _ if tools.is_empty() => form.map(|form| after(form, false)),
+        ToolChoice::None => form.map(|form| after(form, false)),
+        ToolChoice::Auto => free(tools, language, form, thoughts)?,
         choice @ (ToolChoice::Required | ToolChoice::Named(_)) => {
             if let Some((_, field)) = form {
                 let message = format!("Invalid '{field}': the answer has to call a tool, so that it cannot be text as well.");
@@ -34,11 +35,10 @@ pub fn reading(
             }
             let wanted = |tool: &&Tool| !matches!(choice, ToolChoice::Named(name) if *name != tool.name);
             let callable: Vec<_> = tools.iter().filter(wanted).map(with_schema).collect();
-            Some((language.format().calls(&callable, !single), "tools"))
+            Some(after((language.format().calls(&callable, !single), "tools"), true))
         }
     };
-    let after = |(form, field)| (language.format().after_thoughts(form, thoughts), field);
-    Ok((reading, form.map(after)))
+    Ok((reading, form))
 }
 
 /// The tools that the model is told of.
@@ -50,7 +50,7 @@ pub fn offered(request: &ChatRequest) -> &[Tool] {
 }
 
 /// The model calls what it likes, and says what it likes: calls of strict tools follow their schemas all the same.
-fn free(tools: &[Tool], language: &Language, form: Kept) -> Result<Kept, Refusal> {
+fn free(tools: &[Tool], language: &Language, form: Kept, thoughts: Thoughts) -> Result<Kept, Refusal> {
     let format = language.format();
     if !format.finds_calls() {
         let why = "this model's chat template does not say how it calls tools; force a call with tool_choice, or set \
@@ -61,8 +61,8 @@ fn free(tools: &[Tool], language: &Language, form: Kept) -> Result<Kept, Refusal
     let callable = |tool| if strict { strictly(tool) } else { with_schema(tool) };
     let callable: Vec<_> = tools.iter().map(callable).collect();
     Ok(match form {
-        Some((form, field)) => Some((format.calls_or(&callable, &form), field)),
-        None if strict => match format.text_with_calls(&callable) {
+        Some((form, field)) => Some((format.after_thoughts(format.calls_or(&callable, &form), thoughts, true), field)),
+        None if strict => match format.text_with_calls(&callable, thoughts) {
             Some(form) => Some((form, "tools")),
             None => {
                 let why = "calls of this model's format are followed to the letter only where tool_choice is 'required'";
@@ -89,11 +89,17 @@ pub fn call_id(telling: &Telling) -> String {
     if telling.short_call_ids { id[..9].to_owned() } else { format!("call_{}", &id[..24]) }
 }
 
-/// Messages as chat templates expect them: arguments of calls are objects, where the API has their text, and content is
-/// text, where a template takes no list of parts.
-pub fn for_template(messages: &[Value], takes_parts: bool) -> Vec<Value> {
+/// Messages as chat templates expect them: arguments of calls are objects, where the API has their text; content is text,
+/// where a template takes no list of parts; and ids are short, where a template takes no others.
+pub fn for_template(messages: &[Value], language: &Language) -> Vec<Value> {
+    let takes_parts = language.takes_parts();
     let mut messages = messages.to_vec();
     for message in &mut messages {
+        if language.format().has_short_call_ids() {
+            let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten();
+            calls.filter_map(|call| call.get_mut("id")).for_each(shorten);
+            message.get_mut("tool_call_id").into_iter().for_each(shorten);
+        }
         let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut);
         for call in calls.into_iter().flatten() {
             let Some(arguments) = call.pointer_mut("/function/arguments") else { continue };
@@ -113,4 +119,23 @@ pub fn for_template(messages: &[Value], takes_parts: bool) -> Vec<Value> {
         }
     }
     messages
+}
+
+/// An id of nine letters and digits for one that is something else, as histories of other models and APIs have them: the
+/// same one for the same id.
+fn shorten(id: &mut Value) {
+    const LENGTH: usize = 9;
+    let Some(text) = id.as_str() else { return };
+    if text.len() == LENGTH && text.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        return;
+    }
+    // FNV-1a: ids of one conversation are to stay apart, and nobody gains from making two of them equal.
+    let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    let mut hash = text.bytes().fold(0xcbf2_9ce4_8422_2325, fold);
+    let mut short = String::with_capacity(LENGTH);
+    for _ in 0..LENGTH {
+        short.push(char::from_digit((hash % 36) as u32, 36).unwrap_or('0'));
+        hash /= 36;
+    }
+    *id = Value::from(short);
 }

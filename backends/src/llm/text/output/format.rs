@@ -196,8 +196,8 @@ impl OutputFormat {
         self.tools == Some(ToolParser::Mistral)
     }
 
-    /// A form that leaves room for thoughts before it.
-    pub fn after_thoughts(&self, form: Form, thoughts: Thoughts) -> Form {
-        super::forms::after_thoughts(self, form, thoughts)
+    /// A form that leaves room for thoughts before it. One of `calls` brings what says so.
+    pub fn after_thoughts(&self, form: Form, thoughts: Thoughts, calls: bool) -> Form {
+        super::forms::after_thoughts(self, form, thoughts, calls)
     }
 }

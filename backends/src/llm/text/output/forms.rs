@@ -1,6 +1,6 @@
 //! Grammars of answers: calls of tools in the format that the model writes, and thoughts before whatever else is asked for.
 
-use super::format::{OutputFormat, Thoughts, ToolParser};
+use super::format::{OutputFormat, ThoughtMarks, Thoughts, ToolParser};
 use crate::llm::grammar::{Form, expression, literal};
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -68,9 +68,9 @@ impl OutputFormat {
         Form::Grammar(format!("start: calls | {header}other\ncalls: {calls}\nother: {other}\n"))
     }
 
-    /// Text in which calls, where there are any, are complete and follow their schemas. `None` where a format does not tell
-    /// calls from text by a mark.
-    pub fn text_with_calls(&self, tools: &[Callable<'_>]) -> Option<Form> {
+    /// Text, after thoughts where there may be any, in which calls are complete and follow their schemas. `None` where a
+    /// format does not tell calls from text by a mark.
+    pub fn text_with_calls(&self, tools: &[Callable<'_>], thoughts: Thoughts) -> Option<Form> {
         let parser = self.tools.filter(|parser| matches!(parser, ToolParser::Hermes | ToolParser::List))?;
         let mut rules = String::new();
         self.objects(tools, "arguments", &mut rules);
@@ -79,13 +79,29 @@ impl OutputFormat {
             _ => "\"[\" object (\", \" object)* \"]\"".to_owned(),
         };
         let mark = self.mark(parser.open());
-        // A mark that is text ends a lazy lexeme; a control token is no part of any text.
-        let head = match mark.starts_with('"') {
-            true => format!("head[lazy]: TEXT {mark}\n"),
-            false => format!("head: TEXT {mark}\n"),
+        let mut text = format!("call: {call}\ntail: TEXT\nTEXT: {ANYTHING}\nhead{}: TEXT {mark}\n", lazy(&mark));
+        text.push_str(&rules);
+        let body = "(head call)* tail";
+        let start = match (self.thoughts.filter(|_| thoughts != Thoughts::None), thoughts) {
+            (None, _) => body.to_owned(),
+            (Some(marks), Thoughts::Begun) => {
+                self.thoughts_rules(marks, &mut text);
+                format!("thoughts GAP {body}")
+            }
+            (Some(marks), _) => {
+                self.thoughts_rules(marks, &mut text);
+                // Text before which there are no thoughts begins otherwise than they do: else it would be both.
+                let _ = write!(text, "FIRST: /([^<\\[](.|\\n)*)?/\nfirst{}: FIRST {mark}\nalone: FIRST\n", lazy(&mark));
+                format!("{} thoughts GAP {body} | first call {body} | alone", self.mark(marks.open))
+            }
         };
-        let text = format!("start: (head call)* tail\n{head}call: {call}\ntail: TEXT\nTEXT: {ANYTHING}\n{rules}");
-        Some(Form::Grammar(text))
+        Some(Form::Grammar(format!("start: {start}\n{text}")))
+    }
+
+    /// Adds the rules `thoughts` and `GAP`.
+    fn thoughts_rules(&self, marks: ThoughtMarks, rules: &mut String) {
+        let close = self.mark(marks.close);
+        let _ = write!(rules, "thoughts{}: {ANYTHING} {close}\nGAP: /[ \\n]{{0,4}}/\n", lazy(&close));
     }
 
     /// A mark in a grammar: a control token by its id, or text.
@@ -170,29 +186,32 @@ fn schema(parameters: Option<&Value>) -> String {
     expression(&Form::Schema(parameters.unwrap_or(&any).clone()))
 }
 
+/// A mark that is text ends a lazy lexeme; a control token is no part of any text.
+fn lazy(mark: &str) -> &'static str {
+    if mark.starts_with('"') { "[lazy]" } else { "" }
+}
+
 /// What [`OutputFormat::after_thoughts`] does.
-pub(super) fn after_thoughts(format: &OutputFormat, form: Form, thoughts: Thoughts) -> Form {
+pub(super) fn after_thoughts(format: &OutputFormat, form: Form, thoughts: Thoughts, calls: bool) -> Form {
     let body = expression(&form);
     if format.tools == Some(ToolParser::Harmony) {
-        return Form::Grammar(after_analysis(format, &form, &body));
+        return Form::Grammar(after_analysis(format, &body, calls));
     }
     let (Some(marks), true) = (format.thoughts, thoughts != Thoughts::None) else { return form };
-    let close = format.mark(marks.close);
-    // As for calls: text ends a lazy lexeme.
-    let kind = if close.starts_with('"') { "thoughts[lazy]" } else { "thoughts" };
+    let mut rules = format!("body: {body}\n");
+    format.thoughts_rules(marks, &mut rules);
     let start = match thoughts {
         Thoughts::Possible => format!("({} thoughts GAP)? body", format.mark(marks.open)),
         _ => "thoughts GAP body".to_owned(),
     };
-    Form::Grammar(format!("start: {start}\n{kind}: {ANYTHING} {close}\nGAP: /[ \\n]{{0,4}}/\nbody: {body}\n"))
+    Form::Grammar(format!("start: {start}\n{rules}"))
 }
 
 /// Thoughts are a part of their own, and so is the answer, unless it is a call, which brings its header.
-fn after_analysis(format: &OutputFormat, form: &Form, body: &str) -> String {
+fn after_analysis(format: &OutputFormat, body: &str, calls: bool) -> String {
     let (channel, message) = (format.mark("<|channel|>"), format.mark("<|message|>"));
     let (end, start) = (format.mark("<|end|>"), format.mark("<|start|>"));
-    let is_call = matches!(form, Form::Grammar(text) if text.contains("to=functions."));
-    let header = if is_call { String::new() } else { format!("{channel} \"final\" {message} ") };
+    let header = if calls { String::new() } else { format!("{channel} \"final\" {message} ") };
     format!(
         "start: ({channel} \"analysis\" {message} thoughts {end} {start} \"assistant\")? {header}body\n\
          thoughts: {ANYTHING}\nbody: {body}\n"
