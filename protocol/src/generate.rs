@@ -88,7 +88,8 @@ impl GenerateRequest {
         }
         // An empty text is how clients of tensors leave a list out.
         for name in ["stop", "bad_words"] {
-            let is_empty = |value: &Value| value == "" || value.as_array().is_some_and(|list| list.iter().all(|w| w == ""));
+            let is_empty =
+                |value: &Value| value == "" || value.as_array().is_some_and(|list| list.iter().all(|w| w == ""));
             if map.get(name).is_some_and(is_empty) {
                 map.remove(name);
             } else if let Some(word @ Value::String(_)) = map.get(name).cloned() {
@@ -241,7 +242,10 @@ mod tests {
             let request = parse(&text).unwrap();
             let sampling = &request.completion.common.sampling;
             assert_eq!(request.completion.prompt, Prompt::Texts(vec!["Hi".into()]), "{text}");
-            assert_eq!((sampling.max_tokens, &sampling.stop[..], sampling.temperature), (Some(3), &["x".into()][..], Some(0.0)));
+            assert_eq!(
+                (sampling.max_tokens, &sampling.stop[..], sampling.temperature),
+                (Some(3), &["x".into()][..], Some(0.0))
+            );
             assert_eq!((request.stream, request.exclude_input), (Some(true), false));
         }
     }

@@ -179,7 +179,10 @@ impl engine::Matcher for Guide {
             let size = self.ends.iter().max().map_or(0, |end| end + 1);
             return Ok(Mask::of(&self.ends, size));
         }
-        let mask = self.matcher.compute_mask_or_eos().map_err(|error| format!("{STUCK}{}", in_one_line(&error.to_string())))?;
+        let mask = self
+            .matcher
+            .compute_mask_or_eos()
+            .map_err(|error| format!("{STUCK}{}", in_one_line(&error.to_string())))?;
         Ok(Mask(mask.as_slice().into()))
     }
 }

@@ -77,11 +77,13 @@ fn read(body: &[u8], generates: bool) -> Result<MessagesRequest> {
     let sampling = Sampling { max_tokens, constraint, ..sampling(&mut fields)? };
     // A last turn of the assistant is the beginning of its answer.
     let continues = messages.last().is_some_and(|last| last["role"] == "assistant" && last.get("tool_calls").is_none());
-    let delivery =
-        Delivery { stream: fields.flag("stream", false)?, skip_special_tokens: true, ..Delivery::default() };
+    let delivery = Delivery { stream: fields.flag("stream", false)?, skip_special_tokens: true, ..Delivery::default() };
     for name in ["mcp_servers", "container"] {
         if let Some(found) = fields.take(name).filter(|field| field.raw != b"[]") {
-            return Err(FieldError::refused(&found.path, "nothing is run for the model here; send its tools in 'tools'"));
+            return Err(FieldError::refused(
+                &found.path,
+                "nothing is run for the model here; send its tools in 'tools'",
+            ));
         }
     }
     for (name, field) in fields.rest() {
@@ -283,7 +285,8 @@ enum Word {
     None,
 }
 
-const CHOICES: &[(&str, Word)] = &[("auto", Word::Auto), ("any", Word::Any), ("tool", Word::Tool), ("none", Word::None)];
+const CHOICES: &[(&str, Word)] =
+    &[("auto", Word::Auto), ("any", Word::Any), ("tool", Word::Tool), ("none", Word::None)];
 
 fn tool_choice(fields: &mut Fields<'_>, tools: &[Tool]) -> Result<(ToolChoice, bool)> {
     let Some(field) = fields.take("tool_choice") else {
@@ -355,5 +358,10 @@ fn format(field: &Field<'_>) -> Result<Constraint> {
     if schema.kind()? != Kind::Object {
         return Err(schema.wrong_type("an object"));
     }
-    Ok(Constraint::JsonSchema { name: Some("output_format".to_owned()), description: None, schema: schema.unbounded_value()?, strict: true })
+    Ok(Constraint::JsonSchema {
+        name: Some("output_format".to_owned()),
+        description: None,
+        schema: schema.unbounded_value()?,
+        strict: true,
+    })
 }

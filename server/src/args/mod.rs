@@ -9,8 +9,8 @@ pub mod file;
 pub mod flags;
 pub mod help;
 mod line;
-mod run;
 pub mod origin;
+mod run;
 mod serve;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -182,7 +182,9 @@ fn read_manifests(words: Words) -> Result<Command, UsageError> {
         ["servingruntime"] => {}
         ["servingruntime", format] => return Err(format!("manifests: {format}: say `--format {format}`").into()),
         _ => {
-            return Err("manifests: say `tensorgate manifests servingruntime`; there is no other yet".to_owned().into());
+            return Err("manifests: say `tensorgate manifests servingruntime`; there is no other yet"
+                .to_owned()
+                .into());
         }
     }
     let mut format: Option<ModelFormat> = None;

@@ -300,7 +300,10 @@ fn what_is_wrong_with_a_command_line() {
         ("validate /a --x", "unknown flag --x; `tensorgate --help` lists the flags"),
         ("manifests", "manifests: say `tensorgate manifests servingruntime`; there is no other yet"),
         ("manifests servingruntime xgboost", "manifests: xgboost: say `--format xgboost`"),
-        ("manifests servingruntime --format onnx", "--format: `onnx` is not one of xgboost, lightgbm, huggingface, vllm"),
+        (
+            "manifests servingruntime --format onnx",
+            "--format: `onnx` is not one of xgboost, lightgbm, huggingface, vllm",
+        ),
         ("manifests servingruntime --image", "--image: needs a value"),
     ] {
         assert_eq!(invoke(words, &[]).expect_err(words).to_string(), problem, "{words}");

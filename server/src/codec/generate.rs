@@ -296,7 +296,8 @@ impl Answering {
     /// # Errors
     /// The first error of any choice.
     pub async fn whole(mut self) -> Result<Told, Error> {
-        let mut told = Told::new(self.asking.prompts.len() * self.asking.copies, self.input_tokens(), self.telling.tells);
+        let mut told =
+            Told::new(self.asking.prompts.len() * self.asking.copies, self.input_tokens(), self.telling.tells);
         told.texts.iter_mut().for_each(|text| text.clone_from(&self.telling.prompt));
         while let Some(News { choice, piece, .. }) = self.asking.gathered.next().await {
             told.add(choice, piece?);
@@ -367,7 +368,8 @@ pub async fn infer(plane: &Dataplane, servable: Arc<Servable>, request: Infer) -
     let generation = Generation::of_infer(&request, &servable)?;
     if generation.stream == Some(true) {
         return Err(Error::Invalid(
-            "this request has exactly one response: leave 'stream' out, or use generate_stream or ModelStreamInfer".into(),
+            "this request has exactly one response: leave 'stream' out, or use generate_stream or ModelStreamInfer"
+                .into(),
         ));
     }
     let answering = start(plane, &servable, generation, request.deadline).await?;

@@ -12,8 +12,8 @@ mod values;
 pub use machine::Machine;
 pub use values::{ControlMode, Dtype, GrpcOutputs, InitMode, LoadFormat, LogFormat, LogLevel, Profile};
 
-use backends::llm::text::output::{Choice, ReasoningParser, ToolParser};
 use crate::args::{Args, Origin, UsageError, file, flags};
+use backends::llm::text::output::{Choice, ReasoningParser, ToolParser};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};

@@ -1,8 +1,8 @@
 //! `inference.GRPCInferenceService`.
 
 use super::counted::Share;
-use super::stream::Stream;
 use super::generated::grpc_inference_service_server::GrpcInferenceService;
+use super::stream::Stream;
 use super::{status, timeout, with_code};
 use crate::codec::generate;
 use crate::codec::grpc::{self as codec, Form};

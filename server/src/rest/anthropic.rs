@@ -41,9 +41,7 @@ pub(super) async fn count_tokens(State(rest): State<Rest>, headers: HeaderMap, b
         let request = heavy(size, || parse_count(&held.bytes))?;
         noticed(&request.common.notices);
         let servable = rest.plane.language_model(request.common.model.as_deref())?;
-        let tokens = heavy(size.saturating_mul(8), || {
-            ask::chat_tokens(&request, servable.language()?)
-        })?;
+        let tokens = heavy(size.saturating_mul(8), || ask::chat_tokens(&request, servable.language()?))?;
         written(&Count { input_tokens: tokens.len() })
     };
     finish_as(answer.await, anthropic::error_body)

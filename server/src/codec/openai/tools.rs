@@ -30,7 +30,8 @@ pub fn reading(
         ToolChoice::Auto => free(tools, language, form, thoughts)?,
         choice @ (ToolChoice::Required | ToolChoice::Named(_)) => {
             if let Some((_, field)) = form {
-                let message = format!("Invalid '{field}': the answer has to call a tool, so that it cannot be text as well.");
+                let message =
+                    format!("Invalid '{field}': the answer has to call a tool, so that it cannot be text as well.");
                 return Err(FieldError::invalid(field, message).into());
             }
             let wanted = |tool: &&Tool| !matches!(choice, ToolChoice::Named(name) if *name != tool.name);
@@ -65,7 +66,8 @@ fn free(tools: &[Tool], language: &Language, form: Kept, thoughts: Thoughts) -> 
         None if strict => match format.text_with_calls(&callable, thoughts) {
             Some(form) => Some((form, "tools")),
             None => {
-                let why = "calls of this model's format are followed to the letter only where tool_choice is 'required'";
+                let why =
+                    "calls of this model's format are followed to the letter only where tool_choice is 'required'";
                 return Err(FieldError::refused("tools.function.strict", why).into());
             }
         },

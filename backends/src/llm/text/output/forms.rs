@@ -61,7 +61,9 @@ impl OutputFormat {
             return Form::Schema(json!({"anyOf": choices}));
         }
         let header = match self.tools {
-            Some(ToolParser::Harmony) => format!("{} \"final\" {} ", self.mark("<|channel|>"), self.mark("<|message|>")),
+            Some(ToolParser::Harmony) => {
+                format!("{} \"final\" {} ", self.mark("<|channel|>"), self.mark("<|message|>"))
+            }
             _ => String::new(),
         };
         let (calls, other) = (expression(&self.calls(tools, true)), expression(other));
@@ -123,7 +125,8 @@ impl OutputFormat {
             }
             Some(parser @ ToolParser::Mistral) if self.names_before_arguments => {
                 let arguments = self.mark("[ARGS]");
-                let call = |tool: &Callable<'_>| format!("{} {arguments} {}", literal(tool.name), schema(tool.parameters));
+                let call =
+                    |tool: &Callable<'_>| format!("{} {arguments} {}", literal(tool.name), schema(tool.parameters));
                 let calls: Vec<_> = tools.iter().map(call).collect();
                 let _ = writeln!(rules, "named: {}", calls.join("\n  | "));
                 let call = format!("{} named", open(parser));

@@ -92,8 +92,11 @@ impl OutputParser {
         let calls = reading.tools.clone().map(|names| Calls::new(parser, names, reading.single));
         let thoughts = format.thoughts.filter(|_| reading.thoughts != Thoughts::None);
         let thinking = thoughts.map(|marks| Thinking::new(marks, reading.thoughts));
-        (calls.is_some() || thinking.is_some())
-            .then_some(OutputParser(Parser::Marked(Box::new(Marked { thinking, calls, trimming: false }))))
+        (calls.is_some() || thinking.is_some()).then_some(OutputParser(Parser::Marked(Box::new(Marked {
+            thinking,
+            calls,
+            trimming: false,
+        }))))
     }
 
     /// Takes the next piece of text, and appends what is certain now.
