@@ -40,6 +40,14 @@ LANGUAGE_MODELS := $(call named,language-models,benches/peers/language_models.py
 BENCH_MODELS := $(call named,bench-models,benches/peers/forest_models.py)
 DEPLOY := $(call named,python-deploy,deploy/check/requirements.txt)
 SWEEP := $(call named,sweep,$(ORACLE_FILES))
+ONNXRUNTIME := $(call named,onnxruntime,.ci/onnxruntime.txt .ci/onnxruntime.py)
+ONNX_BENCH_MODELS := $(call named,onnx-models,benches/peers/onnx_models.py)
+
+# The library that ONNX models need; who has one of 1.24 or later names it here, and nothing is fetched.
+TENSORGATE_ONNXRUNTIME_LIB ?= $(ONNXRUNTIME)/libonnxruntime.so
+ONNXRUNTIME_READY := $(if $(filter $(ONNXRUNTIME)/%,$(TENSORGATE_ONNXRUNTIME_LIB)),$(ONNXRUNTIME)/.done)
+# Servers read the variable as they read the flag of the same name, those that tests start included.
+export TENSORGATE_ONNXRUNTIME_LIB
 
 # What is installed already is taken first.
 export PATH := $(PATH):$(TOOLS)/bin
@@ -49,14 +57,14 @@ export PYTHONDONTWRITEBYTECODE := 1
 # ---------------------------------------------------------------------------------------------------- what people run
 
 .PHONY: run test conformance audit image-check bench clean
-run: release
+run: release $(ONNXRUNTIME_READY)
 	$(call say,serving models/ on ports $(HTTP_PORT) and $(GRPC_PORT); ctrl-c ends it)
 	@exec $(BINARY) --model-repository models --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT)
 
 test: fmt clippy crates rustdoc deny manifests clients
 	$(call say,all passed)
 
-conformance: release $(CONFORMANCE)/.done
+conformance: release $(CONFORMANCE)/.done $(ONNXRUNTIME_READY)
 	$(call say,the same requests to KServe and Triton and to this server)
 	@TENSORGATE_BIN=$(BINARY) $(CONFORMANCE)/bin/python tests/conformance/run.py
 
@@ -64,13 +72,15 @@ audit: $(TOOLS)/.done
 	$(call say,known vulnerabilities; the list of them is fetched)
 	@cargo deny --locked check advisories
 
-image-check: release
+image-check: release $(ONNXRUNTIME_READY)
 	$(call say,the image without an image builder)
-	@deploy/check/image-check.sh $(BINARY) models
+	@deploy/check/image-check.sh $(BINARY) models $(TENSORGATE_ONNXRUNTIME_LIB)
 
 # Each stage can be run alone, and asks for no more than it needs.
-STAGES ?= micro engines servers ready language simulate
-bench: $(if $(filter-out micro simulate,$(STAGES)),$(LIBRARIES)/.done $(BENCH_MODELS)/.done) \
+STAGES ?= micro engines servers ready onnx language simulate
+bench: $(if $(filter-out micro simulate onnx,$(STAGES)),$(LIBRARIES)/.done $(BENCH_MODELS)/.done) \
+    $(if $(filter-out micro simulate,$(STAGES)),$(ONNXRUNTIME_READY)) \
+    $(if $(filter onnx,$(STAGES)),$(LIBRARIES)/.done $(ONNX_BENCH_MODELS)/.done) \
     $(if $(filter engines,$(STAGES)),$(BENCH_MODELS)/.compiled) \
     $(if $(filter language,$(STAGES)),$(LANGUAGE_MODELS)/.done) \
     $(if $(filter servers ready,$(STAGES)),$(MLSERVER)/.done $(CONFORMANCE)/.done)
@@ -79,11 +89,12 @@ bench: $(if $(filter-out micro simulate,$(STAGES)),$(LIBRARIES)/.done $(BENCH_MO
 	$(call say,$(STAGES); the tables come in $(CACHE)/bench)
 	@$(PYTHON) benches/run.py --benches $(CARGO_TARGET_DIR)/release/tensorgate-benches --tensorgate $(BINARY) \
 	  --models $(BENCH_MODELS) --library-python $(LIBRARIES)/bin/python --mlserver-python $(MLSERVER)/bin/python \
-	  --peers-python $(CONFORMANCE)/bin/python --llama-python $(LLAMA)/bin/python --language-models $(LANGUAGE_MODELS) --out $(CACHE)/bench --only $(STAGES) $(BENCH_FLAGS)
+	  --peers-python $(CONFORMANCE)/bin/python --llama-python $(LLAMA)/bin/python --language-models $(LANGUAGE_MODELS) \
+	  --onnx-models $(ONNX_BENCH_MODELS) --out $(CACHE)/bench --only $(STAGES) $(BENCH_FLAGS)
 
 clean:
 	$(call say,emptying $(CACHE))
-	@rm -rf $(CACHE)/target $(CACHE)/pytest $(CACHE)/tools-* $(CACHE)/python-* $(CACHE)/sweep-*
+	@rm -rf $(CACHE)/target $(CACHE)/pytest $(CACHE)/tools-* $(CACHE)/python-* $(CACHE)/sweep-* $(CACHE)/onnx*-*
 
 # ----------------------------------------------------------------------------------------------- the parts of the test
 
@@ -96,7 +107,7 @@ clippy:
 	$(call say,lints)
 	@cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 
-crates: $(TOOLS)/.done $(SWEEP)/.done
+crates: $(TOOLS)/.done $(SWEEP)/.done $(ONNXRUNTIME_READY)
 	$(call say,tests of the crates)
 	@TENSORGATE_SWEEP=$(SWEEP)/xgboost:$(SWEEP)/lightgbm cargo nextest run --workspace --locked --no-fail-fast --status-level fail
 	$(call say,examples in the documentation)
@@ -115,7 +126,7 @@ manifests: release $(DEPLOY)/.done
 	@$(DEPLOY)/bin/python deploy/check/validate.py --crds $(CRDS)
 	@$(BINARY) manifests servingruntime | $(DEPLOY)/bin/python deploy/check/validate.py --crds $(CRDS) -
 
-clients: release $(CLIENTS)/.done
+clients: release $(CLIENTS)/.done $(ONNXRUNTIME_READY)
 	$(call say,real clients and the server)
 	@TENSORGATE_BIN=$(BINARY) TENSORGATE_MODELS=models \
 	  $(CLIENTS)/bin/python -m pytest -q -o cache_dir=$(CACHE)/pytest tests/clients
@@ -165,11 +176,23 @@ $(BENCH_MODELS)/.compiled: $(BENCH_MODELS)/.done
 	@$(LIBRARIES)/bin/python benches/peers/inprocess.py --models $(@D) --prepare
 	@touch $@
 
+$(ONNX_BENCH_MODELS)/.done: $(LIBRARIES)/.done
+	$(call say,ONNX models to measure with)
+	@rm -rf $(@D)
+	@$(LIBRARIES)/bin/python benches/peers/onnx_models.py $(@D)
+	@touch $@
+
 $(SWEEP)/.done: $(ORACLE)/.done
 	$(call say,models and answers by the original libraries)
 	@rm -rf $(@D)
 	@for library in xgboost lightgbm; do \
 	  $(ORACLE)/bin/python backends/tests/oracle/sweep.py --library $$library --out $(@D)/$$library; done
+	@touch $@
+
+$(ONNXRUNTIME)/.done:
+	$(call say,the library of ONNX Runtime)
+	@rm -rf $(@D)
+	@$(PYTHON) .ci/onnxruntime.py $(@D)
 	@touch $@
 
 # A package that carries the programs ready built takes seconds; where there is none for this machine, cargo builds them.

@@ -11,6 +11,7 @@ The stages, of which `--only` takes some:
 | engines | our tree engine beside the tree libraries, in-process | 4 min |
 | servers | tensorgate, bare hyper and the peers under load | 5 min |
 | ready | from exec to ready, and memory | 1 min |
+| onnx | ONNX models beside ONNX Runtime in-process | 6 min |
 | language | language models beside llama.cpp, with ever more clients, beside a tree model | 10 min |
 | simulate | the scheduler of language models under simulated clients | 5 min |
 
@@ -38,11 +39,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 import bodies  # noqa: E402
 import servers  # noqa: E402
 
-from stages import engines, language, machine, micro, ready, serving, simulate, tables  # noqa: E402
+from stages import engines, language, machine, micro, onnx, ready, serving, simulate, tables  # noqa: E402
 
-STAGES = {"micro": micro, "engines": engines, "servers": serving, "ready": ready, "language": language, "simulate": simulate}
-# They bring all that they measure.
-WITHOUT_MODELS = {"micro", "simulate"}
+STAGES = {"micro": micro, "engines": engines, "servers": serving, "ready": ready, "onnx": onnx, "language": language,
+          "simulate": simulate}  # fmt: skip
+# They bring all that they measure, or have models of their own.
+WITHOUT_MODELS = {"micro", "onnx", "simulate"}
 CASES = ["json:1:1", "json:1:16", "json:64:16", "binary:64:16", "grpc:1:16"]
 
 
@@ -71,6 +73,11 @@ def arguments():
     group.add_argument("--language-kinds", nargs="*", choices=language.KINDS, default=language.KINDS)
     group.add_argument("--language-tokens", type=int, default=32, help="of each stream, where clients are counted")
     group.add_argument("--language-seconds", type=float, default=10.0, help="of load on the tree model")
+    group = parser.add_argument_group("onnx")
+    group.add_argument("--onnx-models", type=Path, help="what peers/onnx_models.py made")
+    group.add_argument("--onnx-threads", type=int, default=os.cpu_count(), help="of the server, and of the library")
+    group.add_argument("--onnx-seconds", type=float, default=15.0, help="for each rate of the large model")
+    group.add_argument("--onnx-starts", type=int, default=7, help="starts that are timed, of each side")
     group = parser.add_argument_group("simulate")
     group.add_argument("--simulate-requests", type=int, default=100_000, help="for each setting")
     group = parser.add_argument_group("engines")
@@ -94,7 +101,7 @@ def arguments():
     options = parser.parse_args()
     options.only = options.only or list(STAGES)
     if not options.models and not WITHOUT_MODELS.issuperset(options.only):
-        parser.error(f"--models is missing; only the stages {' and '.join(sorted(WITHOUT_MODELS))} need none")
+        parser.error(f"--models is missing; only the stages {', '.join(sorted(WITHOUT_MODELS))} need none")
     if options.models:
         options.model = options.models / options.model_name / "model.json"
     return options

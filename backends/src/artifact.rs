@@ -3,9 +3,11 @@
 //! ```text
 //! iris/                 the model's root: model.toml, config.pbtxt, expected.json
 //! iris/1/model.json     a version: the weights; or the weights lie in the root, which is then version 1
+//! net/1/model.onnx            a graph; or
+//! net/1/model.onnx/*.onnx     a directory of one, with its external data beside it
 //! ```
 //!
-//! Formats are told by bytes, never by the extension alone. Nothing outside the directory is read: symbolic links are
+//! Formats are told by bytes, never by the extension alone, but for ONNX, whose files begin with no mark. Nothing outside the directory is read: symbolic links are
 //! refused but for those that Kubernetes makes for mounted volumes (through `..data`).
 
 use crate::error::LoadError;
@@ -29,6 +31,8 @@ pub enum Format {
     HuggingFace,
     /// A language model in one GGUF file.
     Gguf,
+    /// An ONNX graph.
+    Onnx,
 }
 
 impl fmt::Display for Format {
@@ -39,6 +43,7 @@ impl fmt::Display for Format {
             Format::LightgbmText => "LightGBM (text)",
             Format::HuggingFace => "Hugging Face (config.json)",
             Format::Gguf => "GGUF",
+            Format::Onnx => "ONNX",
         })
     }
 }
@@ -72,7 +77,7 @@ impl Artifact {
         settings.file = file.map(str::to_owned).or(settings.file);
         let (mut found, mut others) = (Vec::new(), Vec::new());
         for path in files(directory)? {
-            if settings.file.as_ref().is_some_and(|name| *name != file_name(&path)) {
+            if settings.file.as_ref().is_some_and(|name| !is_called(&path, name, directory)) {
                 continue;
             }
             match detect(&path)? {
@@ -82,6 +87,11 @@ impl Artifact {
         }
         // Repositories of GGUF files often keep the configuration that these were made from.
         if found.iter().any(|(_, format)| *format == Format::Gguf) {
+            found.retain(|(_, format)| *format != Format::HuggingFace);
+        }
+        // So do those of exported graphs; but where weights lie beside it, either may be meant.
+        let weights = || others.iter().any(|path| path.extension().is_some_and(|kind| kind == "safetensors"));
+        if found.iter().any(|(_, format)| *format == Format::Onnx) && !weights() {
             found.retain(|(_, format)| *format != Format::HuggingFace);
         }
         match (found.len(), &settings.file) {
@@ -148,8 +158,8 @@ impl Artifact {
 }
 
 /// What is said of a directory without a model file.
-const NO_MODEL: &str = "no model file: expected one XGBoost (.json, .ubj, .bst, .model) or LightGBM (.txt, .bst) file, or a \
-                        language model (config.json with its weights, or .gguf)";
+const NO_MODEL: &str = "no model file: expected one XGBoost (.json, .ubj, .bst, .model), LightGBM (.txt, .bst) or ONNX \
+                        (.onnx) file, or a language model (config.json with its weights, or .gguf)";
 
 /// Files that lie beside a model and are none.
 const COMPANIONS: [&str; 3] = ["model.toml", "config.pbtxt", "expected.json"];
@@ -185,19 +195,47 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Regular files of `directory`, sorted; hidden ones left out.
+/// Is the file called so, or the directory of `directory` that it lies in?
+fn is_called(path: &Path, name: &str, directory: &Path) -> bool {
+    let folder = path.parent().filter(|folder| *folder != directory);
+    file_name(path) == name || folder.is_some_and(|folder| file_name(folder) == name)
+}
+
+/// Regular files of `directory`, sorted; hidden ones left out. Of a directory that is a model, its graph.
 fn files(directory: &Path) -> Result<Vec<PathBuf>, LoadError> {
-    let refuse = |e: std::io::Error| LoadError::new(directory, e.to_string());
     let mut files = Vec::new();
-    for entry in fs::read_dir(directory).map_err(refuse)? {
-        let path = entry.map_err(refuse)?.path();
-        if !file_name(&path).starts_with('.') && fs::metadata(&path).is_ok_and(|m| m.is_file()) {
+    for path in entries(directory)? {
+        let Ok(metadata) = fs::metadata(&path) else { continue };
+        if metadata.is_file() {
             check_link(&path)?;
             files.push(path);
+        } else if metadata.is_dir() && is_onnx(&path) {
+            check_link(&path)?;
+            for inner in entries(&path)?.into_iter().filter(|inner| is_onnx(inner) && inner.is_file()) {
+                check_link(&inner)?;
+                files.push(inner);
+            }
         }
     }
     files.sort();
     Ok(files)
+}
+
+fn entries(directory: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    let refuse = |e: std::io::Error| LoadError::new(directory, e.to_string());
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(directory).map_err(refuse)? {
+        let path = entry.map_err(refuse)?.path();
+        if !file_name(&path).starts_with('.') {
+            entries.push(path);
+        }
+    }
+    Ok(entries)
+}
+
+/// Is it called as ONNX files are?
+fn is_onnx(path: &Path) -> bool {
+    path.extension().is_some_and(|kind| kind.eq_ignore_ascii_case("onnx"))
 }
 
 /// A link is followed only into `..data`, the way Kubernetes mounts files and, where their paths have several parts,
@@ -218,6 +256,9 @@ pub fn check_link(path: &Path) -> Result<(), LoadError> {
 
 /// The format of a file, by its first bytes; `None` where it is no model.
 fn detect(path: &Path) -> Result<Option<Format>, LoadError> {
+    if is_onnx(path) {
+        return Ok(Some(Format::Onnx));
+    }
     head(path).map(|head| sniff(&head)).map_err(|e| LoadError::new(path, e.to_string()))
 }
 
@@ -245,7 +286,10 @@ fn sniff(head: &[u8]) -> Option<Format> {
     if crate::tree::is_lightgbm_text(head) {
         return Some(Format::LightgbmText);
     }
-    crate::tree::is_legacy_binary(head).then_some(Format::XgboostBinary)
+    if crate::tree::is_legacy_binary(head) {
+        return Some(Format::XgboostBinary);
+    }
+    crate::onnx::looks_like(head).then_some(Format::Onnx)
 }
 
 /// Does the outermost object of a JSON text that begins so have this key? The text may break off.

@@ -7,6 +7,7 @@
 pub mod artifact;
 pub mod error;
 pub mod llm;
+pub mod onnx;
 mod pbtxt;
 pub mod settings;
 pub mod signature;
@@ -37,7 +38,7 @@ pub trait Backend: Sync {
 }
 
 /// Every backend of this build.
-pub const BACKENDS: &[&dyn Backend] = &[&tree::TreeBackend, &llm::LanguageBackend];
+pub const BACKENDS: &[&dyn Backend] = &[&tree::TreeBackend, &llm::LanguageBackend, &onnx::OnnxBackend];
 
 /// What a model may use.
 #[derive(Clone, Debug)]
@@ -50,6 +51,8 @@ pub struct LoadOptions {
     pub conventions: Conventions,
     /// Of language models.
     pub language: llm::LanguageOptions,
+    /// Of ONNX graphs.
+    pub onnx: onnx::OnnxOptions,
 }
 
 /// A loaded model.
@@ -118,10 +121,12 @@ pub struct Profile {
     pub single_call: Duration,
     /// Rows worth computing together; more gain nothing.
     pub preferred_batch: usize,
-    /// Where it runs.
-    pub device: &'static str,
+    /// Where it runs: `cpu`, `cuda:0`.
+    pub device: String,
     /// Bytes held.
     pub bytes: usize,
+    /// What whoever asked for more should know: it is logged when the model is loaded.
+    pub notes: Vec<String>,
 }
 
 /// Tensors in, tensors out, no memory between calls.

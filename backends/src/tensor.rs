@@ -348,6 +348,25 @@ impl Tensor {
         Tensor::from_bytes(first.name.clone(), first.datatype, shape, Bytes::from(bytes))
     }
 
+    /// The same elements in another shape.
+    ///
+    /// # Errors
+    /// [`Misfit`] when it has another number of elements.
+    pub fn reshaped(mut self, shape: Vec<usize>) -> Result<Tensor, Misfit> {
+        self.shape = shape;
+        self.checked()
+    }
+
+    /// Row `index` without its first dimension.
+    ///
+    /// # Errors
+    /// [`Misfit`] when there is no such row.
+    pub fn row(&self, index: usize) -> Result<Tensor, Misfit> {
+        let mut row = self.slice_rows(index, 1)?;
+        row.shape.remove(0);
+        Ok(row)
+    }
+
     /// Rows `start..start + count` along the first dimension, without a copy where alignment allows.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use backends::llm::LanguageOptions;
+use backends::onnx::OnnxOptions;
 use backends::{Artifact, Call, CancelFlag, Conventions, Limits, LoadOptions, Model, Parameters, Tensor, load};
 use std::fs;
 use std::path::Path;
@@ -16,6 +17,7 @@ fn options() -> LoadOptions {
         limits: Limits::default(),
         conventions: Conventions::Kserve,
         language: LanguageOptions::default(),
+        onnx: OnnxOptions::default(),
     }
 }
 

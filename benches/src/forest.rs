@@ -7,6 +7,7 @@
 use crate::Failure;
 use crate::process;
 use backends::llm::LanguageOptions;
+use backends::onnx::OnnxOptions;
 use backends::{
     Artifact, Call, CancelFlag, Conventions, DataType, InferError, Limits, LoadOptions, Model, Parameters, Predictor,
     Tensor,
@@ -118,6 +119,7 @@ fn open(directory: &Path, threads: usize) -> Result<Box<dyn Predictor>, Failure>
         limits: Limits::default(),
         conventions: Conventions::Kserve,
         language: LanguageOptions::default(),
+        onnx: OnnxOptions::default(),
     };
     // Benchmark models lie there in several forms; a model directory has one.
     let alone = Alone::of(directory)?;

@@ -53,7 +53,8 @@ impl Predictor for Trivial {
             instances: 1,
             single_call: Duration::from_nanos(50),
             preferred_batch: 64,
-            device: "cpu",
+            device: "cpu".into(),
+            notes: Vec::new(),
             bytes: 0,
         }
     }

@@ -1,32 +1,42 @@
 #!/bin/sh
-# closure.sh BINARY DEST: lays into DEST the whole file system of the CPU image: the server, the shared libraries that
-# ldd names for it, the loader, and the few files that name the user. Dockerfile.cpu and image-check.sh both use it, so
-# what is checked is what is shipped.
+# closure.sh BINARY DEST [LIBONNXRUNTIME]: lays into DEST the whole file system of the CPU image: the server, the
+# library that ONNX models need, the shared libraries that ldd names for both, the loader, and the few files that name
+# the user. Dockerfile.cpu and image-check.sh both use it, so what is checked is what is shipped.
 set -eu
 
-[ $# -eq 2 ] || { echo "usage: closure.sh BINARY DEST" >&2; exit 2; }
+[ $# -eq 2 ] || [ $# -eq 3 ] || { echo "usage: closure.sh BINARY DEST [LIBONNXRUNTIME]" >&2; exit 2; }
 binary=$1
 dest=$2
+onnxruntime=${3:-}
 mkdir -p "$dest"
 [ -z "$(ls -A "$dest")" ] || { echo "closure.sh: $dest is not empty" >&2; exit 2; }
 
 install -D -m 0755 "$binary" "$dest/usr/local/bin/tensorgate"
 # The name under which it reads Triton's flags.
 ln -s tensorgate "$dest/usr/local/bin/tritonserver"
+# The server looks for it beside itself. The licences of what it is made of lie beside the file (.ci/onnxruntime.py).
+if [ -n "$onnxruntime" ]; then
+    install -D -m 0755 "$onnxruntime" "$dest/usr/local/bin/libonnxruntime.so"
+    for terms in LICENSE ThirdPartyNotices.txt; do
+        found=$(dirname "$onnxruntime")/$terms
+        if [ -e "$found" ]; then install -D -m 0644 "$found" "$dest/usr/share/doc/onnxruntime/$terms"; fi
+    done
+fi
 
 # ldd prints `name => path (address)` for a library and `path (address)` for the loader; the vdso has no file.
 libraries() {
-    listing=$(ldd "$binary" 2>&1) || case $listing in
+    listing=$(ldd "$1" 2>&1) || case $listing in
         *"not a dynamic executable"*) listing= ;;
         *) echo "closure.sh: ldd: $listing" >&2; exit 1 ;;
     esac
     if printf '%s\n' "$listing" | grep 'not found' >&2; then
-        echo "closure.sh: a library of $binary is missing" >&2
+        echo "closure.sh: a library of $1 is missing" >&2
         exit 1
     fi
     printf '%s\n' "$listing" | sed -n -e 's/.*=> *\(\/[^ ]*\) (.*/\1/p' -e 's/^[[:space:]]*\(\/[^ ]*\) (.*/\1/p' | sort -u
 }
-found=$(libraries)
+found=$(libraries "$binary")
+if [ -n "$onnxruntime" ]; then found="$found $(libraries "$onnxruntime")"; fi
 
 # At the paths where they lie here: the loader looks there by itself, without a cache file. Copied, not linked.
 for library in $found; do
@@ -40,6 +50,18 @@ for library in $found; do
         done
     fi
 done
+
+# Where a model changes the case of texts, as scikit-learn's text vectorizers do, ONNX Runtime asks for the locale that
+# the model names, and for en_US.UTF-8 where it names none. Letters of C.utf8 are those of all languages; what else
+# differs it does not use.
+locale=/usr/lib/locale/C.utf8
+if [ -n "$onnxruntime" ] && [ -d "$locale" ]; then
+    mkdir -p "$dest/usr/lib/locale"
+    cp -RL "$locale" "$dest$locale"
+    ln -s C.utf8 "$dest/usr/lib/locale/en_US.utf8"
+elif [ -n "$onnxruntime" ]; then
+    echo "closure.sh: no $locale here: ONNX models that change the case of texts will not load" >&2
+fi
 
 mkdir -p "$dest/etc" "$dest/mnt/models"
 cat >"$dest/etc/passwd" <<'END'

@@ -20,10 +20,13 @@ import sys
 import tempfile
 import time
 
+import onnx_models
+
 DEPLOY = pathlib.Path(__file__).resolve().parent.parent
 ROOT = DEPLOY.parent
 RUNTIME = DEPLOY / "runtimes/tensorgate-xgboost.yaml"
 SERVER = "/usr/local/bin/tensorgate"
+ONNX_LIBRARY = "/usr/local/bin/libonnxruntime.so"
 NONROOT = 65532
 # Modelcars run the server as 1010; OpenShift as a number out of the namespace's range.
 OTHERS = (1010, 1000680000)
@@ -48,6 +51,8 @@ def lay_out(image, model):
     for name, minor in (("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)):
         os.mknod(image / "dev" / name, 0o666 | stat.S_IFCHR, os.makedev(1, minor))
         os.chmod(image / "dev" / name, 0o666)
+    # ONNX Runtime reads there which cores there are. Where it may not be mounted, that shows in the log and does no harm.
+    mounted("-t", "sysfs", "-o", "ro,nosuid,nodev,noexec", "sysfs", image / "sys")
     return done and mounted("-o", "remount,bind,ro", image)
 
 
@@ -196,8 +201,8 @@ class Server:
 
 
 def same(one, other):
-    if one is None or other is None:
-        return one is other
+    if one is None or other is None or isinstance(other, str):
+        return one == other
     return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
 
 
@@ -256,14 +261,20 @@ def serve_once(image, directory, uid):
         server.close()
 
 
-def sizes(image):
-    files = [path for path in image.rglob("*") if path.is_file() and not path.is_symlink()]
+def files_of(image):
+    return [path for path in image.rglob("*") if path.is_file() and not path.is_symlink()]
+
+
+def sizes(image, bare):
+    files = files_of(image)
     for path in sorted(files, key=lambda each: -each.stat().st_size):
         print(f"{path.stat().st_size:>12,}  /{path.relative_to(image)}")
     for path in sorted(each for each in image.rglob("*") if each.is_symlink()):
         print(f"{'link':>12}  /{path.relative_to(image)} -> {os.readlink(path)}")
     total = sum(path.stat().st_size for path in files)
-    print(f"image {total / 1e6:.1f} MB, binary {(image / SERVER[1:]).stat().st_size / 1e6:.1f} MB")
+    without = sum(path.stat().st_size for path in files_of(bare))
+    binary = (image / SERVER[1:]).stat().st_size
+    print(f"image {total / 1e6:.1f} MB, without ONNX Runtime {without / 1e6:.1f} MB, binary {binary / 1e6:.1f} MB")
 
 
 def embedded(member):
@@ -290,8 +301,10 @@ def dockerfile_complaints(text):
     last = text.split("FROM scratch")[-1]
     if re.findall(r"^(?:COPY|ADD|RUN) .*", last, re.M) != ["COPY --from=build /image /"]:
         wrong.append("the last stage is not /image alone")
-    if "closure.sh /tensorgate /image" not in text or f"USER {NONROOT}:{NONROOT}" not in last or f'["{SERVER}"]' not in last:
-        wrong.append("closure.sh, USER or ENTRYPOINT is another")
+    if "closure.sh /tensorgate /image /onnxruntime/libonnxruntime.so\n" not in text:
+        wrong.append("closure.sh is not called with the server and ONNX Runtime's library")
+    if f"USER {NONROOT}:{NONROOT}" not in last or f'["{SERVER}"]' not in last:
+        wrong.append("USER or ENTRYPOINT is another")
     return wrong
 
 
@@ -301,15 +314,19 @@ def dockerfile_agrees():
     return not wrong
 
 
-def check(image, models):
+def check(image, models, bare, work):
     image, models = pathlib.Path(image).resolve(), pathlib.Path(models).resolve()
-    sizes(image)
+    sizes(image, pathlib.Path(bare))
     # The mount points that a container runtime adds.
-    (image / "proc").mkdir()
-    (image / "dev").mkdir()
+    for name in ("proc", "dev", "sys"):
+        (image / name).mkdir()
     directories = sorted(path.parent for path in models.glob("*/expected.json"))
     if not directories:
         raise SystemExit(f"{models} has no model with an expected.json")
+    if (image / ONNX_LIBRARY[1:]).exists():
+        directories += onnx_models.write(pathlib.Path(work))
+    else:
+        print("skipped: no library was given (deploy/check/image-check.sh: ONNX models)")
     runs = [(each, NONROOT) for each in directories] + [(directories[0], uid) for uid in OTHERS]
     results = [dockerfile_agrees()] + [serve_once(image, directory, uid) for directory, uid in runs]
     print(f"{sum(results)} passed, {len(results) - sum(results)} failed")
@@ -319,4 +336,4 @@ def check(image, models):
 if __name__ == "__main__":
     if sys.argv[1] == "enter":
         enter(sys.argv[2], sys.argv[3], sys.argv[4], sys.argv[5:])
-    sys.exit(check(sys.argv[2], sys.argv[3]))
+    sys.exit(check(*sys.argv[2:]))

@@ -39,9 +39,10 @@ SAME_SPEC = {"LLMInferenceServiceConfig": "LLMInferenceService"}
 LLM_PORT = 8000
 MODEL_DIR = "/mnt/models"
 # Of the server, where nothing is said: how long it takes connections after SIGTERM, how long requests may then take;
-# the latter is shorter for a command line in KServe's spelling. And what it needs to leave.
+# the latter is shorter for a command line in KServe's spelling, or Triton's. And what it needs to leave.
 DRAIN = {"TENSORGATE_DRAIN_DELAY": "5s", "TENSORGATE_DRAIN_TIMEOUT": "45s"}
 KSERVE_DRAIN = {**DRAIN, "TENSORGATE_DRAIN_TIMEOUT": "20s"}
+TRITON_DRAIN = {**DRAIN, "TENSORGATE_DRAIN_TIMEOUT": "30s"}
 LEAVE_SECONDS = 5
 
 
@@ -287,9 +288,11 @@ def drain(*sources):
     units = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
     said = flags(*sources)
     kserves = any(re.match("--(model_name|model_dir|http_port|grpc_port)", word) for word in words(*sources))
-    times = {**(KSERVE_DRAIN if kserves else DRAIN), **named}
-    if said.get("shutdown-timeout"):
-        times["TENSORGATE_DRAIN_TIMEOUT"] = said["shutdown-timeout"][-1] + "s"
+    tritons = "tritonserver" in words(*sources)
+    times = {**(TRITON_DRAIN if tritons else KSERVE_DRAIN if kserves else DRAIN), **named}
+    for flag in ("shutdown-timeout", "exit-timeout-secs"):
+        if said.get(flag):
+            times["TENSORGATE_DRAIN_TIMEOUT"] = said[flag][-1] + "s"
     return sum(
         float(number) * units[unit]
         for name in DRAIN

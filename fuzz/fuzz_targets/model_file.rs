@@ -3,6 +3,7 @@
 #![no_main]
 
 use backends::llm::LanguageOptions;
+use backends::onnx::OnnxOptions;
 use backends::{
     Artifact, Call, CancelFlag, Conventions, Limits, LoadOptions, Model, Parameters, Predictor, Tensor, load,
 };
@@ -18,7 +19,7 @@ static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
 
 static OPTIONS: LazyLock<LoadOptions> = LazyLock::new(|| {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a compute pool");
-    LoadOptions { pool: Arc::new(pool), limits: Limits::default(), conventions: Conventions::Kserve, language: LanguageOptions::default() }
+    LoadOptions { pool: Arc::new(pool), limits: Limits::default(), conventions: Conventions::Kserve, language: LanguageOptions::default(), onnx: OnnxOptions::default() }
 });
 
 fuzz_target!(|bytes: &[u8]| {

@@ -1,12 +1,14 @@
 //! Names every part, starts them in order, and takes them down in order.
 
 use crate::budget::Budget;
-use crate::config::{self, Config, ControlMode, Dtype, InitMode, LoadFormat, Models, Startup};
+use crate::config::libraries;
+use crate::config::{self, Config, ControlMode, Dtype, InitMode, LoadFormat, Machine, Models, ProbeWhen, Startup};
 use crate::dataplane::{Control, Dataplane};
 use crate::edge::activity::Timeouts;
 use crate::edge::keys::Keys;
 use crate::edge::listener::{self, Phase, Services};
 use crate::edge::tls::{Files, Tls};
+use crate::probe::Probe;
 use crate::profile::Profile;
 use crate::registry::Registry;
 use crate::repository::{Repository, watch};
@@ -18,6 +20,7 @@ use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
 use backends::llm::LanguageOptions;
 use backends::llm::spec::FloatType;
+use backends::onnx::OnnxOptions;
 use backends::{Limits, LoadOptions};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -43,7 +46,9 @@ pub async fn run(config: Config) -> Result<u8, String> {
             upkeep.run_upkeep();
         }
     });
-    let registry = Registry::new(repository, load_options(&config)?, batching(&config)).with_aliases(config.aliases());
+    let registry = Registry::new(repository, load_options(&config)?, batching(&config))
+        .with_aliases(config.aliases())
+        .with_probe(probe(&config));
     let registry = Arc::new(registry);
     let control = match config.model_control_mode {
         ControlMode::Explicit => Control::Explicit,
@@ -96,6 +101,18 @@ pub(crate) fn load_options(config: &Config) -> Result<LoadOptions, String> {
         limits: Limits::default(),
         conventions: profile(config).conventions(),
         language: language(config),
+        onnx: OnnxOptions { libraries: libraries::onnxruntime(config.onnxruntime_lib.as_deref()) },
+    })
+}
+
+/// How models are tried before they are loaded; `None`: not at all.
+fn probe(config: &Config) -> Option<Probe> {
+    (config.probe != ProbeWhen::Never).then(|| Probe {
+        at_start: config.probe == ProbeWhen::Always,
+        timeout: config.probe_timeout,
+        memory: Some(config.probe_memory).filter(|bytes| *bytes > 0),
+        machine: Machine::detect().memory,
+        libraries: libraries::onnxruntime(config.onnxruntime_lib.as_deref()),
     })
 }
 

@@ -178,6 +178,9 @@ impl Batcher {
 /// A call that runs so long after its deadline will not come back: calls look at their deadlines many times a second.
 pub const OVERDUE: Duration = Duration::from_secs(30);
 
+/// How the error of a model that panicked begins. It is not run again: what it left behind is not known.
+const PANICKED: &str = "the model panicked: ";
+
 /// Rows of a request: the length of its inputs' first dimension.
 pub fn rows(inputs: &[Tensor]) -> usize {
     inputs.first().map_or(1, Tensor::rows)
@@ -289,13 +292,13 @@ impl Inner {
                     }
                     return;
                 }
-                Err(Error::Internal(what)) => {
+                Err(Error::Internal(what)) if what.starts_with(PANICKED) => {
                     for waiting in group {
                         let _ = waiting.reply.send(Err(Error::Internal(what.clone())));
                     }
                     return;
                 }
-                // Somebody's input is at fault: whose, running one by one will tell.
+                // Somebody's input may be at fault: whose, running one by one will tell.
                 Err(_) => {}
             }
         }
@@ -370,7 +373,7 @@ impl Inner {
                 let what = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
                 let what = what.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
                 tracing::error!(panic = %what, "a model panicked; its requests fail, it serves on");
-                Err(Error::Internal(format!("the model panicked: {what}")))
+                Err(Error::Internal(format!("{PANICKED}{what}")))
             }
         }
     }

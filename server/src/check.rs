@@ -2,9 +2,9 @@
 
 use crate::batcher::rows;
 use crate::dataplane::{Infer, Servable};
-use crate::describe::max_batch_size;
+use crate::describe::{is_batched, most_rows};
 use crate::error::Error;
-use backends::{DataType, Limits, Parameter, Parameters, Port, Tensor};
+use backends::{Limits, Parameter, Parameters, Port, Tensor};
 
 /// Checks a request.
 ///
@@ -38,15 +38,15 @@ pub(crate) fn check(servable: &Servable, request: &Infer, limits: &Limits) -> Re
             )));
         }
     }
-    if request.inputs.is_empty() {
+    if request.inputs.is_empty() && servable.signature.inputs.iter().any(|port| !port.optional) {
         return Err(Error::Invalid(format!(
             "expected {} inputs but got 0 inputs for model '{}'",
             servable.signature.inputs.len(),
             servable.name
         )));
     }
-    let (count, most) = (rows(&request.inputs), max_batch_size(servable));
-    if count > most as usize {
+    let (count, most) = (rows(&request.inputs), most_rows(servable));
+    if count > most as usize && is_batched(servable) {
         return Err(Error::Invalid(format!(
             "inference request batch-size must be <= {most} for '{}', got {count}",
             servable.name
@@ -118,7 +118,17 @@ fn check_strictly(servable: &Servable, request: &Infer) -> Result<(), Error> {
             request.inputs.len()
         )));
     }
-    Ok(())
+    check_required(model, ports, &request.inputs)
+}
+
+/// There may be as many inputs as are required, and one of these not among them.
+fn check_required(model: &str, ports: &[Port], inputs: &[Tensor]) -> Result<(), Error> {
+    let given = |port: &&Port| inputs.iter().any(|input| input.name() == port.name);
+    let missing: Vec<_> = ports.iter().filter(|port| !port.optional && !given(port)).map(|port| &port.name).collect();
+    match missing.first() {
+        Some(_) => Err(Error::Invalid(format!("missing required input(s) {missing:?} for model '{model}'"))),
+        None => Ok(()),
+    }
 }
 
 /// `[-1,4]`, as Triton prints shapes.
@@ -129,15 +139,53 @@ fn bracketed(shape: &[impl ToString]) -> String {
 fn shape_fits(port: &Port, input: &Tensor) -> bool {
     let fits = |(wanted, got): (&i64, &usize)| *wanted < 0 || *wanted as usize == *got;
     port.shape.len() == input.shape().len() && port.shape.iter().zip(input.shape()).all(fits)
-        || port.datatype == DataType::Bytes && port.shape.is_empty()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use backends::DataType;
 
     fn checked(key: &str, value: Parameter) -> Result<(), Error> {
         check_parameters(&[(key.to_owned(), value)].into())
+    }
+
+    #[test]
+    fn inputs_that_are_required_are_there() {
+        let port = |name: &str, optional| Port {
+            name: name.into(),
+            datatype: DataType::Fp32,
+            also: Vec::new(),
+            shape: vec![-1],
+            optional,
+            labels: Vec::new(),
+        };
+        let ports = [port("a", false), port("b", false), port("c", true)];
+        let given = |names: &[&str]| {
+            let tensor = |name: &&str| Tensor::from_vec(*name, vec![1], vec![0f32]).unwrap();
+            check_required("m", &ports, &names.iter().map(tensor).collect::<Vec<_>>())
+        };
+        assert_eq!(given(&["b", "a"]), Ok(()));
+        assert_eq!(given(&["a", "b", "c"]), Ok(()));
+        let refused = given(&["a", "c"]).unwrap_err();
+        assert_eq!(refused, Error::Invalid("missing required input(s) [\"b\"] for model 'm'".into()));
+    }
+
+    #[test]
+    fn shapes_are_as_long_as_they_are_stated() {
+        let port = |shape: &[i64]| Port {
+            name: "x".into(),
+            datatype: DataType::Bytes,
+            also: Vec::new(),
+            shape: shape.into(),
+            optional: false,
+            labels: Vec::new(),
+        };
+        let text = |shape: Vec<usize>| Tensor::from_strings("x", shape, vec!["a"]).unwrap();
+        assert!(shape_fits(&port(&[]), &text(vec![])));
+        assert!(!shape_fits(&port(&[]), &text(vec![1])));
+        assert!(shape_fits(&port(&[-1, 1]), &text(vec![1, 1])));
+        assert!(!shape_fits(&port(&[-1, 2]), &text(vec![1, 1])));
     }
 
     #[test]

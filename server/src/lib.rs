@@ -21,6 +21,7 @@ pub mod error;
 pub mod grpc;
 pub mod llm;
 pub mod metrics;
+pub mod probe;
 pub mod process;
 pub mod profile;
 pub mod registry;

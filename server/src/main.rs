@@ -4,6 +4,7 @@ use mimalloc::MiMalloc;
 use server::args::{self, Command, UsageError, help};
 use server::cli::{config_show, manifests, run, validate};
 use server::config::{Config, LogFormat, Machine};
+use server::probe;
 use server::telemetry::{self, Format};
 use std::process::ExitCode;
 use tracing::level_filters::LevelFilter;
@@ -12,6 +13,9 @@ use tracing::level_filters::LevelFilter;
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|word| word == probe::COMMAND) {
+        return probe::child();
+    }
     match dispatch() {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -45,8 +49,8 @@ fn dispatch() -> Result<u8, UsageError> {
         Command::ConfigShow { args, origin } => {
             print!("{}", config_show::render(&Config::load(args, &Machine::detect())?, origin));
         }
-        Command::Validate { directory } => {
-            let (text, good) = validate::validate(&directory).map_err(problem)?;
+        Command::Validate { directory, onnxruntime } => {
+            let (text, good) = validate::validate(&directory, onnxruntime.as_deref()).map_err(problem)?;
             print!("{text}");
             return Ok(u8::from(!good));
         }

@@ -108,12 +108,12 @@ impl std::fmt::Debug for ModelMetrics {
 
 impl ModelMetrics {
     /// Registers the metrics of a version; all of them are there from the beginning, at zero.
-    pub fn register(name: &str, version: u64, device: &'static str) -> Self {
+    pub fn register(name: &str, version: u64, device: &str) -> Self {
         let (model, version) = (name.to_owned(), version.to_string());
         let count = |metric: &'static str| counter!(metric, "model" => model.clone(), "version" => version.clone());
         let time = |metric: &'static str| histogram!(metric, "model_name" => model.clone());
         let level = |metric: &'static str| gauge!(metric, "model" => model.clone(), "version" => version.clone());
-        let device = gauge!("tensorgate_backend_device", "model" => model.clone(), "device" => device);
+        let device = gauge!("tensorgate_backend_device", "model" => model.clone(), "device" => device.to_owned());
         let metrics = ModelMetrics {
             success: count("nv_inference_request_success"),
             failures: REASONS.map(|reason| {

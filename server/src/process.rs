@@ -8,7 +8,7 @@ use std::time::Duration;
 /// Ticks a second of the times in `/proc`: fixed by the kernel's interface to programs.
 const TICKS: u64 = 100;
 /// Bytes of a page on x86-64 and, as Debian configures it, arm64.
-const PAGE: u64 = 4096;
+pub const PAGE: u64 = 4096;
 
 /// This process.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,6 +38,13 @@ impl Process {
         let open_files = open_files()?;
         parse(&text("self/stat")?, boot).map(|process| Process { open_files, max_files, ..process })
     }
+}
+
+/// Memory of the machine that programs may still take; `None` where that cannot be told.
+pub fn available_bytes() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// Files that are open now, sockets among them.

@@ -5,9 +5,10 @@
 
 use crate::batcher;
 use crate::error::Error;
+use crate::probe::Probe;
 use crate::repository::{Found, Repository, Survey, Version};
 use arc_swap::ArcSwap;
-use backends::{LoadError, LoadOptions, load};
+use backends::{Format, LoadError, LoadOptions, Model, load};
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
@@ -36,6 +37,15 @@ struct Entry {
     trouble: String,
 }
 
+/// When a model is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moment {
+    /// Nothing serves yet.
+    Start,
+    /// Others serve, and are to go on.
+    Later,
+}
+
 type Versions = BTreeMap<Version, Entry>;
 type Snapshot = BTreeMap<String, Versions>;
 
@@ -59,6 +69,8 @@ pub struct Registry {
     /// Names that the one model of the repository answers to besides its own.
     aliases: Vec<String>,
     load_options: LoadOptions,
+    /// How models are tried before they are loaded.
+    probe: Option<Probe>,
     batching: batcher::Options,
     models: ArcSwap<Snapshot>,
     /// Held while the snapshot is replaced.
@@ -76,6 +88,7 @@ impl Registry {
             repository,
             aliases: Vec::new(),
             load_options,
+            probe: None,
             batching,
             models: ArcSwap::default(),
             writing: Mutex::new(()),
@@ -89,6 +102,12 @@ impl Registry {
     #[must_use]
     pub fn with_aliases(self, aliases: Vec<String>) -> Self {
         Registry { aliases, ..self }
+    }
+
+    /// The same, where models are tried before they are loaded.
+    #[must_use]
+    pub fn with_probe(self, probe: Option<Probe>) -> Self {
+        Registry { probe, ..self }
     }
 
     /// Where models come from.
@@ -224,7 +243,7 @@ impl Registry {
             let (registry, permit) = (self.clone(), permits.clone().acquire_owned().await);
             tasks.spawn_blocking(move || {
                 let _permit = permit;
-                registry.load_found(&name, &found)
+                registry.load_found(&name, &found, Moment::Start)
             });
         }
         while tasks.join_next().await.is_some() {}
@@ -285,7 +304,7 @@ impl Registry {
                 Ok(None) => return Err(Error::NothingToLoad(name)),
                 Err(error) => return Err(Error::Internal(error.to_string())),
             };
-            let loaded = registry.load_found(&name, &found);
+            let loaded = registry.load_found(&name, &found, Moment::Later);
             loaded.map_err(|e| Error::LoadFailed(format!("failed to load '{name}': {}", registry.relative(&e))))
         });
         loading.await.unwrap_or_else(|e| Err(Error::Internal(e.to_string())))
@@ -310,7 +329,7 @@ impl Registry {
     }
 
     /// Loads the versions of what was found that the model's settings ask for, and replaces what served before.
-    fn load_found(&self, name: &str, found: &Found) -> Result<(), LoadError> {
+    fn load_found(&self, name: &str, found: &Found, moment: Moment) -> Result<(), LoadError> {
         for note in &found.notes {
             tracing::warn!(model = name, "{note}");
         }
@@ -323,7 +342,7 @@ impl Registry {
             result = self.failed(name, version, error);
         }
         for (&version, directory) in &versions {
-            if let Err(error) = self.load_one(name, version, found, directory) {
+            if let Err(error) = self.load_one(name, version, (found, directory), moment) {
                 result = Err(error);
             }
         }
@@ -342,16 +361,24 @@ impl Registry {
         ready.or(found.versions.keys().max().copied()).unwrap_or(1)
     }
 
-    fn load_one(&self, name: &str, version: Version, found: &Found, directory: &Path) -> Result<(), LoadError> {
+    fn load_one(
+        &self,
+        name: &str,
+        version: Version,
+        (found, directory): (&Found, &Path),
+        moment: Moment,
+    ) -> Result<(), LoadError> {
         if !matches!(self.state(name, version), Some(State::Ready(_))) {
             self.set(name, version, State::Loading);
         }
         let start = Instant::now();
-        let loaded = std::panic::catch_unwind(AssertUnwindSafe(|| self.load_version(name, version, found, directory)));
+        let load = || self.load_version(name, version, (found, directory), moment);
+        let loaded = std::panic::catch_unwind(AssertUnwindSafe(load));
         match loaded.unwrap_or_else(|_| Err(LoadError::new(directory, "the loader panicked"))) {
             Ok(servable) => {
                 let (ms, bytes) = (start.elapsed().as_millis() as u64, servable.bytes);
-                tracing::info!(model = name, version, ms, bytes, "model ready");
+                let device = servable.device();
+                tracing::info!(model = name, version, ms, bytes, device, "model ready");
                 self.set(name, version, State::Ready(Arc::new(servable)));
                 Ok(())
             }
@@ -383,15 +410,23 @@ impl Registry {
         &self,
         name: &str,
         version: Version,
-        found: &Found,
-        directory: &Path,
+        (found, directory): (&Found, &Path),
+        moment: Moment,
     ) -> Result<Servable, LoadError> {
         let artifact = found.open(name, directory)?;
         let settings = artifact.settings().clone();
-        for note in &settings.without_effect {
+        for note in settings.notes(artifact.format() == Format::Onnx) {
             tracing::warn!(model = name, version, "config.pbtxt: {note}");
         }
+        if let Some(probe) = self.probe.as_ref().filter(|probe| moment == Moment::Later || probe.at_start) {
+            probe.check(&artifact, &found.root, directory, found.file.as_deref())?;
+        }
         let model = load(&artifact, &self.load_options)?;
+        if let Model::Predictor(predictor) = &model {
+            for note in predictor.profile().notes {
+                tracing::warn!(model = name, version, "{note}");
+            }
+        }
         Servable::new((name, version), model, settings, &self.batching)
             .map_err(|reason| LoadError::new(artifact.model_path(), reason))
     }

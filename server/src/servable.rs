@@ -65,11 +65,14 @@ impl Servable {
         batching: &batcher::Options,
     ) -> Self {
         let profile = predictor.profile();
-        let metrics = ModelMetrics::register(name, version, profile.device);
+        let metrics = ModelMetrics::register(name, version, &profile.device);
         let stats = Arc::new(Stats::counting(metrics.executions()));
         let mut signature = predictor.signature().clone();
-        if let Some(output) = signature.outputs.first_mut().filter(|_| !settings.labels.is_empty()) {
-            output.labels = settings.labels.clone();
+        for (index, output) in signature.outputs.iter_mut().enumerate() {
+            let labels = settings.labels_of(index, &output.name);
+            if !labels.is_empty() {
+                output.labels = labels.to_vec();
+            }
         }
         // What one request may not have, a batch of several may not have either: the bound is the model's.
         let most = settings.max_batch_size.map_or(usize::MAX, |rows| rows as usize);
@@ -151,6 +154,14 @@ impl Servable {
                 "'{}' is no language model: ask /v1/models/{}:predict or /v2/models/{}/infer",
                 self.name, self.name, self.name
             ))),
+        }
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> String {
+        match &self.work {
+            Work::Predictor(batcher) => batcher.predictor().profile().device,
+            Work::Language(_) => "cpu".into(),
         }
     }
 

@@ -30,7 +30,8 @@ impl Predictor for Doubler {
             instances: 1,
             single_call: self.single_call,
             preferred_batch: 64,
-            device: "cpu",
+            device: "cpu".into(),
+            notes: Vec::new(),
             bytes: 0,
         }
     }

@@ -14,6 +14,7 @@ use super::spec::{DecoderSpec, Placement, QkNorm};
 use super::weights::{Format, Matrix, Weights};
 use crate::error::LoadError;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// What a slot is called, and how it lies in the tensor of that name.
 pub type Name = (Slot, &'static str, Packing);
@@ -307,6 +308,27 @@ pub fn parameters(spec: &DecoderSpec) -> Option<u64> {
 /// # Errors
 /// The tensor is missing, has another shape than the configuration makes it, or cannot be read.
 pub fn load(spec: &DecoderSpec, weights: &dyn Weights, part: Part) -> Result<Matrix, LoadError> {
+    rows(spec, weights, part)?.matrix()
+}
+
+/// The rows of a part, which may be read a few at a time.
+pub struct Rows<'a> {
+    weights: &'a dyn Weights,
+    place: Place,
+    format: Format,
+    /// Where its sheet begins in the tensor, in bytes.
+    start: usize,
+    /// Bytes of its sheet.
+    sheet_bytes: usize,
+    /// Bytes of a row.
+    row: usize,
+}
+
+/// Finds the rows of `part`; nothing is read yet.
+///
+/// # Errors
+/// The tensor is missing or has another shape than the configuration makes it.
+pub fn rows<'a>(spec: &DecoderSpec, weights: &'a dyn Weights, part: Part) -> Result<Rows<'a>, LoadError> {
     let refuse = |reason: String| LoadError::new(weights.file(), reason);
     let named = place(spec, part, Format::F32).ok_or_else(|| refuse(format!("has no name for {part:?}")))?;
     let info = weights.info(&named.name).ok_or_else(|| refuse(format!("lacks tensor '{}'", named.name)))?;
@@ -316,29 +338,62 @@ pub fn load(spec: &DecoderSpec, weights: &dyn Weights, part: Part) -> Result<Mat
     }
     let odd = || refuse(format!("tensor '{}' cannot be cut into rows", place.name));
     let sheet_bytes = info.format.bytes(&place.shape).ok_or_else(odd)? / place.sheets;
-    let start = place.sheet * sheet_bytes;
-    if place.transposed {
-        let sheet = weights.read(&place.name, start..start + sheet_bytes)?;
-        let bytes = gather_transposed(&place, &sheet, info.format);
-        return Ok(Matrix { format: info.format, rows: place.rows, columns: place.columns, bytes });
-    }
     let row = info.format.bytes(&[place.columns]).ok_or_else(odd)?;
-    let first = start + place.first * row;
-    // The last row ends its stretch: of interleaved rows, those between are read and dropped.
-    let stretch = ((place.rows - 1) * place.step + 1) * row;
-    let mut bytes = weights.read(&place.name, first..first + stretch)?;
-    if place.step > 1 {
-        bytes = bytes.chunks(row).step_by(place.step).flatten().copied().collect();
+    Ok(Rows { weights, format: info.format, start: place.sheet * sheet_bytes, sheet_bytes, row, place })
+}
+
+impl Rows<'_> {
+    /// How its numbers are stored.
+    pub fn format(&self) -> Format {
+        self.format
     }
-    Ok(Matrix { format: info.format, rows: place.rows, columns: place.columns, bytes })
+
+    /// Rows and columns.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.place.rows, self.place.columns)
+    }
+
+    /// Does reading some rows read no others? Where it does not, they are better read all at once.
+    pub fn in_order(&self) -> bool {
+        !self.place.transposed
+    }
+
+    /// All of them.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn matrix(&self) -> Result<Matrix, LoadError> {
+        let bytes = self.read(0..self.place.rows)?;
+        Ok(Matrix { format: self.format, rows: self.place.rows, columns: self.place.columns, bytes })
+    }
+
+    /// Some of them, which must be there.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn read(&self, rows: Range<usize>) -> Result<Vec<u8>, LoadError> {
+        let Place { name, first, step, .. } = &self.place;
+        if self.place.transposed {
+            let sheet = self.weights.read(name, self.start..self.start + self.sheet_bytes)?;
+            return Ok(gather_transposed(&self.place, rows, &sheet, self.format));
+        }
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let begin = self.start + (first + rows.start * step) * self.row;
+        // The last row ends its stretch: of interleaved rows, those between are read and dropped.
+        let stretch = ((rows.len() - 1) * step + 1) * self.row;
+        let bytes = self.weights.read(name, begin..begin + stretch)?;
+        Ok(if *step == 1 { bytes } else { bytes.chunks(self.row).step_by(*step).flatten().copied().collect() })
+    }
 }
 
 /// Rows of a sheet that is stored inputs by outputs.
-fn gather_transposed(place: &Place, sheet: &[u8], format: Format) -> Vec<u8> {
+fn gather_transposed(place: &Place, rows: Range<usize>, sheet: &[u8], format: Format) -> Vec<u8> {
     let size = format.block().1;
     let stored = place.shape[place.shape.len() - 1];
-    let mut bytes = Vec::with_capacity(place.rows * place.columns * size);
-    for row in (0..place.rows).map(|row| place.first + row * place.step) {
+    let mut bytes = Vec::with_capacity(rows.len() * place.columns * size);
+    for row in rows.map(|row| place.first + row * place.step) {
         for column in 0..place.columns {
             let at = (column * stored + row) * size;
             bytes.extend_from_slice(&sheet[at..at + size]);

@@ -21,14 +21,16 @@ use super::text::output::{Choice, OutputFormat, ReasoningParser, ToolParser};
 use super::text::{self, ChatTemplates, MAX_TOKENIZER_BYTES, Tokenizer, TokenizerConfig};
 use super::weights::cast::Cast;
 use super::weights::dummy::{Dummy, Init};
-use super::weights::gguf::Gguf;
+use super::weights::gguf::{self, Gguf};
 use super::weights::safetensors::Safetensors;
 use super::weights::{Format as Numbers, Weights, gguf_spec};
 use crate::artifact::{Artifact, Format};
 use crate::error::LoadError;
 use crate::{Backend, LoadOptions, Model};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Executors that may be moved to the engine's thread.
@@ -136,6 +138,7 @@ impl Backend for LanguageBackend {
 
     fn load(&self, artifact: &Artifact, options: &LoadOptions) -> Result<Model, LoadError> {
         let path = artifact.model_path();
+        artifact.settings().check_for(false).map_err(|reason| LoadError::new(path, reason))?;
         let files = match artifact.format() {
             Format::Gguf => Files::gguf(path, options)?,
             _ => Files::hugging_face(path, options)?,
@@ -149,10 +152,24 @@ struct Files {
     spec: DecoderSpec,
     weights: Box<dyn Weights>,
     generation: GenerationConfig,
-    tokenizer: TokenizerConfig,
-    /// Content of `tokenizer.json`.
-    tokenizer_json: Vec<u8>,
+    tokens: Tokens,
     platform: &'static str,
+}
+
+/// Where a model's tokenizer comes from.
+enum Tokens {
+    /// Content of `tokenizer.json`, and the settings beside it.
+    Files(Vec<u8>, TokenizerConfig),
+    /// Metadata of a GGUF file.
+    Gguf(Arc<BTreeMap<String, gguf::Value>>),
+}
+
+/// All that has to do with text.
+struct Text {
+    tokenizer: Tokenizer,
+    templates: Option<ChatTemplates>,
+    format: OutputFormat,
+    generation: GenerationConfig,
 }
 
 impl Files {
@@ -172,8 +189,10 @@ impl Files {
             weights: weights(&spec, directory, options.language.dummy)?,
             spec,
             generation,
-            tokenizer: TokenizerConfig::read(directory)?,
-            tokenizer_json: tokenizer_json.ok_or_else(|| LoadError::new(&tokens, "is missing"))?,
+            tokens: Tokens::Files(
+                tokenizer_json.ok_or_else(|| LoadError::new(&tokens, "is missing"))?,
+                TokenizerConfig::read(directory)?,
+            ),
             platform: "huggingface",
         })
     }
@@ -187,17 +206,43 @@ impl Files {
         let file = Gguf::open(path)?;
         let spec = gguf_spec::spec(&file)?;
         let directory = path.parent().unwrap_or(Path::new("."));
-        let mut generation = GenerationConfig::read(directory)?;
-        let (tokenizer, tokenizer_json) = match bytes(&directory.join("tokenizer.json"), MAX_TOKENIZER_BYTES)? {
+        let generation = GenerationConfig::read(directory)?;
+        let tokens = match bytes(&directory.join("tokenizer.json"), MAX_TOKENIZER_BYTES)? {
             // Whoever lays one beside the file wants it to be used.
-            Some(json) => (TokenizerConfig::read(directory)?, json),
-            None => {
-                let found = text::gguf::read(file.metadata()).map_err(refuse)?;
-                generation.add_ends(Some(&Value::from(found.end_tokens))).map_err(refuse)?;
-                (found.config, found.tokenizer_json)
+            Some(json) => Tokens::Files(json, TokenizerConfig::read(directory)?),
+            None => Tokens::Gguf(file.metadata().clone()),
+        };
+        Ok(Files { spec, weights: Box::new(file), generation, tokens, platform: "gguf" })
+    }
+}
+
+impl Text {
+    /// `most` is the length of a text, in bytes; `vocab` the model's own number of tokens.
+    fn read(
+        tokens: Tokens,
+        mut generation: GenerationConfig,
+        (vocab, most): (usize, usize),
+        wishes: &LanguageOptions,
+    ) -> Result<Self, String> {
+        let (json, config) = match tokens {
+            Tokens::Files(json, config) => (json, config),
+            Tokens::Gguf(metadata) => {
+                let found = text::gguf::read(&metadata)?;
+                generation.add_ends(Some(&Value::from(found.end_tokens)))?;
+                (found.tokenizer_json, found.config)
             }
         };
-        Ok(Files { spec, weights: Box::new(file), generation, tokenizer, tokenizer_json, platform: "gguf" })
+        let tokenizer = Tokenizer::from_json(&json, &config, most);
+        let tokenizer = tokenizer.map_err(|reason| format!("its tokenizer: {reason}"))?;
+        if let Some(end) = config.named("eos_token").and_then(|name| tokenizer.id(name)) {
+            generation.add_ends(Some(&end.into()))?;
+        }
+        generation.end_tokens.retain(|token| (*token as usize) < vocab);
+        let templates = ChatTemplates::from_config(&config, most)?;
+        let sources: Vec<&str> = templates.iter().flat_map(ChatTemplates::sources).collect();
+        let parsers = (wishes.tool_parser, wishes.reasoning_parser);
+        let format = OutputFormat::new(sources.iter().copied(), tokenizer.vocabulary(), parsers.0, parsers.1);
+        Ok(Text { tokenizer, templates, format, generation })
     }
 }
 
@@ -205,22 +250,31 @@ impl Files {
 fn assemble(path: &Path, files: Files, options: &LoadOptions) -> Result<LanguageModel, LoadError> {
     let refuse = |reason: String| LoadError::new(path, reason);
     let wishes = &options.language;
-    let Files { spec, mut weights, mut generation, tokenizer: config, tokenizer_json, platform } = files;
+    let Files { spec, mut weights, generation, tokens, platform } = files;
     if let Some(dtype) = wishes.dtype {
         weights = Box::new(Cast::new(weights, numbers(dtype)));
     }
     let room = Room::of(&spec, wishes, path)?;
     let text_bytes = (room.context as usize).saturating_mul(BYTES_PER_TOKEN).max(TEXT_BYTES_MIN);
-    let tokenizer = Tokenizer::from_json(&tokenizer_json, &config, text_bytes);
-    let tokenizer = tokenizer.map_err(|reason| refuse(format!("its tokenizer: {reason}")))?;
-    if let Some(end) = config.named("eos_token").and_then(|name| tokenizer.id(name)) {
-        generation.add_ends(Some(&end.into())).map_err(refuse)?;
-    }
-    generation.end_tokens.retain(|token| (*token as usize) < spec.vocab);
-    let templates = ChatTemplates::from_config(&config, text_bytes).map_err(refuse)?;
-    let sources: Vec<&str> = templates.iter().flat_map(ChatTemplates::sources).collect();
-    let parsers = (wishes.tool_parser, wishes.reasoning_parser);
-    let format = OutputFormat::new(sources.iter().copied(), tokenizer.vocabulary(), parsers.0, parsers.1);
+    let vocab = spec.vocab;
+    let cpu = cpu::Options {
+        cache: cpu::Shape { blocks: room.blocks, block_len: BLOCK, storage: CacheType::F16 },
+        context: room.context as usize,
+        slots: wishes.running as usize,
+        end_tokens: Vec::new(),
+        pool: options.pool.clone(),
+        poison: false,
+    };
+    // A tokenizer is built on one thread, which takes about as long as reading half a gigabyte of weights.
+    let (text, executor) = options.pool.install(|| {
+        rayon::join(
+            || Text::read(tokens, generation, (vocab, text_bytes), wishes),
+            || CpuExecutor::load(spec, weights.as_ref(), cpu),
+        )
+    });
+    let Text { tokenizer, templates, format, generation } = text.map_err(refuse)?;
+    let mut executor = executor?;
+    executor.set_end_tokens(generation.end_tokens.clone());
 
     let key = PrefixKey::new(wishes.key);
     let scheduler = Scheduler::new(settings(wishes, &room, &generation), BlockPool::new(room.blocks, BLOCK, key));
@@ -229,20 +283,8 @@ fn assemble(path: &Path, files: Files, options: &LoadOptions) -> Result<Language
         prompt_tokens: room.context - 1,
         copies: request::COPIES_MAX,
         output_tokens: room.context.saturating_mul(request::COPIES_MAX.into()),
-        vocabulary: spec.vocab as u32,
+        vocabulary: vocab as u32,
     };
-    let executor = CpuExecutor::load(
-        spec,
-        weights.as_ref(),
-        cpu::Options {
-            cache: cpu::Shape { blocks: room.blocks, block_len: BLOCK, storage: CacheType::F16 },
-            context: room.context as usize,
-            slots: wishes.running as usize,
-            end_tokens: generation.end_tokens.clone(),
-            pool: options.pool.clone(),
-            poison: false,
-        },
-    )?;
     let bytes = executor.weight_bytes() + room.bytes;
     let engine = Engine::new(scheduler, Box::new(executor) as BoxedExecutor, Overlap::InStep);
     let context = room.context;

@@ -1,12 +1,21 @@
 //! What files cannot tell about a model: `model.toml`, or Triton's `config.pbtxt`, at the model's root.
 //!
-//! A field that is not known is an error: whoever wrote it expects it to do something.
+//! A field that is not known is an error: whoever wrote it expects it to do something. Whether the model is a tree
+//! ensemble or an ONNX graph is not known when its settings are read; what only one of them has is kept apart until
+//! then.
 
+mod model_toml;
+mod onnx;
+mod port;
+mod provider;
 mod triton;
+
+pub use onnx::{Device, InstanceGroup, Onnx, Optimization};
+pub use port::{PortSettings, PortType};
+pub use provider::{Provider, ProviderKind};
 
 use crate::artifact::check_link;
 use crate::error::LoadError;
-use crate::tensor::DataType;
 use serde::Deserialize;
 use std::fs;
 use std::path::Path;
@@ -68,14 +77,23 @@ pub struct Settings {
     pub name: Option<String>,
     /// Use only the trees up to the best iteration that early stopping found, as XGBoost's scikit-learn API does.
     pub use_best_iteration: bool,
-    /// Name of the input tensor; stating it makes matching strict.
+    /// Name of a tree model's input tensor; stating it makes matching strict.
     pub input: Option<String>,
-    /// Name of the output tensor.
+    /// Name of a tree model's output tensor.
     pub output: Option<String>,
+    /// What is said of the inputs of an ONNX model, which has names of its own; or of a tree model's one.
+    pub inputs: Vec<PortSettings>,
+    /// The same of the outputs.
+    pub outputs: Vec<PortSettings>,
     /// Labels of classes, for the classification extension.
     pub labels: Vec<String>,
     /// Rows of a request.
     pub max_batch_size: Option<u32>,
+    /// Does `config.pbtxt` say that the first dimension of every tensor is a batch, or that it is none? Where it is,
+    /// the dimensions of `inputs` and `outputs` are those of a row. `None` where it says neither, and with
+    /// `model.toml`, which states shapes whole.
+    #[serde(skip)]
+    pub batched: Option<bool>,
     /// How requests gather.
     pub batching: Batching,
     /// Which versions are served.
@@ -84,26 +102,88 @@ pub struct Settings {
     pub answer: Answer,
     /// The probability from which the second of two classes is the answer.
     pub threshold: Option<f32>,
-    /// What `config.pbtxt` says of the input besides its name.
+    /// What is said of a tree model's input besides its name.
     #[serde(skip)]
     pub input_type: PortType,
-    /// What `config.pbtxt` says of the output besides its name.
+    /// What is said of a tree model's output besides its name.
     #[serde(skip)]
     pub output_type: PortType,
+    /// What an ONNX model is run with.
+    pub onnx: Onnx,
+    /// Devices that an ONNX model runs on; none is one instance wherever its providers put it.
+    #[serde(rename = "instance_group")]
+    pub groups: Vec<InstanceGroup>,
     /// The model file, where there could be others beside it.
     pub file: Option<String>,
-    /// Fields that were read, and mean nothing here: each with the reason. They are logged when the model is loaded.
+    /// Fields that were read, and mean nothing here whatever the model is: each with the reason. All that mean nothing
+    /// to the model that is there are [`Settings::notes`].
     #[serde(skip)]
+    pub without_effect: Vec<String>,
+    /// What these settings are to a model that is no ONNX graph.
+    #[serde(skip)]
+    pub as_tree: Fit,
+    /// What they are to an ONNX graph.
+    #[serde(skip)]
+    pub as_onnx: Fit,
+}
+
+/// What settings are to a model of some kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fit {
+    /// Why it cannot be served with them.
+    pub refused: Option<String>,
+    /// Fields without effect on it, besides those of [`Settings::without_effect`].
     pub without_effect: Vec<String>,
 }
 
-/// The datatype and width of an input or output, as far as they are stated.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PortType {
-    /// Of its elements.
-    pub datatype: Option<DataType>,
-    /// Length of its last dimension.
-    pub columns: Option<usize>,
+impl Fit {
+    fn refused(why: String) -> Self {
+        Fit { refused: Some(why), without_effect: Vec::new() }
+    }
+}
+
+impl Settings {
+    /// Can the model that is there be served with these settings? It is an ONNX graph, or it is none.
+    ///
+    /// # Errors
+    /// What is stated that it cannot have.
+    pub fn check_for(&self, onnx: bool) -> Result<(), String> {
+        self.fit(onnx).refused.clone().map_or(Ok(()), Err)
+    }
+
+    /// Fields that were read and do nothing for the model that is there, each with the reason. They are logged when it
+    /// is loaded.
+    pub fn notes(&self, onnx: bool) -> impl Iterator<Item = &String> {
+        self.without_effect.iter().chain(&self.fit(onnx).without_effect)
+    }
+
+    /// Labels of the classes of an output: those of its own, or where no output has any, those of the model, which are
+    /// the first output's.
+    pub fn labels_of(&self, index: usize, output: &str) -> &[String] {
+        let own = self.outputs.iter().any(|port| !port.labels.is_empty());
+        match self.outputs.iter().find(|port| port.name == output || port.name.is_empty()) {
+            Some(port) if own => &port.labels,
+            _ if own || index > 0 => &[],
+            _ => &self.labels,
+        }
+    }
+
+    fn fit(&self, onnx: bool) -> &Fit {
+        if onnx { &self.as_onnx } else { &self.as_tree }
+    }
+
+    /// What is said of the only input or output is said of a tree model's, which has one of each.
+    fn adopt_ports(&mut self) {
+        if let [port] = &self.inputs[..] {
+            (self.input, self.input_type) = port.alone();
+        }
+        if let [port] = &self.outputs[..] {
+            (self.output, self.output_type) = port.alone();
+            if !port.labels.is_empty() {
+                self.labels.clone_from(&port.labels);
+            }
+        }
+    }
 }
 
 /// Reads the settings of a model; without a file all are as they are.
@@ -114,7 +194,7 @@ pub fn read(root: &Path) -> Result<Settings, LoadError> {
     let (toml, pbtxt) = (root.join("model.toml"), root.join("config.pbtxt"));
     match (text(&toml)?, text(&pbtxt)?) {
         (None, None) => Ok(Settings::default()),
-        (Some(text), None) => toml::from_str(&text).map_err(|e| LoadError::new(&toml, e.to_string())),
+        (Some(text), None) => model_toml::read(&text).map_err(|what| LoadError::new(&toml, what)),
         (None, Some(text)) => triton::read(&text, root).map_err(|what| LoadError::new(&pbtxt, what)),
         (Some(_), Some(_)) => Err(LoadError::new(root, "has model.toml and config.pbtxt; one of them is expected")),
     }

@@ -43,6 +43,7 @@ impl Backend for TreeBackend {
     }
 
     fn load(&self, artifact: &Artifact, options: &LoadOptions) -> Result<Model, LoadError> {
+        artifact.settings().check_for(false).map_err(|reason| LoadError::new(artifact.model_path(), reason))?;
         let data = artifact.read_model(&options.limits)?;
         let context = Context { options, settings: artifact.settings() };
         let predictor = match artifact.format() {
@@ -54,7 +55,7 @@ impl Backend for TreeBackend {
             }
             // Its files end at the best iteration already.
             Format::LightgbmText => load_lightgbm(&data, &context),
-            Format::HuggingFace | Format::Gguf => Err("is no tree ensemble".into()),
+            Format::HuggingFace | Format::Gguf | Format::Onnx => Err("is no tree ensemble".into()),
         };
         predictor.map(Model::Predictor).map_err(|reason| LoadError::new(artifact.model_path(), reason))
     }

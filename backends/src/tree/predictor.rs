@@ -196,8 +196,9 @@ impl<S: Scorer> Predictor for TreePredictor<S> {
             instances: self.pool.current_num_threads(),
             single_call: self.single_call,
             preferred_batch: self.scorer.preferred_batch(),
-            device: "cpu",
+            device: "cpu".into(),
             bytes: self.scorer.bytes(),
+            notes: Vec::new(),
         }
     }
 

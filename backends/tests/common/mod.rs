@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
 use backends::llm::LanguageOptions;
+use backends::onnx::OnnxOptions;
 use backends::{
     Artifact, Call, CancelFlag, Conventions, Limits, LoadOptions, Model, Parameter, Parameters, Predictor, Tensor, load,
 };
@@ -11,7 +12,13 @@ use std::sync::Arc;
 
 pub fn options(conventions: Conventions) -> LoadOptions {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
-    LoadOptions { pool: Arc::new(pool), limits: Limits::default(), conventions, language: LanguageOptions::default() }
+    LoadOptions {
+        pool: Arc::new(pool),
+        limits: Limits::default(),
+        conventions,
+        language: LanguageOptions::default(),
+        onnx: OnnxOptions::default(),
+    }
 }
 
 /// The model of one file, alone in a directory.

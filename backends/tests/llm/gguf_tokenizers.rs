@@ -23,7 +23,7 @@ fn json(name: &str) -> Json {
 }
 
 fn metadata(name: &str) -> Metadata {
-    Gguf::open(&file(&format!("{name}.gguf"))).unwrap().metadata().clone()
+    Gguf::open(&file(&format!("{name}.gguf"))).unwrap().metadata().as_ref().clone()
 }
 
 /// The byte-level file, as one of a family.

@@ -81,6 +81,7 @@ pub static GROUPS: &[Group] = &[
     Group { title: "Security", flags: SECURITY },
     Group { title: "Compute and batching", flags: COMPUTE },
     Group { title: "Language models", flags: LANGUAGE },
+    Group { title: "ONNX models", flags: ONNX },
     Group { title: "Limits", flags: LIMITS },
     Group { title: "Stopping", flags: STOPPING },
     Group { title: "Observing", flags: OBSERVING },
@@ -327,6 +328,33 @@ static LANGUAGE: &[Flag] = &[
         "10m",
         |c| Field::Duration(&mut c.generation_timeout),
         "Longest time for an answer of a language model.",
+    ),
+];
+
+static ONNX: &[Flag] = &[
+    Flag::new(
+        "onnxruntime-lib",
+        "FILE",
+        "",
+        |c| Field::Path(&mut c.onnxruntime_lib),
+        "ONNX Runtime's library, libonnxruntime.so, 1.24 or later. Without it, beside the binary, in lib/ beside it, or \
+         where the system has its libraries. Without any, ONNX models fail and all others serve.",
+    ),
+    Flag::new(
+        "probe",
+        "WHEN",
+        "auto",
+        |c| Field::Choice(&mut c.probe),
+        "Load a model in a process of its own first, which it may crash. auto: while the server serves; always: when it \
+         starts, too; never.",
+    ),
+    Flag::new("probe-timeout", "TIME", "60s", |c| Field::Duration(&mut c.probe_timeout), "Longest time for that."),
+    Flag::new(
+        "probe-memory",
+        "SIZE",
+        "0",
+        |c| Field::Bytes(&mut c.probe_memory),
+        "Memory that such a process may take. 0: most of what is free.",
     ),
 ];
 

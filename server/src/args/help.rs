@@ -64,7 +64,7 @@ tensorgate manifests servingruntime [--format FORMAT] [--image IMAGE]
 
 Prints a ClusterServingRuntime with which KServe deploys models on tensorgate.
 
-  --format FORMAT    xgboost, lightgbm, huggingface or vllm only; otherwise all
+  --format FORMAT    xgboost, lightgbm, onnx, triton, huggingface or vllm only; otherwise all
   --image IMAGE      the container image
 ";
 

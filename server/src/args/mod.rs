@@ -59,6 +59,8 @@ pub enum Command {
     Validate {
         /// A model or a repository.
         directory: PathBuf,
+        /// ONNX Runtime's library, as the environment says.
+        onnxruntime: Option<PathBuf>,
     },
     /// Print a manifest: `tensorgate manifests servingruntime [--format FORMAT] [--image IMAGE]`.
     ServingRuntime {
@@ -80,6 +82,10 @@ pub enum ModelFormat {
     Xgboost,
     /// LightGBM.
     Lightgbm,
+    /// ONNX graphs, one in a directory.
+    Onnx,
+    /// Model repositories of Triton's, for InferenceServices that were written for `tritonserver`.
+    Triton,
     /// Language models.
     Huggingface,
     /// The same, for InferenceServices that were written for vLLM.
@@ -90,6 +96,8 @@ impl Named for ModelFormat {
     const ALL: &'static [(&'static str, Self)] = &[
         ("xgboost", ModelFormat::Xgboost),
         ("lightgbm", ModelFormat::Lightgbm),
+        ("onnx", ModelFormat::Onnx),
+        ("triton", ModelFormat::Triton),
         ("huggingface", ModelFormat::Huggingface),
         ("vllm", ModelFormat::Vllm),
     ];
@@ -150,7 +158,7 @@ pub fn parse(argv: &[String], environment: &Environment) -> Result<Invocation, U
     match first.as_str() {
         "run" => run::read(words, environment),
         "config" => read_config(words, environment),
-        "validate" => read_validate(words).map(quiet),
+        "validate" => read_validate(words, environment).map(quiet),
         _ => read_manifests(words).map(quiet),
     }
 }
@@ -169,9 +177,10 @@ fn read_config(mut words: Words, environment: &Environment) -> Result<Invocation
     Ok(Invocation { command: Command::ConfigShow { args, origin: !asked.is_empty() }, warnings })
 }
 
-fn read_validate(words: Words) -> Result<Command, UsageError> {
+fn read_validate(words: Words, environment: &Environment) -> Result<Command, UsageError> {
+    let onnxruntime = environment.get("TENSORGATE_ONNXRUNTIME_LIB").map(PathBuf::from);
     match read_few(words, &[])? {
-        (plain, _) if plain.len() == 1 => Ok(Command::Validate { directory: plain.concat().into() }),
+        (plain, _) if plain.len() == 1 => Ok(Command::Validate { directory: plain.concat().into(), onnxruntime }),
         _ => Err("validate: say `tensorgate validate DIR`, one directory".to_owned().into()),
     }
 }

@@ -65,6 +65,10 @@ const VALUES: &[(&str, &str)] = &[
     ("max-num-seqs", "19"),
     ("max-num-batched-tokens", "20"),
     ("kv-cache-bytes", "21MiB"),
+    ("onnxruntime-lib", "/o.so"),
+    ("probe", "always"),
+    ("probe-timeout", "23s"),
+    ("probe-memory", "24MiB"),
     ("dtype", "bfloat16"),
     ("load-format", "dummy"),
     ("tool-call-parser", "hermes"),
@@ -301,8 +305,8 @@ fn what_is_wrong_with_a_command_line() {
         ("manifests", "manifests: say `tensorgate manifests servingruntime`; there is no other yet"),
         ("manifests servingruntime xgboost", "manifests: xgboost: say `--format xgboost`"),
         (
-            "manifests servingruntime --format onnx",
-            "--format: `onnx` is not one of xgboost, lightgbm, huggingface, vllm",
+            "manifests servingruntime --format sklearn",
+            "--format: `sklearn` is not one of xgboost, lightgbm, onnx, triton, huggingface, vllm",
         ),
         ("manifests servingruntime --image", "--image: needs a value"),
     ] {
@@ -386,7 +390,9 @@ fn files_are_read_from_disk() {
 fn commands() {
     assert!(matches!(invoke("--version", &[]).unwrap().command, Command::Version));
     assert!(matches!(invoke("serve -V", &[]).unwrap().command, Command::Version));
-    let Command::Validate { directory } = invoke("validate /m", &[]).unwrap().command else { panic!("not validate") };
+    let invocation = invoke("validate /m", &[("TENSORGATE_ONNXRUNTIME_LIB", "/o.so")]).unwrap();
+    let Command::Validate { directory, onnxruntime } = invocation.command else { panic!("not validate") };
+    assert_eq!(onnxruntime.as_deref(), Some(std::path::Path::new("/o.so")));
     assert_eq!(directory, Path::new("/m"));
     let Command::ServingRuntime { format, image } =
         invoke("manifests servingruntime --format lightgbm --image=i:1", &[]).unwrap().command

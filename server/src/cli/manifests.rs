@@ -3,9 +3,11 @@
 use crate::args::ModelFormat;
 
 /// The manifests as they lie in the repository: there is no second copy to fall behind.
-const RUNTIMES: [(ModelFormat, &str); 4] = [
+const RUNTIMES: [(ModelFormat, &str); 6] = [
     (ModelFormat::Xgboost, include_str!("../../../deploy/runtimes/tensorgate-xgboost.yaml")),
     (ModelFormat::Lightgbm, include_str!("../../../deploy/runtimes/tensorgate-lightgbm.yaml")),
+    (ModelFormat::Onnx, include_str!("../../../deploy/runtimes/tensorgate-onnx.yaml")),
+    (ModelFormat::Triton, include_str!("../../../deploy/runtimes/tensorgate-triton.yaml")),
     (ModelFormat::Huggingface, include_str!("../../../deploy/runtimes/tensorgate-huggingface.yaml")),
     (ModelFormat::Vllm, include_str!("../../../deploy/runtimes/tensorgate-vllm.yaml")),
 ];
@@ -37,7 +39,7 @@ mod tests {
 
     #[test]
     fn all_formats_and_one() {
-        assert_eq!(serving_runtime(None, None).matches("kind: ClusterServingRuntime").count(), 4);
+        assert_eq!(serving_runtime(None, None).matches("kind: ClusterServingRuntime").count(), 6);
         let one = serving_runtime(Some(ModelFormat::Lightgbm), None);
         assert_eq!(one.matches("kind: ClusterServingRuntime").count(), 1);
         assert!(one.contains("name: lightgbm"));

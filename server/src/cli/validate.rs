@@ -1,22 +1,25 @@
 //! `tensorgate validate DIR`: loads every model of a directory as the server would, and says what it found.
 
+use crate::config::libraries;
 use crate::repository::{Found, Repository, Survey};
 use backends::llm::LanguageOptions;
-use backends::{Artifact, Conventions, Limits, LoadError, LoadOptions, Model, load, settings};
+use backends::onnx::OnnxOptions;
+use backends::{Artifact, Conventions, Format, Limits, LoadError, LoadOptions, Model, load, settings};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Lines for each model, and whether all of them can be served.
+/// Lines for each model, and whether all of them can be served; `onnxruntime` is its library, where that was said.
 ///
 /// # Errors
 /// The directory cannot be read.
-pub fn validate(directory: &Path) -> Result<(String, bool), String> {
+pub fn validate(directory: &Path, onnxruntime: Option<&Path>) -> Result<(String, bool), String> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().map_err(|e| e.to_string())?;
     let options = LoadOptions {
         pool: Arc::new(pool),
         limits: Limits::default(),
         conventions: Conventions::Kserve,
         language: LanguageOptions::default(),
+        onnx: OnnxOptions { libraries: libraries::onnxruntime(onnxruntime) },
     };
     let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let Survey { models, notes } =
@@ -80,7 +83,7 @@ impl Report {
                 Err(error) => self.refused(&place, &error),
                 Ok((what, artifact)) => {
                     self.line(&format!("{place}: ok: {what}"));
-                    for note in &artifact.settings().without_effect {
+                    for note in artifact.settings().notes(artifact.format() == Format::Onnx) {
                         self.line(&format!("{place}: config.pbtxt: {note}"));
                     }
                 }
@@ -123,7 +126,7 @@ mod tests {
     }
 
     fn lines(files: &[(&str, &str)]) -> (Vec<String>, bool) {
-        let (text, good) = validate(repository(files).path()).unwrap();
+        let (text, good) = validate(repository(files).path(), None).unwrap();
         (text.lines().map(str::to_owned).collect(), good)
     }
 
@@ -150,7 +153,7 @@ mod tests {
     #[test]
     fn one_model_may_be_named_otherwise() {
         let root = repository(&[("iris/model.toml", "name = \"rose\"")]);
-        let (text, good) = validate(&root.path().join("iris")).unwrap();
+        let (text, good) = validate(&root.path().join("iris"), None).unwrap();
         assert!(text.starts_with("iris: its settings call it 'rose': serve it with --model-name rose\n"), "{text}");
         assert!(text.contains("rose version 2: ok") && good, "{text}");
     }

@@ -2,11 +2,11 @@
 
 use super::v2::{self, datatype, from_raw, push_raw, shape};
 use crate::dataplane::{Infer, Inferred, Wanted};
-use crate::describe;
+use crate::describe::{self, Instances, Optimized};
 use crate::error::Error;
 use crate::registry::Servable;
 use crate::stats::Durations;
-use backends::settings::{Batching, VersionPolicy};
+use backends::settings::{Batching, Provider, VersionPolicy};
 use backends::tensor::elements;
 use backends::{DataType, Limits, Parameter, Parameters, Port, Tensor};
 use bytes::Bytes;
@@ -261,36 +261,60 @@ pub fn config(servable: &Servable) -> grpc::ModelConfig {
     let input = |port: &Port| grpc::ModelInput {
         name: port.name.clone(),
         data_type: kind(port),
-        dims: describe::config_dims(port),
+        dims: describe::config_dims(servable, port),
         optional: port.optional,
         ..grpc::ModelInput::default()
     };
     let output = |port: &Port| grpc::ModelOutput {
         name: port.name.clone(),
         data_type: kind(port),
-        dims: describe::config_dims(port),
+        dims: describe::config_dims(servable, port),
         ..grpc::ModelOutput::default()
     };
     let parameter = |(key, value)| (key, grpc::ModelParameter { string_value: value });
     grpc::ModelConfig {
         name: servable.name.clone(),
         platform: servable.signature.platform.clone(),
-        backend: "tensorgate".into(),
+        backend: describe::backend(servable).into(),
         version_policy: Some(version_policy(&servable.settings.versions)),
         max_batch_size: i32::try_from(describe::max_batch_size(servable)).unwrap_or(i32::MAX),
         input: servable.signature.inputs.iter().map(input).collect(),
         output: servable.signature.outputs.iter().map(output).collect(),
-        instance_group: vec![grpc::ModelInstanceGroup {
-            name: servable.name.clone(),
-            kind: grpc::model_instance_group::Kind::Cpu as i32,
-            count: 1,
-            ..grpc::ModelInstanceGroup::default()
-        }],
+        instance_group: describe::instance_groups(servable).into_iter().map(instances).collect(),
+        optimization: describe::optimization(servable).map(optimization),
         model_transaction_policy: Some(grpc::ModelTransactionPolicy { decoupled: describe::is_language(servable) }),
         default_model_filename: servable.settings.file.clone().unwrap_or_default(),
         parameters: describe::config_parameters(&servable.settings).into_iter().map(parameter).collect(),
         scheduling_choice: Some(SchedulingChoice::DynamicBatching(dynamic_batching(&servable.settings.batching))),
         ..grpc::ModelConfig::default()
+    }
+}
+
+fn instances(group: Instances) -> grpc::ModelInstanceGroup {
+    grpc::ModelInstanceGroup {
+        name: group.name,
+        kind: grpc::model_instance_group::Kind::from_str_name(group.kind).map_or(0, |kind| kind as i32),
+        count: i32::try_from(group.count).unwrap_or(i32::MAX),
+        gpus: group.gpu.and_then(|gpu| i32::try_from(gpu).ok()).into_iter().collect(),
+        ..grpc::ModelInstanceGroup::default()
+    }
+}
+
+fn optimization(optimized: Optimized<'_>) -> grpc::ModelOptimizationPolicy {
+    use grpc::model_optimization_policy::execution_accelerators::Accelerator;
+    use grpc::model_optimization_policy::{ExecutionAccelerators, Graph};
+    let accelerator = |provider: &Provider| Accelerator {
+        name: provider.kind.name().into(),
+        parameters: provider.options.clone().into_iter().collect(),
+    };
+    let [gpu, cpu] = optimized.accelerators.map(|list| list.into_iter().map(accelerator).collect::<Vec<_>>());
+    grpc::ModelOptimizationPolicy {
+        graph: Some(Graph { level: optimized.level }),
+        execution_accelerators: Some(ExecutionAccelerators {
+            gpu_execution_accelerator: gpu,
+            cpu_execution_accelerator: cpu,
+        }),
+        ..grpc::ModelOptimizationPolicy::default()
     }
 }
 

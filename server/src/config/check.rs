@@ -123,6 +123,7 @@ impl Config {
             ("request-timeout", self.request_timeout),
             ("generation-timeout", self.generation_timeout),
             ("repository-poll-secs", self.repository_poll),
+            ("probe-timeout", self.probe_timeout),
         ];
         for (name, _) in times.iter().filter(|(_, time)| *time == Duration::ZERO) {
             problems.push(format!("{}: must be longer than 0", self.place(name)));

@@ -4,13 +4,14 @@
 //! machine. After that nobody asks the environment again.
 
 mod check;
+pub mod libraries;
 mod machine;
 #[cfg(test)]
 mod tests;
 mod values;
 
 pub use machine::Machine;
-pub use values::{ControlMode, Dtype, GrpcOutputs, InitMode, LoadFormat, LogFormat, LogLevel, Profile};
+pub use values::{ControlMode, Dtype, GrpcOutputs, InitMode, LoadFormat, LogFormat, LogLevel, ProbeWhen, Profile};
 
 use crate::args::{Args, Origin, UsageError, file, flags};
 use backends::llm::text::output::{Choice, ReasoningParser, ToolParser};
@@ -85,6 +86,15 @@ pub struct Config {
     pub max_num_batched_tokens: usize,
     /// Never zero.
     pub kv_cache_bytes: u64,
+    /// `None`: beside the binary, or where the system has its libraries.
+    pub onnxruntime_lib: Option<PathBuf>,
+    /// Which loads are tried in a child process first.
+    pub probe: ProbeWhen,
+    /// Never zero.
+    pub probe_timeout: Duration,
+    /// Bytes; 0: what there is.
+    pub probe_memory: u64,
+
     /// `Auto`: as the weights' files have them.
     pub dtype: Dtype,
     /// Are weights read, or made up?
@@ -316,6 +326,10 @@ impl Config {
             max_num_seqs: 0,
             max_num_batched_tokens: 0,
             kv_cache_bytes: 0,
+            onnxruntime_lib: None,
+            probe: ProbeWhen::Auto,
+            probe_timeout: Duration::ZERO,
+            probe_memory: 0,
             dtype: Dtype::Auto,
             load_format: LoadFormat::Auto,
             tool_call_parser: Choice::Auto,

@@ -71,6 +71,22 @@ impl Named for LoadFormat {
     const ALL: &'static [(&'static str, Self)] = &[("auto", LoadFormat::Auto), ("dummy", LoadFormat::Dummy)];
 }
 
+/// When a model is loaded in a child process first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeWhen {
+    /// While the server serves.
+    Auto,
+    /// When it starts, too.
+    Always,
+    /// Never.
+    Never,
+}
+
+impl Named for ProbeWhen {
+    const ALL: &'static [(&'static str, Self)] =
+        &[("auto", ProbeWhen::Auto), ("always", ProbeWhen::Always), ("never", ProbeWhen::Never)];
+}
+
 /// The float format of a language model's weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {

@@ -274,6 +274,22 @@ fn tritons_flags_that_are_ours_under_another_name() {
 }
 
 #[test]
+fn settings_of_tritons_onnx_runtime_backend_are_taken() {
+    let settings = [
+        "enable-global-threadpool=1",
+        "intra_op_thread_count=2",
+        "inter_op_thread_count=1",
+        "default-max-batch-size=8",
+    ];
+    let plain = dropped(&format!("tritonserver {TRITON}"), &[]).0;
+    for setting in settings {
+        let (config, warnings) = dropped(&format!("tritonserver {TRITON} --backend-config=onnxruntime,{setting}"), &[]);
+        assert_eq!(warnings, ["accepted without effect: --backend-config"], "{setting}");
+        assert_eq!(config, plain, "{setting}");
+    }
+}
+
+#[test]
 fn what_would_be_unsafe_to_pass_over_is_refused() {
     for words in [
         "--grpc-use-ssl=true",

@@ -96,6 +96,9 @@ pub(super) const FLAGS: &[Foreign] = &[
     idle("buffer-manager-thread-count", Takes::Integer),
     idle("host-policy", Takes::Text),
     idle("backend-directory", Takes::Text),
+    // Of its ONNX Runtime backend: one pool of threads for all models is what there is anyway
+    // (enable-global-threadpool), and so are batches as large as what waits (default-max-batch-size).
+    // intra_op_thread_count is no --nthread: instances that have one thread each compute beside each other there.
     idle("backend-config", Takes::Text),
     idle("repoagent-directory", Takes::Text),
     idle("allow-client-shm", Takes::Bool),

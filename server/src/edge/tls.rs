@@ -148,19 +148,20 @@ impl Tls {
     }
 }
 
-fn marks(files: &Files) -> std::io::Result<Vec<Mark>> {
+/// Errors name the file.
+fn marks(files: &Files) -> Result<Vec<Mark>, String> {
     let mark = |file: &Path| {
         let path = file.canonicalize()?;
         let metadata = path.metadata()?;
         let changed = (metadata.mtime(), metadata.mtime_nsec());
         Ok(Mark { path, inode: metadata.ino(), bytes: metadata.len(), changed })
     };
-    files.all().map(mark).collect()
+    files.all().map(|file| mark(file).map_err(|error: std::io::Error| at(file, error))).collect()
 }
 
 fn load(files: &Files) -> Result<Loaded, String> {
     // Marked before they are read: whoever writes to them in the meantime makes them differ at the next look.
-    let marks = marks(files).map_err(|error| format!("TLS files: {error}"))?;
+    let marks = marks(files)?;
     let chain = certificates(&files.certificate)?;
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| at(&files.key, error))?;
     let expires = chain.iter().filter_map(|certificate| expiry::not_after(certificate)).min();

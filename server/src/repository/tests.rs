@@ -6,6 +6,7 @@ use crate::batcher;
 use crate::error::Error;
 use crate::registry::{IndexEntry, Registry};
 use backends::llm::LanguageOptions;
+use backends::onnx::OnnxOptions;
 use backends::{Conventions, Limits, LoadOptions};
 use std::os::unix::fs::symlink;
 use std::sync::Arc;
@@ -178,6 +179,7 @@ fn registry(repository: Repository) -> Arc<Registry> {
         limits: Limits::default(),
         conventions: Conventions::Kserve,
         language: LanguageOptions::default(),
+        onnx: OnnxOptions::default(),
     };
     Arc::new(Registry::new(repository, options, batcher::Options::default()))
 }

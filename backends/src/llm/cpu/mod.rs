@@ -84,6 +84,11 @@ impl CpuExecutor {
         Ok(CpuExecutor { forward, vocab, slots, sampler, steps: VecDeque::new(), pool, poison })
     }
 
+    /// Other tokens end a text than those that it was made with.
+    pub fn set_end_tokens(&mut self, end_tokens: Vec<u32>) {
+        self.sampler = Sampler::new(end_tokens);
+    }
+
     /// Bytes of the weights.
     pub fn weight_bytes(&self) -> usize {
         self.forward.weight_bytes()

@@ -5,8 +5,12 @@ use crate::llm::layout::{self, Part, Slot};
 use crate::llm::spec::{DecoderSpec, Placement, QkNorm};
 use crate::llm::weights::{Format, Matrix, Weights};
 use kernels::llm::blocks::Format as PackedFormat;
-use kernels::llm::packed::Packed;
+use kernels::llm::packed::{Packed, TILE};
 use rayon::prelude::*;
+use std::ops::Range;
+
+/// Bytes of a file that are read and packed at a time: they fit a core's own cache.
+const BYTES_AT_A_TIME: usize = 128 << 10;
 
 /// A projection, and its bias where it has one.
 #[derive(Debug)]
@@ -160,19 +164,34 @@ impl Loader<'_> {
         Ok(Linear { weight: self.packed(weight)?, bias: if biased { self.vector(bias)? } else { Vec::new() } })
     }
 
+    /// A few tiles at a time, on all threads: what they are read into stays in a core's cache until it is packed.
     fn packed(&self, part: Part) -> Result<Packed, LoadError> {
         let refuse = |reason: String| LoadError::new(self.weights.file(), format!("{part:?}: {reason}"));
-        let matrix = narrowed(layout::load(self.spec, self.weights, part)?);
-        let Some(format) = packed_format(matrix.format) else {
-            return Err(refuse(format!("{:?} is not computed with", matrix.format)));
-        };
-        let mut packed = Packed::vacant(format, matrix.rows, matrix.columns).map_err(refuse)?;
-        let row = matrix.bytes.len() / matrix.rows;
-        let tiles: Vec<_> = packed.tiles_mut().collect();
-        tiles.into_par_iter().for_each(|tile| {
-            let range = tile.rows.start * row..tile.rows.end * row;
-            tile.pack(&matrix.bytes[range]);
-        });
+        let source = layout::rows(self.spec, self.weights, part)?;
+        if !source.in_order() || source.format() == Format::Mxfp4 {
+            let matrix = narrowed(source.matrix()?);
+            let format = packed_format(matrix.format)
+                .ok_or_else(|| refuse(format!("{:?} is not computed with", matrix.format)))?;
+            return Packed::new(format, matrix.rows, matrix.columns, &matrix.bytes).map_err(refuse);
+        }
+        let format = packed_format(source.format())
+            .ok_or_else(|| refuse(format!("{:?} is not computed with", source.format())))?;
+        let (rows, columns) = source.shape();
+        let mut packed = Packed::vacant(format, rows, columns).map_err(refuse)?;
+        let tiles = packed.tiles_mut().collect::<Vec<_>>();
+        let row = format.row_bytes(columns).unwrap_or(1);
+        let together = (BYTES_AT_A_TIME / (TILE * row)).max(1);
+        let groups: Vec<Range<usize>> =
+            (0..tiles.len()).step_by(together).map(|i| i * TILE..((i + together) * TILE).min(rows)).collect();
+        let tiles = tiles.into_par_iter().chunks(together);
+        tiles.zip(groups).try_for_each(|(tiles, group)| {
+            let bytes = source.read(group.clone())?;
+            for tile in tiles {
+                let range = (tile.rows.start - group.start) * row..(tile.rows.end - group.start) * row;
+                tile.pack(&bytes[range]);
+            }
+            Ok::<_, LoadError>(())
+        })?;
         Ok(packed)
     }
 }

@@ -20,13 +20,14 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A GGUF file.
 #[derive(Debug)]
 pub struct Gguf {
     path: PathBuf,
     file: File,
-    metadata: BTreeMap<String, Value>,
+    metadata: Arc<BTreeMap<String, Value>>,
     tensors: BTreeMap<String, (Info, u64)>,
 }
 
@@ -48,7 +49,7 @@ impl Gguf {
         let alignment = alignment(&metadata).map_err(refuse)?;
         let data = reader.at.next_multiple_of(alignment);
         let tensors = place(described, data, size, alignment).map_err(refuse)?;
-        Ok(Gguf { path: path.to_path_buf(), file, metadata, tensors })
+        Ok(Gguf { path: path.to_path_buf(), file, metadata: Arc::new(metadata), tensors })
     }
 
     /// The metadata value of `key`.
@@ -57,7 +58,7 @@ impl Gguf {
     }
 
     /// All metadata.
-    pub fn metadata(&self) -> &BTreeMap<String, Value> {
+    pub fn metadata(&self) -> &Arc<BTreeMap<String, Value>> {
         &self.metadata
     }
 }

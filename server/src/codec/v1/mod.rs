@@ -1,5 +1,7 @@
 //! The v1 messages.
 
+mod named;
+
 use crate::dataplane::{Infer, Inferred};
 use crate::error::Error;
 use backends::{DataType, Parameter, Parameters, Signature, Tensor};
@@ -21,6 +23,9 @@ impl From<V1Error> for Error {
 /// # Errors
 /// Says what is wrong and where.
 pub fn decode(body: &[u8], signature: &Signature) -> Result<Infer, Error> {
+    if signature.platform == "onnxruntime_onnx" {
+        return named::decode(body, signature);
+    }
     let mut parameters = Parameters::new();
     // Of a frame, LightGBM's server hands the model the model's own columns; XGBoost's hands it the frame.
     let columns = if signature.platform == "lightgbm" { &signature.feature_names[..] } else { &[] };
@@ -77,41 +82,78 @@ fn column(name: String, cells: Vec<Cell>) -> Result<Tensor, Error> {
     Ok(Tensor::from_vec(name, vec![count], cells.into_iter().map(value).collect::<Vec<f64>>())?)
 }
 
-/// Writes `{"predictions": ...}`: the first output nested by its shape, 32-bit floats widened as Python prints them.
+/// Writes `{"predictions": ...}`: the one output nested by its shape, 32-bit floats widened as Python prints them. Of
+/// several outputs, each row is an object with its part of each, as TensorFlow Serving writes them; where they do not
+/// have the same rows, there is one object.
 ///
 /// # Errors
 /// The output cannot be written as JSON.
 pub fn encode(inferred: &Inferred, not_finite: NotFinite) -> Result<Vec<u8>, Error> {
     let mut out = b"{\"predictions\":".to_vec();
-    let Some(output) = inferred.outputs.first() else {
-        return Err(Error::Internal("the model gave no output".into()));
+    match &inferred.outputs[..] {
+        [] => return Err(Error::Internal("the model gave no output".into())),
+        [output] => value(&mut out, output, not_finite)?,
+        outputs => objects(&mut out, outputs, not_finite)?,
+    }
+    out.push(b'}');
+    Ok(out)
+}
+
+/// Several outputs.
+fn objects(out: &mut Vec<u8>, outputs: &[Tensor], not_finite: NotFinite) -> Result<(), Error> {
+    let object = |out: &mut Vec<u8>, outputs: &[Tensor]| {
+        for (index, output) in outputs.iter().enumerate() {
+            out.push(if index == 0 { b'{' } else { b',' });
+            write::string(out, output.name());
+            out.push(b':');
+            value(out, output, not_finite)?;
+        }
+        out.push(b'}');
+        Ok::<_, Error>(())
     };
+    let rows = outputs.first().and_then(|output| output.shape().first().copied());
+    let Some(rows) = rows.filter(|rows| outputs.iter().all(|output| output.shape().first() == Some(rows))) else {
+        return object(out, outputs);
+    };
+    out.push(b'[');
+    for row in 0..rows {
+        if row > 0 {
+            out.push(b',');
+        }
+        let parts = outputs.iter().map(|output| output.row(row)).collect::<Result<Vec<_>, _>>()?;
+        object(out, &parts)?;
+    }
+    out.push(b']');
+    Ok(())
+}
+
+/// One output.
+fn value(out: &mut Vec<u8>, output: &Tensor, not_finite: NotFinite) -> Result<(), Error> {
     match output.strings() {
         Some(strings) => {
             let text: Result<Vec<&str>, _> = strings.map(std::str::from_utf8).collect();
             let text = text.map_err(|_| Error::Invalid(format!("output '{}' is not UTF-8", output.name())))?;
-            nested(&mut out, output.shape(), &text, &|out, text| write::string(out, text));
+            nested(out, output.shape(), &text, &|out, text| write::string(out, text));
         }
         None if output.datatype() == DataType::Int64 => {
             let values = output.values::<i64>().unwrap_or_default();
-            nested(&mut out, output.shape(), values, &|out, v| write::integer(out, *v));
+            nested(out, output.shape(), values, &|out, v| write::integer(out, *v));
         }
         None if output.datatype() == DataType::Uint64 => {
             let values = output.values::<u64>().unwrap_or_default();
-            nested(&mut out, output.shape(), values, &|out, v| write::integer(out, *v));
+            nested(out, output.shape(), values, &|out, v| write::integer(out, *v));
         }
         None if integral(output.datatype()) => {
             // Every narrower whole number is exact in 64 bits of float.
             let values = output.to_f64().unwrap_or_default();
-            nested(&mut out, output.shape(), &values, &|out, v| write::integer(out, *v as i64));
+            nested(out, output.shape(), &values, &|out, v| write::integer(out, *v as i64));
         }
         None => {
             let values = output.to_f64().unwrap_or_default();
-            nested(&mut out, output.shape(), &values, &|out, v| write::f64(out, *v, not_finite));
+            nested(out, output.shape(), &values, &|out, v| write::f64(out, *v, not_finite));
         }
     }
-    out.push(b'}');
-    Ok(out)
+    Ok(())
 }
 
 fn integral(datatype: DataType) -> bool {

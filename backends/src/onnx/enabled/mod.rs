@@ -1,0 +1,36 @@
+//! Everything that names ONNX Runtime.
+//!
+//! | file | what |
+//! |---|---|
+//! | `library` | finding the library; the one environment and its threads |
+//! | `session` | a graph on a device: options, execution providers |
+//! | `signature` | names, types and shapes, of the graph and of the settings |
+//! | `values` `flatten` | tensors to values and back; sequences and maps as tensors |
+//! | `run` | the one call into the library that the compiler cannot check |
+//! | `watch` | ends runs that nobody waits for any more |
+//! | `trial` | a first run, made up from the signature: warm-up, time of a call, whether rows are apart |
+//! | `predictor` | all of it behind the contract |
+
+mod flatten;
+mod library;
+mod predictor;
+mod run;
+mod session;
+mod signature;
+mod trial;
+mod values;
+mod watch;
+
+use super::Source;
+use crate::{LoadOptions, Predictor, Settings};
+
+/// Opens a graph and tries it.
+///
+/// # Errors
+/// The library is not there, refuses the graph, or the settings do not fit it.
+pub(super) fn load(source: &Source, settings: &Settings, options: &LoadOptions) -> Result<Box<dyn Predictor>, String> {
+    let environment = library::environment(&options.onnx, options.pool.current_num_threads())?;
+    let groups = session::open(&environment, source, settings)?;
+    let predictor = predictor::OnnxPredictor::new(source, settings, groups, options)?;
+    Ok(Box::new(predictor))
+}

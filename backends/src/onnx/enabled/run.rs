@@ -1,0 +1,53 @@
+//! The one call into the library that the compiler cannot check.
+
+use ort::AsPointer;
+use ort::session::{NoSelectedOutputs, RunOptions, Session, SessionInputValue};
+use ort::value::DynValue;
+use std::ffi::{CStr, c_char};
+use std::ptr::{self, NonNull};
+
+/// Runs `session`: `inputs` by name to the outputs of these names, in this order.
+///
+/// Several threads may be in here with one session at a time. `ort` takes `&mut Session` for a run, since it does not
+/// trust every execution provider; ONNX Runtime documents `OrtApi::Run` as callable from any number of threads, and a
+/// session for each thread would hold the weights of tree ensembles once for each. Of providers other than the CPU's
+/// only one call at a time comes here (`predictor`).
+///
+/// # Errors
+/// What ONNX Runtime says.
+#[expect(unsafe_code, reason = "a run of a shared session, which ort offers for an exclusive one only")]
+pub(super) fn run(
+    session: &Session,
+    options: &RunOptions<NoSelectedOutputs>,
+    inputs: &[(&CStr, SessionInputValue<'_>)],
+    outputs: &[&CStr],
+) -> ort::Result<Vec<DynValue>> {
+    let names: Vec<*const c_char> = inputs.iter().map(|(name, _)| name.as_ptr()).collect();
+    let values: Vec<_> = inputs.iter().map(|(_, value)| value.ptr()).collect();
+    let wanted: Vec<*const c_char> = outputs.iter().map(|name| name.as_ptr()).collect();
+    let mut given = vec![ptr::null_mut(); outputs.len()];
+    // SAFETY: session, options, names and values are borrowed for the call and so outlive it; the counts are those of
+    // the vectors; `given` has room for one pointer of each wanted name. Run writes to nothing else that is ours, and
+    // reads inputs without changing them.
+    let status = unsafe {
+        (ort::api().Run)(
+            session.ptr().cast_mut(),
+            options.ptr(),
+            names.as_ptr(),
+            values.as_ptr(),
+            values.len(),
+            wanted.as_ptr(),
+            wanted.len(),
+            given.as_mut_ptr(),
+        )
+    };
+    // SAFETY: each pointer that Run gave is a value that belongs to the caller, whether all were made or not; its buffer
+    // keeps its own allocator alive, whichever the session took.
+    let given = given.into_iter().map(|pointer| {
+        NonNull::new(pointer).map(|value| unsafe { DynValue::from_ptr(value, Some(session.allocator())) })
+    });
+    let given: Vec<Option<DynValue>> = given.collect();
+    // SAFETY: the status is Run's own.
+    unsafe { ort::Error::result_from_status(status) }?;
+    given.into_iter().map(|value| value.ok_or_else(|| ort::Error::new("an output was left out"))).collect()
+}

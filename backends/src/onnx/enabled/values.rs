@@ -1,0 +1,151 @@
+//! Tensors to values of ONNX Runtime and back. Numbers are lent, both ways; text is copied, both ways.
+
+use super::flatten;
+use super::signature::Given;
+use crate::tensor::Misfit;
+use crate::{DataType, Element, InferError, Tensor};
+use bytes::Bytes;
+use half::{bf16, f16};
+use ort::session::{Session, SessionInputValue};
+use ort::value::{DynValue, PrimitiveTensorElementType, TensorElementType, TensorRef};
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+/// Element types that are both ONNX Runtime's and the protocol's.
+const TYPES: [(TensorElementType, DataType); 14] = [
+    (TensorElementType::Bool, DataType::Bool),
+    (TensorElementType::Uint8, DataType::Uint8),
+    (TensorElementType::Uint16, DataType::Uint16),
+    (TensorElementType::Uint32, DataType::Uint32),
+    (TensorElementType::Uint64, DataType::Uint64),
+    (TensorElementType::Int8, DataType::Int8),
+    (TensorElementType::Int16, DataType::Int16),
+    (TensorElementType::Int32, DataType::Int32),
+    (TensorElementType::Int64, DataType::Int64),
+    (TensorElementType::Float16, DataType::Fp16),
+    (TensorElementType::Bfloat16, DataType::Bf16),
+    (TensorElementType::Float32, DataType::Fp32),
+    (TensorElementType::Float64, DataType::Fp64),
+    (TensorElementType::String, DataType::Bytes),
+];
+
+/// The protocol's name of an element type; `None` where it has none.
+pub(super) fn datatype(element: TensorElementType) -> Option<DataType> {
+    TYPES.iter().find(|(known, _)| *known == element).map(|(_, datatype)| *datatype)
+}
+
+/// A tensor as an input of this shape, which borrows its numbers.
+///
+/// # Errors
+/// Text that is no UTF-8 or holds a zero byte; truth values that are neither 0 nor 1.
+pub(super) fn lend(tensor: &Tensor, shape: Vec<usize>) -> Result<SessionInputValue<'_>, InferError> {
+    macro_rules! numbers {
+        ($($datatype:ident $type:ty),*) => {
+            match tensor.datatype() {
+                $(DataType::$datatype => view::<$type>(tensor, shape, tensor.values::<$type>().unwrap_or_default()),)*
+                DataType::Bool => {
+                    let values = bytemuck::checked::try_cast_slice::<u8, bool>(tensor.bytes());
+                    let values = values.map_err(|_| {
+                        InferError::invalid(format!("input '{}' has BOOL values other than 0 and 1", tensor.name()))
+                    })?;
+                    view::<bool>(tensor, shape, values)
+                }
+                DataType::Bytes => text(tensor, shape),
+            }
+        };
+    }
+    numbers!(
+        Uint8 u8, Uint16 u16, Uint32 u32, Uint64 u64, Int8 i8, Int16 i16, Int32 i32, Int64 i64,
+        Fp16 f16, Bf16 bf16, Fp32 f32, Fp64 f64
+    )
+}
+
+fn view<'a, T>(tensor: &Tensor, shape: Vec<usize>, values: &'a [T]) -> Result<SessionInputValue<'a>, InferError>
+where
+    T: PrimitiveTensorElementType + std::fmt::Debug + Clone + 'static,
+{
+    TensorRef::from_array_view((shape, values)).map(Into::into).map_err(|e| refused(tensor, &e))
+}
+
+fn text(tensor: &Tensor, shape: Vec<usize>) -> Result<SessionInputValue<'static>, InferError> {
+    let mut texts = Vec::with_capacity(tensor.len());
+    for (index, text) in tensor.strings().into_iter().flatten().enumerate() {
+        let text = std::str::from_utf8(text).ok().filter(|text| !text.contains('\0'));
+        texts.push(text.map(str::to_owned).ok_or_else(|| {
+            InferError::invalid(format!(
+                "element {index} of input '{}' is not UTF-8 text without zero bytes, which this model takes",
+                tensor.name()
+            ))
+        })?);
+    }
+    let value = ort::value::Tensor::from_string_array((shape, &texts[..]));
+    value.map(Into::into).map_err(|e| refused(tensor, &e))
+}
+
+fn refused(tensor: &Tensor, error: &ort::Error) -> InferError {
+    InferError::invalid(format!("input '{}': {}", tensor.name(), error.message()))
+}
+
+/// An output as a tensor called `name`.
+///
+/// # Errors
+/// It is of a kind or type that the signature did not announce.
+pub(super) fn take(name: &str, given: &Given, value: DynValue, session: &Arc<Session>) -> Result<Tensor, InferError> {
+    let taken = match given {
+        Given::Tensor => borrow(name, value, session),
+        Given::Tensors => flatten::tensors(name, &value, session),
+        Given::Maps(classes) => flatten::maps(name, &value, classes),
+        Given::Map(classes) => flatten::map(name, &value, classes),
+    };
+    taken.map_err(|reason| InferError::Internal(format!("output '{name}': {reason}")))
+}
+
+/// A value that holds the numbers of a tensor.
+struct Lent<T> {
+    value: DynValue,
+    element: PhantomData<T>,
+    /// Its memory is the session's.
+    _session: Arc<Session>,
+}
+
+impl<T: PrimitiveTensorElementType + bytemuck::NoUninit> AsRef<[u8]> for Lent<T> {
+    fn as_ref(&self) -> &[u8] {
+        self.value.try_extract_tensor::<T>().map_or(&[], |(_, values)| bytemuck::cast_slice(values))
+    }
+}
+
+/// A tensor over the numbers of a value; text is copied.
+pub(super) fn borrow(name: &str, value: DynValue, session: &Arc<Session>) -> Result<Tensor, String> {
+    let element = *value.data_type();
+    let shape = value.shape().iter().map(|&length| usize::try_from(length));
+    let shape: Vec<usize> = shape.collect::<Result<_, _>>().map_err(|_| "has a negative length".to_owned())?;
+    macro_rules! numbers {
+        ($($element:ident $type:ty),*) => {
+            match element {
+                $(TensorElementType::$element => owned::<$type>(name, shape, value, session),)*
+                TensorElementType::Bool => {
+                    let values = value.try_extract_tensor::<bool>().map_err(|e| e.message().to_owned())?.1;
+                    Tensor::from_bools(name, shape, bytemuck::cast_slice(values).to_vec())
+                }
+                TensorElementType::String => {
+                    let (_, texts) = value.try_extract_strings().map_err(|e| e.message().to_owned())?;
+                    Tensor::from_strings(name, shape, texts)
+                }
+                other => return Err(format!("is of type {other}, which the protocol does not have")),
+            }
+        };
+    }
+    let tensor: Result<Tensor, Misfit> = numbers!(
+        Uint8 u8, Uint16 u16, Uint32 u32, Uint64 u64, Int8 i8, Int16 i16, Int32 i32, Int64 i64,
+        Float16 f16, Bfloat16 bf16, Float32 f32, Float64 f64
+    );
+    tensor.map_err(|misfit| misfit.to_string())
+}
+
+fn owned<T>(name: &str, shape: Vec<usize>, value: DynValue, session: &Arc<Session>) -> Result<Tensor, Misfit>
+where
+    T: Element + PrimitiveTensorElementType,
+{
+    let lent = Lent::<T> { value, element: PhantomData, _session: session.clone() };
+    Tensor::from_bytes(name, T::DATATYPE, shape, Bytes::from_owner(lent))
+}

@@ -1,0 +1,124 @@
+//! What an `.onnx` file says of itself, read by ourselves before ONNX Runtime sees it. Knows the format and the file
+//! system; knows nothing of the library, and keeps no weights.
+//!
+//! ```text
+//! model    ir_version, opsets, graph, functions (nodes that others call), training graphs
+//! graph    nodes, inputs, outputs, initializers (tensors; dense or sparse)
+//! node     operator, attributes: numbers, texts, tensors, and graphs in turn (the branches of If, the body of Loop)
+//! tensor   dimensions, type, and its values: listed, as raw bytes, or outside in a file
+//! ```
+//!
+//! Everything that may hold a tensor is walked, since any tensor may name a file. What the library would take for
+//! something else than is seen here is refused, not guessed: a message that stands twice, which protobuf joins; a wire
+//! type that the field does not have, which protobuf passes over.
+
+mod files;
+mod functions;
+mod tensor;
+mod types;
+mod walk;
+mod wire;
+
+pub(super) use files::check_external;
+
+use std::collections::{BTreeMap, BTreeSet};
+use wire::Message;
+
+/// What a file says of itself, without its weights.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Outline {
+    /// The version of the format.
+    pub(super) ir_version: i64,
+    /// Inputs of the graph, in order; up to version 3 of the format, initializers among them.
+    pub(super) inputs: Vec<String>,
+    /// Outputs of the graph, in order.
+    pub(super) outputs: Vec<String>,
+    /// Tensors of the graph that have values: an input of the same name may be left out.
+    pub(super) initializers: BTreeSet<String>,
+    /// Tensors whose values lie outside the file, wherever in it they are named.
+    pub(super) external: Vec<External>,
+    /// Names of classes in order, by the name of the graph output that a ZipMap node makes.
+    pub(super) classes: BTreeMap<String, Vec<String>>,
+    /// Nodes of the graph, of the graphs in its attributes, and of functions.
+    pub(super) nodes: usize,
+}
+
+/// A tensor whose values lie in another file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct External {
+    /// Its name, or the node that it belongs to.
+    pub(super) tensor: String,
+    /// The file: a plain path beneath the folder of the `.onnx` file.
+    pub(super) location: String,
+    /// Where in the file its bytes begin.
+    pub(super) offset: u64,
+    /// How many there are, where that is stated: then as many as are needed.
+    pub(super) length: Option<u64>,
+    /// What its shape and type need.
+    pub(super) bytes: u64,
+}
+
+/// Bytes that protobuf can count; its library is asked for no more.
+const BYTES_MAX: usize = i32::MAX as usize;
+
+/// Reads a file: all of it but weights.
+///
+/// # Errors
+/// What is wrong, where (graph, node, tensor, byte), and what would be right.
+pub(super) fn read(data: &[u8]) -> Result<Outline, String> {
+    if data.len() > BYTES_MAX {
+        return Err(format!(
+            "{} bytes; an ONNX file has at most {BYTES_MAX}: save the model with its weights as external data",
+            data.len()
+        ));
+    }
+    // ONNX Runtime tells its own format by these bytes, and would read something else than was checked.
+    if data.get(4..8) == Some(b"ORTM") {
+        return Err("is in ONNX Runtime's own format (.ort): serve the .onnx file that it was made from".into());
+    }
+    walk::model(Message::file(data))
+}
+
+/// Files that an `.onnx` file keeps its weights in: plain paths beneath its folder, each once.
+///
+/// # Errors
+/// The file is refused, as it is when it is loaded.
+pub fn external_files(data: &[u8]) -> Result<BTreeSet<String>, String> {
+    Ok(read(data)?.external.into_iter().map(|external| external.location).collect())
+}
+
+/// Is this the beginning of an ONNX file? The version of the format stands first, as every library writes it, and the
+/// graph begins within what is given.
+pub(crate) fn looks_like(head: &[u8]) -> bool {
+    if !matches!(head, [0x08, 1..=0x7f, ..]) {
+        return false;
+    }
+    let mut fields = Message::file(head).fields();
+    while let Ok((number, kind)) = fields.key() {
+        let Ok(value) = fields.varint() else { return false };
+        match (number, kind) {
+            (1 | 5, 0) => {}
+            (7, 2) => return value > 0 && matches!(fields.key(), Ok((1 | 2 | 5 | 10..=13 | 15 | 16, 2))),
+            (2..=4 | 6 | 8 | 14 | 20 | 25 | 26, 2) => {
+                if fields.bytes(value).is_none() {
+                    return false;
+                }
+            }
+            _ => return false,
+        }
+    }
+    false
+}
+
+/// A name out of the file in a message: quoted, without control characters, and not without end.
+fn shown(name: &str) -> String {
+    const CHARACTERS: usize = 80;
+    let rest = if name.chars().nth(CHARACTERS).is_some() { "…" } else { "" };
+    let beginning: String = name.chars().take(CHARACTERS).collect();
+    format!("'{}{rest}'", beginning.escape_debug())
+}
+
+#[cfg(test)]
+mod parts;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,79 @@
+//! Types of values: walked for their form alone, since what they mean is asked of ONNX Runtime.
+
+use super::shown;
+use super::wire::{Message, once};
+
+/// Types within types.
+const TYPES_DEEP: usize = 8;
+
+/// The name of an input, an output or a value between nodes, whose type is in order.
+pub(super) fn value_info<'a>(message: Message<'a>, what: &str) -> Result<&'a str, String> {
+    let (mut name, mut kind) = ("", None);
+    for field in message.fields() {
+        let field = field?;
+        match field.number {
+            1 => name = field.text()?,
+            2 => once(&mut kind, &field)?,
+            _ => {}
+        }
+    }
+    kind.map_or(Ok(()), |kind| types(kind, 1)).map_err(|e| format!("{what} {}: {e}", shown(name)))?;
+    Ok(name)
+}
+
+/// A type: of tensors, or of sequences, maps and optional values of other types.
+pub(super) fn types(message: Message<'_>, depth: usize) -> Result<(), String> {
+    if depth > TYPES_DEEP {
+        return Err(format!("a type is nested more than {TYPES_DEEP} deep"));
+    }
+    for field in message.fields() {
+        let field = field?;
+        // Where the inner type is: what is in a map stands behind the type of its keys.
+        let inner = match field.number {
+            1 | 8 => {
+                shape(field.message()?)?;
+                continue;
+            }
+            4 | 9 => 1,
+            5 => 2,
+            _ => continue,
+        };
+        for field in field.message()?.fields() {
+            let field = field?;
+            if field.number == inner {
+                types(field.message()?, depth + 1)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The type of a tensor: of its elements, and its dimensions.
+fn shape(message: Message<'_>) -> Result<(), String> {
+    for field in message.fields() {
+        let field = field?;
+        if field.number != 2 {
+            continue;
+        }
+        for field in field.message()?.fields() {
+            let field = field?;
+            if field.number == 1 {
+                dimension(field.message()?)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A dimension: a number, or a name.
+fn dimension(message: Message<'_>) -> Result<(), String> {
+    for field in message.fields() {
+        let field = field?;
+        match field.number {
+            1 => field.whole().map(|_| ())?,
+            2 => field.text().map(|_| ())?,
+            _ => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,403 @@
+//! The walk through a model: graphs, nodes, attributes, functions. Finds every tensor, knows the operators that
+//! need no library, and names the place of what is wrong.
+
+use super::functions::{self, Body};
+use super::tensor::{self, Tensor};
+use super::types::{types, value_info};
+use super::wire::{Field, Message, once, twice};
+use super::{External, Outline, shown};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Graphs within graphs.
+const GRAPHS_DEEP: usize = 16;
+/// Tensors outside the file.
+const EXTERNAL_MAX: usize = 100_000;
+
+/// Domains of ONNX Runtime's own operators, with the short name of the first.
+const DOMAINS: [&str; 10] = [
+    "",
+    "ai.onnx.ml",
+    "ai.onnx.preview",
+    "ai.onnx.preview.training",
+    "ai.onnx.training",
+    "com.microsoft",
+    "com.microsoft.experimental",
+    "com.microsoft.nchwc",
+    "com.ms.internal.nhwc",
+    "org.pytorch.aten",
+];
+
+/// The short name of a domain.
+fn short(domain: &str) -> &str {
+    if domain == "ai.onnx" { "" } else { domain }
+}
+
+/// Domain, name, overload.
+type Operator<'a> = (&'a str, &'a str, &'a str);
+
+/// Parts of a model.
+#[derive(Default)]
+struct Model<'a> {
+    ir_version: i64,
+    opsets: Vec<Message<'a>>,
+    graph: Option<Message<'a>>,
+    functions: Vec<Message<'a>>,
+    training: Vec<Message<'a>>,
+}
+
+impl<'a> Model<'a> {
+    fn read(message: Message<'a>) -> Result<Self, String> {
+        let mut model = Model::default();
+        for field in message.fields() {
+            let field = field?;
+            match field.number {
+                1 => model.ir_version = field.whole()?,
+                7 => once(&mut model.graph, &field)?,
+                8 => model.opsets.push(field.message()?),
+                20 => model.training.push(field.message()?),
+                25 => model.functions.push(field.message()?),
+                _ => {}
+            }
+        }
+        Ok(model)
+    }
+}
+
+/// Reads a model.
+pub(super) fn model(message: Message<'_>) -> Result<Outline, String> {
+    let model = Model::read(message)?;
+    let graph = model.graph.ok_or("has no graph: it is cut off, or no ONNX model")?;
+    if model.ir_version < 1 {
+        return Err(format!("ir_version is {}; expected the version of the format, 1 or more", model.ir_version));
+    }
+    if model.opsets.is_empty() {
+        return Err(
+            "has no opset_import: expected is the version of each set of operators that its nodes are of".into()
+        );
+    }
+    model.opsets.iter().try_for_each(|set| opset(*set))?;
+    let mut walk = Walk::default();
+    for (index, function) in model.functions.iter().enumerate() {
+        let operator = operator(*function)?;
+        // The graph is the first body.
+        if walk.functions.insert(operator, index + 1).is_some() {
+            return Err(format!("function {} stands twice", shown(operator.1)));
+        }
+    }
+    let graph = walk.graph(graph, 0)?;
+    let mut bodies = vec![std::mem::take(&mut walk.body)];
+    for function in &model.functions {
+        walk.function(*function)?;
+        bodies.push(std::mem::take(&mut walk.body));
+    }
+    functions::check(&bodies)?;
+    for training in &model.training {
+        walk.training(*training)?;
+    }
+    Ok(Outline {
+        ir_version: model.ir_version,
+        inputs: graph.inputs.into_iter().map(str::to_owned).collect(),
+        initializers: graph.initializers.into_iter().map(str::to_owned).collect(),
+        classes: classes(graph.classes, &graph.outputs),
+        outputs: graph.outputs.into_iter().map(str::to_owned).collect(),
+        external: walk.external,
+        nodes: bodies.iter().map(|body| body.nodes).sum(),
+    })
+}
+
+/// Those that are of outputs of the graph.
+fn classes(found: Vec<(&str, Vec<String>)>, outputs: &[&str]) -> BTreeMap<String, Vec<String>> {
+    let outputs: BTreeSet<&str> = outputs.iter().copied().collect();
+    let found = found.into_iter().filter(|(output, _)| outputs.contains(output));
+    found.map(|(output, names)| (output.to_owned(), names)).collect()
+}
+
+/// Any domain may be imported: exporters leave the names of those that no node is of any more.
+fn opset(message: Message<'_>) -> Result<(), String> {
+    let (mut domain, mut version) = ("", 0);
+    for field in message.fields() {
+        let field = field?;
+        match field.number {
+            1 => domain = field.text()?,
+            2 => version = field.whole()?,
+            _ => {}
+        }
+    }
+    if version < 1 {
+        return Err(format!("opset_import of domain {} has the version {version}; expected 1 or more", shown(domain)));
+    }
+    Ok(())
+}
+
+/// What nodes call a function by.
+fn operator(message: Message<'_>) -> Result<Operator<'_>, String> {
+    let (mut domain, mut name, mut overload) = ("", "", "");
+    for field in message.fields() {
+        let field = field?;
+        match field.number {
+            1 => name = field.text()?,
+            10 => domain = field.text()?,
+            13 => overload = field.text()?,
+            _ => {}
+        }
+    }
+    Ok((short(domain), name, overload))
+}
+
+/// What a graph says of itself.
+#[derive(Default)]
+struct Graph<'a> {
+    inputs: Vec<&'a str>,
+    outputs: Vec<&'a str>,
+    initializers: BTreeSet<&'a str>,
+    /// Of the outputs of ZipMap nodes.
+    classes: Vec<(&'a str, Vec<String>)>,
+}
+
+/// A node before its attributes.
+#[derive(Default)]
+struct Node<'a> {
+    at: usize,
+    name: &'a str,
+    operator: Operator<'a>,
+    /// The first output.
+    output: Option<&'a str>,
+    attributes: Vec<Message<'a>>,
+}
+
+impl<'a> Node<'a> {
+    fn read(message: Message<'a>) -> Result<Self, String> {
+        let mut node = Node { at: message.at, ..Node::default() };
+        for field in message.fields() {
+            let field = field?;
+            match field.number {
+                1 => field.text().map(|_| ())?,
+                2 => node.output = node.output.or(Some(field.text()?)),
+                3 => node.name = field.text()?,
+                4 => node.operator.1 = field.text()?,
+                5 => node.attributes.push(field.message()?),
+                7 => node.operator.0 = short(field.text()?),
+                8 => node.operator.2 = field.text()?,
+                _ => {}
+            }
+        }
+        Ok(node)
+    }
+
+    /// How messages call it.
+    fn label(&self) -> String {
+        let (op, name) = (shown(self.operator.1), shown(self.name));
+        if self.name.is_empty() { format!("node {op} at byte {}", self.at) } else { format!("node {name} of {op}") }
+    }
+
+    /// Names of classes, if this is a ZipMap.
+    fn classes(&self) -> Result<Option<(&'a str, Vec<String>)>, String> {
+        let Some(output) = self.output.filter(|_| self.operator.0 == "ai.onnx.ml" && self.operator.1 == "ZipMap")
+        else {
+            return Ok(None);
+        };
+        let (mut texts, mut numbers) = (Vec::new(), Vec::new());
+        for attribute in &self.attributes {
+            labels(*attribute, &mut texts, &mut numbers).map_err(|e| format!("{}: {e}", self.label()))?;
+        }
+        let names = if texts.is_empty() { numbers } else { texts };
+        Ok((!names.is_empty()).then_some((output, names)))
+    }
+}
+
+/// Adds the labels of an attribute of a ZipMap.
+fn labels(attribute: Message<'_>, texts: &mut Vec<String>, numbers: &mut Vec<String>) -> Result<(), String> {
+    let mut name = "";
+    for field in attribute.fields() {
+        let field = field?;
+        if field.number == 1 {
+            name = field.text()?;
+        }
+    }
+    for field in attribute.fields() {
+        let field = field?;
+        match (name, field.number) {
+            ("classlabels_int64s", 8) => field.wholes(|label| numbers.push(label.to_string()))?,
+            ("classlabels_strings", 9) => texts.push(field.text()?.to_owned()),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct Walk<'a> {
+    /// The body of each.
+    functions: BTreeMap<Operator<'a>, usize>,
+    external: Vec<External>,
+    /// Of the graph or function that is being walked.
+    body: Body,
+}
+
+impl<'a> Walk<'a> {
+    fn graph(&mut self, message: Message<'a>, depth: usize) -> Result<Graph<'a>, String> {
+        let mut name = "";
+        for field in message.fields() {
+            let field = field?;
+            if field.number == 2 {
+                name = field.text()?;
+            }
+        }
+        let within = |e: String| format!("graph {}: {e}", shown(name));
+        if depth > GRAPHS_DEEP {
+            return Err(within(format!("is nested more than {GRAPHS_DEEP} deep")));
+        }
+        let mut graph = Graph::default();
+        for field in message.fields() {
+            self.part(&field?, depth, &mut graph).map_err(within)?;
+        }
+        Ok(graph)
+    }
+
+    /// A field of a graph.
+    fn part(&mut self, field: &Field<'a>, depth: usize, graph: &mut Graph<'a>) -> Result<(), String> {
+        match field.number {
+            1 => {
+                let node = Node::read(field.message()?)?;
+                self.node(&node, depth)?;
+                // Only outputs of the model are asked for their classes.
+                if depth == 0 {
+                    graph.classes.extend(node.classes()?);
+                }
+            }
+            5 => {
+                graph.initializers.insert(self.tensor(field.message()?, "initializer")?);
+            }
+            11 => graph.inputs.push(port(field.message()?, "input", depth)?),
+            12 => graph.outputs.push(port(field.message()?, "output", depth)?),
+            13 => value_info(field.message()?, "value_info").map(|_| ())?,
+            15 => {
+                graph.initializers.insert(self.sparse(field.message()?, "sparse initializer")?);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn node(&mut self, node: &Node<'a>, depth: usize) -> Result<(), String> {
+        self.body.nodes += 1;
+        let first = self.external.len();
+        let walked = self.operator(node);
+        let walked = walked.and_then(|()| node.attributes.iter().try_for_each(|part| self.attribute(*part, depth)));
+        walked.map_err(|e| format!("{}: {e}", node.label()))?;
+        for external in self.external[first..].iter_mut().filter(|external| external.tensor.is_empty()) {
+            external.tensor = node.label();
+        }
+        Ok(())
+    }
+
+    /// Is it one that needs no library, and no file?
+    fn operator(&mut self, node: &Node<'a>) -> Result<(), String> {
+        let (domain, op, _) = node.operator;
+        if op.is_empty() {
+            return Err("has no op_type, the name of its operator".into());
+        }
+        if op == "EPContext" {
+            return Err(
+                "holds or names a model that was compiled for one device; serve the model it was made from".into()
+            );
+        }
+        if let Some(&function) = self.functions.get(&node.operator) {
+            self.body.calls.push(function);
+            return Ok(());
+        }
+        if DOMAINS.contains(&domain) {
+            return Ok(());
+        }
+        Err(format!(
+            "is a custom operator of domain {}, which needs a library; none is loaded into the server: export the \
+             model with operators of ONNX or ONNX Runtime, or with this one as a function in the file",
+            shown(domain)
+        ))
+    }
+
+    fn attribute(&mut self, message: Message<'a>, depth: usize) -> Result<(), String> {
+        let (mut name, mut inner) = ("", Vec::<Field<'a>>::new());
+        for field in message.fields() {
+            let field = field?;
+            match field.number {
+                1 => name = field.text()?,
+                // Tensor, graph, type, sparse tensor; then lists of these.
+                5 | 6 | 14 | 22 if inner.iter().any(|other| other.number == field.number) => return Err(twice(&field)),
+                5 | 6 | 14 | 22 | 10 | 11 | 15 | 23 => inner.push(field),
+                _ => {}
+            }
+        }
+        let walked = inner.iter().try_for_each(|field| {
+            let message = field.message()?;
+            match field.number {
+                5 | 10 => self.tensor(message, "tensor").map(|_| ()),
+                6 | 11 => self.graph(message, depth + 1).map(|_| ()),
+                22 | 23 => self.sparse(message, "sparse tensor").map(|_| ()),
+                _ => types(message, 1),
+            }
+        });
+        walked.map_err(|e| format!("attribute {}: {e}", shown(name)))
+    }
+
+    /// The name of a tensor that is in order.
+    fn tensor(&mut self, message: Message<'a>, what: &str) -> Result<&'a str, String> {
+        let tensor = Tensor::read(message).map_err(|e| format!("{what}: {e}"))?;
+        let within = |e: String| format!("{what} {} {e}", shown(tensor.name));
+        if let Some(external) = tensor.check().map_err(within)? {
+            if self.external.len() == EXTERNAL_MAX {
+                return Err(within(format!("is external, as {EXTERNAL_MAX} before it are; no more are read")));
+            }
+            self.external.push(external);
+        }
+        Ok(tensor.name)
+    }
+
+    /// The name of a sparse tensor, which is that of its values.
+    fn sparse(&mut self, message: Message<'a>, what: &str) -> Result<&'a str, String> {
+        let [values, indices] = tensor::sparse(message).map_err(|e| format!("{what} at byte {}: {e}", message.at))?;
+        let name = self.tensor(values, what)?;
+        self.tensor(indices, "tensor").map_err(|e| format!("{what} {}: indices: {e}", shown(name)))?;
+        Ok(name)
+    }
+
+    fn function(&mut self, message: Message<'a>) -> Result<(), String> {
+        let (_, name, _) = operator(message)?;
+        let within = |e: String| format!("function {}: {e}", shown(name));
+        for field in message.fields() {
+            let field = field?;
+            let walked = match field.number {
+                7 => field.message().and_then(Node::read).and_then(|node| self.node(&node, 0)),
+                9 => field.message().and_then(opset),
+                11 => field.message().and_then(|attribute| self.attribute(attribute, 0)),
+                12 => field.message().and_then(|info| value_info(info, "value_info").map(|_| ())),
+                _ => Ok(()),
+            };
+            walked.map_err(within)?;
+        }
+        Ok(())
+    }
+
+    /// Graphs of training, which are not run; the library may read them all the same.
+    fn training(&mut self, message: Message<'a>) -> Result<(), String> {
+        let (mut initialization, mut algorithm) = (None, None);
+        for field in message.fields() {
+            let field = field?;
+            match field.number {
+                1 => once(&mut initialization, &field)?,
+                2 => once(&mut algorithm, &field)?,
+                _ => {}
+            }
+        }
+        let graphs = [initialization, algorithm].into_iter().flatten();
+        graphs.map(|graph| self.graph(graph, 0)).try_for_each(|graph| graph.map(|_| ()))
+    }
+}
+
+/// The name of an input or output. Those of the model are asked for by their names.
+fn port<'a>(message: Message<'a>, what: &str, depth: usize) -> Result<&'a str, String> {
+    match value_info(message, what)? {
+        "" if depth == 0 => Err(format!("{what} at byte {} has no name", message.at)),
+        name => Ok(name),
+    }
+}

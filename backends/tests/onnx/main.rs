@@ -1,0 +1,234 @@
+//! ONNX Runtime behind the contract. `make test` says where its library is.
+
+// The exemption of tests covers only the bodies of `#[test]` functions.
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
+mod graph;
+
+use backends::llm::LanguageOptions;
+use backends::onnx::OnnxOptions;
+use backends::{
+    Artifact, Call, CancelFlag, Conventions, DataType, InferError, Limits, LoadError, LoadOptions, Model, Parameters,
+    Predictor, Tensor, load,
+};
+use graph::{BOOL, FLOAT, INT64, Message, attribute, body, file, floats, node, value};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+fn options() -> LoadOptions {
+    let library = std::env::var_os("TENSORGATE_ONNXRUNTIME_LIB");
+    let library = library.expect("TENSORGATE_ONNXRUNTIME_LIB names ONNX Runtime's library: `make crates` sees to it");
+    LoadOptions {
+        pool: Arc::new(rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap()),
+        limits: Limits::default(),
+        conventions: Conventions::Kserve,
+        language: LanguageOptions::default(),
+        onnx: OnnxOptions { libraries: vec![library.into()] },
+    }
+}
+
+fn opened(bytes: &[u8], settings: &str, options: &LoadOptions) -> Result<Box<dyn Predictor>, LoadError> {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("model.onnx"), bytes).unwrap();
+    std::fs::write(directory.path().join("model.toml"), settings).unwrap();
+    let artifact = Artifact::open(directory.path(), directory.path())?;
+    match load(&artifact, options)? {
+        Model::Predictor(predictor) => Ok(predictor),
+        Model::Language(_) => panic!("not a language model"),
+    }
+}
+
+fn predictor(bytes: &[u8]) -> Box<dyn Predictor> {
+    opened(bytes, "", &options()).unwrap()
+}
+
+fn run(predictor: &dyn Predictor, inputs: &[Tensor], call: Wait) -> Result<Vec<Tensor>, InferError> {
+    let (parameters, cancel) = (Parameters::new(), call.cancel);
+    let deadline = call.time.map(|time| Instant::now() + time);
+    predictor.predict(&Call { inputs, outputs: &[], parameters: &parameters, deadline, cancel: &cancel })
+}
+
+/// How long somebody waits.
+#[derive(Clone, Default)]
+struct Wait {
+    time: Option<Duration>,
+    cancel: CancelFlag,
+}
+
+/// y = x W: a row of three numbers to two.
+fn product(batch: Result<i64, &str>) -> Vec<u8> {
+    let weights = floats("w", &[3, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    file(&graph::graph(
+        &[node("MatMul", &["x", "w"], &["y"], &[])],
+        &[weights],
+        &[value("x", FLOAT, &[batch, Ok(3)])],
+        &[value("y", FLOAT, &[batch, Ok(2)])],
+    ))
+}
+
+/// One node over tables of any number of rows.
+fn over_rows(operator: &str, attributes: &[Message]) -> Vec<u8> {
+    let table = |name| value(name, FLOAT, &[Err("rows"), Ok(3)]);
+    file(&graph::graph(&[node(operator, &["x"], &["y"], attributes)], &[], &[table("x")], &[table("y")]))
+}
+
+/// Counts to `n`, adding up sines, which nothing can be folded of.
+fn endless() -> Vec<u8> {
+    let step = graph::graph(
+        &[
+            node("Sin", &["a"], &["s"], &[]),
+            node("Add", &["s", "a"], &["b"], &[]),
+            node("Identity", &["c"], &["d"], &[]),
+        ],
+        &[],
+        &[value("i", INT64, &[]), value("c", BOOL, &[]), value("a", FLOAT, &[Ok(1)])],
+        &[value("d", BOOL, &[]), value("b", FLOAT, &[Ok(1)])],
+    );
+    file(&graph::graph(
+        &[node("Loop", &["n", "", "x"], &["y"], &[body("body", &step)])],
+        &[],
+        &[value("n", INT64, &[Ok(1)]), value("x", FLOAT, &[Ok(1)])],
+        &[value("y", FLOAT, &[Ok(1)])],
+    ))
+}
+
+fn table(rows: usize, from: f32) -> Tensor {
+    let values = (0..rows * 3).map(|i| from + i as f32).collect();
+    Tensor::from_vec("x", vec![rows, 3], values).unwrap()
+}
+
+#[test]
+fn many_threads_share_a_session_and_each_gets_its_own_answer() {
+    let predictor = predictor(&product(Err("batch")));
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let predictor = &predictor;
+            scope.spawn(move || {
+                for turn in 0..500 {
+                    let (rows, from) = (1 + turn % 7, (thread * 1000 + turn) as f32);
+                    let input = table(rows, from);
+                    let outputs = run(&**predictor, std::slice::from_ref(&input), Wait::default()).unwrap();
+                    let (x, y) = (input.to_f32().unwrap(), outputs[0].to_f32().unwrap());
+                    assert_eq!(outputs[0].shape(), [rows, 2]);
+                    for (x, y) in x.chunks(3).zip(y.chunks(2)) {
+                        let wanted = [x[0] + 3.0 * x[1] + 5.0 * x[2], 2.0 * x[0] + 4.0 * x[1] + 6.0 * x[2]];
+                        assert!((y[0] - wanted[0]).abs() < 0.5 && (y[1] - wanted[1]).abs() < 0.5, "{x:?} {y:?}");
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn outputs_outlive_the_model() {
+    let predictor = predictor(&product(Err("batch")));
+    let outputs = run(&*predictor, &[table(1000, 0.0)], Wait::default()).unwrap();
+    let before = outputs[0].bytes().to_vec();
+    drop(predictor);
+    assert_eq!(outputs[0].bytes(), &before[..]);
+}
+
+#[test]
+fn rows_are_stacked_only_where_they_are_apart() {
+    for (what, bytes, batchable) in [
+        ("a product", product(Err("batch")), true),
+        ("a product of unnamed rows", product(Err("")), true),
+        ("rows that are fixed", product(Ok(1)), false),
+        ("each row's softmax", over_rows("Softmax", &[attribute("axis", 1)]), true),
+        ("each column's softmax", over_rows("Softmax", &[attribute("axis", 0)]), false),
+    ] {
+        assert_eq!(predictor(&bytes).profile().batchable, batchable, "{what}");
+    }
+}
+
+#[test]
+fn a_signature_is_the_graphs() {
+    let predictor = predictor(&product(Err("batch")));
+    let signature = predictor.signature();
+    let ports = [&signature.inputs[0], &signature.outputs[0]];
+    let told = ports.map(|port| (port.name.as_str(), port.datatype, port.shape.clone()));
+    assert_eq!(told, [("x", DataType::Fp32, vec![-1, 3]), ("y", DataType::Fp32, vec![-1, 2])]);
+    assert_eq!((signature.platform.as_str(), signature.strict), ("onnxruntime_onnx", true));
+}
+
+#[test]
+fn a_run_ends_with_its_deadline_or_when_nobody_waits() {
+    let predictor = predictor(&endless());
+    let n = Tensor::from_vec("n", vec![1], vec![i64::MAX]).unwrap();
+    let x = Tensor::from_vec("x", vec![1], vec![0.5f32]).unwrap();
+    let inputs = [n, x];
+    let time = Some(Duration::from_millis(50));
+    assert_eq!(run(&*predictor, &inputs, Wait { time, ..Wait::default() }).unwrap_err(), InferError::Deadline);
+    let wait = Wait::default();
+    let cancel = wait.cancel.clone();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(50));
+            cancel.cancel();
+        });
+        assert_eq!(run(&*predictor, &inputs, wait).unwrap_err(), InferError::Cancelled);
+    });
+    // The session serves on.
+    let few = [Tensor::from_vec("n", vec![1], vec![3i64]).unwrap(), inputs[1].clone()];
+    assert!(run(&*predictor, &few, Wait::default()).is_ok());
+}
+
+#[test]
+fn a_provider_that_the_library_lacks_is_an_error_unless_another_may_serve() {
+    let graph = product(Err("batch"));
+    for provider in ["cuda", "tensorrt", "openvino"] {
+        let settings = format!("[onnx]\nproviders = [\"{provider}\"]\n");
+        let error = opened(&graph, &settings, &options()).unwrap_err();
+        let wanted = format!("execution provider '{provider}' does not load: ");
+        assert!(error.reason.starts_with(&wanted) && error.reason.contains("fallback = true"), "{error}");
+        let predictor = opened(&graph, &(settings + "fallback = true\n"), &options()).unwrap();
+        let profile = predictor.profile();
+        assert_eq!((profile.device.as_str(), profile.notes.len()), ("cpu", 1));
+        assert!(profile.notes[0].starts_with(&wanted), "{:?}", profile.notes);
+    }
+}
+
+#[test]
+fn without_a_library_the_reason_says_how_to_get_one() {
+    let missing = Path::new("/nowhere/libonnxruntime.so").to_path_buf();
+    let options = LoadOptions { onnx: OnnxOptions { libraries: vec![missing] }, ..options() };
+    let error = opened(&product(Err("n")), "", &options).unwrap_err();
+    assert!(error.reason.contains("/nowhere/libonnxruntime.so: there is no such file"), "{error}");
+    assert!(error.reason.contains("--onnxruntime-lib FILE"), "{error}");
+}
+
+#[test]
+fn what_nobody_can_run_is_refused() {
+    let damaged = &product(Err("n"))[..40];
+    let unknown = over_rows("Frobnicate", &[]);
+    for (bytes, what) in [(damaged, "byte"), (&unknown[..], "ONNX Runtime refuses it: ")] {
+        let error = opened(bytes, "", &options()).unwrap_err();
+        assert!(error.reason.contains(what), "{error}");
+    }
+    let predictor = predictor(&product(Err("n")));
+    let narrow = Tensor::from_vec("x", vec![1, 2], vec![1f32, 2.0]).unwrap();
+    let error = run(&*predictor, &[narrow], Wait::default()).unwrap_err();
+    assert!(matches!(&error, InferError::Invalid(what) if what.contains("ONNX Runtime")), "{error}");
+    let error = run(&*predictor, &[table(1, 0.0).renamed("z")], Wait::default()).unwrap_err();
+    assert_eq!(error, InferError::invalid("input 'x' is missing"));
+}
+
+#[test]
+fn loading_and_unloading_leaves_nothing_behind() {
+    let (bytes, options) = (product(Err("batch")), options());
+    let resident = || {
+        let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+        text.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 4096
+    };
+    let turn = || {
+        let predictor = opened(&bytes, "", &options).unwrap();
+        run(&*predictor, &[table(64, 1.0)], Wait::default()).unwrap();
+    };
+    (0..50).for_each(|_| turn());
+    let before = resident();
+    (0..200).for_each(|_| turn());
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 8 << 20, "{grown} bytes in 200 turns");
+}

@@ -1,0 +1,33 @@
+//! Where ONNX Runtime's library may be, and what else a process of our own is started with.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// Its name, as packages of systems have it, with and without the version of its interface.
+const NAMES: [&str; 2] = ["libonnxruntime.so", "libonnxruntime.so.1"];
+
+/// The file that was said, or places, nearest first: beside the binary, in `lib/` beside it, where the system's loader
+/// looks.
+pub fn onnxruntime(said: Option<&Path>) -> Vec<PathBuf> {
+    if let Some(said) = said {
+        return vec![said.to_path_buf()];
+    }
+    let beside = std::env::current_exe().ok().and_then(|program| program.parent().map(Path::to_path_buf));
+    let folders = beside.into_iter().flat_map(|folder| [folder.join("lib"), folder]).rev();
+    let near = folders.map(|folder| folder.join(NAMES[0]));
+    near.chain(NAMES.map(PathBuf::from)).collect()
+}
+
+/// The binary that runs, whatever lies at its path by now.
+///
+/// # Errors
+/// The system does not tell.
+pub fn own_program() -> std::io::Result<PathBuf> {
+    let own = Path::new("/proc/self/exe");
+    if own.exists() { Ok(own.to_path_buf()) } else { std::env::current_exe() }
+}
+
+/// Folders where the loader looks first: the one variable that a child which loads libraries needs.
+pub fn search_path() -> Option<(&'static str, OsString)> {
+    std::env::var_os("LD_LIBRARY_PATH").map(|folders| ("LD_LIBRARY_PATH", folders))
+}
