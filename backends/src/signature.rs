@@ -41,6 +41,8 @@ pub struct Port {
     pub also: Vec<DataType>,
     /// Its shape; -1 is any length.
     pub shape: Vec<i64>,
+    /// May it have any shape? Then `shape` says nothing.
+    pub any_shape: bool,
     /// May it be left out?
     pub optional: bool,
     /// One label for each index of the last dimension, for classification.

@@ -27,6 +27,7 @@ impl Trivial {
             datatype: DataType::Fp32,
             also: Vec::new(),
             shape,
+            any_shape: false,
             optional: false,
             labels: Vec::new(),
         };

@@ -112,23 +112,38 @@ fn check_strictly(servable: &Servable, request: &Infer) -> Result<(), Error> {
             )));
         }
     }
+    let missing = missing(ports, &request.inputs);
     if request.inputs.len() < required {
         return Err(Error::Invalid(format!(
-            "expected {required} inputs but got {} inputs for model '{model}'",
+            "expected {required} inputs but got {} inputs for model '{model}': missing required input(s) {missing:?}",
             request.inputs.len()
         )));
     }
-    check_required(model, ports, &request.inputs)
+    if !missing.is_empty() {
+        return Err(Error::Invalid(format!("missing required input(s) {missing:?} for model '{model}'")));
+    }
+    check_rows(servable, &request.inputs)
 }
 
-/// There may be as many inputs as are required, and one of these not among them.
-fn check_required(model: &str, ports: &[Port], inputs: &[Tensor]) -> Result<(), Error> {
-    let given = |port: &&Port| inputs.iter().any(|input| input.name() == port.name);
-    let missing: Vec<_> = ports.iter().filter(|port| !port.optional && !given(port)).map(|port| &port.name).collect();
-    match missing.first() {
-        Some(_) => Err(Error::Invalid(format!("missing required input(s) {missing:?} for model '{model}'"))),
+/// Where the first dimension is a batch, all inputs have as many rows.
+fn check_rows(servable: &Servable, inputs: &[Tensor]) -> Result<(), Error> {
+    let count = rows(inputs);
+    match inputs.iter().find(|input| input.rows() != count).filter(|_| is_batched(servable)) {
+        Some(other) => Err(Error::Invalid(format!(
+            "input '{}' has {} rows, but input '{}' of the same request has {count}, for model '{}'",
+            other.name(),
+            other.rows(),
+            inputs[0].name(),
+            servable.name
+        ))),
         None => Ok(()),
     }
+}
+
+/// Inputs that a request lacks: there may be as many as are required, and one of these not among them.
+fn missing<'a>(ports: &'a [Port], inputs: &[Tensor]) -> Vec<&'a str> {
+    let given = |port: &&Port| inputs.iter().any(|input| input.name() == port.name);
+    ports.iter().filter(|port| !port.optional && !given(port)).map(|port| port.name.as_str()).collect()
 }
 
 /// `[-1,4]`, as Triton prints shapes.
@@ -138,7 +153,7 @@ fn bracketed(shape: &[impl ToString]) -> String {
 
 fn shape_fits(port: &Port, input: &Tensor) -> bool {
     let fits = |(wanted, got): (&i64, &usize)| *wanted < 0 || *wanted as usize == *got;
-    port.shape.len() == input.shape().len() && port.shape.iter().zip(input.shape()).all(fits)
+    port.any_shape || port.shape.len() == input.shape().len() && port.shape.iter().zip(input.shape()).all(fits)
 }
 
 #[cfg(test)]
@@ -158,17 +173,18 @@ mod tests {
             also: Vec::new(),
             shape: vec![-1],
             optional,
+            any_shape: false,
             labels: Vec::new(),
         };
         let ports = [port("a", false), port("b", false), port("c", true)];
         let given = |names: &[&str]| {
             let tensor = |name: &&str| Tensor::from_vec(*name, vec![1], vec![0f32]).unwrap();
-            check_required("m", &ports, &names.iter().map(tensor).collect::<Vec<_>>())
+            missing(&ports, &names.iter().map(tensor).collect::<Vec<_>>()).join(", ")
         };
-        assert_eq!(given(&["b", "a"]), Ok(()));
-        assert_eq!(given(&["a", "b", "c"]), Ok(()));
-        let refused = given(&["a", "c"]).unwrap_err();
-        assert_eq!(refused, Error::Invalid("missing required input(s) [\"b\"] for model 'm'".into()));
+        assert_eq!(given(&["b", "a"]), "");
+        assert_eq!(given(&["a", "b", "c"]), "");
+        assert_eq!(given(&["a", "c"]), "b");
+        assert_eq!(given(&["c"]), "a, b");
     }
 
     #[test]
@@ -179,6 +195,7 @@ mod tests {
             also: Vec::new(),
             shape: shape.into(),
             optional: false,
+            any_shape: false,
             labels: Vec::new(),
         };
         let text = |shape: Vec<usize>| Tensor::from_strings("x", shape, vec!["a"]).unwrap();

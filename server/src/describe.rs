@@ -402,6 +402,7 @@ mod tests {
             also: Vec::new(),
             shape: shape.into(),
             optional: false,
+            any_shape: false,
             labels: Vec::new(),
         };
         let signature = Signature {

@@ -9,7 +9,7 @@
 //!
 //! The server looks at the child's memory and the clock, and kills it when either is too much.
 
-use crate::config::libraries::{own_program, search_path};
+use crate::config::libraries::{own_program, search_paths};
 use crate::process::{PAGE, Process, available_bytes};
 use crate::threads;
 use backends::llm::LanguageOptions;
@@ -152,7 +152,7 @@ fn left(machine: u64) -> u64 {
 
 fn spawn() -> std::io::Result<Child> {
     let mut command = Command::new(own_program()?);
-    command.arg0("tensorgate").arg(COMMAND).env_clear().envs(search_path());
+    command.arg0("tensorgate").arg(COMMAND).env_clear().envs(search_paths());
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
 }
 

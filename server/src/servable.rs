@@ -97,6 +97,7 @@ impl Servable {
             also: Vec::new(),
             shape: vec![1],
             optional: !name.starts_with("text_"),
+            any_shape: false,
             labels: Vec::new(),
         };
         let signature = Signature {

@@ -17,6 +17,7 @@ fn signature(datatype: DataType, shape: &[i64]) -> Signature {
         shape: shape.to_vec(),
         also: Vec::new(),
         optional: false,
+        any_shape: false,
         labels: Vec::new(),
     };
     Signature {

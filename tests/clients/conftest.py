@@ -1,11 +1,14 @@
 """Starts the server under test.
 
 TENSORGATE_BIN     the binary
-TENSORGATE_MODELS  the example repository, each model with its expected.json
+TENSORGATE_MODELS  the example repository, each model of trees with its expected.json
 TENSORGATE_HTTP, TENSORGATE_GRPC
                    host:port of a server that already runs: tests that need no server of their own use it instead
+TENSORGATE_ONNXRUNTIME_LIB
+                   the library that servers load ONNX models with; without it that of the package onnxruntime
 """
 
+import importlib.util
 import os
 import pathlib
 import shutil
@@ -24,6 +27,10 @@ EXAMPLES = [*XGBOOST, *(pytest.param(name, marks=pytest.mark.lightgbm) for name 
 def pytest_configure(config):
     if not MODELS or not (BINARY or RUNNING):
         raise pytest.UsageError("set TENSORGATE_BIN and TENSORGATE_MODELS")
+    package = importlib.util.find_spec("onnxruntime")
+    if package and not os.environ.get("TENSORGATE_ONNXRUNTIME_LIB"):
+        (library,) = (pathlib.Path(package.origin).parent / "capi").glob("libonnxruntime.so.*")
+        os.environ["TENSORGATE_ONNXRUNTIME_LIB"] = str(library)
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +84,16 @@ def server(request, tmp_path_factory, models):
         yield start("serve", "--model-repository", models, "--http-port", "{http}", "--grpc-port", "{grpc}")
     finally:
         stop_all(started)
+
+
+@pytest.fixture(scope="session")
+def onnx_server(binary, tmp_path_factory):
+    """The one server over ONNX models that their tests share; none of them changes it."""
+    # It makes the models, with libraries that take seconds to import.
+    import onnx_service
+
+    with onnx_service.shared(binary, tmp_path_factory.mktemp("onnx")) as server:
+        yield server
 
 
 @pytest.fixture

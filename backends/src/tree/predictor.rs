@@ -238,6 +238,7 @@ fn signature(outputs: Option<usize>, datatype: DataType, columns: &Columns, cont
         also: Vec::new(),
         shape,
         optional: false,
+        any_shape: false,
         labels: Vec::new(),
     };
     let mut shape = vec![-1];

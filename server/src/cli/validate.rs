@@ -1,12 +1,17 @@
 //! `tensorgate validate DIR`: loads every model of a directory as the server would, and says what it found.
 
-use crate::config::libraries;
+use crate::config::{Machine, libraries};
+use crate::probe::Probe;
 use crate::repository::{Found, Repository, Survey};
 use backends::llm::LanguageOptions;
 use backends::onnx::OnnxOptions;
 use backends::{Artifact, Conventions, Format, Limits, LoadError, LoadOptions, Model, load, settings};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// A model that takes longer to load and to run once is refused.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Lines for each model, and whether all of them can be served; `onnxruntime` is its library, where that was said.
 ///
@@ -24,7 +29,15 @@ pub fn validate(directory: &Path, onnxruntime: Option<&Path>) -> Result<(String,
     let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let Survey { models, notes } =
         Repository::single_or_many(directory, name).survey().map_err(|error| error.to_string())?;
-    let mut report = Report { text: String::new(), good: !models.is_empty(), options };
+    // What would end a server is not to end this.
+    let probe = Probe {
+        at_start: true,
+        timeout: PROBE_TIMEOUT,
+        memory: None,
+        machine: Machine::detect().memory,
+        libraries: options.onnx.libraries.clone(),
+    };
+    let mut report = Report { text: String::new(), good: !models.is_empty(), options, probe };
     if models.is_empty() {
         report.line(&format!("{}: no models", directory.display()));
     }
@@ -48,6 +61,7 @@ struct Report {
     text: String,
     good: bool,
     options: LoadOptions,
+    probe: Probe,
 }
 
 impl Report {
@@ -79,7 +93,11 @@ impl Report {
                 self.line(&format!("{place}: not served: its settings ask for other versions"));
                 continue;
             }
-            match found.open(name, path).and_then(|artifact| Ok((self.load(&artifact)?, artifact))) {
+            let opened = found.open(name, path).and_then(|artifact| {
+                self.probe.check(&artifact, &found.root, path, found.file.as_deref())?;
+                Ok((self.load(&artifact)?, artifact))
+            });
+            match opened {
                 Err(error) => self.refused(&place, &error),
                 Ok((what, artifact)) => {
                     self.line(&format!("{place}: ok: {what}"));

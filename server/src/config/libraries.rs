@@ -27,7 +27,7 @@ pub fn own_program() -> std::io::Result<PathBuf> {
     if own.exists() { Ok(own.to_path_buf()) } else { std::env::current_exe() }
 }
 
-/// Folders where the loader looks first: the one variable that a child which loads libraries needs.
-pub fn search_path() -> Option<(&'static str, OsString)> {
-    std::env::var_os("LD_LIBRARY_PATH").map(|folders| ("LD_LIBRARY_PATH", folders))
+/// What a child that loads libraries finds them by, and their locales; it is told nothing else.
+pub fn search_paths() -> impl Iterator<Item = (&'static str, OsString)> {
+    ["LD_LIBRARY_PATH", "LOCPATH"].into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)))
 }

@@ -1,6 +1,7 @@
 //! The library: found when the first ONNX model is loaded, then kept. A process has one environment, whose threads all
 //! sessions share.
 
+use super::native;
 use crate::onnx::OnnxOptions;
 use ort::environment::{Environment, GlobalThreadPoolOptions};
 use ort::logging::LogLevel;
@@ -47,6 +48,44 @@ fn start(library: &Path, threads: usize) -> Result<Environment, String> {
     let builder = builder.with_name("tensorgate").with_telemetry(false);
     let environment = builder.with_global_thread_pool(pool.map_err(|e| e.to_string())?).build();
     let environment = environment.map_err(|e| e.to_string())?;
-    environment.set_log_level(LogLevel::Error);
+    // Whatever goes wrong is told to whoever asked: requests do not write into the log.
+    environment.set_log_level(LogLevel::Fatal);
+    native::guard_division();
     Ok(environment)
+}
+
+/// Where the library's own source lies in what it says.
+const SOURCE: &str = "/onnxruntime_src/";
+
+/// What ONNX Runtime says of an error, without where in its own source it noticed.
+pub(super) fn words(error: &ort::Error) -> String {
+    without_source(error.message())
+}
+
+fn without_source(text: &str) -> String {
+    let mut left = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(SOURCE) {
+        left.push_str(&rest[..at]);
+        // A file with its line, and a function with what it takes.
+        let place = &rest[at..];
+        let end = place.find(") ").map_or_else(|| place.find(' '), |end| Some(end + 1));
+        rest = end.map_or("", |end| place[end..].trim_start());
+    }
+    left + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_source;
+
+    #[test]
+    fn where_in_the_library_it_was_noticed_is_nobodys_business() {
+        let said = "Non-zero status. Status Message: /onnxruntime_src/core/ops.h:583 void onnxruntime::Append(ptrdiff_t, \
+                    ptrdiff_t) axis == 1 was false. 32 by 33";
+        assert_eq!(without_source(said), "Non-zero status. Status Message: axis == 1 was false. 32 by 33");
+        assert_eq!(without_source("at /onnxruntime_src/a.cc:1 broken"), "at broken");
+        assert_eq!(without_source("at /onnxruntime_src/a.cc:1"), "at ");
+        assert_eq!(without_source("indices out of bounds"), "indices out of bounds");
+    }
 }

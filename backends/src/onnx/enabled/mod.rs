@@ -7,12 +7,14 @@
 //! | `signature` | names, types and shapes, of the graph and of the settings |
 //! | `values` `flatten` | tensors to values and back; sequences and maps as tensors |
 //! | `run` | the one call into the library that the compiler cannot check |
+//! | `native` | what is asked of the C library: memory back, quotients without a value |
 //! | `watch` | ends runs that nobody waits for any more |
 //! | `trial` | a first run, made up from the signature: warm-up, time of a call, whether rows are apart |
 //! | `predictor` | all of it behind the contract |
 
 mod flatten;
 mod library;
+mod native;
 mod predictor;
 mod run;
 mod session;

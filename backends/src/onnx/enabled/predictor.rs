@@ -1,9 +1,10 @@
 //! A graph behind the contract.
 
+use super::library::words;
 use super::session::Opened;
 use super::signature::{self, Given, Interface};
 use super::trial::{Trial, trial};
-use super::{run, values, watch};
+use super::{native, run, values, watch};
 use crate::onnx::Source;
 use crate::{Call, InferError, LoadOptions, Predictor, Profile, Settings, Signature, Tensor};
 use ort::error::ErrorCode;
@@ -100,11 +101,14 @@ impl OnnxPredictor {
         Ok(predictor)
     }
 
-    /// Errors are settings that want rows stacked where the graph does not allow it.
+    /// Errors are settings that want rows stacked where the graph does not allow it, and a graph for which there is not
+    /// enough memory.
     fn try_out(&mut self, settings: &Settings, symbols: &[Vec<String>]) -> Result<(), String> {
         let Signature { inputs, outputs, .. } = &self.signature;
-        let fixed =
-            inputs.iter().filter(|port| !port.optional).chain(outputs).find(|port| port.shape.first() != Some(&-1));
+        // An output without dimensions may be one of which nothing is known: the trial tells.
+        let open = outputs.iter().filter(|port| !port.shape.is_empty());
+        let mut ports = inputs.iter().filter(|port| !port.optional).chain(open);
+        let fixed = ports.find(|port| port.shape.first() != Some(&-1));
         if let Some(port) = fixed.filter(|_| settings.batched == Some(true)) {
             return Err(format!(
                 "the settings give it a max_batch_size, but the first dimension of '{}' is fixed: {:?}; say 0",
@@ -113,7 +117,7 @@ impl OnnxPredictor {
         }
         let stackable = fixed.is_none() && settings.batched != Some(false) && !inputs.iter().any(|port| port.optional);
         if settings.onnx.warmup {
-            self.trial = trial(self, symbols, stackable);
+            self.trial = trial(self, symbols, stackable)?;
         }
         // Whoever states a batch size knows the graph.
         self.trial.apart |= stackable && settings.batched == Some(true);
@@ -145,6 +149,13 @@ impl OnnxPredictor {
             return all.collect();
         }
         all.filter(|&place| call.outputs.contains(&self.signature.outputs[place].name)).collect()
+    }
+}
+
+impl Drop for OnnxPredictor {
+    fn drop(&mut self) {
+        self.groups.clear();
+        native::give_back();
     }
 }
 
@@ -224,11 +235,19 @@ impl Predictor for OnnxPredictor {
     }
 }
 
-/// Whose fault a run's error is: of numbers that a node does not take, the request's.
+/// Whose fault a run's error is: of shapes and numbers that a node does not take, the request's; nobody can tell whether
+/// the graph should have taken them.
 fn failure(error: &ort::Error) -> InferError {
-    let what = format!("ONNX Runtime: {}", error.message());
+    let what = format!("ONNX Runtime: {}", words(error));
     match error.code() {
-        ErrorCode::InvalidArgument => InferError::Invalid(what),
+        ErrorCode::InvalidArgument | ErrorCode::RuntimeException | ErrorCode::GenericFailure if !of_memory(&what) => {
+            InferError::Invalid(what)
+        }
         _ => InferError::Internal(what),
     }
+}
+
+/// Does a run's error say that there is not enough memory?
+pub(super) fn of_memory(what: &str) -> bool {
+    ["bad_alloc", "bad allocation", "Failed to allocate", "out of memory"].iter().any(|words| what.contains(words))
 }

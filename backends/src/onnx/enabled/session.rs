@@ -1,5 +1,6 @@
 //! A graph on a device: one session for each group of instances, which all calls of the group share.
 
+use super::library::words;
 use crate::onnx::Source;
 use crate::settings::{Device, Onnx, Optimization, Provider, ProviderKind, Settings};
 use ort::environment::Environment;
@@ -76,7 +77,7 @@ fn configured(builder: SessionBuilder, onnx: &Onnx) -> ort::Result<SessionBuilde
         Some(Optimization::All) | None => GraphOptimizationLevel::All,
     };
     let mut builder = builder.with_optimization_level(level)?;
-    builder = builder.with_log_level(LogLevel::Error)?;
+    builder = builder.with_log_level(LogLevel::Fatal)?;
     builder = builder.with_memory_pattern(onnx.memory_pattern)?;
     builder = builder.with_parallel_execution(onnx.parallel)?;
     if onnx.intra_op_threads.is_some() || onnx.inter_op_threads.is_some() {
@@ -123,7 +124,7 @@ fn register(provider: &Provider, builder: &mut SessionBuilder) -> Result<(), Str
         ProviderKind::OpenVino => with(ep::OpenVINO::default(), options).register(builder),
     };
     registered.map_err(|e| {
-        let why = e.message();
+        let why = words(&e);
         format!("execution provider '{}' does not load: {why}", kind.name())
     })
 }
@@ -134,7 +135,7 @@ fn with<P: ArbitrarilyConfigurableExecutionProvider>(provider: P, options: &BTre
 
 /// What ONNX Runtime says of a graph, and what to do where it does not say that.
 fn refusal(error: &ort::Error) -> String {
-    let what = error.message();
+    let what = words(error);
     // StringNormalizer asks for a locale by name, en_US.UTF-8 unless the node says otherwise.
     let remedy = if what.contains("locale") {
         "; the system lacks a locale that a node asks for: set the node's attribute `locale` to one that it has, such \

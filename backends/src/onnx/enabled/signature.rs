@@ -42,7 +42,8 @@ pub(super) struct Interface {
 pub(super) fn interface(session: &Session, outline: &Outline, settings: &Settings) -> Result<Interface, String> {
     let (mut inputs, mut outputs, mut given, mut symbols) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for outlet in session.inputs() {
-        let (port, names) = input(outlet.name(), outlet.dtype(), false)?;
+        let (mut port, names) = input(outlet.name(), outlet.dtype(), false)?;
+        port.any_shape = outline.unshaped.contains(outlet.name());
         inputs.push(port);
         symbols.push(names);
     }
@@ -69,7 +70,7 @@ pub(super) fn interface(session: &Session, outline: &Outline, settings: &Setting
 }
 
 fn port(name: &str, datatype: DataType, shape: Vec<i64>) -> Port {
-    Port { name: name.into(), datatype, also: Vec::new(), shape, optional: false, labels: Vec::new() }
+    Port { name: name.into(), datatype, also: Vec::new(), shape, any_shape: false, optional: false, labels: Vec::new() }
 }
 
 fn input(name: &str, kind: &ValueType, optional: bool) -> Result<(Port, Vec<String>), String> {
@@ -173,6 +174,10 @@ fn agree_one(
     }
     let whole = |dims: &[i64]| -> Vec<i64> { batched.then_some(-1).into_iter().chain(dims.iter().copied()).collect() };
     let dims = whole(stated.reshape.as_ref().unwrap_or(&stated.dims));
+    if port.any_shape {
+        port.shape.clone_from(&dims);
+        port.any_shape = false;
+    }
     // Triton has no scalars: it states them as one element.
     let scalar = port.shape.is_empty() && dims == [1];
     let fits = |(stated, found): (&i64, &i64)| *stated < 0 || *found < 0 || stated == found;

@@ -1,8 +1,8 @@
 //! A first run on made up inputs: it warms the graph up, tells how long a call takes, and whether rows are apart, so that
 //! requests may be stacked.
 
-use super::predictor::OnnxPredictor;
-use crate::{Call, CancelFlag, DataType, Parameters, Port, Predictor, Tensor};
+use super::predictor::{OnnxPredictor, of_memory};
+use crate::{Call, CancelFlag, DataType, InferError, Parameters, Port, Predictor, Tensor};
 use half::{bf16, f16};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ pub(super) struct Trial {
 
 /// Lengths that are tried for dimensions which may have any, but for the first: some graphs take no short ones.
 const LENGTHS: [usize; 3] = [8, 1, 224];
-/// A trial is not to hold up the start.
+/// For one run: a trial is not to hold up the start.
 const TIME: Duration = Duration::from_secs(2);
 /// Numbers of a made up input, at most.
 const ELEMENTS_MAX: usize = 1 << 26;
@@ -27,70 +27,79 @@ const UNKNOWN: Duration = Duration::from_millis(1);
 const QUICK: Duration = Duration::from_millis(10);
 /// What a call of a longer text or a larger image takes at least: it does not belong on a thread that serves sockets.
 const UNBOUNDED: Duration = Duration::from_micros(200);
-/// Names of a first dimension that is one of requests, whoever exported the graph.
-const BATCH_NAMES: [&str; 4] = ["n", "b", "bs", "batch"];
-
-/// Tries `predictor`; `stackable` says whether its first dimensions allow rows to be stacked, and what they are called.
-pub(super) fn trial(predictor: &OnnxPredictor, symbols: &[Vec<String>], stackable: bool) -> Trial {
-    let inputs = &predictor.signature().inputs;
-    let Some((length, first, took)) = LENGTHS.iter().find_map(|&length| {
-        let start = Instant::now();
-        let inputs = made_up(inputs, symbols, length, 1)?;
-        let outputs = predict(predictor, &inputs)?;
-        Some((length, (inputs, outputs), start.elapsed()))
-    }) else {
-        return Trial { single_call: UNKNOWN, apart: false };
-    };
+/// Tries `predictor`; `stackable` says whether its first dimensions allow rows to be stacked.
+///
+/// # Errors
+/// There is not enough memory for one row.
+pub(super) fn trial(predictor: &OnnxPredictor, symbols: &[Vec<String>], stackable: bool) -> Result<Trial, String> {
+    let unknown = Trial { single_call: UNKNOWN, apart: false };
+    let Some((length, first, took)) = first_run(predictor, symbols)? else { return Ok(unknown) };
+    let Some(outputs) = first.1 else { return Ok(Trial { single_call: took, apart: false }) };
     let mut single_call = took;
     for _ in 0..3 {
         if single_call > QUICK {
             break;
         }
         let start = Instant::now();
-        if predict(predictor, &first.0).is_some() {
+        if predict(predictor, &first.0).is_ok() {
             single_call = single_call.min(start.elapsed());
         }
     }
-    let apart = stackable && {
-        // Slow graphs whose exporters said which dimension is the batch's are believed.
-        single_call > QUICK && named_batch(symbols) || rows_are_apart(predictor, symbols, length, &first)
-    };
+    let apart = stackable && rows_are_apart(predictor, symbols, length, (&first.0, &outputs)).unwrap_or(false);
+    let inputs = &predictor.signature().inputs;
     let bounded = inputs.iter().all(|port| port.shape.iter().skip(usize::from(stackable)).all(|length| *length >= 0));
-    Trial { single_call: if bounded { single_call } else { single_call.max(UNBOUNDED) }, apart }
+    Ok(Trial { single_call: if bounded { single_call } else { single_call.max(UNBOUNDED) }, apart })
 }
 
-fn predict(predictor: &OnnxPredictor, inputs: &[Tensor]) -> Option<Vec<Tensor>> {
+/// Inputs, and what they gave; nothing where the run did not end in time.
+type Ran = (Vec<Tensor>, Option<Vec<Tensor>>);
+
+/// The first length that the graph takes, and its run.
+fn first_run(predictor: &OnnxPredictor, symbols: &[Vec<String>]) -> Result<Option<(usize, Ran, Duration)>, String> {
+    for length in LENGTHS {
+        let Some(inputs) = made_up(&predictor.signature().inputs, symbols, length, 1) else { continue };
+        let start = Instant::now();
+        match predict(predictor, &inputs) {
+            Ok(outputs) => return Ok(Some((length, (inputs, Some(outputs)), start.elapsed()))),
+            Err(InferError::Deadline) => return Ok(Some((length, (inputs, None), start.elapsed()))),
+            Err(error) if of_memory(&error.to_string()) => {
+                return Err(format!("there is not enough memory for its first run, on one made up row: {error}"));
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(None)
+}
+
+fn predict(predictor: &OnnxPredictor, inputs: &[Tensor]) -> Result<Vec<Tensor>, InferError> {
     let (cancel, parameters) = (CancelFlag::default(), Parameters::new());
     let deadline = Some(Instant::now() + TIME);
-    predictor.predict(&Call { inputs, outputs: &[], parameters: &parameters, deadline, cancel: &cancel }).ok()
+    predictor.predict(&Call { inputs, outputs: &[], parameters: &parameters, deadline, cancel: &cancel })
 }
 
-/// Is every first dimension called by the same name, and is it a batch's?
-fn named_batch(symbols: &[Vec<String>]) -> bool {
-    let Some(name) = symbols.first().and_then(|names| names.first()) else { return false };
-    let lower = name.to_ascii_lowercase();
-    (BATCH_NAMES.contains(&lower.as_str()) || lower.contains("batch"))
-        && symbols.iter().all(|names| names.first() == Some(name))
-}
-
-/// Two rows alone and together.
+/// Do two rows, one of them far larger than the other, give together what they give alone?
 fn rows_are_apart(
     predictor: &OnnxPredictor,
     symbols: &[Vec<String>],
     length: usize,
-    (first_inputs, first): &(Vec<Tensor>, Vec<Tensor>),
-) -> bool {
-    let apart = || {
-        let second_inputs = made_up(&predictor.signature().inputs, symbols, length, 2)?;
-        let second = predict(predictor, &second_inputs)?;
-        let pairs = first_inputs.iter().zip(&second_inputs);
-        let together = pairs.map(|(a, b)| Tensor::stack(&[a, b]).ok()).collect::<Option<Vec<_>>>()?;
-        let together = predict(predictor, &together)?;
-        let alone = first.iter().zip(&second).map(|(a, b)| Tensor::stack(&[a, b]).ok());
-        let alone = alone.collect::<Option<Vec<_>>>()?;
-        Some(first.iter().all(|output| output.rows() == 1) && alone.iter().zip(&together).all(|(a, b)| alike(a, b)))
-    };
-    apart().unwrap_or(false)
+    (first_inputs, first): (&[Tensor], &[Tensor]),
+) -> Option<bool> {
+    let second_inputs = made_up(&predictor.signature().inputs, symbols, length, 2)?;
+    let second = predict(predictor, &second_inputs).ok()?;
+    let pairs = first_inputs.iter().zip(&second_inputs);
+    let together = pairs.map(|(a, b)| Tensor::stack(&[a, b]).ok()).collect::<Option<Vec<_>>>()?;
+    let together = predict(predictor, &together).ok()?;
+    let alone = [first, &second].into_iter().enumerate().all(|(row, alone)| {
+        let pairs = alone.iter().zip(&together);
+        alone.len() == together.len() && pairs.into_iter().all(|(alone, together)| is_row(row, alone, together))
+    });
+    Some(alone)
+}
+
+/// Is `alone` the row of this number, of two?
+fn is_row(row: usize, alone: &Tensor, together: &Tensor) -> bool {
+    let whole = together.shape().first() == Some(&2) && alone.shape().first() == Some(&1);
+    whole && together.slice_rows(row, 1).is_ok_and(|found| alike(alone, &found))
 }
 
 /// Equal but for the rounding of another order of sums.
@@ -100,8 +109,9 @@ fn alike(a: &Tensor, b: &Tensor) -> bool {
     }
     let tolerance = match a.datatype() {
         DataType::Fp16 | DataType::Bf16 => 2e-2,
-        DataType::Fp32 => 1e-3,
+        DataType::Fp32 => 1e-4,
         DataType::Fp64 => 1e-6,
+        DataType::Bytes => return a.strings().into_iter().flatten().eq(b.strings().into_iter().flatten()),
         _ => return a.bytes() == b.bytes(),
     };
     let (Some(a), Some(b)) = (a.to_f64(), b.to_f64()) else { return false };
@@ -141,10 +151,15 @@ fn one(port: &Port, names: &[String], length: usize, seed: u64) -> Option<Tensor
             Tensor::from_vec(name, shape, (0..count).map(|_| make(next())).collect::<Vec<$type>>())
         }};
     }
-    let unit = |bits: u64| (bits >> 40) as f32 / (1 << 24) as f32;
+    // The second row is far larger than the first, and on both sides of zero: what one row's numbers do to another's
+    // shows.
+    let spread = move |unit: f32| if seed == 1 { unit } else { (unit - 0.5) * 100.0 };
+    let unit = move |bits: u64| spread((bits >> 40) as f32 / (1 << 24) as f32);
     let tensor = match port.datatype {
         DataType::Fp32 => Tensor::from_vec(name, shape, (0..count).map(|_| unit(next())).collect::<Vec<f32>>()),
-        DataType::Fp64 => numbers!(f64, |bits| (bits >> 11) as f64 / (1u64 << 53) as f64),
+        DataType::Fp64 => {
+            Tensor::from_vec(name, shape, (0..count).map(|_| f64::from(unit(next()))).collect::<Vec<f64>>())
+        }
         DataType::Fp16 => {
             Tensor::from_vec(name, shape, (0..count).map(|_| f16::from_f32(unit(next()))).collect::<Vec<f16>>())
         }

@@ -31,6 +31,8 @@ pub(super) struct Outline {
     pub(super) ir_version: i64,
     /// Inputs of the graph, in order; up to version 3 of the format, initializers among them.
     pub(super) inputs: Vec<String>,
+    /// Inputs that are tensors of a shape which is not stated; a scalar's is.
+    pub(super) unshaped: BTreeSet<String>,
     /// Outputs of the graph, in order.
     pub(super) outputs: Vec<String>,
     /// Tensors of the graph that have values: an input of the same name may be left out.

@@ -6,8 +6,9 @@ use super::wire::{Message, once};
 /// Types within types.
 const TYPES_DEEP: usize = 8;
 
-/// The name of an input, an output or a value between nodes, whose type is in order.
-pub(super) fn value_info<'a>(message: Message<'a>, what: &str) -> Result<&'a str, String> {
+/// The name of an input, an output or a value between nodes, whose type is in order; and whether a tensor's shape is
+/// stated, be it that of a scalar.
+pub(super) fn value_info<'a>(message: Message<'a>, what: &str) -> Result<(&'a str, bool), String> {
     let (mut name, mut kind) = ("", None);
     for field in message.fields() {
         let field = field?;
@@ -18,7 +19,19 @@ pub(super) fn value_info<'a>(message: Message<'a>, what: &str) -> Result<&'a str
         }
     }
     kind.map_or(Ok(()), |kind| types(kind, 1)).map_err(|e| format!("{what} {}: {e}", shown(name)))?;
-    Ok(name)
+    Ok((name, kind.map_or(Ok(true), has_shape)?))
+}
+
+/// Is it a type of tensors of a stated shape, or none of tensors?
+fn has_shape(kind: Message<'_>) -> Result<bool, String> {
+    for field in kind.fields() {
+        let field = field?;
+        if field.number == 1 {
+            let mut fields = field.message()?.fields();
+            return Ok(fields.any(|field| field.is_ok_and(|field| field.number == 2)));
+        }
+    }
+    Ok(true)
 }
 
 /// A type: of tensors, or of sequences, maps and optional values of other types.

@@ -97,6 +97,7 @@ pub(super) fn model(message: Message<'_>) -> Result<Outline, String> {
     Ok(Outline {
         ir_version: model.ir_version,
         inputs: graph.inputs.into_iter().map(str::to_owned).collect(),
+        unshaped: graph.unshaped.into_iter().map(str::to_owned).collect(),
         initializers: graph.initializers.into_iter().map(str::to_owned).collect(),
         classes: classes(graph.classes, &graph.outputs),
         outputs: graph.outputs.into_iter().map(str::to_owned).collect(),
@@ -148,6 +149,7 @@ fn operator(message: Message<'_>) -> Result<Operator<'_>, String> {
 #[derive(Default)]
 struct Graph<'a> {
     inputs: Vec<&'a str>,
+    unshaped: Vec<&'a str>,
     outputs: Vec<&'a str>,
     initializers: BTreeSet<&'a str>,
     /// Of the outputs of ZipMap nodes.
@@ -268,8 +270,12 @@ impl<'a> Walk<'a> {
             5 => {
                 graph.initializers.insert(self.tensor(field.message()?, "initializer")?);
             }
-            11 => graph.inputs.push(port(field.message()?, "input", depth)?),
-            12 => graph.outputs.push(port(field.message()?, "output", depth)?),
+            11 => {
+                let (name, shaped) = port(field.message()?, "input", depth)?;
+                graph.inputs.push(name);
+                graph.unshaped.extend((!shaped).then_some(name));
+            }
+            12 => graph.outputs.push(port(field.message()?, "output", depth)?.0),
             13 => value_info(field.message()?, "value_info").map(|_| ())?,
             15 => {
                 graph.initializers.insert(self.sparse(field.message()?, "sparse initializer")?);
@@ -395,9 +401,9 @@ impl<'a> Walk<'a> {
 }
 
 /// The name of an input or output. Those of the model are asked for by their names.
-fn port<'a>(message: Message<'a>, what: &str, depth: usize) -> Result<&'a str, String> {
+fn port<'a>(message: Message<'a>, what: &str, depth: usize) -> Result<(&'a str, bool), String> {
     match value_info(message, what)? {
-        "" if depth == 0 => Err(format!("{what} at byte {} has no name", message.at)),
-        name => Ok(name),
+        ("", _) if depth == 0 => Err(format!("{what} at byte {} has no name", message.at)),
+        port => Ok(port),
     }
 }

@@ -191,6 +191,7 @@ mod tests {
             also: Vec::new(),
             shape: vec![-1, 2],
             optional: false,
+            any_shape: false,
             labels: Vec::new(),
         };
         let (inputs, feature_names) = (vec![port], vec!["a".into(), "b".into()]);

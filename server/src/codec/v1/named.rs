@@ -19,7 +19,7 @@ use serde_json::{Map, Value};
 /// Says what is wrong and where.
 pub(super) fn decode(body: &[u8], signature: &Signature) -> Result<Infer, Error> {
     if let [port] = &signature.inputs[..]
-        && port.datatype != DataType::Bytes
+        && !matches!(port.datatype, DataType::Bytes | DataType::Uint64)
         && let Ok((_, Instances::Numbers { shape, values })) = protocol::v1::parse(body, &[])
     {
         return Ok(Infer { inputs: vec![numbers(port, shape, values)?], ..Infer::default() });
@@ -150,6 +150,10 @@ fn tensor(port: &Port, values: &[&Value], leading: Leading) -> Result<Tensor, Er
         let texts = flat.values.iter().map(|value| text(value, &place)).collect::<Result<Vec<_>, _>>()?;
         return Ok(Tensor::from_strings(port.name.as_str(), shape, texts)?);
     }
+    if port.datatype == DataType::Uint64 && flat.values.iter().all(|value| value.is_u64()) {
+        let values = flat.values.iter().filter_map(|value| value.as_u64()).collect();
+        return Ok(Tensor::from_vec::<u64>(port.name.as_str(), shape, values)?);
+    }
     if flat.values.iter().all(|value| value.is_i64() || value.is_boolean()) {
         let whole = |value: &&Value| value.as_i64().or(value.as_bool().map(i64::from)).unwrap_or_default();
         return numbers(port, shape, Numbers::Whole(flat.values.iter().map(whole).collect()));
@@ -236,6 +240,7 @@ mod tests {
             also: Vec::new(),
             shape: shape.to_vec(),
             optional: false,
+            any_shape: false,
             labels: Vec::new(),
         };
         Signature {
