@@ -119,7 +119,7 @@ pub struct Profile {
     pub instances: usize,
     /// Measured time of a call of one row.
     pub single_call: Duration,
-    /// Rows worth computing together; more gain nothing.
+    /// Rows worth computing together; more gain nothing. Of a graph, requests are put together up to as many.
     pub preferred_batch: usize,
     /// Where it runs: `cpu`, `cuda:0`.
     pub device: String,

@@ -73,7 +73,7 @@ pub fn is_language(servable: &Servable) -> bool {
 }
 
 /// The platform of graphs, as Triton calls it.
-const GRAPH: &str = "onnxruntime_onnx";
+pub const GRAPH: &str = "onnxruntime_onnx";
 
 /// Is it a graph, which ONNX Runtime computes?
 pub fn is_graph(servable: &Servable) -> bool {

@@ -76,8 +76,10 @@ impl Servable {
         }
         // What one request may not have, a batch of several may not have either: the bound is the model's.
         let most = settings.max_batch_size.map_or(usize::MAX, |rows| rows as usize);
+        // Of trees the server's own bound is measured; what a row of a graph costs, the graph alone can tell.
+        let worth = if signature.platform == crate::describe::GRAPH { profile.preferred_batch } else { usize::MAX };
         let batching = batcher::Options {
-            max_rows: batching.max_rows.min(most),
+            max_rows: batching.max_rows.min(most).min(worth),
             max_delay: settings.batching.max_delay().unwrap_or(batching.max_delay),
             queue: settings.batching.queue_size.unwrap_or(batching.queue),
             ..*batching

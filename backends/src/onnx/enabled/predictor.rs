@@ -15,9 +15,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// Rows worth computing together: products of matrices gain from more rows up to about here.
-const PREFERRED_BATCH: usize = 32;
-
 /// A graph that answers.
 pub(super) struct OnnxPredictor {
     groups: Vec<Group>,
@@ -180,7 +177,7 @@ impl Predictor for OnnxPredictor {
             batchable: self.trial.apart,
             instances: self.instances,
             single_call: self.trial.single_call,
-            preferred_batch: PREFERRED_BATCH,
+            preferred_batch: self.trial.rows_together(),
             device: devices.join(","),
             bytes: self.bytes,
             notes: self.notes.clone(),

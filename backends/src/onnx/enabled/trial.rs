@@ -15,6 +15,14 @@ pub(super) struct Trial {
     pub(super) apart: bool,
 }
 
+impl Trial {
+    /// Rows worth computing together.
+    pub(super) fn rows_together(&self) -> usize {
+        let rows = TOGETHER.as_nanos() / self.single_call.as_nanos().max(1);
+        rows.clamp(1, ROWS_MAX) as usize
+    }
+}
+
 /// Lengths that are tried for dimensions which may have any, but for the first: some graphs take no short ones.
 const LENGTHS: [usize; 3] = [8, 1, 224];
 /// For one run: a trial is not to hold up the start.
@@ -24,7 +32,12 @@ const ELEMENTS_MAX: usize = 1 << 26;
 /// Of a graph that shorter calls could not be timed of.
 const UNKNOWN: Duration = Duration::from_millis(1);
 /// A call this short is made again, since the first is never the fastest.
-const QUICK: Duration = Duration::from_millis(10);
+const QUICK: Duration = Duration::from_millis(40);
+/// What calls together may take, at most. Rows of longer calls fill the processor by themselves, and the longer a batch
+/// takes, the longer whoever comes next waits: those run one by one, as many at a time as there are instances.
+const TOGETHER: Duration = Duration::from_millis(20);
+/// Rows that are computed together, at most.
+const ROWS_MAX: u128 = 256;
 /// What a call of a longer text or a larger image takes at least: it does not belong on a thread that serves sockets.
 const UNBOUNDED: Duration = Duration::from_micros(200);
 /// Tries `predictor`; `stackable` says whether its first dimensions allow rows to be stacked.
@@ -45,7 +58,9 @@ pub(super) fn trial(predictor: &OnnxPredictor, symbols: &[Vec<String>], stackabl
             single_call = single_call.min(start.elapsed());
         }
     }
-    let apart = stackable && rows_are_apart(predictor, symbols, length, (&first.0, &outputs)).unwrap_or(false);
+    let apart = stackable
+        && single_call <= TOGETHER
+        && rows_are_apart(predictor, symbols, length, (&first.0, &outputs)).unwrap_or(false);
     let inputs = &predictor.signature().inputs;
     let bounded = inputs.iter().all(|port| port.shape.iter().skip(usize::from(stackable)).all(|length| *length >= 0));
     Ok(Trial { single_call: if bounded { single_call } else { single_call.max(UNBOUNDED) }, apart })
