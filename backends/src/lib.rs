@@ -119,6 +119,8 @@ pub struct Profile {
     pub instances: usize,
     /// Measured time of a call of one row.
     pub single_call: Duration,
+    /// Is that so for every row, whatever is in it? Only then a short call may run where a request is read.
+    pub steady: bool,
     /// Rows worth computing together; more gain nothing. Of a graph, requests are put together up to as many.
     pub preferred_batch: usize,
     /// Where it runs: `cpu`, `cuda:0`.

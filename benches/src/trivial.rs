@@ -53,6 +53,7 @@ impl Predictor for Trivial {
             batchable: true,
             instances: 1,
             single_call: Duration::from_nanos(50),
+            steady: true,
             preferred_batch: 64,
             device: "cpu".into(),
             notes: Vec::new(),

@@ -74,6 +74,8 @@ struct Inner {
     options: Options,
     instances: usize,
     bounds: Bounds,
+    /// Does a row always take as long?
+    steady: bool,
     queue: Mutex<Queue>,
     arrived: Condvar,
     stats: Arc<Stats>,
@@ -106,6 +108,7 @@ impl Batcher {
             options,
             instances: profile.instances.max(1),
             bounds,
+            steady: profile.steady,
             queue: Mutex::default(),
             arrived: Condvar::new(),
             stats,
@@ -215,7 +218,7 @@ impl Inner {
     /// Would this request take less time than handing it over?
     fn cheap(&self, job: &Job) -> bool {
         let rows = rows(&job.inputs).min(1 << 20) as u32;
-        self.bounds.row * rows <= self.options.inline
+        self.steady && self.bounds.row * rows <= self.options.inline
     }
 
     /// Runs batches until nothing waits.

@@ -383,6 +383,7 @@ mod tests {
                 batchable: self.batchable,
                 instances: 1,
                 single_call: Duration::ZERO,
+                steady: true,
                 preferred_batch: 1,
                 device: self.device.into(),
                 bytes: 0,

@@ -77,7 +77,9 @@ impl Servable {
         // What one request may not have, a batch of several may not have either: the bound is the model's.
         let most = settings.max_batch_size.map_or(usize::MAX, |rows| rows as usize);
         // Of trees the server's own bound is measured; what a row of a graph costs, the graph alone can tell.
-        let worth = if signature.platform == crate::describe::GRAPH { profile.preferred_batch } else { usize::MAX };
+        // Whoever states how many rows a batch may have wants them together.
+        let measured = signature.platform == crate::describe::GRAPH && settings.max_batch_size.is_none();
+        let worth = if measured { profile.preferred_batch } else { usize::MAX };
         let batching = batcher::Options {
             max_rows: batching.max_rows.min(most).min(worth),
             max_delay: settings.batching.max_delay().unwrap_or(batching.max_delay),

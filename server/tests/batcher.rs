@@ -29,6 +29,7 @@ impl Predictor for Doubler {
             batchable: true,
             instances: 1,
             single_call: self.single_call,
+            steady: true,
             preferred_batch: 64,
             device: "cpu".into(),
             notes: Vec::new(),

@@ -187,8 +187,29 @@ fn check_counts(groups: &[InstanceGroup]) -> Result<(), String> {
 
 /// What entries of a session's configuration begin with. Those of providers begin otherwise: they are options.
 const AREAS: [&str; 3] = ["session.", "optimization.", "mlas."];
-/// What entries that lead to other files than the model's, or have it read otherwise than it was checked, have in them.
-const FILES: [&str; 8] = ["file", "path", "folder", "format", "model_bytes", "external", "partition", "library"];
+/// Entries that are served: those that change how a graph is computed. Others write files, read others than the model's, or
+/// go round what the server says of threads and of its log.
+const ENTRIES: [&str; 19] = [
+    "session.set_denormal_as_zero",
+    "session.disable_quant_qdq",
+    "session.disable_double_qdq_remover",
+    "session.enable_quant_qdq_cleanup",
+    "session.disable_prepacking",
+    "session.use_env_allocators",
+    "session.use_device_allocator_for_initializers",
+    "session.intra_op.allow_spinning",
+    "session.inter_op.allow_spinning",
+    "session.force_spinning_stop",
+    "session.dynamic_block_base",
+    "session.strict_shape_type_inference",
+    "session.allow_released_opsets_only",
+    "session.disable_aot_function_inlining",
+    "session.qdqisint8allowed",
+    "session.x64quantprecision",
+    "session.disable_cpu_ep_fallback",
+    "optimization.enable_gelu_approximation",
+    "optimization.disable_specified_optimizers",
+];
 
 /// Is this the name of an entry of a session's configuration?
 pub(super) fn is_entry(key: &str) -> bool {
@@ -199,8 +220,8 @@ fn check_entry(key: &str) -> Result<(), String> {
     if !is_entry(key) {
         return Err(format!("session entry '{key}' is not known; expected one of {}", AREAS.join("*, ") + "*"));
     }
-    if FILES.iter().any(|part| key.contains(part)) {
-        return Err(format!("session entry '{key}' is not served: the model's own files are read, as they are"));
+    if !ENTRIES.contains(&key) {
+        return Err(format!("session entry '{key}' is not served; served are {}", ENTRIES.join(", ")));
     }
     Ok(())
 }
@@ -251,8 +272,8 @@ mod tests {
             (with(&[ProviderKind::Cuda, ProviderKind::Cuda]), none, "'cuda' is listed twice"),
             (Onnx { intra_op_threads: Some(0), ..Onnx::default() }, none, "intra_op_threads is 0; expected 1 to 1024"),
             (Onnx { inter_op_threads: Some(2), ..Onnx::default() }, none, "state parallel"),
-            (entry("session.load_model_format"), none, "the model's own files"),
-            (entry("session.model_external_initializers_file_folder_path"), none, "the model's own files"),
+            (entry("session.load_model_format"), none, "is not served; served are session."),
+            (entry("session.model_external_initializers_file_folder_path"), none, "is not served; served are session."),
             (entry("ep.context_enable"), none, "'ep.context_enable' is not known; expected one of session.*"),
             (Onnx::default(), &[group(0, Device::Cpu)], "have 0 instances"),
             (Onnx::default(), &[group(200, Device::Cpu), group(57, Device::Auto)], "have 257 instances"),

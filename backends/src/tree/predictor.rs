@@ -195,6 +195,7 @@ impl<S: Scorer> Predictor for TreePredictor<S> {
             batchable: true,
             instances: self.pool.current_num_threads(),
             single_call: self.single_call,
+            steady: true,
             preferred_batch: self.scorer.preferred_batch(),
             device: "cpu".into(),
             bytes: self.scorer.bytes(),

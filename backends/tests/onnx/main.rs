@@ -232,3 +232,15 @@ fn loading_and_unloading_leaves_nothing_behind() {
     let grown = resident().saturating_sub(before);
     assert!(grown < 8 << 20, "{grown} bytes in 200 turns");
 }
+
+#[test]
+fn an_output_that_is_an_input_too_is_a_copy() {
+    let port = |name| value(name, FLOAT, &[Err("n"), Ok(3)]);
+    let nodes = [node("Add", &["x", "x"], &["y"], &[])];
+    let predictor = predictor(&file(&graph::graph(&nodes, &[], &[port("x")], &[port("x"), port("y")])));
+    let input = table(5, 1.0);
+    let outputs = run(&*predictor, std::slice::from_ref(&input), Wait::default()).unwrap();
+    let (lent, given) = (input.bytes().as_ptr_range(), outputs[0].bytes().as_ptr_range());
+    assert!(given.end <= lent.start || lent.end <= given.start, "the request's own memory is given away");
+    assert_eq!(outputs[0].bytes(), input.bytes());
+}

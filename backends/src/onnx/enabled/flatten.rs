@@ -1,11 +1,9 @@
 //! Sequences and maps as tensors. A classifier of scikit-learn gives, unless its converter was told otherwise, a map of
 //! classes to probabilities for each row (`ZipMap`): here it is the table that it was made from.
 
-use super::values::borrow;
+use super::values::{Owner, borrow};
 use crate::{DataType, Tensor};
-use ort::session::Session;
 use ort::value::{DynValue, TensorElementType, ValueType};
-use std::sync::Arc;
 
 /// Names of classes, in the order of columns; `None` where the file does not tell.
 pub(super) type Classes = Option<Vec<String>>;
@@ -18,9 +16,9 @@ enum Number {
 }
 
 /// A sequence of tensors of one shape: they are put on top of each other.
-pub(super) fn tensors(name: &str, value: &DynValue, session: &Arc<Session>) -> Result<Tensor, String> {
+pub(super) fn tensors(name: &str, value: &DynValue, owner: &Owner<'_>) -> Result<Tensor, String> {
     let parts: Vec<DynValue> = value.try_extract_sequence().map_err(|e| e.message().to_owned())?;
-    let parts = parts.into_iter().map(|part| borrow(name, part, session)).collect::<Result<Vec<_>, _>>()?;
+    let parts = parts.into_iter().map(|part| borrow(name, part, owner)).collect::<Result<Vec<_>, _>>()?;
     let mut rows = Vec::with_capacity(parts.len());
     for part in parts {
         let shape: Vec<usize> = std::iter::once(1).chain(part.shape().iter().copied()).collect();

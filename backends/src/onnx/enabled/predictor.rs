@@ -29,6 +29,8 @@ pub(super) struct OnnxPredictor {
     batched: bool,
     instances: usize,
     trial: Trial,
+    /// May requests be put together?
+    batchable: bool,
     bytes: usize,
     notes: Vec<String>,
 }
@@ -90,7 +92,8 @@ impl OnnxPredictor {
             reshapes,
             batched: settings.batched == Some(true),
             instances,
-            trial: Trial { single_call: Duration::from_secs(1), apart: false },
+            trial: Trial { single_call: Duration::from_secs(1), apart: None },
+            batchable: false,
             bytes,
             notes: opened.notes,
         };
@@ -114,10 +117,16 @@ impl OnnxPredictor {
         }
         let stackable = fixed.is_none() && settings.batched != Some(false) && !inputs.iter().any(|port| port.optional);
         if settings.onnx.warmup {
-            self.trial = trial(self, symbols, stackable)?;
+            self.trial = trial(self, symbols, stackable, settings.batched == Some(true))?;
         }
-        // Whoever states a batch size knows the graph.
-        self.trial.apart |= stackable && settings.batched == Some(true);
+        // Where nothing could be tried, whoever states a batch size knows the graph.
+        let stated = settings.batched == Some(true);
+        self.batchable = stackable && self.trial.apart.unwrap_or(stated);
+        if stackable && stated && !self.batchable {
+            let note = "max_batch_size: rows that are computed together give other answers than alone, so requests of \
+                        this graph are not put together";
+            self.notes.push(note.into());
+        }
         Ok(())
     }
 
@@ -174,9 +183,11 @@ impl Predictor for OnnxPredictor {
         let mut devices: Vec<&str> = self.groups.iter().map(|group| group.device.as_str()).collect();
         devices.dedup();
         Profile {
-            batchable: self.trial.apart,
+            batchable: self.batchable,
             instances: self.instances,
             single_call: self.trial.single_call,
+            // A loop turns as often as a request says.
+            steady: false,
             preferred_batch: self.trial.rows_together(),
             device: devices.join(","),
             bytes: self.bytes,
@@ -220,7 +231,9 @@ impl Predictor for OnnxPredictor {
         };
         let taken = wanted.iter().zip(given).map(|(&place, value)| {
             let port = &self.signature.outputs[place];
-            let tensor = values::take(&port.name, &self.outputs[place].1, value, &group.session)?;
+            let value = value.ok_or_else(|| InferError::Internal(format!("output '{}' has no value", port.name)))?;
+            let owner = values::Owner { session: &group.session, lent: call.inputs };
+            let tensor = values::take(&port.name, &self.outputs[place].1, value, &owner)?;
             if !self.reshapes.contains_key(&port.name) {
                 return Ok(tensor);
             }

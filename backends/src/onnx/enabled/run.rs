@@ -6,7 +6,9 @@ use ort::value::DynValue;
 use std::ffi::{CStr, c_char};
 use std::ptr::{self, NonNull};
 
-/// Runs `session`: `inputs` by name to the outputs of these names, in this order.
+/// Runs `session`: `inputs` by name to the outputs of these names, in this order; `None` for one that has no value, as
+/// optional ones may. An output that is an input, too, is that very value: its numbers are the input's own memory, and
+/// `inputs` must be there as long as they are looked at.
 ///
 /// Several threads may be in here with one session at a time. `ort` takes `&mut Session` for a run, since it does not
 /// trust every execution provider; ONNX Runtime documents `OrtApi::Run` as callable from any number of threads, and a
@@ -21,7 +23,7 @@ pub(super) fn run(
     options: &RunOptions<NoSelectedOutputs>,
     inputs: &[(&CStr, SessionInputValue<'_>)],
     outputs: &[&CStr],
-) -> ort::Result<Vec<DynValue>> {
+) -> ort::Result<Vec<Option<DynValue>>> {
     let names: Vec<*const c_char> = inputs.iter().map(|(name, _)| name.as_ptr()).collect();
     let values: Vec<_> = inputs.iter().map(|(_, value)| value.ptr()).collect();
     let wanted: Vec<*const c_char> = outputs.iter().map(|name| name.as_ptr()).collect();
@@ -41,13 +43,21 @@ pub(super) fn run(
             given.as_mut_ptr(),
         )
     };
-    // SAFETY: each pointer that Run gave is a value that belongs to the caller, whether all were made or not; its buffer
-    // keeps its own allocator alive, whichever the session took.
+    // SAFETY: each pointer that Run gave is a value that belongs to the caller, whether all were made or not. One that
+    // holds nothing has no type to be asked for, and is given back as it is.
     let given = given.into_iter().map(|pointer| {
-        NonNull::new(pointer).map(|value| unsafe { DynValue::from_ptr(value, Some(session.allocator())) })
+        NonNull::new(pointer).and_then(|value| unsafe {
+            let mut holds = 0;
+            let asked = ort::Error::result_from_status((ort::api().HasValue)(value.as_ptr(), &mut holds));
+            if asked.is_err() || holds == 0 {
+                (ort::api().ReleaseValue)(value.as_ptr());
+                return None;
+            }
+            Some(DynValue::from_ptr(value, Some(session.allocator())))
+        })
     });
     let given: Vec<Option<DynValue>> = given.collect();
     // SAFETY: the status is Run's own.
     unsafe { ort::Error::result_from_status(status) }?;
-    given.into_iter().map(|value| value.ok_or_else(|| ort::Error::new("an output was left out"))).collect()
+    Ok(given)
 }

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 pub(super) struct Trial {
     /// The fastest call of one row; of a graph that takes no made up input, a guess.
     pub(super) single_call: Duration,
-    /// Do rows together give what they give alone?
-    pub(super) apart: bool,
+    /// Do rows together give what they give alone? `None` where that was not tried.
+    pub(super) apart: Option<bool>,
 }
 
 impl Trial {
@@ -38,16 +38,20 @@ const QUICK: Duration = Duration::from_millis(40);
 const TOGETHER: Duration = Duration::from_millis(20);
 /// Rows that are computed together, at most.
 const ROWS_MAX: u128 = 256;
-/// What a call of a longer text or a larger image takes at least: it does not belong on a thread that serves sockets.
-const UNBOUNDED: Duration = Duration::from_micros(200);
-/// Tries `predictor`; `stackable` says whether its first dimensions allow rows to be stacked.
+/// Tries `predictor`; `stackable` says whether its first dimensions allow rows to be stacked, `stated` whether somebody
+/// wants them to be, however long they take.
 ///
 /// # Errors
 /// There is not enough memory for one row.
-pub(super) fn trial(predictor: &OnnxPredictor, symbols: &[Vec<String>], stackable: bool) -> Result<Trial, String> {
-    let unknown = Trial { single_call: UNKNOWN, apart: false };
+pub(super) fn trial(
+    predictor: &OnnxPredictor,
+    symbols: &[Vec<String>],
+    stackable: bool,
+    stated: bool,
+) -> Result<Trial, String> {
+    let unknown = Trial { single_call: UNKNOWN, apart: None };
     let Some((length, first, took)) = first_run(predictor, symbols)? else { return Ok(unknown) };
-    let Some(outputs) = first.1 else { return Ok(Trial { single_call: took, apart: false }) };
+    let Some(outputs) = first.1 else { return Ok(Trial { single_call: took, apart: None }) };
     let mut single_call = took;
     for _ in 0..3 {
         if single_call > QUICK {
@@ -58,12 +62,9 @@ pub(super) fn trial(predictor: &OnnxPredictor, symbols: &[Vec<String>], stackabl
             single_call = single_call.min(start.elapsed());
         }
     }
-    let apart = stackable
-        && single_call <= TOGETHER
-        && rows_are_apart(predictor, symbols, length, (&first.0, &outputs)).unwrap_or(false);
-    let inputs = &predictor.signature().inputs;
-    let bounded = inputs.iter().all(|port| port.shape.iter().skip(usize::from(stackable)).all(|length| *length >= 0));
-    Ok(Trial { single_call: if bounded { single_call } else { single_call.max(UNBOUNDED) }, apart })
+    let tried = stackable && (stated || single_call <= TOGETHER);
+    let apart = tried.then(|| rows_are_apart(predictor, symbols, length, (&first.0, &outputs))).flatten();
+    Ok(Trial { single_call, apart })
 }
 
 /// Inputs, and what they gave; nothing where the run did not end in time.
@@ -92,23 +93,39 @@ fn predict(predictor: &OnnxPredictor, inputs: &[Tensor]) -> Result<Vec<Tensor>, 
     predictor.predict(&Call { inputs, outputs: &[], parameters: &parameters, deadline, cancel: &cancel })
 }
 
-/// Do two rows, one of them far larger than the other, give together what they give alone?
+/// Do rows give together what they give alone, whichever comes first? The second is far larger than the first and differs
+/// from it everywhere, the third is of its size. `None` where the second cannot be computed alone; of the third, whose
+/// whole numbers may be more than a table has, that is no sign of anything.
 fn rows_are_apart(
     predictor: &OnnxPredictor,
     symbols: &[Vec<String>],
     length: usize,
-    (first_inputs, first): (&[Tensor], &[Tensor]),
+    first: (&[Tensor], &[Tensor]),
 ) -> Option<bool> {
-    let second_inputs = made_up(&predictor.signature().inputs, symbols, length, 2)?;
-    let second = predict(predictor, &second_inputs).ok()?;
-    let pairs = first_inputs.iter().zip(&second_inputs);
-    let together = pairs.map(|(a, b)| Tensor::stack(&[a, b]).ok()).collect::<Option<Vec<_>>>()?;
-    let together = predict(predictor, &together).ok()?;
-    let alone = [first, &second].into_iter().enumerate().all(|(row, alone)| {
-        let pairs = alone.iter().zip(&together);
-        alone.len() == together.len() && pairs.into_iter().all(|(alone, together)| is_row(row, alone, together))
-    });
-    Some(alone)
+    let mut apart = true;
+    for seed in [2, 3] {
+        let inputs = made_up(&predictor.signature().inputs, symbols, length, seed)?;
+        let Ok(outputs) = predict(predictor, &inputs) else {
+            if seed == 2 {
+                return None;
+            }
+            continue;
+        };
+        let other = (&inputs[..], &outputs[..]);
+        apart = apart && pair_is_apart(predictor, first, other) && pair_is_apart(predictor, other, first);
+    }
+    Some(apart)
+}
+
+/// Do two rows, inputs with what they gave alone, give the same together?
+fn pair_is_apart(predictor: &OnnxPredictor, a: (&[Tensor], &[Tensor]), b: (&[Tensor], &[Tensor])) -> bool {
+    let pairs = a.0.iter().zip(b.0);
+    let stacked = pairs.map(|(a, b)| Tensor::stack(&[a, b]).ok()).collect::<Option<Vec<_>>>();
+    let Some(Ok(together)) = stacked.map(|inputs| predict(predictor, &inputs)) else { return false };
+    [a.1, b.1].into_iter().enumerate().all(|(row, alone)| {
+        alone.len() == together.len()
+            && alone.iter().zip(&together).all(|(alone, together)| is_row(row, alone, together))
+    })
 }
 
 /// Is `alone` the row of this number, of two?
@@ -151,7 +168,9 @@ fn one(port: &Port, names: &[String], length: usize, seed: u64) -> Option<Tensor
     let shape: Vec<usize> = shape.collect();
     let count = shape.iter().try_fold(1usize, |count, length| count.checked_mul(*length));
     let count = count.filter(|count| *count <= ELEMENTS_MAX)?;
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ port.name.len() as u64;
+    // The second row is made of the same numbers as the first, so that it can differ from it everywhere.
+    let stream = if seed == 3 { 3u64 } else { 1 };
+    let mut state = stream.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ port.name.len() as u64;
     // Marsaglia's xorshift.
     let mut next = move || {
         state ^= state << 13;
@@ -160,16 +179,20 @@ fn one(port: &Port, names: &[String], length: usize, seed: u64) -> Option<Tensor
         state
     };
     let name = port.name.clone();
-    macro_rules! numbers {
-        ($type:ty, $make:expr) => {{
-            let make: fn(u64) -> $type = $make;
-            Tensor::from_vec(name, shape, (0..count).map(|_| make(next())).collect::<Vec<$type>>())
-        }};
-    }
-    // The second row is far larger than the first, and on both sides of zero: what one row's numbers do to another's
-    // shows.
-    let spread = move |unit: f32| if seed == 1 { unit } else { (unit - 0.5) * 100.0 };
+    // Far larger than the first, and on both sides of zero: what one row's numbers do to another's shows.
+    let spread = move |unit: f32| if seed == 2 { (unit - 0.5) * 100.0 } else { unit };
+    // 0 or 1, the other one of them, or up to 5.
+    let whole = move |bits: u64| match seed {
+        1 => bits >> 63,
+        2 => 1 - (bits >> 63),
+        _ => 2 + (bits >> 62),
+    };
     let unit = move |bits: u64| spread((bits >> 40) as f32 / (1 << 24) as f32);
+    macro_rules! numbers {
+        ($type:ty) => {
+            Tensor::from_vec(name, shape, (0..count).map(|_| whole(next()) as $type).collect::<Vec<$type>>())
+        };
+    }
     let tensor = match port.datatype {
         DataType::Fp32 => Tensor::from_vec(name, shape, (0..count).map(|_| unit(next())).collect::<Vec<f32>>()),
         DataType::Fp64 => {
@@ -181,19 +204,20 @@ fn one(port: &Port, names: &[String], length: usize, seed: u64) -> Option<Tensor
         DataType::Bf16 => {
             Tensor::from_vec(name, shape, (0..count).map(|_| bf16::from_f32(unit(next()))).collect::<Vec<bf16>>())
         }
-        DataType::Bool => Tensor::from_bools(name, shape, (0..count).map(|_| (next() >> 63) as u8).collect()),
+        DataType::Bool => Tensor::from_bools(name, shape, (0..count).map(|_| whole(next()) as u8 & 1).collect()),
         DataType::Bytes => {
-            let texts = (0..count).map(|_| if next() >> 63 == 0 { "a" } else { "b" });
+            let words = [["a", "b"], ["c d e", "f g"], ["h", "i j"]][seed as usize - 1];
+            let texts = (0..count).map(|_| words[(next() >> 63) as usize]);
             Tensor::from_strings(name, shape, texts.collect::<Vec<_>>())
         }
-        DataType::Uint8 => numbers!(u8, |bits| (bits >> 63) as u8),
-        DataType::Uint16 => numbers!(u16, |bits| (bits >> 63) as u16),
-        DataType::Uint32 => numbers!(u32, |bits| (bits >> 63) as u32),
-        DataType::Uint64 => numbers!(u64, |bits| bits >> 63),
-        DataType::Int8 => numbers!(i8, |bits| (bits >> 63) as i8),
-        DataType::Int16 => numbers!(i16, |bits| (bits >> 63) as i16),
-        DataType::Int32 => numbers!(i32, |bits| (bits >> 63) as i32),
-        DataType::Int64 => numbers!(i64, |bits| (bits >> 63) as i64),
+        DataType::Uint8 => numbers!(u8),
+        DataType::Uint16 => numbers!(u16),
+        DataType::Uint32 => numbers!(u32),
+        DataType::Uint64 => numbers!(u64),
+        DataType::Int8 => numbers!(i8),
+        DataType::Int16 => numbers!(i16),
+        DataType::Int32 => numbers!(i32),
+        DataType::Int64 => numbers!(i64),
     };
     tensor.ok()
 }

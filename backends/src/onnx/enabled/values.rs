@@ -86,18 +86,37 @@ fn refused(tensor: &Tensor, error: &ort::Error) -> InferError {
     InferError::invalid(format!("input '{}': {}", tensor.name(), error.message()))
 }
 
-/// An output as a tensor called `name`.
+/// An output as a tensor called `name`. Where it is one of the `lent` tensors itself, it is copied.
 ///
 /// # Errors
 /// It is of a kind or type that the signature did not announce.
-pub(super) fn take(name: &str, given: &Given, value: DynValue, session: &Arc<Session>) -> Result<Tensor, InferError> {
+pub(super) fn take(name: &str, given: &Given, value: DynValue, owner: &Owner<'_>) -> Result<Tensor, InferError> {
     let taken = match given {
-        Given::Tensor => borrow(name, value, session),
-        Given::Tensors => flatten::tensors(name, &value, session),
+        Given::Tensor => borrow(name, value, owner),
+        Given::Tensors => flatten::tensors(name, &value, owner),
         Given::Maps(classes) => flatten::maps(name, &value, classes),
         Given::Map(classes) => flatten::map(name, &value, classes),
     };
     taken.map_err(|reason| InferError::Internal(format!("output '{name}': {reason}")))
+}
+
+/// Whose memory outputs may be.
+pub(super) struct Owner<'a> {
+    /// The session's, which is kept.
+    pub(super) session: &'a Arc<Session>,
+    /// The request's, which goes when it was answered.
+    pub(super) lent: &'a [Tensor],
+}
+
+impl Owner<'_> {
+    /// Do these bytes lie in a tensor that was lent?
+    fn has_lent(&self, bytes: &[u8]) -> bool {
+        let range = bytes.as_ptr_range();
+        self.lent.iter().any(|tensor| {
+            let lent = tensor.bytes().as_ptr_range();
+            range.start < lent.end && lent.start < range.end
+        })
+    }
 }
 
 /// A value that holds the numbers of a tensor.
@@ -115,14 +134,14 @@ impl<T: PrimitiveTensorElementType + bytemuck::NoUninit> AsRef<[u8]> for Lent<T>
 }
 
 /// A tensor over the numbers of a value; text is copied.
-pub(super) fn borrow(name: &str, value: DynValue, session: &Arc<Session>) -> Result<Tensor, String> {
+pub(super) fn borrow(name: &str, value: DynValue, owner: &Owner<'_>) -> Result<Tensor, String> {
     let element = *value.data_type();
     let shape = value.shape().iter().map(|&length| usize::try_from(length));
     let shape: Vec<usize> = shape.collect::<Result<_, _>>().map_err(|_| "has a negative length".to_owned())?;
     macro_rules! numbers {
         ($($element:ident $type:ty),*) => {
             match element {
-                $(TensorElementType::$element => owned::<$type>(name, shape, value, session),)*
+                $(TensorElementType::$element => owned::<$type>(name, shape, value, owner),)*
                 TensorElementType::Bool => {
                     let values = value.try_extract_tensor::<bool>().map_err(|e| e.message().to_owned())?.1;
                     Tensor::from_bools(name, shape, bytemuck::cast_slice(values).to_vec())
@@ -142,10 +161,14 @@ pub(super) fn borrow(name: &str, value: DynValue, session: &Arc<Session>) -> Res
     tensor.map_err(|misfit| misfit.to_string())
 }
 
-fn owned<T>(name: &str, shape: Vec<usize>, value: DynValue, session: &Arc<Session>) -> Result<Tensor, Misfit>
+fn owned<T>(name: &str, shape: Vec<usize>, value: DynValue, owner: &Owner<'_>) -> Result<Tensor, Misfit>
 where
     T: Element + PrimitiveTensorElementType,
 {
-    let lent = Lent::<T> { value, element: PhantomData, _session: session.clone() };
+    let lent = Lent::<T> { value, element: PhantomData, _session: owner.session.clone() };
+    // An output that is an input as well is the request's own memory, however it came through the graph.
+    if owner.has_lent(lent.as_ref()) {
+        return Tensor::from_bytes(name, T::DATATYPE, shape, Bytes::copy_from_slice(lent.as_ref()));
+    }
     Tensor::from_bytes(name, T::DATATYPE, shape, Bytes::from_owner(lent))
 }

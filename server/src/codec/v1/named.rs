@@ -196,7 +196,8 @@ fn numbers(port: &Port, shape: Vec<usize>, values: Numbers) -> Result<Tensor, Er
             Numbers::Whole(values) => Ok(values.clone()),
             Numbers::Float(values) | Numbers::Object(values) => {
                 let whole = |value: &f64| {
-                    let fits = value.trunc() == *value && value.abs() < 9.3e18;
+                    let fits = value.trunc() == *value
+                        && (-9_223_372_036_854_775_808.0..9_223_372_036_854_775_808.0).contains(value);
                     fits.then_some(*value as i64).ok_or_else(|| refuse(value.to_string()))
                 };
                 values.iter().map(whole).collect()
