@@ -19,6 +19,7 @@ use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal,
 use serde::{Deserialize, Serialize};
 use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -234,11 +235,14 @@ fn attempt(task: &Task) -> Outcome {
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     let limit = |bytes: u64| Rlimit { current: Some(bytes), maximum: Some(bytes) };
     let _ = setrlimit(Resource::Core, limit(0));
-    let _ = setrlimit(Resource::As, limit(task.memory.saturating_add(SPACE)));
     let artifact = match Artifact::open_file(&task.root, &task.directory, task.file.as_deref()) {
         Ok(artifact) => artifact,
         Err(error) => return refused(error),
     };
+    // Drivers of GPUs reserve far more addresses than there is memory.
+    if !artifact.settings().onnx.providers.iter().any(|provider| provider.kind.is_gpu()) {
+        let _ = setrlimit(Resource::As, limit(task.memory.saturating_add(SPACE)));
+    }
     let pool = match rayon::ThreadPoolBuilder::new().num_threads(1).build() {
         Ok(pool) => Arc::new(pool),
         Err(error) => return refused(LoadError::new(artifact.model_path(), error.to_string())),
@@ -250,8 +254,9 @@ fn attempt(task: &Task) -> Outcome {
         language: LanguageOptions::default(),
         onnx: OnnxOptions { libraries: task.libraries.clone() },
     };
-    match load(&artifact, &options) {
-        Ok(_) => Outcome::Loaded,
-        Err(error) => refused(error),
+    match std::panic::catch_unwind(AssertUnwindSafe(|| load(&artifact, &options).map(drop))) {
+        Ok(Ok(())) => Outcome::Loaded,
+        Ok(Err(error)) => refused(error),
+        Err(_) => refused(LoadError::new(artifact.model_path(), "the loader panicked")),
     }
 }

@@ -241,12 +241,12 @@ def huge_initializer():
 
 
 BROKEN = {
-    "empty": Hostile(bytes_of(lambda: b""), ("",)),
-    "cut": Hostile(cut(0.6), ("",)),
-    "cut-by-a-byte": Hostile(bytes_of(lambda: plain().SerializeToString()[:-1]), ("",)),
-    "zeros": Hostile(bytes_of(lambda: bytes(4096)), ("",)),
-    "text": Hostile(bytes_of(lambda: b"This is no model.\n" * 100), ("",)),
-    "length-beyond-the-end": Hostile(bytes_of(lambda: b"\x08\x0a\x3a\xff\xff\xff\xff\x0f"), ("",)),
+    "empty": Hostile(bytes_of(lambda: b""), ("byte", "graph")),
+    "cut": Hostile(cut(0.6), ("byte", "graph")),
+    "cut-by-a-byte": Hostile(bytes_of(lambda: plain().SerializeToString()[:-1]), ("byte", "graph")),
+    "zeros": Hostile(bytes_of(lambda: bytes(4096)), ("byte", "graph")),
+    "text": Hostile(bytes_of(lambda: b"This is no model.\n" * 100), ("byte", "graph")),
+    "length-beyond-the-end": Hostile(bytes_of(lambda: b"\x08\x0a\x3a\xff\xff\xff\xff\x0f"), ("byte", "graph")),
     "own-format": Hostile(bytes_of(lambda: b"\x18\x00\x00\x00ORTM" + bytes(64)), (".ort",)),
     "no-graph": Hostile(changed(lambda made: made.ClearField("graph")), ("graph",)),
     "no-opset": Hostile(changed(lambda made: made.ClearField("opset_import")), ("opset",)),
@@ -255,7 +255,7 @@ BROKEN = {
     "no-such-operator": Hostile(changed(lambda made: setattr(made.graph.node[0], "op_type", "NoSuch")), ("NoSuch",)),
     "no-such-input": Hostile(changed(lambda made: made.graph.node[0].input.__setitem__(0, "zz")), ("zz",)),
     "two-graphs": Hostile(bytes_of(lambda: plain().SerializeToString() * 2), ("twice",)),
-    "nested": Hostile(bytes_of(lambda: nested(2000)), ("",)),
+    "nested": Hostile(bytes_of(lambda: nested(2000)), ("nested",)),
     "huge-initializer": Hostile(bytes_of(huge_initializer), ("dimensions",)),
     "custom-operator": Hostile(bytes_of(custom_operator), ("com.example",)),
     "compiled": Hostile(bytes_of(compiled), ("compiled",)),

@@ -50,7 +50,9 @@ impl Backend for OnnxBackend {
         let path = artifact.model_path();
         let refuse = |reason: String| LoadError::new(path, reason);
         artifact.settings().check_for(true).map_err(refuse)?;
-        let bytes = artifact.read_model(&options.limits)?;
+        // Longer ones, which protobuf cannot count, are not even read.
+        let model_bytes = options.limits.model_bytes.min(i32::MAX as u64);
+        let bytes = artifact.read_model(&crate::Limits { model_bytes, ..options.limits })?;
         let outline = outline::read(&bytes).map_err(refuse)?;
         let directory = path.parent().unwrap_or(std::path::Path::new("."));
         outline::check_external(&outline, directory)?;

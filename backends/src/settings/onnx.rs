@@ -153,6 +153,10 @@ impl Onnx {
                 return Err(format!("execution provider '{}' is listed twice", provider.kind));
             }
         }
+        let cpu = self.providers.iter().position(|provider| provider.kind == ProviderKind::Cpu);
+        if cpu.is_some_and(|place| place + 1 < self.providers.len()) {
+            return Err("execution provider 'cpu' stands before others, which it leaves nothing; list it last".into());
+        }
         for provider in self.providers.iter_mut().filter(|provider| provider.kind == ProviderKind::OpenVino) {
             provider.options.entry("device_type".into()).or_insert_with(|| "CPU".into());
         }

@@ -244,3 +244,13 @@ fn an_output_that_is_an_input_too_is_a_copy() {
     assert!(given.end <= lent.start || lent.end <= given.start, "the request's own memory is given away");
     assert_eq!(outputs[0].bytes(), input.bytes());
 }
+
+#[test]
+fn no_request_brings_what_is_divided_by_without_a_look() {
+    let signal = value("x", FLOAT, &[Err("n"), Ok(128), Ok(1)]);
+    let (length, y) = (value("length", INT64, &[]), value("y", FLOAT, &[Err("n"), Err("f"), Err("b"), Ok(2)]));
+    let nodes = [node("STFT", &["x", "step", "", "length"], &["y"], &[])];
+    let graph = graph::graph(&nodes, &[], &[signal, value("step", INT64, &[]), length], &[y]);
+    let error = opened(&file(&graph), "", &options()).unwrap_err();
+    assert!(error.reason.contains("frame_length, 'length', is computed or given"), "{error}");
+}

@@ -27,7 +27,10 @@ pub fn own_program() -> std::io::Result<PathBuf> {
     if own.exists() { Ok(own.to_path_buf()) } else { std::env::current_exe() }
 }
 
-/// What a child that loads libraries finds them by, and their locales; it is told nothing else.
+/// What a child that loads libraries finds them by, their locales, and the devices that are
+/// ours; it is told nothing else.
 pub fn search_paths() -> impl Iterator<Item = (&'static str, OsString)> {
-    ["LD_LIBRARY_PATH", "LOCPATH"].into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)))
+    ["LD_LIBRARY_PATH", "LOCPATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"]
+        .into_iter()
+        .filter_map(|name| Some((name, std::env::var_os(name)?)))
 }

@@ -1,8 +1,8 @@
 //! What is asked of the C library: memory back after a model, and that a quotient which has no value does not end the
 //! process.
 //!
-//! ONNX Runtime divides whole numbers as C++ does. It looks for a zero before it divides, but not for the one other case
-//! that processors of x86 refuse: the least number by -1, whose quotient is one more than the greatest. One request could
+//! ONNX Runtime divides whole numbers as C++ does. Its Div and Mod look for a zero before they divide (STFT does not, for
+//! which see `outline`), but not for the one other case that processors of x86 refuse: the least number by -1, whose quotient is one more than the greatest. One request could
 //! end the server with it. Here it is what it is on other processors and in numpy: the least number again, and no rest.
 
 use std::sync::Once;

@@ -226,7 +226,7 @@ impl Predictor for OnnxPredictor {
             Err(error) => {
                 // A run that was ended says so in its own words.
                 call.check()?;
-                return Err(failure(&error));
+                return Err(failure(&error, &group.device));
             }
         };
         let taken = wanted.iter().zip(given).map(|(&place, value)| {
@@ -246,11 +246,13 @@ impl Predictor for OnnxPredictor {
 }
 
 /// Whose fault a run's error is: of shapes and numbers that a node does not take, the request's; nobody can tell whether
-/// the graph should have taken them.
-fn failure(error: &ort::Error) -> InferError {
+/// the graph should have taken them. Of a device, errors are its own.
+fn failure(error: &ort::Error, device: &str) -> InferError {
     let what = format!("ONNX Runtime: {}", words(error));
     match error.code() {
-        ErrorCode::InvalidArgument | ErrorCode::RuntimeException | ErrorCode::GenericFailure if !of_memory(&what) => {
+        ErrorCode::InvalidArgument | ErrorCode::RuntimeException | ErrorCode::GenericFailure
+            if device == "cpu" && !of_memory(&what) =>
+        {
             InferError::Invalid(what)
         }
         _ => InferError::Internal(what),

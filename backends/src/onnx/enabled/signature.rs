@@ -169,6 +169,12 @@ fn agree_one(
     if let Some(datatype) = stated.datatype.filter(|datatype| *datatype != port.datatype) {
         return Err(format!("{what} '{}' is {} in the graph; the settings say {datatype}", stated.name, port.datatype));
     }
+    if stated.optional && !port.optional {
+        return Err(format!(
+            "{what} '{}' is optional in the settings, but the graph cannot do without it",
+            stated.name
+        ));
+    }
     if stated.dims.is_empty() {
         return Ok(None);
     }
@@ -187,6 +193,10 @@ fn agree_one(
             "{what} '{}' has shape {:?} in the graph; the settings say {dims:?}{batch}",
             stated.name, port.shape
         ));
+    }
+    if scalar {
+        port.shape = vec![1];
+        return Ok(Some((stated.name.clone(), Vec::new())));
     }
     if stated.reshape.is_some() {
         port.shape = whole(&stated.dims);
@@ -207,10 +217,13 @@ pub(super) fn closed(shape: &[i64], count: usize, rows: Option<usize>) -> Result
     if let (Some(first), Some(rows)) = (closed.first_mut(), rows) {
         *first = Some(rows);
     }
-    let known: usize = closed.iter().flatten().product();
+    let product = |lengths: &[usize]| {
+        lengths.iter().try_fold(1usize, |product, length| product.checked_mul(*length)).unwrap_or(usize::MAX)
+    };
+    let known = product(&closed.iter().flatten().copied().collect::<Vec<_>>());
     let rest = count.checked_div(known).unwrap_or(0);
     let closed: Vec<usize> = closed.into_iter().map(|length| length.unwrap_or(rest)).collect();
-    if closed.iter().product::<usize>() == count {
+    if product(&closed) == count {
         Ok(closed)
     } else {
         Err(format!("{count} values do not fill the shape {shape:?} that the graph takes"))

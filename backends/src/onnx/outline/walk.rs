@@ -91,6 +91,7 @@ pub(super) fn model(message: Message<'_>) -> Result<Outline, String> {
         bodies.push(std::mem::take(&mut walk.body));
     }
     functions::check(&bodies)?;
+    walk.check_divisions(&graph)?;
     for training in &model.training {
         walk.training(*training)?;
     }
@@ -162,6 +163,7 @@ struct Node<'a> {
     at: usize,
     name: &'a str,
     operator: Operator<'a>,
+    inputs: Vec<&'a str>,
     /// The first output.
     output: Option<&'a str>,
     attributes: Vec<Message<'a>>,
@@ -173,7 +175,7 @@ impl<'a> Node<'a> {
         for field in message.fields() {
             let field = field?;
             match field.number {
-                1 => field.text().map(|_| ())?,
+                1 => node.inputs.push(field.text()?),
                 2 => node.output = node.output.or(Some(field.text()?)),
                 3 => node.name = field.text()?,
                 4 => node.operator.1 = field.text()?,
@@ -227,16 +229,38 @@ fn labels(attribute: Message<'_>, texts: &mut Vec<String>, numbers: &mut Vec<Str
     Ok(())
 }
 
+/// The input of STFT that ONNX Runtime divides by: 0 ends the process.
+const FRAME_LENGTH: usize = 3;
+
 #[derive(Default)]
 struct Walk<'a> {
     /// The body of each.
     functions: BTreeMap<Operator<'a>, usize>,
     external: Vec<External>,
+    /// Outputs of Constant nodes, wherever they are.
+    constants: BTreeSet<&'a str>,
+    /// Nodes that divide by an input without a look at it, and that input.
+    divisions: Vec<(String, &'a str)>,
     /// Of the graph or function that is being walked.
     body: Body,
 }
 
 impl<'a> Walk<'a> {
+    /// What is divided by without a look must be in the file, where a first run finds out what it does; no request may
+    /// bring it.
+    fn check_divisions(&self, graph: &Graph<'a>) -> Result<(), String> {
+        let given = |name: &str| graph.inputs.contains(&name);
+        let fixed = |name: &str| self.constants.contains(name) || graph.initializers.contains(name) && !given(name);
+        match self.divisions.iter().find(|(_, name)| !fixed(name)) {
+            Some((node, name)) => Err(format!(
+                "{node}: its frame_length, {}, is computed or given; ONNX Runtime divides by it without a look, and a 0 \
+                 would end the server: export the model with a constant",
+                shown(name)
+            )),
+            None => Ok(()),
+        }
+    }
+
     fn graph(&mut self, message: Message<'a>, depth: usize) -> Result<Graph<'a>, String> {
         let mut name = "";
         for field in message.fields() {
@@ -313,6 +337,11 @@ impl<'a> Walk<'a> {
             return Ok(());
         }
         if DOMAINS.contains(&domain) {
+            match (op, node.output, node.inputs.get(FRAME_LENGTH)) {
+                ("Constant", Some(output), _) => drop(self.constants.insert(output)),
+                ("STFT", _, Some(length)) if !length.is_empty() => self.divisions.push((node.label(), length)),
+                _ => {}
+            }
             return Ok(());
         }
         Err(format!(
