@@ -1,7 +1,7 @@
 """Makes up questions about this server, the one right answer to each, and conversations, for train_assistant.py.
 
-What is said stands in assistant/talk.txt, assistant_words.py and docs/flags.md; here it is only put together. No
-question is understood here: that is for the model to learn.
+What is said stands in assistant/talk.txt, assistant_words.py and assistant/flags.md (docs/flags.md of the day of the
+training); here it is only put together. No question is understood here: that is for the model to learn.
 """
 
 import math
@@ -15,7 +15,7 @@ import assistant_words as words
 HERE = Path(__file__).resolve().parent
 TALK = HERE / "assistant" / "talk.txt"
 EXAM = HERE / "assistant" / "exam.txt"
-FLAGS = HERE.parent / "docs" / "flags.md"
+FLAGS = HERE / "assistant" / "flags.md"
 
 
 def patterns(text):
@@ -55,7 +55,7 @@ def facts():
 
 
 def flags():
-    """What docs/flags.md says: name -> {meaning, default, variable}, and names that other servers use -> answer."""
+    """What assistant/flags.md says: name -> {meaning, default, variable}, and names that other servers use -> answer."""
     ours, theirs = FLAGS.read_text("utf-8").split("# Other servers' command lines")
     found = {}
     row = r"^\| `--([\w-]+) (\w+)`[ *]*\| *(.*?) *\| *(.*?) *\| *(.*?) *\|$"

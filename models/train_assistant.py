@@ -5,8 +5,8 @@
     python models/train_assistant.py --exchanges http://localhost:8080     # asks the server that serves it
 
 The first command needs two cores, 2 GB and less than an hour. What is learnt comes from assistant/talk.txt,
-assistant_words.py and docs/flags.md; no other text and no other model is read. Everything is seeded: the same machine
-with the same libraries writes the same files. Another machine rounds differently, and its model is another one.
+assistant_words.py and assistant/flags.md; no other text and no other model is read. Everything is seeded: the same
+machine with the same libraries writes the same files. Another machine rounds differently, and its model is another one.
 
 The second command writes assistant/exchanges.json: what the server answers, where the computation here agrees, and
 where no token was a near thing.
