@@ -4,19 +4,36 @@ use std::path::{Path, PathBuf};
 
 /// Why a model cannot be loaded: which file, and what is wrong with it.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{}: {reason}", file.display())]
+#[error("{}: {reason}{}", file.display(), aside(detail))]
 pub struct LoadError {
     /// The file or directory at fault, relative to the repository where possible.
     pub file: PathBuf,
     /// What is wrong.
     pub reason: String,
+    /// What whoever runs the server may know besides, and clients may not: it names files of the machine. Often empty.
+    pub detail: String,
 }
 
 impl LoadError {
     /// `file` is refused for `reason`.
     pub fn new(file: impl AsRef<Path>, reason: impl Into<String>) -> Self {
-        LoadError { file: file.as_ref().to_path_buf(), reason: reason.into() }
+        LoadError { file: file.as_ref().to_path_buf(), reason: reason.into(), detail: String::new() }
     }
+
+    /// The same with what clients are not told.
+    #[must_use]
+    pub fn with_detail(self, detail: impl Into<String>) -> Self {
+        LoadError { detail: detail.into(), ..self }
+    }
+
+    /// The detail as it stands behind the reason.
+    pub fn aside(&self) -> String {
+        aside(&self.detail)
+    }
+}
+
+fn aside(detail: &str) -> String {
+    if detail.is_empty() { String::new() } else { format!(" ({detail})") }
 }
 
 /// Why a call failed.

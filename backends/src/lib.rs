@@ -66,16 +66,26 @@ pub enum Model {
 
 /// Set when nobody waits for a call's answer any more.
 #[derive(Clone, Debug, Default)]
-pub struct CancelFlag(Arc<AtomicBool>);
+pub struct CancelFlag {
+    left: Arc<AtomicBool>,
+    /// Those who wait for a part of the answer each: when all of them have left, nobody waits.
+    parts: Option<Arc<[CancelFlag]>>,
+}
 
 impl CancelFlag {
+    /// The flag of a call that several wait for: set when all of theirs are.
+    pub fn of_all(parts: impl IntoIterator<Item = CancelFlag>) -> Self {
+        let parts: Arc<[CancelFlag]> = parts.into_iter().collect();
+        CancelFlag { left: Arc::default(), parts: Some(parts).filter(|parts| !parts.is_empty()) }
+    }
     /// Says that nobody waits.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.left.store(true, Ordering::Relaxed);
     }
     /// Does nobody wait?
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        let gone = |parts: &Arc<[CancelFlag]>| parts.iter().all(CancelFlag::is_cancelled);
+        self.left.load(Ordering::Relaxed) || self.parts.as_ref().is_some_and(gone)
     }
 }
 
@@ -137,6 +147,11 @@ pub trait Predictor: Send + Sync + std::fmt::Debug {
     fn signature(&self) -> &Signature;
     /// How it runs.
     fn profile(&self) -> Profile;
+    /// May the inputs of one call have different numbers of rows, which the model itself brings together? Such a call is
+    /// not stacked with others. Otherwise, where calls can be stacked, all inputs have as many.
+    fn spreads_rows(&self) -> bool {
+        false
+    }
     /// Computes the outputs of one call.
     ///
     /// # Errors
@@ -162,4 +177,26 @@ pub fn load(artifact: &Artifact, options: &LoadOptions) -> Result<Model, LoadErr
         .find(|backend| backend.reads(format))
         .ok_or_else(|| LoadError::new(artifact.model_path(), format!("no backend reads {format}")))?;
     backend.load(artifact, options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::CancelFlag;
+
+    #[test]
+    fn several_have_left_when_all_of_them_have() {
+        let flags = [CancelFlag::default(), CancelFlag::default()];
+        let all = CancelFlag::of_all(flags.clone());
+        let copy = all.clone();
+        assert!(!all.is_cancelled());
+        flags[0].cancel();
+        assert!(!all.is_cancelled() && !copy.is_cancelled());
+        flags[1].cancel();
+        assert!(all.is_cancelled() && copy.is_cancelled());
+        // Nobody was there who could leave; but the call itself can be given up.
+        let none = CancelFlag::of_all([]);
+        assert!(!none.is_cancelled());
+        none.cancel();
+        assert!(none.is_cancelled());
+    }
 }

@@ -134,6 +134,11 @@ pub fn elements(shape: &[usize], datatype: DataType, limits: &Limits) -> Result<
     }
 }
 
+/// Elements of a row of `shape`. Where there are no rows, they may have more than can be counted.
+pub fn row_elements(shape: &[usize]) -> usize {
+    shape.iter().skip(1).fold(1, |product, &length| product.saturating_mul(length))
+}
+
 impl Tensor {
     /// From typed values in row-major order.
     ///
@@ -379,11 +384,11 @@ impl Tensor {
         let mut shape = self.shape.clone();
         shape[0] = count;
         if self.datatype == DataType::Bytes {
-            let per_row: usize = self.shape[1..].iter().product();
+            let per_row = row_elements(&self.shape);
             let strings = self.strings().into_iter().flatten().skip(start * per_row).take(count * per_row);
             return Tensor::from_strings(self.name.clone(), shape, strings);
         }
-        let per_row = self.shape[1..].iter().product::<usize>() * self.datatype.size();
+        let per_row = row_elements(&self.shape).saturating_mul(self.datatype.size());
         let bytes = self.bytes().slice(start * per_row..(start + count) * per_row);
         Tensor::from_bytes(self.name.clone(), self.datatype, shape, bytes)
     }

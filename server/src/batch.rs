@@ -16,6 +16,8 @@ pub(crate) struct Waiting {
     pub(crate) since: Instant,
     pub(crate) reply: oneshot::Sender<Answer>,
     pub(crate) cancel: CancelFlag,
+    /// Must it be a call of its own?
+    pub(crate) alone: bool,
 }
 
 impl Waiting {
@@ -75,6 +77,8 @@ pub(crate) struct Batch {
     earliest: Option<Instant>,
     /// When the first of its requests came.
     since: Option<Instant>,
+    /// Is it one that takes no other?
+    alone: bool,
 }
 
 /// What becomes of a request that could join a batch.
@@ -97,6 +101,7 @@ impl Batch {
         self.rows += waiting.rows();
         self.earliest = first(self.earliest, waiting.job.deadline);
         self.since = first(self.since, Some(waiting.since));
+        self.alone |= waiting.alone;
         self.waiting.push((place, waiting));
     }
 
@@ -117,7 +122,8 @@ impl Batch {
         let in_time = |deadline, rows| bounds.in_time(deadline, rows, now);
         let late = |deadline, rows| in_time(deadline, rows) && !in_time(deadline, total);
         let (delays_batch, delayed) = (late(self.earliest, self.rows), late(next.job.deadline, rows));
-        let fits = bounds.batchable && total <= bounds.max_rows && !delays_batch && !delayed;
+        let together = bounds.batchable && !self.alone && !next.alone;
+        let fits = together && total <= bounds.max_rows && !delays_batch && !delayed;
         match () {
             () if self.is_empty() || fits => Joining::With,
             () if delayed && in_time(self.earliest, total) => Joining::Before,
@@ -125,10 +131,11 @@ impl Batch {
         }
     }
 
-    /// Until when it may wait for more; `None` when it is full. It begins while there is time for all of its rows before
+    /// Until when it may wait for more; `None` when there can be none. It begins while there is time for all of its rows before
     /// the first of its deadlines.
     pub(crate) fn until(&self, bounds: &Bounds) -> Option<Instant> {
-        let since = self.since.filter(|_| self.rows < bounds.max_rows)?;
+        let room = bounds.batchable && self.rows < bounds.max_rows && !self.alone;
+        let since = self.since.filter(|_| room)?;
         let full = since + bounds.max_delay;
         Some(self.earliest.map_or(full, |deadline| full.min(bounds.latest(deadline, self.rows))))
     }
@@ -171,7 +178,7 @@ mod tests {
         let inputs = vec![Tensor::from_vec("x", vec![rows, 1], vec![0f32; rows]).unwrap()];
         let (deadline, parameters) = (Some(now + left * MS), Parameters::new());
         let job = Job { inputs, outputs: vec![], parameters, deadline, priority: 1 };
-        (Waiting { job, since: now, reply, cancel: CancelFlag::default() }, answer)
+        (Waiting { job, since: now, reply, cancel: CancelFlag::default(), alone: false }, answer)
     }
 
     /// What becomes of the second beside the first, each with its rows and what time it has left.
@@ -213,6 +220,23 @@ mod tests {
         let (next, _answer) = waiting(now, 400, 60_000);
         batch.add((1, 1), next);
         assert_eq!(batch.until(&BOUNDS), None, "it is full");
+    }
+
+    #[test]
+    fn who_is_alone_takes_nobody_along_and_waits_for_nobody() {
+        let (now, mut batch) = (Instant::now(), Batch::default());
+        let (mut alone, _answer) = waiting(now, 1, 60_000);
+        alone.alone = true;
+        assert_eq!(batch.joining(&alone, now, &BOUNDS), Joining::With, "whoever is the first");
+        batch.add((1, 1), alone);
+        assert_eq!(batch.until(&BOUNDS), None);
+        let (mut other, _answer) = waiting(now, 1, 60_000);
+        assert_eq!(batch.joining(&other, now, &BOUNDS), Joining::After);
+        let (first, _answer) = waiting(now, 1, 60_000);
+        let mut batch = Batch::default();
+        batch.add((1, 1), first);
+        other.alone = true;
+        assert_eq!(batch.joining(&other, now, &BOUNDS), Joining::After);
     }
 
     #[test]

@@ -76,6 +76,8 @@ struct Inner {
     bounds: Bounds,
     /// Does a row always take as long?
     steady: bool,
+    /// Names of inputs that may be left out.
+    optional: Vec<String>,
     queue: Mutex<Queue>,
     arrived: Condvar,
     stats: Arc<Stats>,
@@ -103,12 +105,15 @@ impl Batcher {
             row: profile.single_call,
             batchable: profile.batchable,
         };
+        let optional = predictor.signature().inputs.iter().filter(|port| port.optional);
+        let optional = optional.map(|port| port.name.clone()).collect();
         Batcher(Arc::new(Inner {
             predictor,
             options,
             instances: profile.instances.max(1),
             bounds,
             steady: profile.steady,
+            optional,
             queue: Mutex::default(),
             arrived: Condvar::new(),
             stats,
@@ -154,6 +159,7 @@ impl Batcher {
 
     fn enqueue(&self, job: Job, cancel: CancelFlag) -> Result<oneshot::Receiver<Answer>, Error> {
         let (reply, answer) = oneshot::channel();
+        let alone = self.0.is_alone(&job);
         let mut queue = self.0.lock();
         // Whoever left, or ran out of time and so was told, makes room for others.
         if queue.waiting.len() >= self.0.options.queue {
@@ -167,7 +173,7 @@ impl Batcher {
         }
         queue.arrivals += 1;
         let place = (job.priority, queue.arrivals);
-        queue.waiting.insert(place, Waiting { job, since: Instant::now(), reply, cancel });
+        queue.waiting.insert(place, Waiting { job, since: Instant::now(), reply, cancel, alone });
         if queue.running < self.0.instances {
             queue.running += 1;
             let inner = self.0.clone();
@@ -184,7 +190,7 @@ pub const OVERDUE: Duration = Duration::from_secs(30);
 /// How the error of a model that panicked begins. It is not run again: what it left behind is not known.
 const PANICKED: &str = "the model panicked: ";
 
-/// Rows of a request: the length of its inputs' first dimension.
+/// Rows of a request: the length of its inputs' first dimension. Of several inputs, those that may be left out are last.
 pub fn rows(inputs: &[Tensor]) -> usize {
     inputs.first().map_or(1, Tensor::rows)
 }
@@ -213,6 +219,14 @@ impl Drop for Running<'_> {
 impl Inner {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Must it be a call of its own? What is given in place of the model's own value holds for one request, and rows of
+    /// different numbers are the model's to bring together.
+    fn is_alone(&self, job: &Job) -> bool {
+        let rows = rows(&job.inputs);
+        let given = |input: &Tensor| self.optional.iter().any(|name| name == input.name());
+        job.inputs.iter().any(|input| input.rows() != rows || given(input))
     }
 
     /// Would this request take less time than handing it over?
@@ -335,7 +349,8 @@ impl Inner {
         let inputs = stacked.map_err(|misfit| Error::Invalid(misfit.to_string()))?;
         // The last of the deadlines: each request's own was checked when it was taken.
         let deadline = group.iter().map(|w| w.job.deadline).max_by_key(|d| (d.is_none(), *d)).flatten();
-        let cancel = CancelFlag::default();
+        // It goes on as long as one of them waits.
+        let cancel = CancelFlag::of_all(group.iter().map(|waiting| waiting.cancel.clone()));
         let call =
             Call { inputs: &inputs, outputs: &first.outputs, parameters: &first.parameters, deadline, cancel: &cancel };
         let computing = Instant::now();

@@ -1,10 +1,21 @@
 //! What an inference request must hold, whichever protocol it came by: everything that can be told without running it.
 
-use crate::batcher::rows;
 use crate::dataplane::{Infer, Servable};
 use crate::describe::{is_batched, most_rows};
 use crate::error::Error;
-use backends::{Limits, Parameter, Parameters, Port, Tensor};
+use backends::{Limits, Parameter, Parameters, Port, Signature, Tensor};
+
+/// Inputs as the model lists them, those that may be left out last: requests with the same inputs are alike, and their
+/// rows are those of the first.
+pub(crate) fn put_in_order(signature: &Signature, inputs: &mut [Tensor]) {
+    if signature.strict && inputs.len() > 1 {
+        inputs.sort_by_cached_key(|input| {
+            let found = signature.inputs.iter().position(|port| port.name == input.name());
+            // One that is not known comes last, where it is found soon enough.
+            found.map_or((true, usize::MAX), |place| (signature.inputs[place].optional, place))
+        });
+    }
+}
 
 /// Checks a request.
 ///
@@ -45,7 +56,8 @@ pub(crate) fn check(servable: &Servable, request: &Infer, limits: &Limits) -> Re
             servable.name
         )));
     }
-    let (count, most) = (rows(&request.inputs), most_rows(servable));
+    let rows = needed(&servable.signature.inputs, &request.inputs).map(Tensor::rows);
+    let (count, most) = (rows.max().unwrap_or(1), most_rows(servable));
     if count > most as usize && is_batched(servable) {
         return Err(Error::Invalid(format!(
             "inference request batch-size must be <= {most} for '{}', got {count}",
@@ -125,19 +137,27 @@ fn check_strictly(servable: &Servable, request: &Infer) -> Result<(), Error> {
     check_rows(servable, &request.inputs)
 }
 
-/// Where the first dimension is a batch, all inputs have as many rows.
+/// Where the first dimension is a batch, all inputs have as many rows, unless the model itself spreads one over another.
 fn check_rows(servable: &Servable, inputs: &[Tensor]) -> Result<(), Error> {
-    let count = rows(inputs);
-    match inputs.iter().find(|input| input.rows() != count).filter(|_| is_batched(servable)) {
+    let mut inputs = needed(&servable.signature.inputs, inputs);
+    let Some(first) = inputs.next() else { return Ok(()) };
+    let spreads = || servable.batcher().is_ok_and(|batcher| batcher.predictor().spreads_rows());
+    match inputs.find(|input| input.rows() != first.rows()).filter(|_| is_batched(servable) && !spreads()) {
         Some(other) => Err(Error::Invalid(format!(
-            "input '{}' has {} rows, but input '{}' of the same request has {count}, for model '{}'",
+            "input '{}' has {} rows, but input '{}' of the same request has {}, for model '{}'",
             other.name(),
             other.rows(),
-            inputs[0].name(),
+            first.name(),
+            first.rows(),
             servable.name
         ))),
         None => Ok(()),
     }
+}
+
+/// Inputs but for those that may be left out, whose first dimension is their own.
+fn needed<'a>(ports: &'a [Port], inputs: &'a [Tensor]) -> impl Iterator<Item = &'a Tensor> {
+    inputs.iter().filter(move |input| !ports.iter().any(|port| port.optional && port.name == input.name()))
 }
 
 /// Inputs that a request lacks: there may be as many as are required, and one of these not among them.

@@ -233,8 +233,9 @@ impl Dataplane {
     ///
     /// # Errors
     /// The request is at fault, the server has too much to do, or the model failed.
-    pub async fn infer(&self, servable: Arc<Servable>, request: Infer) -> Result<Inferred, Error> {
+    pub async fn infer(&self, servable: Arc<Servable>, mut request: Infer) -> Result<Inferred, Error> {
         let start = Instant::now();
+        check::put_in_order(&servable.signature, &mut request.inputs);
         let count = rows(&request.inputs);
         let waiting = Waiting { servable: &servable, since: start };
         let answer = self.answer(&servable, request).await;
@@ -315,7 +316,7 @@ impl Dataplane {
                 None => Ok(output.clone()),
                 Some(count) => {
                     let port = servable.signature.outputs.iter().find(|port| port.name == wanted.name);
-                    classify::classify(output, count as usize, port.map_or(&[], |port| &port.labels))
+                    classify::classify(output, count as usize, port)
                 }
             }
         };

@@ -62,9 +62,12 @@ pub fn most_rows(servable: &Servable) -> u32 {
     servable.settings.max_batch_size.unwrap_or(MAX_BATCH_SIZE)
 }
 
-/// Is the first dimension of every tensor a batch, whose rows have nothing to do with each other?
+/// Is the first dimension of every tensor a batch, whose rows have nothing to do with each other? Of an input that may be
+/// left out it often is none; requests without it are computed together all the same.
 pub fn is_batched(servable: &Servable) -> bool {
-    servable.batcher().is_ok_and(|batcher| batcher.predictor().profile().batchable)
+    let apart = |port: &Port| port.optional && port.shape.first() != Some(&-1);
+    !servable.signature.inputs.iter().any(apart)
+        && servable.batcher().is_ok_and(|batcher| batcher.predictor().profile().batchable)
 }
 
 /// Is it a language model, whose one request may have many responses?

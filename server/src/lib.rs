@@ -28,6 +28,7 @@ pub mod registry;
 pub mod repository;
 pub mod rest;
 pub mod servable;
+mod stamp;
 pub mod stats;
 pub mod summary;
 pub mod telemetry;

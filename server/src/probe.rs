@@ -7,13 +7,18 @@
 //!        <───────── Outcome as JSON on stdout ── exit
 //! ```
 //!
-//! The server looks at the child's memory and the clock, and kills it when either is too much.
+//! The server looks at the child's memory and the clock, and kills it when either is too much; the kernel does so when it
+//! has had too much of a processor. Files that change while they are tried are tried again, so that none is loaded that
+//! was not.
 
 use crate::config::libraries::{own_program, search_paths};
 use crate::process::{PAGE, Process, available_bytes};
+use crate::repository::Found;
+use crate::stamp::Stamps;
 use crate::threads;
 use backends::llm::LanguageOptions;
-use backends::onnx::OnnxOptions;
+use backends::onnx::{OnnxOptions, external_files};
+use backends::settings::Onnx;
 use backends::{Artifact, Conventions, Format, Limits, LoadError, LoadOptions, load};
 use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
 use serde::{Deserialize, Serialize};
@@ -39,6 +44,13 @@ const LAST_WORDS: usize = 300;
 const LEAST: u64 = 256 << 20;
 /// Address space that a child has besides the memory that it may touch: libraries, stacks, what allocators reserve.
 const SPACE: u64 = 8 << 30;
+/// Seconds of a processor that a child has besides those of the clock: this process is to be the first that ends it, since
+/// it says why.
+const SPARE: u64 = 2;
+/// How often files are tried that change meanwhile.
+const TRIES: usize = 2;
+/// What is said of files that never stay the same.
+const CHANGED: &str = "its files changed while it was loaded; load it again once they are complete";
 
 /// How models are tried before they are loaded.
 #[derive(Clone, Debug)]
@@ -62,6 +74,8 @@ struct Task {
     directory: PathBuf,
     file: Option<String>,
     memory: u64,
+    /// Of a processor, for each thread that computes.
+    seconds: u64,
     libraries: Vec<PathBuf>,
 }
 
@@ -69,34 +83,70 @@ struct Task {
 #[derive(Debug, Deserialize, Serialize)]
 enum Outcome {
     Loaded,
-    Refused { file: PathBuf, reason: String },
+    Refused { file: PathBuf, reason: String, detail: String },
+}
+
+/// A model whose files were opened, and tried if they had to be.
+#[derive(Debug)]
+pub struct Tried {
+    /// The files.
+    pub artifact: Artifact,
+    /// As they were when they were tried.
+    stamps: Stamps,
+}
+
+impl Tried {
+    /// A model that need not be tried.
+    #[must_use]
+    pub fn unneeded(artifact: Artifact) -> Self {
+        Tried { artifact, stamps: Stamps::default() }
+    }
+
+    /// Asked once the model is loaded: are its files still those that were tried?
+    ///
+    /// # Errors
+    /// They are not.
+    pub fn check(&self) -> Result<(), LoadError> {
+        if self.stamps.hold() { Ok(()) } else { Err(LoadError::new(self.artifact.model_path(), CHANGED)) }
+    }
 }
 
 impl Probe {
-    /// Loads the model in a child, if it is of a kind that native code reads.
+    /// Opens the files of the model `name`, and loads them in a child if they are of a kind that native code reads.
     ///
     /// # Errors
-    /// The child refuses it, or does not live to say how it went.
-    pub fn check(
-        &self,
-        artifact: &Artifact,
-        root: &Path,
-        directory: &Path,
-        file: Option<&str>,
-    ) -> Result<(), LoadError> {
-        if artifact.format() != Format::Onnx {
-            return Ok(());
+    /// There is no model, the child refuses it or does not live to say how it went, or its files do not stay the same.
+    pub fn open(&self, found: &Found, name: &str, directory: &Path) -> Result<Tried, LoadError> {
+        for _ in 0..TRIES {
+            let mut stamps = Stamps::default();
+            // Settings are read when the model is opened, here and in the child.
+            stamps.add(found.root.join("model.toml"));
+            stamps.add(found.root.join("config.pbtxt"));
+            let artifact = found.open(name, directory)?;
+            if artifact.format() != Format::Onnx {
+                return Ok(Tried::unneeded(artifact));
+            }
+            add_graph(&mut stamps, &artifact);
+            let outcome = self.attempt(found, &artifact, directory);
+            if stamps.hold() {
+                return outcome.map(|()| Tried { artifact, stamps });
+            }
         }
+        Err(LoadError::new(directory, CHANGED))
+    }
+
+    fn attempt(&self, found: &Found, artifact: &Artifact, directory: &Path) -> Result<(), LoadError> {
         let task = Task {
-            root: root.into(),
+            root: found.root.clone(),
             directory: directory.into(),
-            file: file.map(str::to_owned),
+            file: found.file.clone(),
             memory: self.memory.unwrap_or_else(|| left(self.machine)),
+            seconds: self.timeout.as_secs().saturating_add(u64::from(self.timeout.subsec_nanos() > 0) + SPARE),
             libraries: self.libraries.clone(),
         };
         match self.ask(&task) {
             Ok(Outcome::Loaded) => Ok(()),
-            Ok(Outcome::Refused { file, reason }) => Err(LoadError::new(file, reason)),
+            Ok(Outcome::Refused { file, reason, detail }) => Err(LoadError::new(file, reason).with_detail(detail)),
             Err(reason) => Err(LoadError::new(artifact.model_path(), reason)),
         }
     }
@@ -143,6 +193,17 @@ impl Probe {
     }
 }
 
+/// Adds a graph and the files of its external data. What is wrong with these, the child finds out.
+fn add_graph(stamps: &mut Stamps, artifact: &Artifact) {
+    let path = artifact.model_path();
+    stamps.add(path.to_path_buf());
+    let limits = Limits { model_bytes: i32::MAX as u64, ..Limits::default() };
+    let external = artifact.read_model(&limits).ok().and_then(|bytes| external_files(&bytes).ok());
+    for file in external.into_iter().flatten() {
+        stamps.add(path.with_file_name(file));
+    }
+}
+
 /// Of the memory that there is, what a child may have: most of what is free, and of what the control group grants this
 /// process what it does not hold itself.
 fn left(machine: u64) -> u64 {
@@ -186,11 +247,17 @@ impl Ear {
     }
 }
 
+/// The signal of a process that had too much of a processor.
+const XCPU: i32 = 24;
+
 /// How a process ended, and its last words.
 fn how(status: ExitStatus, complaints: &str) -> String {
     let end = match status.signal() {
         Some(signal) => {
             let names = [(4, "SIGILL"), (6, "SIGABRT"), (7, "SIGBUS"), (8, "SIGFPE"), (9, "SIGKILL"), (11, "SIGSEGV")];
+            if signal == XCPU {
+                return format!("SIGXCPU ({signal}): it had more of the processor than --probe-timeout lets it have");
+            }
             let name = names.iter().find(|(number, _)| *number == signal).map_or("a signal", |(_, name)| name);
             format!("{name} ({signal})")
         }
@@ -207,6 +274,13 @@ fn resident(process: u32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{process}/statm")).unwrap_or_default();
     let pages = text.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
     pages.unwrap_or(0).saturating_mul(PAGE)
+}
+
+/// Threads that compute while a graph is loaded: one, unless it is to have some of its own, or a provider has.
+fn computing(onnx: &Onnx) -> u64 {
+    let own = onnx.intra_op_threads.is_some() || onnx.inter_op_threads.is_some() || !onnx.providers.is_empty();
+    let processors = std::thread::available_parallelism().map_or(1, |processors| processors.get() as u64);
+    if own { processors } else { 1 }
 }
 
 /// What the child does: nothing of this touches sockets or threads of a server.
@@ -230,7 +304,7 @@ pub fn child() -> ExitCode {
 }
 
 fn attempt(task: &Task) -> Outcome {
-    let refused = |error: LoadError| Outcome::Refused { file: error.file, reason: error.reason };
+    let refused = |LoadError { file, reason, detail }: LoadError| Outcome::Refused { file, reason, detail };
     // Where a limit cannot be set, the parent's looks are all there is.
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     let limit = |bytes: u64| Rlimit { current: Some(bytes), maximum: Some(bytes) };
@@ -239,6 +313,10 @@ fn attempt(task: &Task) -> Outcome {
         Ok(artifact) => artifact,
         Err(error) => return refused(error),
     };
+    // The kernel asks before it kills, so that the end can be told from others.
+    let seconds = task.seconds.saturating_mul(computing(&artifact.settings().onnx));
+    let time = Rlimit { current: Some(seconds), maximum: Some(seconds.saturating_add(SPARE)) };
+    let _ = setrlimit(Resource::Cpu, time);
     // Drivers of GPUs reserve far more addresses than there is memory.
     if !artifact.settings().onnx.providers.iter().any(|provider| provider.kind.is_gpu()) {
         let _ = setrlimit(Resource::As, limit(task.memory.saturating_add(SPACE)));

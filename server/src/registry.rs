@@ -5,7 +5,7 @@
 
 use crate::batcher;
 use crate::error::Error;
-use crate::probe::Probe;
+use crate::probe::{Probe, Tried};
 use crate::repository::{Found, Repository, Survey, Version};
 use arc_swap::ArcSwap;
 use backends::{Format, LoadError, LoadOptions, Model, load};
@@ -389,7 +389,8 @@ impl Registry {
     /// What served before serves on, with the reason beside it; where nothing did, the reason is the state.
     fn failed(&self, name: &str, version: Version, error: LoadError) -> Result<(), LoadError> {
         let reason = self.relative(&error);
-        tracing::error!(model = name, version, %reason, "model cannot be loaded");
+        let whole = format!("{reason}{}", error.aside());
+        tracing::error!(model = name, version, reason = %whole, "model cannot be loaded");
         self.update(|models| {
             let versions = models.entry(name.into()).or_default();
             match versions.get_mut(&version).filter(|entry| entry.is_ready()) {
@@ -413,15 +414,17 @@ impl Registry {
         (found, directory): (&Found, &Path),
         moment: Moment,
     ) -> Result<Servable, LoadError> {
-        let artifact = found.open(name, directory)?;
+        let tried = match self.probe.as_ref().filter(|probe| moment == Moment::Later || probe.at_start) {
+            Some(probe) => probe.open(found, name, directory)?,
+            None => Tried::unneeded(found.open(name, directory)?),
+        };
+        let artifact = &tried.artifact;
         let settings = artifact.settings().clone();
         for note in settings.notes(artifact.format() == Format::Onnx) {
             tracing::warn!(model = name, version, "config.pbtxt: {note}");
         }
-        if let Some(probe) = self.probe.as_ref().filter(|probe| moment == Moment::Later || probe.at_start) {
-            probe.check(&artifact, &found.root, directory, found.file.as_deref())?;
-        }
-        let model = load(&artifact, &self.load_options)?;
+        let model = load(artifact, &self.load_options)?;
+        tried.check()?;
         if let Model::Predictor(predictor) = &model {
             for note in predictor.profile().notes {
                 tracing::warn!(model = name, version, "{note}");

@@ -1,7 +1,7 @@
 //! The batcher over a predictor whose answers are known: batching changes nothing but the number of calls, and what
 //! goes wrong goes wrong for one.
 
-use backends::{Call, InferError, Parameters, Predictor, Profile, Signature, Tensor};
+use backends::{Call, DataType, InferError, Parameters, Port, Predictor, Profile, Signature, Tensor};
 use proptest::prelude::*;
 use server::batcher::{Batcher, Job, Options};
 use server::error::Error;
@@ -56,9 +56,15 @@ struct Bench {
     order: Arc<Mutex<Vec<f32>>>,
 }
 
+fn signature(inputs: Vec<Port>) -> Signature {
+    Signature { inputs, outputs: vec![], strict: false, feature_names: vec![], platform: "test".into() }
+}
+
 fn bench(single_call: Duration, work: Duration, options: Options) -> Bench {
-    let signature =
-        Signature { inputs: vec![], outputs: vec![], strict: false, feature_names: vec![], platform: "test".into() };
+    bench_of(signature(vec![]), single_call, work, options)
+}
+
+fn bench_of(signature: Signature, single_call: Duration, work: Duration, options: Options) -> Bench {
     let (calls, order) = (Arc::<AtomicUsize>::default(), Arc::<Mutex<Vec<f32>>>::default());
     let doubler = Doubler { signature, single_call, work, calls: calls.clone(), order: order.clone() };
     Bench { batcher: Batcher::new(Box::new(doubler), options, Arc::new(Stats::default())), calls, order }
@@ -216,4 +222,99 @@ fn the_urgent_go_first() {
         }
     });
     assert_eq!(*bench.order.lock().expect("not poisoned"), [1.0, 4.0, 3.0, 5.0, 2.0]);
+}
+
+#[test]
+fn what_has_a_value_for_what_may_be_left_out_is_computed_alone() {
+    let port = Port {
+        name: "scale".into(),
+        datatype: DataType::Fp32,
+        also: vec![],
+        shape: vec![2],
+        any_shape: false,
+        optional: true,
+        labels: vec![],
+    };
+    let bench = bench_of(signature(vec![port]), SLOW, Duration::from_millis(200), Options::default());
+    let scaled = |value: f32| {
+        let mut job = job(&[value]);
+        job.inputs.push(Tensor::from_vec("scale", vec![2], vec![1f32, 1.0]).expect("fits"));
+        job
+    };
+    runtime().block_on(async {
+        let mut tasks = vec![tokio::spawn(doubled(bench.batcher.clone(), job(&[1.0])))];
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        for job in [job(&[2.0]), job(&[3.0]), scaled(4.0), job(&[5.0]), job(&[6.0])] {
+            tasks.push(tokio::spawn(doubled(bench.batcher.clone(), job)));
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+        for task in tasks {
+            assert!(task.await.expect("no panic").is_ok());
+        }
+    });
+    assert_eq!(*bench.order.lock().expect("not poisoned"), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    assert_eq!(bench.calls.load(Ordering::Relaxed), 4, "the first, two, the one that is alone, two");
+}
+
+/// Computes as long as somebody waits, and says how many rows it has.
+#[derive(Debug)]
+struct Patient {
+    signature: Signature,
+    rows: Arc<AtomicUsize>,
+}
+
+impl Predictor for Patient {
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+    fn profile(&self) -> Profile {
+        Profile {
+            batchable: true,
+            instances: 1,
+            single_call: SLOW,
+            steady: true,
+            preferred_batch: 64,
+            device: "cpu".into(),
+            notes: Vec::new(),
+            bytes: 0,
+        }
+    }
+    fn predict(&self, call: &Call<'_>) -> Result<Vec<Tensor>, InferError> {
+        loop {
+            self.rows.store(call.inputs[0].rows(), Ordering::Relaxed);
+            if let Err(over) = call.check() {
+                self.rows.store(0, Ordering::Relaxed);
+                return Err(over);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+#[test]
+fn a_batch_goes_on_until_the_last_has_left() {
+    let rows = Arc::<AtomicUsize>::default();
+    let patient = Patient { signature: signature(vec![]), rows: rows.clone() };
+    let batcher = Batcher::new(Box::new(patient), Options::default(), Arc::new(Stats::default()));
+    let running = async |wanted: usize| {
+        let start = Instant::now();
+        while rows.load(Ordering::Relaxed) != wanted {
+            assert!(start.elapsed() < Duration::from_secs(20), "{wanted} rows");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    runtime().block_on(async {
+        let ask = |values: &[f32]| tokio::spawn(doubled(batcher.clone(), job(values)));
+        let alone = ask(&[1.0]);
+        running(1).await;
+        let (first, last) = (ask(&[1.0; 2]), ask(&[1.0; 3]));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        alone.abort();
+        running(5).await;
+        first.abort();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(rows.load(Ordering::Relaxed), 5, "the other one waits");
+        last.abort();
+        running(0).await;
+    });
 }

@@ -9,6 +9,7 @@ import threading
 
 import numpy as np
 import onnx_models
+import onnx_odd
 import onnx_service
 import pytest
 import requests
@@ -22,7 +23,7 @@ TOGETHER = {"convolutional": 8, "transformer": 1, "large": 1} | dict.fromkeys(
 )
 # Batches wait long enough for sixteen callers, and have room for them.
 GATHER = ["--max-batch-delay", "30ms", "--max-batch-rows", 10_000]
-APART = [*onnx_service.ALONE, "scalar", "optional"]
+APART = [*onnx_service.ALONE, "scalar"]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def nets():
 @pytest.fixture(scope="module")
 def gathering(binary, tmp_path_factory, nets):
     folder = tmp_path_factory.mktemp("gathering")
-    for name in [*TOGETHER, *APART]:
+    for name in [*TOGETHER, *APART, "optional"]:
         write(nets[name], folder / "models", "folder" if nets[name].external else "version")
     with serving(binary, folder, *GATHER) as server:
         yield server
@@ -115,6 +116,75 @@ def test_what_is_no_batch_is_computed_alone(gathering, nets, name):
     for rows in ((1, 3, 2), (100, 101)):
         _, executions = counted(gathering, name, jobs_of(nets[name], 40, rows))
         assert executions == 40
+
+
+def test_only_what_may_be_left_out_is_computed_alone(gathering, nets):
+    """Requests that leave it out are put together; those that have a value for it have it for themselves."""
+    random, oracle = np.random.default_rng(14), onnx_service.oracle("optional")
+    scaled = []
+    for number in range(40):
+        # Of fewer rows than it has numbers, of as many, and of more.
+        (feeds,) = nets["optional"].asks(1, 1 + number % 3, seed=number)
+        given = {**feeds, "scale": floats(random, 2)}
+        scaled.append(("optional", described(given), {"y": given["x"] * given["scale"]}))
+    plain = jobs_of(nets["optional"], 40, (1, 3, 2), oracle=oracle)
+    _, executions = counted(gathering, "optional", plain)
+    assert executions < 40
+    _, executions = counted(gathering, "optional", scaled)
+    assert executions == 40
+    _, executions = counted(gathering, "optional", [job for turn in zip(plain, scaled) for job in turn])
+    assert executions >= 40
+    # Whatever the order of inputs.
+    backwards = [(name, inputs[::-1], answer) for name, inputs, answer in scaled]
+    _, executions = counted(gathering, "optional", backwards)
+    assert executions == 40
+
+
+@pytest.mark.parametrize("make", onnx_odd.MEETING)
+def test_rows_that_meet_are_computed_alone(binary, tmp_path, make):
+    """Behind a Slice to the greatest number, a Split of the rows, or as steps or the first state of a recurrent net: of
+    each a trial has to show that rows are not apart."""
+    model = make()
+    write(model, tmp_path / "models")
+    oracle = onnx_service.Oracle(model)
+    with serving(binary, tmp_path, *GATHER) as server:
+        for rows in ((1,), (1, 3, 2, 4)):
+            _, executions = counted(server, model.name, jobs_of(model, 40, rows, oracle=oracle))
+            assert executions == 40
+        assert requests.get(f"{server.url}/v2/models/{model.name}/config").json()["max_batch_size"] == 0
+
+
+def test_rows_of_two_names(binary, tmp_path):
+    """Those that are as many are put together; one row on many is the graph's to spread."""
+    model = onnx_odd.spread()
+    write(model, tmp_path / "models")
+    oracle, random = onnx_service.Oracle(model), np.random.default_rng(15)
+    even = jobs_of(model, 40, (1, 3, 2), oracle=oracle)
+    uneven = []
+    for rows in (2, 3, 4, 5) * 10:
+        feeds = model.ask(random, rows, 1)
+        uneven.append((model.name, described(feeds), oracle.answer(feeds)))
+    with serving(binary, tmp_path, *GATHER) as server:
+        _, executions = counted(server, model.name, even)
+        assert executions < 40
+        _, executions = counted(server, model.name, uneven)
+        assert executions == 40
+        all_at_once(server, [job for turn in zip(even, uneven) for job in turn])
+
+
+@pytest.mark.parametrize("text", ["max_batch_size: 8", "max_batch_size: 0"])
+def test_rows_of_two_names_that_settings_call_one_batch(binary, tmp_path, text):
+    """Then they are as many, or the request is refused; and where there is no batch, they are what they are."""
+    model = onnx_odd.spread()
+    write(model, tmp_path / "models", config={"config.pbtxt": f'backend: "onnxruntime" {text}'})
+    feeds = model.ask(np.random.default_rng(16), 3, 1)
+    with serving(binary, tmp_path) as server:
+        reply = onnx_service.post(server, model.name, described(feeds))
+        if text.endswith("8"):
+            assert reply.status_code == 400, reply.text
+            assert "input 'b' has 1 rows" in reply.json()["error"]
+        else:
+            same(outputs_of(reply), onnx_service.Oracle(model).answer(feeds))
 
 
 def test_texts_of_several_lengths(gathering, nets):

@@ -4,6 +4,7 @@ Those that ONNX Runtime itself fails on are loaded first in a process of their o
 time and memory are small here, so that what hangs and swells is found out soon.
 """
 
+import contextlib
 import itertools
 import pathlib
 import resource
@@ -210,6 +211,118 @@ def test_a_model_that_serves_goes_on_when_its_next_file_is_bad(binary, tmp_path,
             assert entry["state"] == "READY"
             assert any(word in entry["reason"] for word in (FILES | BROKEN | NATIVE)[name].words), entry
             serves(server, good)
+
+
+# ------------------------------------------------------------------------------ files that change while they are loaded
+
+# Enough for a graph whose first run takes two seconds, on a busy machine.
+PATIENCE = 20
+
+
+@pytest.fixture(scope="module")
+def careful(binary, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("careful")
+    write(onnx_service.models()[GOOD], folder / "models")
+    with serving(binary, folder, "--probe-timeout", f"{PATIENCE}s", "--probe-memory", MEMORY) as server:
+        guard(server)
+        server.folder = folder
+        yield server
+
+
+@contextlib.contextmanager
+def loading(server, name, data, beside=None):
+    """A model that takes a while to be tried, being loaded: its folder, and the reply once there is one. `beside` are
+    more files."""
+    folder = server.folder / "models" / name
+    folder.mkdir()
+    for file, more in {"model.onnx": data, **(beside or {})}.items():
+        (folder / file).write_bytes(more)
+    replies = []
+    thread = threading.Thread(target=lambda: replies.append(load(server, name)))
+    thread.start()
+    try:
+        until(lambda: children(server), 10)
+        yield folder, replies
+    finally:
+        thread.join()
+
+
+def endless():
+    return onnx_hostile.endless().SerializeToString()
+
+
+def put(folder, write):
+    """Lays a file in the place of the graph, at once."""
+    beside = folder.parent.parent / f"{folder.name}.new"
+    beside.mkdir(exist_ok=True)
+    write(beside, None)
+    (beside / "model.onnx").replace(folder / "model.onnx")
+
+
+def test_a_file_that_is_replaced_while_it_is_tried_is_tried_itself(careful):
+    """Not the one that was tried is loaded, which would end the server."""
+    with loading(careful, "replaced", endless()) as (folder, replies):
+        put(folder, NATIVE["deep-tree"].write)
+    assert replies[0].status_code in (400, 503), replies[0].text
+    entry = index(careful)["replaced"]
+    assert not wrongly_said({"replaced": entry}, {"replaced": NATIVE["deep-tree"]}), entry
+    serves(careful, onnx_service.models()[GOOD])
+    assert careful.child.poll() is None, careful.tail()
+
+
+def test_a_file_that_was_replaced_once_is_served(careful):
+    model = onnx_service.models()[GOOD]
+    with loading(careful, "written-once-more", endless()) as (folder, replies):
+        put(folder, lambda beside, _: (beside / "model.onnx").write_bytes(model.data))
+    assert replies[0].status_code == 200, replies[0].text
+    (feeds,) = model.asks(1)
+    same(over_rest(careful, "written-once-more", feeds), onnx_service.oracle(GOOD).answer(feeds))
+
+
+def test_files_that_never_stay_the_same(careful):
+    """Written again and again, with the same bytes or not: it is not loaded, and the reason says why."""
+    with loading(careful, "written", endless()) as (folder, replies):
+        while not replies:
+            (folder / "model.onnx").write_bytes(endless())
+            time.sleep(0.05)
+    assert replies[0].status_code in (400, 503), replies[0].text
+    assert "changed while it was loaded" in replies[0].json()["error"]
+    assert str(careful.folder) not in replies[0].json()["error"]
+    # It does now.
+    assert load(careful, "written").status_code == 200
+    serves(careful, onnx_service.models()[GOOD])
+
+
+@pytest.mark.parametrize("file", ["model.toml", "weights.bin"])
+def test_settings_and_weights_are_files_of_the_model_too(careful, file):
+    made = onnx_hostile.endless()
+    if file == "weights.bin":
+        made.graph.initializer.append(onnx_hostile.external(file))
+    data = b"\n" if file == "model.toml" else bytes(onnx_hostile.BYTES)
+    with loading(careful, f"with-{len(file)}", made.SerializeToString(), {file: data}) as (folder, replies):
+        while not replies:
+            (folder / file).write_bytes(data)
+            time.sleep(0.05)
+    assert replies[0].status_code in (400, 503), replies[0].text
+    assert "changed while it was loaded" in replies[0].json()["error"]
+
+
+def test_the_process_has_a_bound_on_processor_time(careful):
+    """A little above that on time, should nobody be there to look at the clock."""
+    with loading(careful, "timed", endless()):
+        found = until(lambda: processor_limits(careful), 10)
+    assert all(PATIENCE < int(seconds) <= PATIENCE + 10 for limits in found for seconds in limits), found
+
+
+def processor_limits(server):
+    """Bounds, soft and hard, of children that have set theirs."""
+    found = []
+    for child in children(server):
+        with contextlib.suppress(OSError):
+            lines = pathlib.Path(f"/proc/{child}/limits").read_text().splitlines()
+            (line,) = (line for line in lines if line.startswith("Max cpu time"))
+            found.append(line.split()[3:5])
+    return [limits for limits in found if "unlimited" not in limits]
 
 
 def test_nothing_of_the_secret_is_told(running):

@@ -57,8 +57,22 @@ impl Backend for OnnxBackend {
         let directory = path.parent().unwrap_or(std::path::Path::new("."));
         outline::check_external(&outline, directory)?;
         let source = Source { bytes, outline, directory: directory.to_path_buf() };
-        let predictor = runtime::load(&source, artifact.settings(), options).map_err(refuse)?;
+        let predictor = runtime::load(&source, artifact.settings(), options);
+        let predictor = predictor.map_err(|why| LoadError::new(path, why.reason).with_detail(why.detail))?;
         Ok(Model::Predictor(predictor))
+    }
+}
+
+/// Why a graph is not served, and what of it only whoever runs the server is told.
+#[derive(Debug)]
+struct Refusal {
+    reason: String,
+    detail: String,
+}
+
+impl From<String> for Refusal {
+    fn from(reason: String) -> Self {
+        Refusal { reason, detail: String::new() }
     }
 }
 

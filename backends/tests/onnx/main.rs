@@ -195,8 +195,12 @@ fn without_a_library_the_reason_says_how_to_get_one() {
     let missing = Path::new("/nowhere/libonnxruntime.so").to_path_buf();
     let options = LoadOptions { onnx: OnnxOptions { libraries: vec![missing] }, ..options() };
     let error = opened(&product(Err("n")), "", &options).unwrap_err();
-    assert!(error.reason.contains("/nowhere/libonnxruntime.so: there is no such file"), "{error}");
+    assert!(error.reason.contains("(libonnxruntime.so: there is no such file)"), "{error}");
     assert!(error.reason.contains("--onnxruntime-lib FILE"), "{error}");
+    // Where it was looked for is for whoever runs the server, and for nobody who asks it.
+    assert!(!error.reason.contains("/nowhere"), "{error}");
+    assert_eq!(error.detail, "/nowhere/libonnxruntime.so: there is no such file");
+    assert!(error.to_string().ends_with("(/nowhere/libonnxruntime.so: there is no such file)"), "{error}");
 }
 
 #[test]
@@ -253,4 +257,77 @@ fn no_request_brings_what_is_divided_by_without_a_look() {
     let graph = graph::graph(&nodes, &[], &[signal, value("step", INT64, &[]), length], &[y]);
     let error = opened(&file(&graph), "", &options()).unwrap_err();
     assert!(error.reason.contains("frame_length, 'length', is computed or given"), "{error}");
+}
+
+/// Two tables one on the other, whose numbers of rows have these names.
+fn sum(first: &str, second: &str) -> Vec<u8> {
+    let port = |name, rows| value(name, FLOAT, &[Err(rows), Ok(3)]);
+    let nodes = [node("Add", &["x", "b"], &["y"], &[])];
+    file(&graph::graph(&nodes, &[], &[port("x", first), port("b", second)], &[port("y", "all")]))
+}
+
+#[test]
+fn rows_of_two_names_may_be_of_two_numbers() {
+    assert!(!predictor(&sum("n", "n")).spreads_rows());
+    assert!(!predictor(&sum("", "")).spreads_rows());
+    let predictor = predictor(&sum("n", "m"));
+    assert!(predictor.spreads_rows() && predictor.profile().batchable);
+    let outputs = run(&*predictor, &[table(2, 0.0), table(1, 10.0).renamed("b")], Wait::default()).unwrap();
+    assert_eq!(outputs[0].values::<f32>(), Some(&[10.0, 12.0, 14.0, 13.0, 15.0, 17.0][..]));
+}
+
+#[test]
+fn what_may_be_left_out_keeps_no_rows_from_being_stacked() {
+    let port = |name| value(name, FLOAT, &[Err("n"), Ok(3)]);
+    let inputs = [port("x"), value("scale", FLOAT, &[Ok(3)])];
+    let nodes = [node("Mul", &["x", "scale"], &["y"], &[])];
+    let scale = floats("scale", &[3], &[1.0, 2.0, 3.0]);
+    let predictor = predictor(&file(&graph::graph(&nodes, &[scale], &inputs, &[port("y")])));
+    let optional = predictor.signature().inputs.iter().map(|port| (port.name.as_str(), port.optional));
+    assert_eq!(optional.collect::<Vec<_>>(), [("x", false), ("scale", true)]);
+    assert!(predictor.profile().batchable);
+    let answer = |inputs: &[Tensor]| run(&*predictor, inputs, Wait::default()).unwrap()[0].to_f32().unwrap().to_vec();
+    assert_eq!(answer(&[table(1, 1.0)]), [1.0, 4.0, 9.0]);
+    let scale = Tensor::from_vec("scale", vec![3], vec![2f32; 3]).unwrap();
+    assert_eq!(answer(&[table(1, 1.0), scale]), [2.0, 4.0, 6.0]);
+}
+
+#[test]
+fn settings_that_can_only_be_mistakes_are_refused() {
+    let kind = Message::default().within(1, &Message::default().whole(1, FLOAT));
+    let port = |name| Message::default().text(1, name).within(2, &kind);
+    let unknown = graph::graph(&[node("Abs", &["x"], &["y"], &[])], &[], &[port("x")], &[port("y")]);
+    let scalars = |name| value(name, FLOAT, &[]);
+    let scalar = graph::graph(&[node("Abs", &["x"], &["y"], &[])], &[], &[scalars("x")], &[scalars("y")]);
+    for (bytes, settings, what) in [
+        (product(Ok(1)), "max_batch_size = 8", "the first dimension of 'x' is fixed: [1, 3]; leave it out"),
+        (file(&unknown), "max_batch_size = 8", "not say which shape 'x' has; state its dims, or leave it out"),
+        (file(&scalar), "max_batch_size = 8", "max_batch_size, but 'x' has no dimensions; leave it out"),
+        (product(Err("n")), "labels = ['a', 'b', 'c']", "3 labels for output 'y', but a row of it has 2 values"),
+    ] {
+        let error = opened(&bytes, settings, &options()).unwrap_err();
+        assert!(error.reason.contains(what), "{error}");
+    }
+    let stated = "max_batch_size = 8\ninputs = [{ name = 'x', dims = [-1, 3] }]";
+    assert!(opened(&file(&unknown), stated, &options()).is_ok());
+    for settings in ["labels = ['a', 'b']", "labels = ['a']", "max_batch_size = 8"] {
+        assert!(opened(&product(Err("n")), settings, &options()).is_ok(), "{settings}");
+    }
+}
+
+#[test]
+fn every_group_answers() {
+    let settings = "[[instance_group]]\n[[instance_group]]\ncount = 3\n[[instance_group]]\ncount = 2\n";
+    let predictor = opened(&product(Err("batch")), settings, &options()).unwrap();
+    assert_eq!(predictor.profile().instances, 6);
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    let outputs = run(&*predictor, &[table(1, 1.0)], Wait::default()).unwrap();
+                    assert_eq!(outputs[0].values::<f32>(), Some(&[22.0, 28.0][..]));
+                }
+            });
+        }
+    });
 }

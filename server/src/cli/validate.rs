@@ -1,7 +1,7 @@
 //! `tensorgate validate DIR`: loads every model of a directory as the server would, and says what it found.
 
 use crate::config::{Machine, libraries};
-use crate::probe::Probe;
+use crate::probe::{Probe, Tried};
 use crate::repository::{Found, Repository, Survey};
 use backends::llm::LanguageOptions;
 use backends::onnx::OnnxOptions;
@@ -93,13 +93,10 @@ impl Report {
                 self.line(&format!("{place}: not served: its settings ask for other versions"));
                 continue;
             }
-            let opened = found.open(name, path).and_then(|artifact| {
-                self.probe.check(&artifact, &found.root, path, found.file.as_deref())?;
-                Ok((self.load(&artifact)?, artifact))
-            });
+            let opened = self.probe.open(found, name, path).and_then(|tried| Ok((self.load(&tried.artifact)?, tried)));
             match opened {
                 Err(error) => self.refused(&place, &error),
-                Ok((what, artifact)) => {
+                Ok((what, Tried { artifact, .. })) => {
                     self.line(&format!("{place}: ok: {what}"));
                     for note in artifact.settings().notes(artifact.format() == Format::Onnx) {
                         self.line(&format!("{place}: config.pbtxt: {note}"));

@@ -1,8 +1,8 @@
 //! The library: found when the first ONNX model is loaded, then kept. A process has one environment, whose threads all
 //! sessions share.
 
-use super::native;
-use crate::onnx::OnnxOptions;
+use super::{native, words};
+use crate::onnx::{OnnxOptions, Refusal};
 use ort::environment::{Environment, GlobalThreadPoolOptions};
 use ort::logging::LogLevel;
 use std::path::Path;
@@ -19,8 +19,8 @@ const REMEDY: &str = "lay libonnxruntime.so (version 1.24 or later; the Python p
 /// The environment; `threads` compute, whoever calls included.
 ///
 /// # Errors
-/// No library was found, or it is none: where it was looked for, and what to do.
-pub(super) fn environment(options: &OnnxOptions, threads: usize) -> Result<Environment, String> {
+/// No library was found, or it is none: what to do, and as a detail where it was looked for.
+pub(super) fn environment(options: &OnnxOptions, threads: usize) -> Result<Environment, Refusal> {
     let mut environment = ENVIRONMENT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if let Some(environment) = &*environment {
         return Ok(environment.clone());
@@ -29,11 +29,26 @@ pub(super) fn environment(options: &OnnxOptions, threads: usize) -> Result<Envir
     for library in &options.libraries {
         match start(library, threads) {
             Ok(started) => return Ok(environment.insert(started).clone()),
-            Err(reason) => tried.push(format!("{}: {reason}", library.display())),
+            Err(reason) => tried.push((library.as_path(), reason)),
         }
     }
-    let tried = if tried.is_empty() { "nowhere to look for it".into() } else { tried.join("; ") };
-    Err(format!("ONNX Runtime was not found ({tried}); {REMEDY}"))
+    Err(refusal(&tried))
+}
+
+/// Files and why each is no library. Where they lie is a detail.
+fn refusal(tried: &[(&Path, String)]) -> Refusal {
+    let named = |&(library, ref reason): &(&Path, String)| {
+        let name = Path::new(library.file_name().unwrap_or_default()).display().to_string();
+        let reason = words::plain(&reason.replace(&library.display().to_string(), &name));
+        format!("{name}: {reason}")
+    };
+    let whole = |(library, reason): &(&Path, String)| format!("{}: {reason}", library.display());
+    let names: Vec<String> = tried.iter().map(named).collect();
+    let names = if names.is_empty() { "nowhere to look for it".into() } else { names.join("; ") };
+    Refusal {
+        reason: format!("ONNX Runtime was not found ({names}); {REMEDY}"),
+        detail: tried.iter().map(whole).collect::<Vec<_>>().join("; "),
+    }
 }
 
 fn start(library: &Path, threads: usize) -> Result<Environment, String> {
@@ -52,40 +67,4 @@ fn start(library: &Path, threads: usize) -> Result<Environment, String> {
     environment.set_log_level(LogLevel::Fatal);
     native::guard_division();
     Ok(environment)
-}
-
-/// Where the library's own source lies in what it says.
-const SOURCE: &str = "/onnxruntime_src/";
-
-/// What ONNX Runtime says of an error, without where in its own source it noticed.
-pub(super) fn words(error: &ort::Error) -> String {
-    without_source(error.message())
-}
-
-fn without_source(text: &str) -> String {
-    let mut left = String::new();
-    let mut rest = text;
-    while let Some(at) = rest.find(SOURCE) {
-        left.push_str(&rest[..at]);
-        // A file with its line, and a function with what it takes.
-        let place = &rest[at..];
-        let end = place.find(") ").map_or_else(|| place.find(' '), |end| Some(end + 1));
-        rest = end.map_or("", |end| place[end..].trim_start());
-    }
-    left + rest
-}
-
-#[cfg(test)]
-mod tests {
-    use super::without_source;
-
-    #[test]
-    fn where_in_the_library_it_was_noticed_is_nobodys_business() {
-        let said = "Non-zero status. Status Message: /onnxruntime_src/core/ops.h:583 void onnxruntime::Append(ptrdiff_t, \
-                    ptrdiff_t) axis == 1 was false. 32 by 33";
-        assert_eq!(without_source(said), "Non-zero status. Status Message: axis == 1 was false. 32 by 33");
-        assert_eq!(without_source("at /onnxruntime_src/a.cc:1 broken"), "at broken");
-        assert_eq!(without_source("at /onnxruntime_src/a.cc:1"), "at ");
-        assert_eq!(without_source("indices out of bounds"), "indices out of bounds");
-    }
 }

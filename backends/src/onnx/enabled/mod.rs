@@ -8,6 +8,7 @@
 //! | `values` `flatten` | tensors to values and back; sequences and maps as tensors |
 //! | `run` | the one call into the library that the compiler cannot check |
 //! | `native` | what is asked of the C library: memory back, quotients without a value |
+//! | `words` | what ONNX Runtime says, without what only its own makers need |
 //! | `watch` | ends runs that nobody waits for any more |
 //! | `trial` | a first run, made up from the signature: warm-up, time of a call, whether rows are apart |
 //! | `predictor` | all of it behind the contract |
@@ -22,17 +23,19 @@ mod signature;
 mod trial;
 mod values;
 mod watch;
+mod words;
 
-use super::Source;
+use super::{Refusal, Source};
 use crate::{LoadOptions, Predictor, Settings};
 
 /// Opens a graph and tries it.
 ///
 /// # Errors
 /// The library is not there, refuses the graph, or the settings do not fit it.
-pub(super) fn load(source: &Source, settings: &Settings, options: &LoadOptions) -> Result<Box<dyn Predictor>, String> {
-    let environment = library::environment(&options.onnx, options.pool.current_num_threads())?;
-    let groups = session::open(&environment, source, settings)?;
+pub(super) fn load(source: &Source, settings: &Settings, options: &LoadOptions) -> Result<Box<dyn Predictor>, Refusal> {
+    let threads = options.pool.current_num_threads();
+    let environment = library::environment(&options.onnx, threads)?;
+    let groups = session::open(&environment, source, settings, threads)?;
     let predictor = predictor::OnnxPredictor::new(source, settings, groups, options)?;
     Ok(Box::new(predictor))
 }

@@ -1,23 +1,25 @@
 //! A graph behind the contract.
 
-use super::library::words;
 use super::session::Opened;
 use super::signature::{self, Given, Interface};
 use super::trial::{Trial, trial};
+use super::words::words;
 use super::{native, run, values, watch};
 use crate::onnx::Source;
-use crate::{Call, InferError, LoadOptions, Predictor, Profile, Settings, Signature, Tensor};
+use crate::{Call, InferError, LoadOptions, Port, Predictor, Profile, Settings, Signature, Tensor};
 use ort::error::ErrorCode;
-use ort::session::{RunOptions, Session};
+use ort::session::{RunOptions, Session, SessionInputValue};
+use ort::value::DynValue;
 use std::collections::BTreeMap;
-use std::ffi::CString;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::ffi::{CStr, CString};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 /// A graph that answers.
 pub(super) struct OnnxPredictor {
     groups: Vec<Group>,
+    /// Calls that run, of each group.
+    running: Mutex<Vec<usize>>,
     signature: Signature,
     /// Names of inputs, as ONNX Runtime takes them.
     inputs: Vec<CString>,
@@ -31,6 +33,8 @@ pub(super) struct OnnxPredictor {
     trial: Trial,
     /// May requests be put together?
     batchable: bool,
+    /// May inputs of one request have different numbers of rows?
+    spreads: bool,
     bytes: usize,
     notes: Vec<String>,
 }
@@ -39,7 +43,8 @@ pub(super) struct OnnxPredictor {
 struct Group {
     session: Arc<Session>,
     device: String,
-    running: AtomicUsize,
+    /// Its share of the calls: how many it is to have at a time.
+    count: usize,
     /// Held during a run where the device's provider does not take several at a time.
     alone: Option<Mutex<()>>,
 }
@@ -82,10 +87,12 @@ impl OnnxPredictor {
             alone: (group.device != "cpu").then(Mutex::default),
             session: Arc::new(group.session),
             device: group.device,
-            running: AtomicUsize::new(0),
+            count: group.count.unwrap_or(1),
         });
+        let groups: Vec<Group> = groups.collect();
         let mut predictor = OnnxPredictor {
-            groups: groups.collect(),
+            running: Mutex::new(vec![0; groups.len()]),
+            groups,
             signature,
             inputs,
             outputs: outputs.into_iter().zip(given).collect(),
@@ -94,6 +101,7 @@ impl OnnxPredictor {
             instances,
             trial: Trial { single_call: Duration::from_secs(1), apart: None },
             batchable: false,
+            spreads: false,
             bytes,
             notes: opened.notes,
         };
@@ -109,13 +117,15 @@ impl OnnxPredictor {
         let open = outputs.iter().filter(|port| !port.shape.is_empty());
         let mut ports = inputs.iter().filter(|port| !port.optional).chain(open);
         let fixed = ports.find(|port| port.shape.first() != Some(&-1));
-        if let Some(port) = fixed.filter(|_| settings.batched == Some(true)) {
-            return Err(format!(
-                "the settings give it a max_batch_size, but the first dimension of '{}' is fixed: {:?}; say 0",
-                port.name, port.shape
-            ));
+        if let Some(port) = fixed.filter(|_| settings.max_batch_size.is_some()) {
+            return Err(no_batch(port, settings));
         }
-        let stackable = fixed.is_none() && settings.batched != Some(false) && !inputs.iter().any(|port| port.optional);
+        // What may be left out is: a request that has a value for it is a call of its own.
+        let needed = || inputs.iter().zip(symbols).filter(|(port, _)| !port.optional);
+        let stackable = fixed.is_none() && settings.batched != Some(false) && needed().next().is_some();
+        let mut named = needed().filter_map(|(_, names)| names.first().filter(|name| !name.is_empty()));
+        let batch = named.next();
+        self.spreads = settings.batched != Some(true) && named.any(|name| Some(name) != batch);
         if settings.onnx.warmup {
             self.trial = trial(self, symbols, stackable, settings.batched == Some(true))?;
         }
@@ -130,10 +140,13 @@ impl OnnxPredictor {
         Ok(())
     }
 
-    /// The session with the least to do.
-    fn group(&self) -> &Group {
-        let idle = self.groups.iter().min_by_key(|group| group.running.load(Ordering::Relaxed));
-        idle.unwrap_or(&self.groups[0])
+    /// Sessions of its own, each on a device.
+    pub(super) fn groups(&self) -> usize {
+        self.groups.len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<usize>> {
+        self.running.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// The shape in which the graph takes a tensor.
@@ -156,6 +169,100 @@ impl OnnxPredictor {
         }
         all.filter(|&place| call.outputs.contains(&self.signature.outputs[place].name)).collect()
     }
+
+    /// The inputs of a call, as the graph takes them.
+    fn lend<'a>(&'a self, call: &Call<'a>) -> Result<Vec<(&'a CStr, SessionInputValue<'a>)>, InferError> {
+        let mut inputs = Vec::with_capacity(call.inputs.len());
+        for (port, name) in self.signature.inputs.iter().zip(&self.inputs) {
+            match call.inputs.iter().find(|tensor| tensor.name() == port.name) {
+                Some(tensor) => {
+                    let shape = self
+                        .shape(tensor, &port.name)
+                        .map_err(|reason| InferError::invalid(format!("input '{}': {reason}", port.name)))?;
+                    inputs.push((name.as_c_str(), values::lend(tensor, shape)?));
+                }
+                None if port.optional => {}
+                None => return Err(InferError::invalid(format!("input '{}' is missing", port.name))),
+            }
+        }
+        Ok(inputs)
+    }
+
+    /// A call of this group, or of the freest one.
+    ///
+    /// # Errors
+    /// As [`Predictor::predict`].
+    pub(super) fn run(&self, call: &Call<'_>, group: Option<usize>) -> Result<Vec<Tensor>, InferError> {
+        call.check()?;
+        let inputs = self.lend(call)?;
+        let wanted = self.wanted(call);
+        let names: Vec<_> = wanted.iter().map(|&place| self.outputs[place].0.as_c_str()).collect();
+        let options = RunOptions::new().map_err(|e| InferError::Internal(format!("ONNX Runtime: {}", words(&e))))?;
+        let options = Arc::new(options);
+        let running = Running::begin(self, group);
+        let group = &self.groups[running.group];
+        let _alone = group.alone.as_ref().map(|alone| alone.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        let guard = watch::watch(call, &options).map_err(InferError::Internal)?;
+        let outcome = run::run(&group.session, &options, &inputs, &names);
+        drop(guard);
+        match outcome {
+            Ok(given) => {
+                let taken = wanted.iter().zip(given);
+                taken.map(|(&place, value)| self.take(place, value, &group.session, call)).collect()
+            }
+            Err(error) => {
+                // A run that was ended says so in its own words.
+                call.check()?;
+                Err(failure(&error, &group.device))
+            }
+        }
+    }
+
+    /// An output of a call as a tensor.
+    fn take(
+        &self,
+        place: usize,
+        value: Option<DynValue>,
+        session: &Arc<Session>,
+        call: &Call<'_>,
+    ) -> Result<Tensor, InferError> {
+        let port = &self.signature.outputs[place];
+        let Some(value) = value else {
+            // The graph may be right, and the request, too: whoever asked is told.
+            let what = format!("output '{}' has no value for these inputs, and an answer has one for each", port.name);
+            return Err(InferError::Unsupported(what));
+        };
+        let owner = values::Owner { session, lent: call.inputs };
+        let tensor = values::take(&port.name, &self.outputs[place].1, value, &owner)?;
+        if !self.reshapes.contains_key(&port.name) {
+            return Ok(tensor);
+        }
+        let internal = |reason| InferError::Internal(format!("output '{}': {reason}", port.name));
+        let shape = signature::closed(&port.shape, tensor.len(), self.rows_of(&tensor)).map_err(internal)?;
+        tensor.reshaped(shape).map_err(|misfit| internal(misfit.to_string()))
+    }
+}
+
+/// Why settings cannot give a graph batches.
+fn no_batch(port: &Port, settings: &Settings) -> String {
+    let Port { name, shape, .. } = port;
+    let (why, besides) = match shape.first() {
+        _ if port.any_shape => (format!("the graph does not say which shape '{name}' has"), "state its dims, or "),
+        None => (format!("'{name}' has no dimensions"), ""),
+        Some(_) => (format!("the first dimension of '{name}' is fixed: {shape:?}"), ""),
+    };
+    let instead = if settings.batched.is_some() { "say 0" } else { "leave it out" };
+    format!("the settings give it a max_batch_size, but {why}; {besides}{instead}")
+}
+
+/// Of groups with so many calls that run and such a count, the one for another call: where its share is then the least
+/// used up, the first of equals.
+fn freest(groups: impl Iterator<Item = (usize, usize)>) -> usize {
+    // Quotients are compared, without a rest that is lost.
+    let used = |&(_, a): &(usize, (usize, usize)), &(_, b): &(usize, (usize, usize))| {
+        ((a.0 + 1) * b.1).cmp(&((b.0 + 1) * a.1))
+    };
+    groups.enumerate().min_by(used).map_or(0, |(group, _)| group)
 }
 
 impl Drop for OnnxPredictor {
@@ -165,12 +272,25 @@ impl Drop for OnnxPredictor {
     }
 }
 
-/// A run that is counted, as long as it lasts.
-struct Running<'a>(&'a AtomicUsize);
+/// A call that is counted, as long as it lasts.
+struct Running<'a> {
+    predictor: &'a OnnxPredictor,
+    group: usize,
+}
+
+impl<'a> Running<'a> {
+    fn begin(predictor: &'a OnnxPredictor, group: Option<usize>) -> Self {
+        let mut running = predictor.lock();
+        let counts = predictor.groups.iter().map(|group| group.count);
+        let group = group.unwrap_or_else(|| freest(running.iter().copied().zip(counts)));
+        running[group] += 1;
+        Running { predictor, group }
+    }
+}
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.predictor.lock()[self.group] -= 1;
     }
 }
 
@@ -195,53 +315,12 @@ impl Predictor for OnnxPredictor {
         }
     }
 
+    fn spreads_rows(&self) -> bool {
+        self.spreads
+    }
+
     fn predict(&self, call: &Call<'_>) -> Result<Vec<Tensor>, InferError> {
-        call.check()?;
-        let mut inputs = Vec::with_capacity(call.inputs.len());
-        for (port, name) in self.signature.inputs.iter().zip(&self.inputs) {
-            match call.inputs.iter().find(|tensor| tensor.name() == port.name) {
-                Some(tensor) => {
-                    let shape = self
-                        .shape(tensor, &port.name)
-                        .map_err(|reason| InferError::invalid(format!("input '{}': {reason}", port.name)))?;
-                    inputs.push((name.as_c_str(), values::lend(tensor, shape)?));
-                }
-                None if port.optional => {}
-                None => return Err(InferError::invalid(format!("input '{}' is missing", port.name))),
-            }
-        }
-        let wanted = self.wanted(call);
-        let names: Vec<_> = wanted.iter().map(|&place| self.outputs[place].0.as_c_str()).collect();
-        let internal = |e: ort::Error| InferError::Internal(format!("ONNX Runtime: {}", e.message()));
-        let options = Arc::new(RunOptions::new().map_err(internal)?);
-        let group = self.group();
-        group.running.fetch_add(1, Ordering::Relaxed);
-        let _running = Running(&group.running);
-        let _alone = group.alone.as_ref().map(|alone| alone.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
-        let guard = watch::watch(call, &options).map_err(InferError::Internal)?;
-        let outcome = run::run(&group.session, &options, &inputs, &names);
-        drop(guard);
-        let given = match outcome {
-            Ok(given) => given,
-            Err(error) => {
-                // A run that was ended says so in its own words.
-                call.check()?;
-                return Err(failure(&error, &group.device));
-            }
-        };
-        let taken = wanted.iter().zip(given).map(|(&place, value)| {
-            let port = &self.signature.outputs[place];
-            let value = value.ok_or_else(|| InferError::Internal(format!("output '{}' has no value", port.name)))?;
-            let owner = values::Owner { session: &group.session, lent: call.inputs };
-            let tensor = values::take(&port.name, &self.outputs[place].1, value, &owner)?;
-            if !self.reshapes.contains_key(&port.name) {
-                return Ok(tensor);
-            }
-            let internal = |reason| InferError::Internal(format!("output '{}': {reason}", port.name));
-            let shape = signature::closed(&port.shape, tensor.len(), self.rows_of(&tensor)).map_err(internal)?;
-            tensor.reshaped(shape).map_err(|misfit| internal(misfit.to_string()))
-        });
-        taken.collect()
+        self.run(call, None)
     }
 }
 
@@ -262,4 +341,29 @@ fn failure(error: &ort::Error, device: &str) -> InferError {
 /// Does a run's error say that there is not enough memory?
 pub(super) fn of_memory(what: &str) -> bool {
     ["bad_alloc", "bad allocation", "Failed to allocate", "out of memory"].iter().any(|words| what.contains(words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::freest;
+
+    #[test]
+    fn groups_have_calls_in_proportion_to_their_counts() {
+        let counts = [1, 3, 2];
+        let mut running = [0; 3];
+        let mut order = Vec::new();
+        for _ in 0..12 {
+            let group = freest(running.into_iter().zip(counts));
+            running[group] += 1;
+            order.push(group);
+            // Nobody has more than its count while another has less.
+            if order.len() == 6 {
+                assert_eq!(running, counts);
+            }
+        }
+        assert_eq!(running, [2, 6, 4]);
+        assert_eq!(order[0], 1, "the largest is the first");
+        running[0] = 0;
+        assert_eq!(freest(running.into_iter().zip(counts)), 0);
+    }
 }

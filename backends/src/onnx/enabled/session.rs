@@ -1,6 +1,6 @@
 //! A graph on a device: one session for each group of instances, which all calls of the group share.
 
-use super::library::words;
+use super::words::{plain, words};
 use crate::onnx::Source;
 use crate::settings::{Device, Onnx, Optimization, Provider, ProviderKind, Settings};
 use ort::environment::Environment;
@@ -27,34 +27,45 @@ pub(super) struct Group {
     pub(super) count: Option<usize>,
 }
 
-/// Opens the sessions that the settings ask for; without groups one, on the first of the stated providers.
+/// What each session of a model is made of.
+struct Making<'a> {
+    environment: &'a Environment,
+    source: &'a Source,
+    onnx: &'a Onnx,
+    /// Threads that all models share.
+    threads: usize,
+}
+
+/// Opens the sessions that the settings ask for; without groups one, on the first of the stated providers. `threads`
+/// compute where the settings do not say how many.
 ///
 /// # Errors
 /// What ONNX Runtime says of the graph, or of a provider.
-pub(super) fn open(environment: &Environment, source: &Source, settings: &Settings) -> Result<Opened, String> {
+pub(super) fn open(
+    environment: &Environment,
+    source: &Source,
+    settings: &Settings,
+    threads: usize,
+) -> Result<Opened, String> {
+    let making = Making { environment, source, onnx: &settings.onnx, threads };
     let mut opened = Opened { groups: Vec::new(), notes: Vec::new() };
     if settings.groups.is_empty() {
-        let (session, device) = one(environment, source, &settings.onnx, Device::Auto, &mut opened.notes)?;
+        let (session, device) = one(&making, Device::Auto, &mut opened.notes)?;
         opened.groups.push(Group { session, device, count: None });
     }
     for group in &settings.groups {
-        let (session, device) = one(environment, source, &settings.onnx, group.device, &mut opened.notes)?;
+        let (session, device) = one(&making, group.device, &mut opened.notes)?;
         opened.groups.push(Group { session, device, count: Some(group.count) });
     }
     Ok(opened)
 }
 
-fn one(
-    environment: &Environment,
-    source: &Source,
-    onnx: &Onnx,
-    device: Device,
-    notes: &mut Vec<String>,
-) -> Result<(Session, String), String> {
-    let mut builder = Session::builder(environment).map_err(|e| e.to_string())?;
-    builder = configured(builder, onnx).map_err(|e| e.to_string())?;
+fn one(making: &Making<'_>, device: Device, notes: &mut Vec<String>) -> Result<(Session, String), String> {
+    let Making { environment, source, onnx, threads } = *making;
+    let mut builder = Session::builder(environment).map_err(|e| plain(&e.to_string()))?;
+    builder = configured(builder, onnx, threads).map_err(|e| words(&e))?;
     let folder = source.directory.to_str().ok_or("its directory's name is not UTF-8")?;
-    builder = builder.with_config_entry(EXTERNAL_FOLDER, folder).map_err(|e| e.to_string())?;
+    builder = builder.with_config_entry(EXTERNAL_FOLDER, folder).map_err(|e| plain(&e.to_string()))?;
     let mut used = None;
     for provider in wanted(onnx, device) {
         match register(&provider, &mut builder) {
@@ -69,7 +80,7 @@ fn one(
     Ok((session, used.unwrap_or_else(|| "cpu".into())))
 }
 
-fn configured(builder: SessionBuilder, onnx: &Onnx) -> ort::Result<SessionBuilder> {
+fn configured(builder: SessionBuilder, onnx: &Onnx, threads: usize) -> ort::Result<SessionBuilder> {
     let level = match onnx.optimization {
         Some(Optimization::Disabled) => GraphOptimizationLevel::Disable,
         Some(Optimization::Basic) => GraphOptimizationLevel::Level1,
@@ -82,7 +93,8 @@ fn configured(builder: SessionBuilder, onnx: &Onnx) -> ort::Result<SessionBuilde
     builder = builder.with_parallel_execution(onnx.parallel)?;
     if onnx.intra_op_threads.is_some() || onnx.inter_op_threads.is_some() {
         builder = builder.with_independent_thread_pool()?;
-        builder = builder.with_intra_threads(onnx.intra_op_threads.unwrap_or(0))?;
+        // What is not stated is what it would be without: 0 is not that, but a thread for each core of the machine.
+        builder = builder.with_intra_threads(onnx.intra_op_threads.unwrap_or(threads))?;
         builder = builder.with_inter_threads(onnx.inter_op_threads.unwrap_or(1))?;
     }
     ep::CPU::default().with_arena_allocator(onnx.memory_arena).register(&mut builder)?;

@@ -151,7 +151,28 @@ fn agree(interface: &mut Interface, settings: &Settings) -> Result<(), String> {
         let outputs = symbols.split_off(signature.inputs.len());
         symbols.extend(outputs.into_iter().filter(|_| names.next().copied().unwrap_or(false)));
     }
+    for (index, port) in signature.outputs.iter().enumerate() {
+        check_labels(port, settings.labels_of(index, &port.name).len())?;
+    }
     Ok(())
+}
+
+/// Labels beyond the last value of a row are of another model. Where a length is open, there may be as many values.
+fn check_labels(port: &Port, labels: usize) -> Result<(), String> {
+    let row = match &port.shape[..] {
+        // Nothing is known of it, or it has rows of one value, which nobody labels: that is no reason to refuse it.
+        [] | [-1] => return Ok(()),
+        whole @ [_] => whole,
+        [_, row @ ..] => row,
+    };
+    let values = row.iter().try_fold(1usize, |values, &length| values.checked_mul(usize::try_from(length).ok()?));
+    match values.filter(|values| labels > *values) {
+        Some(values) => Err(format!(
+            "the settings have {labels} labels for output '{}', but a row of it has {values} values: {:?}",
+            port.name, port.shape
+        )),
+        None => Ok(()),
+    }
 }
 
 /// The port's name and the graph's own shape, where the settings give clients another.

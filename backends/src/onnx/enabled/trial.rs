@@ -52,6 +52,10 @@ pub(super) fn trial(
     let unknown = Trial { single_call: UNKNOWN, apart: None };
     let Some((length, first, took)) = first_run(predictor, symbols)? else { return Ok(unknown) };
     let Some(outputs) = first.1 else { return Ok(Trial { single_call: took, apart: None }) };
+    // Each has a session of its own, and memory on its device.
+    for group in 1..predictor.groups() {
+        enough_memory(&run(predictor, &first.0, group))?;
+    }
     let mut single_call = took;
     for _ in 0..3 {
         if single_call > QUICK {
@@ -75,22 +79,37 @@ fn first_run(predictor: &OnnxPredictor, symbols: &[Vec<String>]) -> Result<Optio
     for length in LENGTHS {
         let Some(inputs) = made_up(&predictor.signature().inputs, symbols, length, 1) else { continue };
         let start = Instant::now();
-        match predict(predictor, &inputs) {
+        let outcome = predict(predictor, &inputs);
+        enough_memory(&outcome)?;
+        match outcome {
             Ok(outputs) => return Ok(Some((length, (inputs, Some(outputs)), start.elapsed()))),
             Err(InferError::Deadline) => return Ok(Some((length, (inputs, None), start.elapsed()))),
-            Err(error) if of_memory(&error.to_string()) => {
-                return Err(format!("there is not enough memory for its first run, on one made up row: {error}"));
-            }
             Err(_) => {}
         }
     }
     Ok(None)
 }
 
+/// An error where a run failed for want of memory; what else it failed of is no reason not to serve.
+fn enough_memory(outcome: &Result<Vec<Tensor>, InferError>) -> Result<(), String> {
+    match outcome {
+        Err(error) if of_memory(&error.to_string()) => {
+            Err(format!("there is not enough memory for its first run, on one made up row: {error}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A run of the first group: what is tried and timed is one and the same.
 fn predict(predictor: &OnnxPredictor, inputs: &[Tensor]) -> Result<Vec<Tensor>, InferError> {
+    run(predictor, inputs, 0)
+}
+
+fn run(predictor: &OnnxPredictor, inputs: &[Tensor], group: usize) -> Result<Vec<Tensor>, InferError> {
     let (cancel, parameters) = (CancelFlag::default(), Parameters::new());
     let deadline = Some(Instant::now() + TIME);
-    predictor.predict(&Call { inputs, outputs: &[], parameters: &parameters, deadline, cancel: &cancel })
+    let call = Call { inputs, outputs: &[], parameters: &parameters, deadline, cancel: &cancel };
+    predictor.run(&call, Some(group))
 }
 
 /// Do rows give together what they give alone, whichever comes first? The second is far larger than the first and differs

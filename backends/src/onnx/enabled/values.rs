@@ -2,6 +2,7 @@
 
 use super::flatten;
 use super::signature::Given;
+use super::words::words;
 use crate::tensor::Misfit;
 use crate::{DataType, Element, InferError, Tensor};
 use bytes::Bytes;
@@ -83,7 +84,7 @@ fn text(tensor: &Tensor, shape: Vec<usize>) -> Result<SessionInputValue<'static>
 }
 
 fn refused(tensor: &Tensor, error: &ort::Error) -> InferError {
-    InferError::invalid(format!("input '{}': {}", tensor.name(), error.message()))
+    InferError::invalid(format!("input '{}': {}", tensor.name(), words(error)))
 }
 
 /// An output as a tensor called `name`. Where it is one of the `lent` tensors itself, it is copied.

@@ -88,7 +88,7 @@ fn dims(message: &Message, name: &str, field: &str) -> Result<Vec<i64>, String> 
     Ok(dims)
 }
 
-/// The lines of a label file, which lies beside the configuration.
+/// The lines of a label file, which lies beside the configuration; empty ones at its end are none.
 fn labels(port: &Message, root: &Path) -> Result<Vec<String>, String> {
     let Some(file) = port.text("label_filename")?.filter(|file| !file.is_empty()) else { return Ok(Vec::new()) };
     let plain = Path::new(file).components().count() == 1 && !file.starts_with('.');
@@ -96,7 +96,7 @@ fn labels(port: &Message, root: &Path) -> Result<Vec<String>, String> {
         return Err(format!("label_filename '{file}' is not the plain name of a file beside config.pbtxt"));
     }
     match text(&root.join(file)) {
-        Ok(Some(text)) => Ok(text.lines().map(str::to_owned).collect()),
+        Ok(Some(text)) => Ok(text.trim_end_matches(['\r', '\n']).lines().map(str::to_owned).collect()),
         Ok(None) => Err(format!("label_filename '{file}': there is no such file")),
         Err(error) => Err(format!("label_filename '{file}': {}", error.reason)),
     }

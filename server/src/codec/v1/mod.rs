@@ -4,6 +4,7 @@ mod named;
 
 use crate::dataplane::{Infer, Inferred};
 use crate::error::Error;
+use backends::tensor::row_elements;
 use backends::{DataType, Parameter, Parameters, Signature, Tensor};
 use protocol::v1::{Cell, Instances, Numbers, V1Error};
 use protocol::write::{self, NotFinite};
@@ -135,6 +136,12 @@ fn value(out: &mut Vec<u8>, output: &Tensor, not_finite: NotFinite) -> Result<()
             let text = text.map_err(|_| Error::Invalid(format!("output '{}' is not UTF-8", output.name())))?;
             nested(out, output.shape(), &text, &|out, text| write::string(out, text));
         }
+        None if output.datatype() == DataType::Bool => {
+            let flags = output.bools().unwrap_or_default();
+            let truth =
+                |out: &mut Vec<u8>, flag: &u8| out.extend_from_slice(if *flag == 0 { b"false" } else { b"true" });
+            nested(out, output.shape(), flags, &truth);
+        }
         None if output.datatype() == DataType::Int64 => {
             let values = output.values::<i64>().unwrap_or_default();
             nested(out, output.shape(), values, &|out, v| write::integer(out, *v));
@@ -168,7 +175,7 @@ fn nested<T>(out: &mut Vec<u8>, shape: &[usize], values: &[T], write: &dyn Fn(&m
         }
         return;
     };
-    let width: usize = inner.iter().product();
+    let width = row_elements(shape);
     out.push(b'[');
     for index in 0..length {
         if index > 0 {
@@ -216,6 +223,18 @@ mod tests {
         assert_eq!(values("[9007199791611905, 0]")[0], 9_007_200_328_482_816.0);
         let narrow = decode(br#"{"instances": [[9007199791611905]]}"#, &signature(DataType::Fp32, "xgboost")).unwrap();
         assert_eq!(narrow.inputs[0].values::<f32>(), Some(&[9_007_200_328_482_816.0][..]));
+    }
+
+    #[test]
+    fn truth_values_are_written_as_such() {
+        let written = |shape: Vec<usize>, flags: &[u8]| {
+            let mut out = Vec::new();
+            value(&mut out, &Tensor::from_bools("y", shape, flags.to_vec()).unwrap(), NotFinite::Null).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(written(vec![2, 1], &[1, 0]), "[[true],[false]]");
+        assert_eq!(written(vec![], &[1]), "true");
+        assert_eq!(written(vec![0, 1 << 40, 1 << 40], &[]), "[]");
     }
 
     #[test]

@@ -18,6 +18,9 @@ use serde_json::{Map, Value};
 /// # Errors
 /// Says what is wrong and where.
 pub(super) fn decode(body: &[u8], signature: &Signature) -> Result<Infer, Error> {
+    if signature.inputs.is_empty() {
+        return nothing(body);
+    }
     if let [port] = &signature.inputs[..]
         && !matches!(port.datatype, DataType::Bytes | DataType::Uint64)
         && let Ok((_, Instances::Numbers { shape, values })) = protocol::v1::parse(body, &[])
@@ -36,6 +39,18 @@ pub(super) fn decode(body: &[u8], signature: &Signature) -> Result<Infer, Error>
         }
     };
     Ok(Infer { inputs, ..Infer::default() })
+}
+
+/// A request for a model that takes nothing.
+fn nothing(body: &[u8]) -> Result<Infer, Error> {
+    let request: Value = serde_json::from_slice(body).map_err(|e| not_a_request(body, &e))?;
+    let empty = |value: &Value| value.as_object().is_some_and(Map::is_empty);
+    let rows = |value: &Value| value.as_array().is_some_and(|rows| matches!(&rows[..], [row] if empty(row)));
+    match (request.get("inputs"), request.get("instances")) {
+        (Some(inputs), None) if empty(inputs) => Ok(Infer::default()),
+        (None, Some(instances)) if rows(instances) => Ok(Infer::default()),
+        _ => Err(Error::Invalid("the model takes no inputs; send {\"inputs\": {}}".into())),
+    }
 }
 
 /// The reader of plain requests says where a text stops being JSON better than the other.
@@ -145,7 +160,7 @@ fn tensor(port: &Port, values: &[&Value], leading: Leading) -> Result<Tensor, Er
     }
     let depth = flat.shape.len();
     values.iter().try_for_each(|value| flat.add(value, depth, &place))?;
-    let shape = fitted(flat.shape, port);
+    let shape = fitted(flat.shape, port)?;
     if port.datatype == DataType::Bytes {
         let texts = flat.values.iter().map(|value| text(value, &place)).collect::<Result<Vec<_>, _>>()?;
         return Ok(Tensor::from_strings(port.name.as_str(), shape, texts)?);
@@ -167,12 +182,25 @@ fn tensor(port: &Port, values: &[&Value], leading: Leading) -> Result<Tensor, Er
     numbers(port, shape, Numbers::Float(values))
 }
 
-/// One value in a row is one column, where the model has columns.
-fn fitted(mut shape: Vec<usize>, port: &Port) -> Vec<usize> {
-    if shape.len() + 1 == port.shape.len() && port.shape.last().is_some_and(|length| matches!(length, 1 | -1)) {
-        shape.push(1);
+/// One value in a row is one column, where the model has one. Where it takes any number of them, a list of values may be
+/// meant as one row or as one column.
+fn fitted(mut shape: Vec<usize>, port: &Port) -> Result<Vec<usize>, Error> {
+    if port.any_shape || shape.len() + 1 != port.shape.len() {
+        return Ok(shape);
     }
-    shape
+    match port.shape[..] {
+        [1 | -1] | [_, 1] => shape.push(1),
+        // An empty list is no rows of any width.
+        [_, -1] if shape == [0] => shape.push(1),
+        [.., -1] => {
+            return Err(Error::Values(format!(
+                "input '{}' takes the shape {:?}, and has values where that has lists of any length: write 1 as [1]",
+                port.name, port.shape
+            )));
+        }
+        _ => {}
+    }
+    Ok(shape)
 }
 
 fn text<'a>(value: &'a Value, place: &str) -> Result<&'a str, Error> {
@@ -182,7 +210,7 @@ fn text<'a>(value: &'a Value, place: &str) -> Result<&'a str, Error> {
 /// Numbers as the type that the model takes, converted as numpy's `astype` would; a whole number that the type lacks is
 /// an error.
 fn numbers(port: &Port, shape: Vec<usize>, values: Numbers) -> Result<Tensor, Error> {
-    let shape = fitted(shape, port);
+    let shape = fitted(shape, port)?;
     let refuse =
         |value: String| Error::Values(format!("input '{}' takes {}, which has no {value}", port.name, port.datatype));
     let floats = || -> Vec<f64> {
@@ -268,6 +296,41 @@ mod tests {
         assert!(error.contains("'x' takes INT64, which has no 1.5"), "{error}");
         let error = shapes(r#"{"instances": [["a", "b"]]}"#, &one).unwrap_err();
         assert!(error.contains("is no number"), "{error}");
+    }
+
+    #[test]
+    fn a_value_is_a_column_where_the_model_has_one() {
+        for (port, body, wanted) in [
+            (&[-1, 1][..], r#"{"instances": [1, 2]}"#, Ok(vec![2, 1])),
+            (&[-1], r#"{"instances": [1, 2]}"#, Ok(vec![2])),
+            (&[-1], r#"{"inputs": {"x": 1}}"#, Ok(vec![1])),
+            (&[1], r#"{"inputs": {"x": 1}}"#, Ok(vec![1])),
+            (&[4, 1], r#"{"inputs": {"x": [1, 2, 3, 4]}}"#, Ok(vec![4, 1])),
+            (&[-1, -1], r#"{"instances": [[1], [2]]}"#, Ok(vec![2, 1])),
+            (&[-1, -1], r#"{"instances": []}"#, Ok(vec![0, 1])),
+            (&[-1, -1], r#"{"instances": [1, 2]}"#, Err("takes the shape [-1, -1], and has values where")),
+            (&[-1, -1], r#"{"instances": [{"x": 1}, {"x": 2}]}"#, Err("input 'x' takes the shape [-1, -1]")),
+            (&[-1, 3, -1], r#"{"inputs": {"x": [[1, 2, 3]]}}"#, Err("write 1 as [1]")),
+        ] {
+            match (shapes(body, &signature(&[("x", DataType::Fp32, port)])), wanted) {
+                (Ok(found), Ok(wanted)) => assert_eq!(found, [("x".to_owned(), wanted)], "{body}"),
+                (Err(error), Err(what)) => assert!(error.contains(what), "{body}: {error}"),
+                (found, wanted) => panic!("{body}: {found:?} is not {wanted:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_model_without_inputs_takes_none() {
+        let none = signature(&[]);
+        for body in [r#"{"inputs": {}}"#, r#"{"instances": [{}]}"#] {
+            assert_eq!(shapes(body, &none), Ok(Vec::new()), "{body}");
+        }
+        for body in [r#"{"instances": [1]}"#, r#"{"inputs": {"x": 1}}"#, r#"{"instances": [{}, {}]}"#, "{}", "[]"] {
+            let error = shapes(body, &none).unwrap_err();
+            assert_eq!(error, "the model takes no inputs; send {\"inputs\": {}}", "{body}");
+        }
+        assert!(shapes("{", &none).unwrap_err().contains("Unrecognized request format"));
     }
 
     #[test]

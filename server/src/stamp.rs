@@ -1,0 +1,105 @@
+//! Whether files are those that were looked at: by what the file system keeps of each, not by what is in them. A file that
+//! is written, replaced or put back differs in one of these, whatever its owner makes of its times.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Files as they were when they were added.
+#[derive(Debug, Default)]
+pub(crate) struct Stamps(BTreeMap<PathBuf, Option<Stamp>>);
+
+/// What the file system keeps of a file; links are followed.
+#[derive(Debug, PartialEq, Eq)]
+struct Stamp {
+    file: (u64, u64),
+    bytes: u64,
+    /// Of its contents; seconds and nanoseconds.
+    written: (i64, i64),
+    /// Of anything about it. No program can set this time.
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    /// `None` where there is no such file.
+    fn of(path: &Path) -> Option<Self> {
+        let found = fs::metadata(path).ok()?;
+        Some(Stamp {
+            file: (found.dev(), found.ino()),
+            bytes: found.size(),
+            written: (found.mtime(), found.mtime_nsec()),
+            changed: (found.ctime(), found.ctime_nsec()),
+        })
+    }
+}
+
+impl Stamps {
+    /// Adds a file as it is now; one that is not there, too, since it may come.
+    pub(crate) fn add(&mut self, path: PathBuf) {
+        let stamp = Stamp::of(&path);
+        self.0.insert(path, stamp);
+    }
+
+    /// Are all of them as they were?
+    pub(crate) fn hold(&self) -> bool {
+        self.0.iter().all(|(path, stamp)| Stamp::of(path) == *stamp)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+    use std::time::Duration;
+
+    #[test]
+    fn what_is_written_replaced_or_removed_is_not_what_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, other) = (folder.path().join("a"), folder.path().join("b"));
+        let stamps = || {
+            let mut stamps = Stamps::default();
+            stamps.add(path.clone());
+            stamps.add(folder.path().join("none"));
+            stamps
+        };
+        fs::write(&path, "first").unwrap();
+        let first = stamps();
+        assert!(first.hold());
+        fs::read(&path).unwrap();
+        assert!(first.hold(), "reading changes nothing");
+        // As long, and with the time of the first; but later, as far as the system's clock tells.
+        std::thread::sleep(Duration::from_millis(50));
+        let modified = fs::metadata(&path).unwrap().modified().unwrap();
+        fs::write(&path, "other").unwrap();
+        fs::File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
+        assert!(!first.hold());
+        let second = stamps();
+        fs::write(&other, "other").unwrap();
+        fs::rename(&other, &path).unwrap();
+        assert!(!second.hold());
+        let third = stamps();
+        fs::write(folder.path().join("none"), "").unwrap();
+        assert!(!third.hold(), "what was not there has come");
+        let fourth = stamps();
+        fs::remove_file(&path).unwrap();
+        assert!(!fourth.hold());
+    }
+
+    #[test]
+    fn a_link_to_another_folder_is_another_file() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in [("1", "first"), ("2", "other")] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+            fs::write(folder.path().join(name).join("a"), text).unwrap();
+        }
+        let link = folder.path().join("data");
+        symlink("1", &link).unwrap();
+        let mut stamps = Stamps::default();
+        stamps.add(link.join("a"));
+        assert!(stamps.hold());
+        fs::remove_file(&link).unwrap();
+        symlink("2", &link).unwrap();
+        assert!(!stamps.hold());
+    }
+}
