@@ -1,13 +1,15 @@
 # make run           builds the server and serves the example models
 # make test          everything that a change must pass; installs what that needs
 # make conformance   the same requests to real KServe and Triton servers and to this one
+# make cuda          the server with its kernels for NVIDIA GPUs; gets the compiler for them
+# make gpu           gpu/: what benches/gpu-check.sh and gpu-bench.sh run on a machine with a GPU and without Rust
 # make audit         known vulnerabilities of dependencies
 # make image-check   the container image's files, run as a pod would run them; needs root
 # make bench         micro-benchmarks, engines, servers and start beside their peers, the scheduler simulated; some of
 #                    it: STAGES='micro ready'
 # make clean         empties the cache
 #
-# Assumed: Rust, make, bash, a C compiler, python3 with venv. All else lies in the cache, build products included.
+# Assumed: Rust, make, bash, a C and a C++ compiler, python3 with venv. All else lies in the cache, build products included.
 
 TENSORGATE_CACHE ?= $(HOME)/.cache/tensorgate
 CARGO_TARGET_DIR ?= $(TENSORGATE_CACHE)/target
@@ -41,6 +43,7 @@ BENCH_MODELS := $(call named,bench-models,benches/peers/forest_models.py)
 DEPLOY := $(call named,python-deploy,deploy/check/requirements.txt)
 SWEEP := $(call named,sweep,$(ORACLE_FILES))
 ONNXRUNTIME := $(call named,onnxruntime,.ci/onnxruntime.txt .ci/onnxruntime.py)
+CUDA := $(call named,cuda,.ci/nvcc.txt)
 ONNX_BENCH_MODELS := $(call named,onnx-models,benches/peers/onnx_models.py)
 
 # The library that ONNX models need; who has one of 1.24 or later names it here, and nothing is fetched.
@@ -49,6 +52,11 @@ ONNXRUNTIME_READY := $(if $(filter $(ONNXRUNTIME)/%,$(TENSORGATE_ONNXRUNTIME_LIB
 # Servers read the variable as they read the flag of the same name, those that tests start included.
 export TENSORGATE_ONNXRUNTIME_LIB
 
+# The compiler of the CUDA kernels; who has that of CUDA 13.0 names it here, and nothing is fetched.
+NVCC ?= $(CUDA)/nvidia/cu13/bin/nvcc
+NVCC_READY := $(if $(filter $(CUDA)/%,$(NVCC)),$(CUDA)/.done)
+export NVCC
+
 # What is installed already is taken first.
 export PATH := $(PATH):$(TOOLS)/bin
 export CARGO_TARGET_DIR
@@ -56,7 +64,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 
 # ---------------------------------------------------------------------------------------------------- what people run
 
-.PHONY: run test conformance audit image-check bench clean
+.PHONY: run test conformance cuda gpu audit image-check bench clean
 run: release $(ONNXRUNTIME_READY)
 	$(call say,serving models/ on ports $(HTTP_PORT) and $(GRPC_PORT); ctrl-c ends it)
 	@exec $(BINARY) --model-repository models --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT)
@@ -67,6 +75,21 @@ test: fmt clippy crates rustdoc deny manifests clients
 conformance: release $(CONFORMANCE)/.done $(ONNXRUNTIME_READY)
 	$(call say,the same requests to KServe and Triton and to this server)
 	@TENSORGATE_BIN=$(BINARY) $(CONFORMANCE)/bin/python tests/conformance/run.py
+
+cuda: $(NVCC_READY)
+	$(call say,release build with kernels for NVIDIA GPUs)
+	@cargo build --release --locked --bin tensorgate --features cuda
+	@mkdir -p $(CARGO_TARGET_DIR)/cuda && cp $(BINARY) $(CARGO_TARGET_DIR)/cuda/tensorgate
+	@echo "$(CARGO_TARGET_DIR)/cuda/tensorgate"
+
+# Tests as they are built for tests: with all their checks.
+gpu: $(NVCC_READY)
+	$(call say,server and benchmarks and tests with kernels for NVIDIA GPUs; packed to be carried)
+	@rm -rf gpu
+	@cargo build --release --locked --message-format=json-render-diagnostics -p tensorgate -p tensorgate-benches \
+	  --features tensorgate/cuda,tensorgate-benches/cuda | $(PYTHON) benches/gpu/pack.py
+	@cargo test --locked --no-run --message-format=json-render-diagnostics -p tensorgate-kernels -p tensorgate-backends \
+	  --features tensorgate-kernels/cuda,tensorgate-backends/cuda --test cuda --test llm | $(PYTHON) benches/gpu/pack.py
 
 audit: $(TOOLS)/.done
 	$(call say,known vulnerabilities; the list of them is fetched)
@@ -94,22 +117,26 @@ bench: $(if $(filter-out micro simulate onnx,$(STAGES)),$(LIBRARIES)/.done $(BEN
 
 clean:
 	$(call say,emptying $(CACHE))
-	@rm -rf $(CACHE)/target $(CACHE)/pytest $(CACHE)/tools-* $(CACHE)/python-* $(CACHE)/sweep-* $(CACHE)/onnx*-*
+	@rm -rf $(CACHE)/target $(CACHE)/pytest $(CACHE)/tools-* $(CACHE)/python-* $(CACHE)/sweep-* $(CACHE)/onnx*-* $(CACHE)/cuda-*
 
 # ----------------------------------------------------------------------------------------------- the parts of the test
+
+# With the kernels for GPUs, and the emulator that runs them here: all is compiled and linked, whatever the machine has.
+FEATURES := --features tensorgate/cuda,tensorgate-backends/emulator
 
 .PHONY: fmt clippy crates rustdoc deny manifests clients release
 fmt:
 	$(call say,format)
 	@cargo fmt --all --check
 
-clippy:
+clippy: $(NVCC_READY)
 	$(call say,lints)
-	@cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+	@cargo clippy --workspace --all-targets --locked --quiet $(FEATURES) -- -D warnings
 
-crates: $(TOOLS)/.done $(SWEEP)/.done $(ONNXRUNTIME_READY)
+crates: $(TOOLS)/.done $(SWEEP)/.done $(ONNXRUNTIME_READY) $(NVCC_READY)
 	$(call say,tests of the crates)
-	@TENSORGATE_SWEEP=$(SWEEP)/xgboost:$(SWEEP)/lightgbm cargo nextest run --workspace --locked --no-fail-fast --status-level fail
+	@TENSORGATE_SWEEP=$(SWEEP)/xgboost:$(SWEEP)/lightgbm cargo nextest run --workspace --locked $(FEATURES) --no-fail-fast \
+	  --status-level fail
 	$(call say,examples in the documentation)
 	@cargo test --workspace --doc --locked --quiet
 
@@ -136,6 +163,14 @@ release:
 	@cargo build --release --locked --bin tensorgate
 
 # ------------------------------------------------------------------------------------------------ what is set up once
+
+$(CUDA)/.done:
+	$(call say,the compiler of the CUDA kernels)
+	@rm -rf $(@D)
+	@$(PYTHON) -m venv $(@D)/python
+	@$(@D)/python/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --no-compile \
+	  --target $(@D) -r .ci/nvcc.txt
+	@touch $@
 
 # $(call python,VARIABLE,REQUIREMENTS,FLAGS,ALONE): a virtual environment; what is in ALONE comes without what it asks for.
 define python

@@ -88,7 +88,7 @@ fn broken_safetensors_headers_are_refused() {
     refused(safetensors(&tensors(&one("[1,1,1,1,1,1,1,1,4]", "[0,16]"), 16)), "more than 8 dimensions");
     refused(safetensors(&tensors(&one(&format!("[{}1]", "1,".repeat(100_000)), "[0,4]"), 4)), "more than 8 dimensions");
     refused(safetensors(&tensors(&one("[2,2]", "[0,16,32]"), 16)), "malformed header");
-    refused(safetensors(&tensors(&one("[2,2]", "[0,16]").replace("F32", "F8_E4M3"), 16)), "is of type F8_E4M3");
+    refused(safetensors(&tensors(&one("[2,2]", "[0,16]").replace("F32", "F8_E5M2"), 16)), "is of type F8_E5M2");
     let two = |b: &str| {
         format!(
             r#"{{"a":{{"dtype":"F32","shape":[2],"data_offsets":[0,8]}},"b":{{"dtype":"F32","shape":[2],"data_offsets":{b}}}}}"#

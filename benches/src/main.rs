@@ -7,6 +7,7 @@ mod baseline;
 mod batcher;
 mod codec;
 mod forest;
+mod gpu;
 mod grpc;
 mod histogram;
 mod http1;
@@ -49,6 +50,8 @@ enum Command {
     Ready(ready::Args),
     /// Time the tree engine in this process, on one thread
     Forest(forest::Args),
+    /// Time language models and their kernels on a GPU, in this process
+    Gpu(gpu::Args),
     /// Time reading requests and writing replies in this process
     Codec(codec::Args),
     /// Time the batcher over a predictor that does next to nothing
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Command::Baseline(args) => baseline::run(&args),
         Command::Ready(args) => ready::run(&args),
         Command::Forest(args) => forest::run(&args),
+        Command::Gpu(args) => gpu::run(&args),
         Command::Codec(args) => codec::run(&args),
         Command::Batcher(args) => batcher::run(&args),
         Command::Simulate(args) => simulate::run(&args),

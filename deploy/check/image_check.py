@@ -288,8 +288,8 @@ def embedded(member):
 
 
 def dockerfile_complaints(text):
-    """Dockerfile.cpu copies every member of the workspace and all that they compile in, before it builds; its last stage
-    is what closure.sh laid out."""
+    """A Dockerfile copies every member of the workspace and all that they compile in, before it builds; its last stage
+    is what closure.sh laid out. One with the kernels for GPUs has their compiler, which stays behind."""
     members = re.search(r"^members = \[(.*?)\]", (ROOT / "Cargo.toml").read_text(), re.M | re.S)[1]
     members = re.findall(r'"([^"]+)"', members)
     before = text.split("cargo build")[0]
@@ -305,6 +305,9 @@ def dockerfile_complaints(text):
         wrong.append("closure.sh is not called with the server and ONNX Runtime's library")
     if f"USER {NONROOT}:{NONROOT}" not in last or f'["{SERVER}"]' not in last:
         wrong.append("USER or ENTRYPOINT is another")
+    if "--features cuda" in text:
+        needs = ["COPY .ci/nvcc.txt /pinned/\n", "-r /pinned/nvcc.txt\n", "COPY --from=nvcc /cuda /cuda\n", "ENV NVCC=/cuda/"]
+        wrong += [f"'{line.strip()}' is missing, and with it the compiler of the kernels" for line in needs if line not in text]
     return wrong
 
 

@@ -10,7 +10,7 @@ KServe's webhooks that a schema cannot say, and what must hold between a command
 times around it. Not evaluated: x-kubernetes-validations (CEL).
 
 Documents of other groups are checked if their CRD lies in the same folder, and named as not checked if not. Without
-arguments, Dockerfile.cpu is compared with what the build needs, too.
+arguments, the Dockerfiles are compared with what the build needs, too.
 """
 
 import argparse
@@ -582,13 +582,17 @@ def self_test(tally, crds):
 
 
 def build_files(tally):
-    """Dockerfile.cpu has all that the build needs; and that the check can tell, a line left out shows."""
-    text = (ROOT / "Dockerfile.cpu").read_text()
-    tally.result("Dockerfile.cpu", dockerfile_complaints(text))
-    copies = re.findall(r"^COPY (?:deploy/runtimes|server) .*\n", text, re.M)
-    for line in copies:
-        told = dockerfile_complaints(text.replace(line, ""))
-        tally.result(f"refuses Dockerfile.cpu without {line.strip()}", [] if told else ["nothing is missed"])
+    """The Dockerfiles have all that the build needs; and that the check can tell, a line left out shows."""
+    for name in ("Dockerfile.cpu", "Dockerfile.cuda"):
+        text = (ROOT / name).read_text()
+        tally.result(name, dockerfile_complaints(text))
+        lines = r"^(?:COPY (?:deploy/runtimes|server|--from=nvcc) .*|ENV NVCC=.*|COPY \.ci/nvcc.txt .*)\n"
+        for line in re.findall(lines, text, re.M):
+            told = dockerfile_complaints(text.replace(line, ""))
+            tally.result(f"refuses {name} without {line.strip()}", [] if told else ["nothing is missed"])
+    with_toolkit = text.replace("COPY --from=build /image /", "COPY --from=build /image /\nCOPY --from=nvcc /cuda /cuda")
+    told = dockerfile_complaints(with_toolkit)
+    tally.result("refuses Dockerfile.cuda with the toolkit", [] if told else ["nothing is missed"])
 
 
 def main():

@@ -1,6 +1,6 @@
 //! What a model says, in any format and cut anywhere: it is told in the same parts as when it comes at once, and none of
 //! its text is lost where nothing is told apart. The first byte chooses the format, the second where thoughts may stand,
-//! the third how long pieces are.
+//! the third how long pieces are, and whether calls are told when they are complete.
 #![no_main]
 
 use backends::llm::text::output::{Choice, OutputFormat, OutputParser, Part, Reading, ReasoningParser, Thoughts, ToolParser};
@@ -20,7 +20,7 @@ const TOOLS: [ToolParser; 5] =
 fn parts<'a>(parser: &OutputParser, pieces: impl Iterator<Item = &'a str>) -> Vec<Part> {
     let (mut parser, mut told) = (parser.clone(), Vec::new());
     pieces.for_each(|piece| parser.push(piece, &mut told));
-    parser.finish(&mut told);
+    parser.finish(false, &mut told);
     told
 }
 
@@ -31,7 +31,8 @@ fuzz_target!(|bytes: &[u8]| {
     let reasoning = Choice::This(ReasoningParser::Think);
     let format = OutputFormat::new(std::iter::empty(), TOKENIZER.vocabulary(), tools, reasoning);
     let thoughts = [Thoughts::None, Thoughts::Possible, Thoughts::Begun][usize::from(*thoughts) % 3];
-    let reading = Reading { thoughts, tools: Some(["f".to_owned()].into()), single: false };
+    let whole = *length >= 128;
+    let reading = Reading { thoughts, tools: Some(["f".to_owned()].into()), single: false, whole };
     let Some(parser) = OutputParser::new(&format, &reading) else { return };
     let whole = parts(&parser, std::iter::once(text));
     let (mut pieces, mut start) = (Vec::new(), 0);

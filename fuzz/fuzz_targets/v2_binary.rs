@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|data: &[u8]| {
     let Some((length, body)) = data.split_first_chunk::<2>() else { return };
     let port =
-        Port { name: "x".into(), datatype: DataType::Fp32, shape: vec![-1, 4], also: Vec::new(), optional: false, labels: Vec::new() };
+        Port { name: "x".into(), datatype: DataType::Fp32, shape: vec![-1, 4], also: Vec::new(), optional: false, any_shape: false, labels: Vec::new() };
     let signature = Signature {
         inputs: vec![port],
         outputs: Vec::new(),

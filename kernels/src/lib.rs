@@ -4,5 +4,6 @@
 //! Every fast path has a scalar specification beside it, and a test that compares the two bit for bit, or within the
 //! bound that the kernel states.
 
+pub mod cuda;
 pub mod forest;
 pub mod llm;

@@ -118,6 +118,13 @@ impl GenerateRequest {
         let prompt = match map.remove("text_input") {
             Some(text @ Value::String(_)) => text,
             Some(Value::Array(list)) if matches!(list[..], [Value::String(_)]) => Value::from(list),
+            Some(Value::Array(list)) if list.len() != 1 => {
+                let message = format!(
+                    "Invalid 'text_input': it has {} texts, and 1 is possible; send a request for each.",
+                    list.len()
+                );
+                return Err(FieldError::invalid("text_input", message));
+            }
             None => return Err(FieldError::missing("text_input")),
             Some(_) => return Err(FieldError::wrong_type("text_input", "a string", "something else")),
         };
@@ -263,6 +270,15 @@ mod tests {
             (r#"{"text_input": "a", "return_log_probs": true}"#, "return_log_probs"),
         ] {
             assert_eq!(parse(text).unwrap_err().param.as_deref(), Some(path), "{text}");
+        }
+    }
+
+    #[test]
+    fn one_text_at_a_time() {
+        for (text, count) in [(r#"["a", "b"]"#, "2 texts"), (r#"[["a", "b", "c"]]"#, "3 texts"), ("[]", "0 texts")] {
+            let error = parse(&format!(r#"{{"text_input": {text}}}"#)).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some("text_input"));
+            assert!(error.message.contains(count) && error.message.contains("1 is possible"), "{error}");
         }
     }
 

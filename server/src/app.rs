@@ -18,8 +18,8 @@ use crate::{batcher, grpc, metrics, process, telemetry};
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
-use backends::llm::LanguageOptions;
 use backends::llm::spec::FloatType;
+use backends::llm::{LanguageOptions, device};
 use backends::onnx::OnnxOptions;
 use backends::{Limits, LoadOptions};
 use std::net::SocketAddr;
@@ -36,6 +36,9 @@ use tokio::sync::watch as watch_channel;
 pub async fn run(config: Config) -> Result<u8, String> {
     let start = Instant::now();
     let repository = repository(&config)?;
+    if let Some(line) = device::announce(config.device)? {
+        tracing::info!("{line}");
+    }
     // Before anything else: a signal that comes while models load must be heard.
     let mut signals = Signals::new()?;
     let metrics = metrics::install()?;
@@ -74,7 +77,7 @@ pub async fn run(config: Config) -> Result<u8, String> {
         idle: body.idle,
         mirrors: config.mirrors_grpc_outputs(),
     };
-    let rest = Rest::new(plane.clone(), body, budget, metrics);
+    let rest = Rest::new(plane.clone(), body, budget, metrics).with_usage_forced(config.force_include_usage);
     let services = services(&rest, &plane, bounds, keys);
     let (phase, listeners, addresses) = listen(&config, services).await?;
     if load(&config, &registry, &plane, &mut signals).await? {
@@ -83,7 +86,10 @@ pub async fn run(config: Config) -> Result<u8, String> {
         if config.model_control_mode == ControlMode::Poll {
             tokio::spawn(watch::poll(registry.clone(), config.repository_poll));
         }
-        signals.first().await;
+        tokio::select! {
+            _ = signals.first() => {}
+            () = process::given_up() => {}
+        }
     }
     Ok(drain(&config, &plane, phase, listeners, signals).await)
 }
@@ -162,15 +168,23 @@ fn batching(config: &Config) -> batcher::Options {
     }
 }
 
+/// What keys and values of a model take on a CPU at most, where nobody says.
+const KV_CACHE_BYTES: u64 = 4 << 30;
+
 /// How language models run. Numbers are checked to fit.
 fn language(config: &Config) -> LanguageOptions {
     let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let stated = Some(config.kv_cache_bytes).filter(|bytes| *bytes > 0);
     LanguageOptions {
         context: config.max_model_len.map(number),
-        running: number(config.max_num_seqs),
+        device: config.device,
+        running: Some(config.max_num_seqs).filter(|count| *count > 0).map(number),
         waiting: number(config.queue_size),
-        step_tokens: number(config.max_num_batched_tokens),
-        cache_bytes: config.kv_cache_bytes,
+        step_tokens: Some(config.max_num_batched_tokens).filter(|count| *count > 0).map(number),
+        cache_bytes: stated.unwrap_or_else(|| (Machine::detect().memory / 4).min(KV_CACHE_BYTES)),
+        gpu_cache_bytes: stated,
+        cache: config.kv_cache_dtype,
+        deterministic: config.deterministic,
         dtype: match config.dtype {
             Dtype::Auto => None,
             Dtype::Float32 => Some(FloatType::F32),
@@ -345,7 +359,7 @@ async fn drain(
         }
     };
     tokio::select! {
-        () = orderly => 0,
+        () = orderly => if process::is_giving_up() { process::GAVE_UP } else { 0 },
         code = signals.first() => code,
     }
 }

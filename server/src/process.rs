@@ -1,9 +1,56 @@
 //! What the kernel knows of this process: time, memory, files. Linux's `/proc` alone; elsewhere there is nothing. And how
 //! many files it may open.
 
+use crate::threads;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::sync::Notify;
+
+/// The exit code of a process that gave up: an internal error, in the words of `sysexits.h`. Whoever supervises it starts
+/// another.
+pub const GAVE_UP: u8 = 70;
+/// By when a process that gives up has ended, whatever hangs.
+const GIVING_UP: Duration = Duration::from_secs(5);
+
+static GIVING: AtomicBool = AtomicBool::new(false);
+static GIVEN_UP: Notify = Notify::const_new();
+
+/// Ends the process soon, because it cannot do its work any more: requests under way get their errors, and health says
+/// no. Returns at once.
+pub fn give_up(reason: &str) {
+    if GIVING.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    tracing::error!(reason, "giving up: the process ends within {} s", GIVING_UP.as_secs());
+    GIVEN_UP.notify_waiters();
+    let end = || {
+        std::thread::sleep(GIVING_UP);
+        // What libraries do at an exit may hang as well, where a device does.
+        let _ = threads::spawn("giving-up-hard", || {
+            std::thread::sleep(GIVING_UP);
+            std::process::abort();
+        });
+        std::process::exit(GAVE_UP.into());
+    };
+    if threads::spawn("giving-up", end).is_err() {
+        std::process::exit(GAVE_UP.into());
+    }
+}
+
+/// Is the process about to end because it gave up?
+pub fn is_giving_up() -> bool {
+    GIVING.load(Ordering::Acquire)
+}
+
+/// Returns when the process gives up.
+pub async fn given_up() {
+    let told = GIVEN_UP.notified();
+    if !GIVING.load(Ordering::Acquire) {
+        told.await;
+    }
+}
 
 /// Ticks a second of the times in `/proc`: fixed by the kernel's interface to programs.
 const TICKS: u64 = 100;

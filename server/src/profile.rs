@@ -62,7 +62,10 @@ impl Profile {
 
     /// How a REST request of this path is answered; `None`: as the routes answer it.
     pub fn manner(self, path: &str) -> Option<Manner> {
-        (self != Profile::Merged).then(|| Manner { profile: self, asked: Asked::of_path(path) })
+        // Neither server has these routes, whose errors have a form of their own.
+        let is_anthropics = matches!(path, "/v1/messages" | "/v1/messages/count_tokens");
+        let followed = self != Profile::Merged && !is_anthropics;
+        followed.then(|| Manner { profile: self, asked: Asked::of_path(path) })
     }
 
     /// The gRPC code and text of an error; `version` as the request has it, empty for none.
@@ -298,6 +301,14 @@ mod tests {
     }
 
     const INFER: &str = "/v2/models/m/infer";
+
+    #[test]
+    fn anthropics_routes_answer_in_their_own_manner() {
+        for profile in [Profile::Kserve, Profile::Triton] {
+            assert!(profile.manner("/v1/messages").is_none() && profile.manner("/v1/messages/count_tokens").is_none());
+            assert!(profile.manner("/v1/models/messages").is_some());
+        }
+    }
 
     #[test]
     fn statuses_of_the_three() {

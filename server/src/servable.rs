@@ -128,7 +128,7 @@ impl Servable {
             platform: model.platform.into(),
         };
         let bytes = model.bytes;
-        let metrics = ModelMetrics::register(name, version, "cpu");
+        let metrics = ModelMetrics::register(name, version, model.device);
         let stats = Arc::new(Stats::counting(metrics.executions()));
         let work = Work::Language(Box::new(Language::start(model)?));
         Ok(Servable { name: name.into(), version, work, signature, stats, metrics, settings, bytes })
@@ -166,7 +166,7 @@ impl Servable {
     pub fn device(&self) -> String {
         match &self.work {
             Work::Predictor(batcher) => batcher.predictor().profile().device,
-            Work::Language(_) => "cpu".into(),
+            Work::Language(language) => language.device().into(),
         }
     }
 

@@ -327,6 +327,15 @@ def test_malformed_bodies(service, case, path):
     assert refused(service, MALFORMED[case], path=path)["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+def test_wrong_methods(service, method, path):
+    reply = requests.request(method, service.url + path, timeout=60)
+    assert (reply.status_code, reply.headers["Allow"]) == (405, "POST")
+    error = {"type": "invalid_request_error", "message": "Method Not Allowed"}
+    assert reply.json() == {"type": "error", "error": error}
+
+
 @pytest.mark.parametrize("model", ["nobody", "iris"])
 def test_models_that_do_not_talk(service, model):
     for path in ("/v1/messages", "/v1/messages/count_tokens"):

@@ -145,6 +145,28 @@ def test_a_call_that_is_cut_short(client, asking):
     assert (reply.stop_reason, reply.usage.output_tokens) == ("max_tokens", count)
 
 
+def test_a_call_that_is_cut_short_before_its_arguments(client, asking):
+    """Its input is empty as that of a complete one may be; why it ended says that it is none."""
+    written = FORMATS["qwen"].write(("get_weather", PARIS))
+    count = len(written[: written.index(PARIS)].replace("<tool_call>", "*"))
+    wish = asking(written, max_tokens=count)
+    reply = client.messages.create(**wish, tools=TOOLS)
+    assert (calls(reply), reply.stop_reason) == ([("get_weather", {})], "max_tokens")
+    with client.messages.stream(**wish, tools=TOOLS) as stream:
+        final = stream.get_final_message()
+    assert (shapes(final), final.stop_reason) == (shapes(reply), "max_tokens")
+
+
+def test_a_call_whose_arguments_are_no_json_is_text(client, asking):
+    """A stream has told the call by then, whose input is for the client to judge."""
+    written = FORMATS["qwen"].write(("get_weather", '{"city": Paris}'))
+    reply = client.messages.create(**asking(written), tools=TOOLS)
+    assert (text_of(reply), reply.stop_reason) == (written, "end_turn")
+    deltas = [event.delta.partial_json for event in client.messages.create(**asking(written), tools=TOOLS, stream=True)
+              if event.type == "content_block_delta"]
+    assert "".join(deltas) == '{"city": Paris}'
+
+
 # ------------------------------------------------------------------------------------------------------------- streams
 
 

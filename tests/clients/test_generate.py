@@ -191,7 +191,7 @@ def test_an_error_ends_a_stream(long_service):
 WRONG = {
     "no text": ({"text_input": None}, "text_input"),
     "a number": ({"text_input": 3}, "text_input"),
-    "two texts": ({"text_input": ["a", "b"]}, "text_input"),
+    "two texts": ({"text_input": ["a", "b"]}, "'text_input': it has 2 texts, and 1 is possible"),
     "temperature": ({"temperature": 9}, "temperature"),
     "tokens": ({"max_tokens": "many"}, "max_tokens"),
     "stop words": ({"stop_words": 3}, "stop"),
@@ -215,7 +215,8 @@ def test_wrong_fields_are_named(service, case, verb):
 
 def test_generate_is_not_streamed(service):
     assert "generate_stream" in post(service, stream=True, status=400).json()["error"]
-    assert "n must be 1" in post(service, "generate_stream", n=2, status=400).json()["error"]
+    error = post(service, "generate_stream", n=2, status=400).json()["error"]
+    assert "2 answers" in error and "n must be 1" in error
 
 
 @pytest.mark.parametrize("verb", ["generate", "generate_stream"])

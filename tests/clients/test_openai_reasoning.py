@@ -128,6 +128,25 @@ def test_thoughts_that_are_cut_off(parrots, model):
 
 
 @pytest.mark.parametrize("model", THINKERS)
+def test_whitespace_around_thoughts_is_none_of_them(parrots, model):
+    choice = both(parrots, model, written(model, f"\n {THOUGHT} \n\n", "Yes."))
+    assert (thoughts_of(choice.message), choice.message.content) == (THOUGHT, "Yes.")
+
+
+NO_MESSAGE = [
+    ("<|channel|>final Yes.", None, "Yes."),
+    ("<|channel|>analysis Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.", "Hm.", "Yes."),
+    ("<|channel|>analysis Hm.", "Hm.", None),
+]
+
+
+@pytest.mark.parametrize("text, thought, said", NO_MESSAGE)
+def test_parts_of_harmony_without_a_message_are_told(parrots, text, thought, said):
+    choice = both(parrots, "harmony", text)
+    assert (thoughts_of(choice.message), choice.message.content) == (thought, said)
+
+
+@pytest.mark.parametrize("model", THINKERS)
 def test_empty_thoughts_are_none(parrots, model):
     choice = both(parrots, model, written(model, "", "Yes."))
     assert (thoughts_of(choice.message), choice.message.content) == (None, "Yes.")

@@ -165,6 +165,27 @@ def test_what_is_no_call_is_text(parrots, model, text):
     assert choice.finish_reason == "stop"
 
 
+BROKEN = '{"city": Paris, "days": 2}'
+
+
+@pytest.mark.parametrize("model", TELLING)
+def test_a_call_whose_arguments_are_no_json_is_text(parrots, model):
+    """A stream has told the call by then, and goes on with its arguments as they are."""
+    text = FORMATS[model].write(("get_weather", BROKEN))
+    choice = say(parrots, model, text, tools=TOOLS)
+    told = BROKEN if model == "harmony" else text
+    assert (choice.message.content, choice.message.tool_calls, choice.finish_reason) == (told, None, "stop")
+    pieces = streamed(parrots, model, text, tools=TOOLS)
+    assert (pieces.content, pieces.named, pieces.finish_reason) == ("", [("get_weather", BROKEN)], "tool_calls")
+
+
+def test_of_several_calls_those_are_told_that_are_json(parrots):
+    good, bad = (FORMATS["hermes"].write(call) for call in (("get_time", UTC), ("get_weather", BROKEN)))
+    for text in (f"{good}\n{bad}", f"{bad}\n{good}"):
+        told = say(parrots, "hermes", text, tools=TOOLS).message
+        assert (told.content, calls_of(told)) == (bad, [("get_time", UTC)])
+
+
 EXTRA = '{"id": 7, "name": "get_time", "WORD": {"zone": "UTC"}, "why": {"a": "}"}}'
 EXTRAS = [
     ("hermes", "<tool_call>\n" + EXTRA.replace("WORD", "arguments") + "\n</tool_call>"),
@@ -320,7 +341,9 @@ def test_what_excludes_each_other(parrots):
     assert error.param == "tool_choice.function.name"
     assert refused(parrots, "hermes", tool_choice="required").param == "tool_choice"
     wrong = tool("f", {"type": "object", "properties": {"a": {"$ref": "#/lost"}}})
-    assert refused(parrots, "hermes", tools=[wrong], tool_choice="required").param == "tools"
+    for choice in ("required", named("f")):
+        error = refused(parrots, "hermes", tools=[*TOOLS, wrong], tool_choice=choice)
+        assert error.param == "tools" and error.body["message"].startswith("tools[2] 'f': ")
 
 
 def test_models_that_know_no_tools(parrots):

@@ -159,6 +159,13 @@ def test_directories_without_a_model_to_talk_to(binary, others, name, words):
     assert all(word in line for word in words), line
 
 
+def test_without_a_model_an_example_is_given(binary):
+    ended = run(binary)
+    assert (ended.returncode, ended.stdout) == (2, b"")
+    (line,) = ended.stderr.decode().splitlines()
+    assert "no model is named" in line and "`tensorgate run ./models/qwen" in line
+
+
 def test_one_of_several_is_named_by_its_directory(binary, others, tiny):
     """As the error advises."""
     words = (others / "several" / "two", "--prompt", PROMPT, *GREEDILY)

@@ -112,6 +112,23 @@ def test_limits_are_those_of_vllms_flags(start, directory):
         connect(server).completions.create(**{**GREEDY, "model": "qwen", "prompt": "x" * 200})
 
 
+def test_every_stream_tells_its_usage(start, directory):
+    words = ["--served-model-name=qwen", "--port={http}", "--enable-force-include-usage", "--hf-overrides", "{{}}"]
+    server = start("vllm", "serve", directory, *words)
+    assert "accepted without effect" not in server.tail()
+    client, messages = connect(server), [{"role": "user", "content": PROMPT}]
+    # As vLLM has it, even where a request says no.
+    for options in ({}, {"stream_options": {"include_usage": False}}):
+        body = {**GREEDY, "model": "qwen", "max_tokens": 4, "stream": True, **options}
+        for chunks in (
+            client.completions.create(**body, prompt=PROMPT),
+            client.chat.completions.create(**body, messages=messages),
+        ):
+            *others, last = chunks
+            assert (last.choices, last.usage.completion_tokens) == ([], 4)
+            assert all(chunk.usage is None and chunk.choices for chunk in others)
+
+
 @pytest.mark.parametrize("words", [["vllm", "--version"], ["vllm", "serve", "--version"], ["vllm", "-v"]])
 def test_the_version_as_kserve_reads_it(binary, words):
     """KServe's template takes the last word of the last line, and chooses flags by it."""
@@ -134,6 +151,12 @@ def test_what_would_be_unsafe_to_pass_over_is_refused(binary, directory):
         assert "--api-keys-file" in told and "s3cret" not in told
     assert "--chat-template" in refused(binary, "vllm", "serve", directory, "--chat-template", "/template.jinja")
     assert "vllm bench" in refused(binary, "vllm", "bench")
+    assert "--hf-overrides" in refused(binary, "vllm", "serve", directory, "--hf-overrides", '{"rope_theta": 1}')
+
+
+def test_without_a_model_an_example_is_given(binary):
+    assert "no model is named" in refused(binary, "vllm", "serve")
+    assert "`tensorgate vllm serve ./models/qwen" in refused(binary, "vllm", "serve", "--port", "8000")
 
 
 # -------------------------------------------------------------------------------------------------------------- routes

@@ -56,7 +56,14 @@ pub struct Engine<E> {
     overlap: Overlap,
     flight: Option<Flight>,
     matchers: HashMap<SequenceId, Box<dyn Matcher>>,
+    /// Why no step will succeed any more.
+    lost: Option<String>,
+    /// Steps that the device has failed one after the other.
+    failures: u32,
 }
+
+/// So many steps that fail one after the other are not bad luck any more: the device is taken for lost.
+const FAILURES_MAX: u32 = 5;
 
 impl<E: fmt::Debug> fmt::Debug for Engine<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -69,7 +76,7 @@ impl<E: fmt::Debug> fmt::Debug for Engine<E> {
 impl<E: Executor> Engine<E> {
     /// An engine without requests. The scheduler's pool is the executor's blocks.
     pub fn new(scheduler: Scheduler, executor: E, overlap: Overlap) -> Self {
-        Engine { scheduler, executor, overlap, flight: None, matchers: HashMap::new() }
+        Engine { scheduler, executor, overlap, flight: None, matchers: HashMap::new(), lost: None, failures: 0 }
     }
 
     /// Takes a request into the queue.
@@ -112,6 +119,21 @@ impl<E: Executor> Engine<E> {
         self.flight.is_none() && self.scheduler.is_empty() && !self.scheduler.has_events()
     }
 
+    /// Lets the executor do what is better done before it is needed; `false` once nothing is left. For idle times.
+    pub fn prepare(&mut self) -> bool {
+        self.executor.prepare()
+    }
+
+    /// When a step's outcome is waited for.
+    pub fn overlap(&self) -> Overlap {
+        self.overlap
+    }
+
+    /// Why no step will succeed any more, where the device is lost.
+    pub fn lost(&self) -> Option<&str> {
+        self.lost.as_deref()
+    }
+
     /// Where it stands.
     pub fn counters(&self) -> Counters {
         self.scheduler.counters()
@@ -138,14 +160,33 @@ impl<E: Executor> Engine<E> {
                 self.flight = Some(Flight { plan, ticket });
                 Vec::new()
             }
-            Err(failure) => self.scheduler.commit(&plan, Err(failure)),
+            Err(failure) => {
+                self.note(&failure);
+                self.scheduler.commit(&plan, Err(failure))
+            }
         }
+    }
+
+    fn note(&mut self, failure: &Failure) {
+        let lost = match failure {
+            Failure::Lost(what) => Some(what.clone()),
+            Failure::Device(what) => {
+                self.failures += 1;
+                (self.failures >= FAILURES_MAX).then(|| format!("{FAILURES_MAX} steps have failed, the last: {what}"))
+            }
+            Failure::Contract(_) => None,
+        };
+        self.lost = self.lost.take().or(lost);
     }
 
     /// Waits for the step under way, if there is one.
     fn land(&mut self) -> Vec<Event> {
         let Some(Flight { plan, ticket }) = self.flight.take() else { return Vec::new() };
         let outcome = self.executor.collect(ticket);
+        match &outcome {
+            Ok(_) => self.failures = 0,
+            Err(failure) => self.note(failure),
+        }
         let events = self.scheduler.commit(&plan, outcome);
         for event in &events {
             if let Event::Token { sequence, token, .. } = event

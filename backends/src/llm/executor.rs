@@ -33,6 +33,16 @@ pub trait Executor: Send {
     /// # Errors
     /// As for `launch`.
     fn collect(&mut self, ticket: Ticket) -> Result<Vec<Sampled>, Failure>;
+
+    /// Other tokens end a text than those that it was made with: until a sequence has its least number of tokens, they
+    /// are not chosen.
+    fn set_end_tokens(&mut self, _end_tokens: &[u32]) {}
+
+    /// Does a little of what is better done before it is needed, some milliseconds of it; called while there is nothing
+    /// else to do. `false` once nothing is left.
+    fn prepare(&mut self) -> bool {
+        false
+    }
 }
 
 impl<E: Executor + ?Sized> Executor for Box<E> {
@@ -46,6 +56,14 @@ impl<E: Executor + ?Sized> Executor for Box<E> {
 
     fn collect(&mut self, ticket: Ticket) -> Result<Vec<Sampled>, Failure> {
         (**self).collect(ticket)
+    }
+
+    fn set_end_tokens(&mut self, end_tokens: &[u32]) {
+        (**self).set_end_tokens(end_tokens);
+    }
+
+    fn prepare(&mut self) -> bool {
+        (**self).prepare()
     }
 }
 
@@ -61,6 +79,8 @@ pub struct Ticket {
 pub enum Failure {
     /// The device, or what drives it.
     Device(String),
+    /// The device is lost to this process: no step will succeed any more.
+    Lost(String),
     /// The plan, or the executor's answer, breaks the contract: a defect of this program.
     Contract(String),
 }
@@ -69,6 +89,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Device(what) => write!(f, "the device failed: {what}"),
+            Failure::Lost(what) => write!(f, "the device is lost: {what}"),
             Failure::Contract(what) => write!(f, "internal error: {what}"),
         }
     }

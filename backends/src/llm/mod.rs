@@ -8,7 +8,7 @@
 //!                        executor: launch, sample, collect  (engine: one step after the other)
 //! ```
 //!
-//! On the way there: [`text`], from characters to tokens and back. What computes: [`cpu`].
+//! On the way there: [`text`], from characters to tokens and back. What computes: [`cpu`], [`cuda`].
 //!
 //! The scheduler, its blocks and the engine know no device and no clock; an executor knows no request. Each step takes
 //! some tokens of every sequence that runs: one where it decodes, a chunk where its prompt is not computed yet.
@@ -16,6 +16,8 @@
 pub mod blocks;
 pub mod config;
 pub mod cpu;
+pub mod cuda;
+pub mod device;
 pub mod engine;
 pub mod executor;
 pub mod families;

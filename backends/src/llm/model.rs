@@ -10,6 +10,9 @@
 
 use super::blocks::{BlockPool, PrefixKey};
 use super::cpu::{self, CacheType, CpuExecutor};
+#[cfg(feature = "cuda")]
+use super::cuda;
+use super::device::{self, Place};
 use super::engine::{Engine, Overlap};
 use super::executor::Executor;
 use super::generation::GenerationConfig;
@@ -42,14 +45,22 @@ pub struct LanguageOptions {
     /// Tokens of prompt and output together, at most. Without it as many as the model was made for, or as the cache has
     /// room for.
     pub context: Option<u32>,
-    /// Sequences that run at the same time.
-    pub running: u32,
+    /// Where it is computed.
+    pub device: device::Choice,
+    /// Sequences that run at the same time. `None` is what suits the device.
+    pub running: Option<u32>,
     /// Sequences that wait.
     pub waiting: u32,
-    /// Rows of one step.
-    pub step_tokens: u32,
-    /// Bytes for keys and values.
+    /// Rows of one step. `None` is what suits the device.
+    pub step_tokens: Option<u32>,
+    /// Bytes for keys and values on a CPU.
     pub cache_bytes: u64,
+    /// The same on a GPU. `None` is a quarter of what its memory has left beside the weights.
+    pub gpu_cache_bytes: Option<u64>,
+    /// How keys and values are stored.
+    pub cache: device::CacheFormat,
+    /// Are the bits of an answer to be the same whatever stands beside it? On a CPU they are.
+    pub deterministic: bool,
     /// The float format of weights; `None` is their file's. Quantised ones stay as they are.
     pub dtype: Option<FloatType>,
     /// Weights are made up: for benchmarks.
@@ -67,10 +78,14 @@ impl Default for LanguageOptions {
     fn default() -> Self {
         LanguageOptions {
             context: None,
-            running: 64,
+            device: device::Choice::Auto,
+            running: None,
             waiting: 512,
-            step_tokens: 256,
+            step_tokens: None,
             cache_bytes: 64 << 20,
+            gpu_cache_bytes: None,
+            cache: device::CacheFormat::Auto,
+            deterministic: false,
             dtype: None,
             dummy: false,
             tool_parser: Choice::Auto,
@@ -102,6 +117,10 @@ pub struct LanguageModel {
     pub bytes: usize,
     /// Where its numbers came from: as metadata names it.
     pub platform: &'static str,
+    /// Where it is computed: `cpu`, or `cuda:0`.
+    pub device: &'static str,
+    /// What is worth a line when it is loaded.
+    pub note: Option<String>,
 }
 
 impl std::fmt::Debug for LanguageModel {
@@ -254,27 +273,20 @@ fn assemble(path: &Path, files: Files, options: &LoadOptions) -> Result<Language
     if let Some(dtype) = wishes.dtype {
         weights = Box::new(Cast::new(weights, numbers(dtype)));
     }
-    let room = Room::of(&spec, wishes, path)?;
+    let place = device::place(wishes.device, &spec, wishes.dtype).map_err(refuse)?;
+    let room = Room::of(&spec, wishes, &place, path)?;
     let text_bytes = (room.context as usize).saturating_mul(BYTES_PER_TOKEN).max(TEXT_BYTES_MIN);
     let vocab = spec.vocab;
-    let cpu = cpu::Options {
-        cache: cpu::Shape { blocks: room.blocks, block_len: BLOCK, storage: CacheType::F16 },
-        context: room.context as usize,
-        slots: wishes.running as usize,
-        end_tokens: Vec::new(),
-        pool: options.pool.clone(),
-        poison: false,
-    };
     // A tokenizer is built on one thread, which takes about as long as reading half a gigabyte of weights.
-    let (text, executor) = options.pool.install(|| {
+    let (text, computing) = options.pool.install(|| {
         rayon::join(
             || Text::read(tokens, generation, (vocab, text_bytes), wishes),
-            || CpuExecutor::load(spec, weights.as_ref(), cpu),
+            || Computing::load(place, spec, weights.as_ref(), &room, options),
         )
     });
     let Text { tokenizer, templates, format, generation } = text.map_err(refuse)?;
-    let mut executor = executor?;
-    executor.set_end_tokens(generation.end_tokens.clone());
+    let Computing { mut executor, bytes, overlap, device, note } = computing?;
+    executor.set_end_tokens(&generation.end_tokens);
 
     let key = PrefixKey::new(wishes.key);
     let scheduler = Scheduler::new(settings(wishes, &room, &generation), BlockPool::new(room.blocks, BLOCK, key));
@@ -285,10 +297,78 @@ fn assemble(path: &Path, files: Files, options: &LoadOptions) -> Result<Language
         output_tokens: room.context.saturating_mul(request::COPIES_MAX.into()),
         vocabulary: vocab as u32,
     };
-    let bytes = executor.weight_bytes() + room.bytes;
-    let engine = Engine::new(scheduler, Box::new(executor) as BoxedExecutor, Overlap::InStep);
+    let engine = Engine::new(scheduler, executor, overlap);
     let context = room.context;
-    Ok(LanguageModel { tokenizer, templates, format, generation, limits, context, key, engine, bytes, platform })
+    Ok(LanguageModel {
+        tokenizer,
+        templates,
+        format,
+        generation,
+        limits,
+        context,
+        key,
+        engine,
+        bytes,
+        platform,
+        device,
+        note,
+    })
+}
+
+/// What computes a model's steps.
+struct Computing {
+    executor: BoxedExecutor,
+    /// Weights, keys and values.
+    bytes: usize,
+    overlap: Overlap,
+    device: &'static str,
+    note: Option<String>,
+}
+
+impl Computing {
+    fn load(
+        place: Place,
+        spec: DecoderSpec,
+        weights: &dyn Weights,
+        room: &Room,
+        options: &LoadOptions,
+    ) -> Result<Self, LoadError> {
+        match place {
+            Place::Cpu(note) => {
+                let cpu = cpu::Options {
+                    cache: cpu::Shape { blocks: room.blocks, block_len: BLOCK, storage: CacheType::F16 },
+                    context: room.context as usize,
+                    slots: room.running as usize,
+                    end_tokens: Vec::new(),
+                    pool: options.pool.clone(),
+                    poison: false,
+                };
+                let executor = CpuExecutor::load(spec, weights, cpu)?;
+                let bytes = executor.weight_bytes() + room.bytes;
+                let executor = Box::new(executor);
+                Ok(Computing { executor, bytes, overlap: Overlap::InStep, device: "cpu", note })
+            }
+            #[cfg(feature = "cuda")]
+            Place::Gpu(gpu) => {
+                let cuda = cuda::Options {
+                    blocks: room.blocks,
+                    cache: options.language.cache.on_gpus(),
+                    context: room.context as usize,
+                    slots: room.running as usize,
+                    step_rows: room.step_tokens as usize,
+                    end_tokens: Vec::new(),
+                    pool: options.pool.clone(),
+                    graphs: true,
+                    deterministic: options.language.deterministic,
+                    poison: false,
+                };
+                let executor = cuda::CudaExecutor::load(spec, weights, gpu, cuda)?;
+                let (bytes, note) = (executor.bytes(), Some(format!("computed on {}", executor.device_name())));
+                let executor = Box::new(executor);
+                Ok(Computing { executor, bytes, overlap: Overlap::Ahead, device: "cuda:0", note })
+            }
+        }
+    }
 }
 
 fn weights(spec: &DecoderSpec, directory: &Path, dummy: bool) -> Result<Box<dyn Weights>, LoadError> {
@@ -309,13 +389,13 @@ fn numbers(dtype: FloatType) -> Numbers {
 
 fn settings(wishes: &LanguageOptions, room: &Room, generation: &GenerationConfig) -> Settings {
     Settings {
-        token_budget: wishes.step_tokens.max(wishes.running),
-        chunk_tokens: wishes.step_tokens,
-        max_running: wishes.running,
+        token_budget: room.step_tokens.max(room.running),
+        chunk_tokens: room.step_tokens,
+        max_running: room.running,
         max_waiting: wishes.waiting.max(request::COPIES_MAX.into()),
         max_waiting_tokens: u64::from(wishes.waiting).max(16) * u64::from(room.context),
         context: room.context,
-        watermark: (room.blocks / 100).min(wishes.running),
+        watermark: (room.blocks / 100).min(room.running),
         ageing: AGEING,
         prefix_cache: true,
         end_tokens: generation.end_tokens.as_slice().into(),
@@ -326,18 +406,39 @@ fn settings(wishes: &LanguageOptions, room: &Room, generation: &GenerationConfig
 #[derive(Debug)]
 struct Room {
     context: u32,
+    /// Sequences at a time.
+    running: u32,
+    /// Rows of a step.
+    step_tokens: u32,
     blocks: u32,
     /// Of all blocks.
     bytes: usize,
 }
 
+/// Sequences at a time, and rows of a step, that suit a CPU: more of them take longer and are not more per second.
+const CPU_STEP: (u32, u32) = (64, 256);
+/// The same for a GPU, which computes hundreds of rows in the time of one, and a prompt's thousands at its best rate.
+#[cfg(feature = "cuda")]
+const GPU_STEP: (u32, u32) = (256, 4096);
+
 impl Room {
-    fn of(spec: &DecoderSpec, wishes: &LanguageOptions, config: &Path) -> Result<Self, LoadError> {
+    fn of(spec: &DecoderSpec, wishes: &LanguageOptions, place: &Place, config: &Path) -> Result<Self, LoadError> {
         let refuse = |reason: String| LoadError::new(config, reason);
+        let (cache_bytes, (running, step_tokens)) = match place {
+            Place::Cpu(_) => (wishes.cache_bytes, CPU_STEP),
+            #[cfg(feature = "cuda")]
+            Place::Gpu(gpu) => {
+                let left = gpu.memory_info().map_err(|fault| refuse(fault.to_string()))?.0 as u64;
+                let weights = cuda::weight_bytes(spec)? as u64;
+                (wishes.gpu_cache_bytes.unwrap_or(left.saturating_sub(weights) / 4), GPU_STEP)
+            }
+        };
+        let (running, step_tokens) = (wishes.running.unwrap_or(running), wishes.step_tokens.unwrap_or(step_tokens));
         let made_for = u32::try_from(spec.context).unwrap_or(u32::MAX);
-        let position = 2 * spec.layers.len() * spec.attention.kv_width() * CacheType::F16.bytes();
+        let number = wishes.cache.bytes(place).map_err(refuse)?;
+        let position = 2 * spec.layers.len() * spec.attention.kv_width() * number;
         let block = (position as u64).saturating_mul(BLOCK.into()).max(1);
-        let affordable = wishes.cache_bytes / block;
+        let affordable = cache_bytes / block;
         let most = affordable.saturating_mul(BLOCK.into()).min(u32::MAX.into()) as u32;
         if let Some(wanted) = wishes.context {
             if wanted > made_for {
@@ -355,8 +456,8 @@ impl Room {
             return Err(refuse(format!("kv-cache-bytes has no room for a block of {BLOCK} tokens: {block} bytes")));
         }
         // More than all sequences that may run can fill is never touched.
-        let needed = u64::from(context.div_ceil(BLOCK)) * u64::from(wishes.running);
+        let needed = u64::from(context.div_ceil(BLOCK)) * u64::from(running);
         let blocks = affordable.min(needed).min(u32::MAX.into());
-        Ok(Room { context, blocks: blocks as u32, bytes: (blocks * block) as usize })
+        Ok(Room { context, running, step_tokens, blocks: blocks as u32, bytes: (blocks * block) as usize })
     }
 }

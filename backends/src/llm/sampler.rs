@@ -37,6 +37,17 @@ impl History {
         self.last = Some(token);
     }
 
+    /// The tokens that were generated, equal ones side by side.
+    pub fn output(&self) -> Vec<u32> {
+        let times = |(token, times): (&u32, &u32)| std::iter::repeat_n(*token, *times as usize);
+        self.output.iter().flat_map(times).collect()
+    }
+
+    /// How many tokens were generated.
+    pub fn generated(&self) -> u32 {
+        self.generated
+    }
+
     /// The last token that was generated.
     pub fn last(&self) -> Option<u32> {
         self.last
@@ -132,6 +143,8 @@ impl Sampler {
         if sampling.typical_p < 1.0 {
             self.typical(f64::from(sampling.typical_p));
         }
+        // In the order of their numbers, as devices draw: they have nothing sorted.
+        self.candidates.sort_unstable_by_key(|candidate| candidate.token);
         let mut left = self.total() * uniform(sampling.seed, wish.copy, wish.history.generated);
         for candidate in &self.candidates {
             left -= candidate.weight;
@@ -161,8 +174,6 @@ impl Sampler {
         if count > 0 && count < self.candidates.len() {
             self.candidates.select_nth_unstable_by(count - 1, likelier);
             self.candidates.truncate(count);
-            // Selecting leaves them in no order; drawing needs one.
-            self.candidates.sort_unstable_by(likelier);
         }
     }
 

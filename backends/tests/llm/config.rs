@@ -56,10 +56,29 @@ fn sizes_are_bounded_and_divide() {
 }
 
 #[test]
+fn weights_of_eight_bits_are_understood() {
+    for config in [
+        r#"{"quant_method":"fp8","fmt":"e4m3","weight_block_size":[128,128],"activation_scheme":"dynamic"}"#,
+        r#"{"quant_method":"fp8","activation_scheme":"static"}"#,
+        r#"{"quant_method":"fbgemm_fp8","activation_scale_ub":1200,"modules_to_not_convert":["lm_head"]}"#,
+        r#"{"quant_method":"compressed-tensors","format":"float-quantized","config_groups":{"group_0":{
+            "targets":["Linear"],"weights":{"type":"float","num_bits":8,"strategy":"channel","block_structure":null}}}}"#,
+    ] {
+        read(&llama("quantization_config", config)).unwrap();
+    }
+}
+
+#[test]
 fn what_is_not_understood_is_refused_by_name() {
     refused("hidden_act", r#""relu""#, "`hidden_act` is 'relu'; supported are silu");
     refused("torch_dtype", r#""float8_e4m3fn""#, "`torch_dtype` is 'float8_e4m3fn'");
     refused("quantization_config", r#"{"quant_method":"awq"}"#, "is of method 'awq'");
+    let blocks = r#"{"quant_method":"fp8","weight_block_size":[64,128]}"#;
+    refused("quantization_config", blocks, "has a weight_block_size of [64,128]");
+    refused("quantization_config", r#"{"quant_method":"fp8","fmt":"e5m2"}"#, "of format 'e5m2'");
+    let nibbles =
+        r#"{"quant_method":"compressed-tensors","config_groups":{"a":{"weights":{"type":"int","num_bits":4}}}}"#;
+    refused("quantization_config", nibbles, "supported for weights of 8-bit floats");
     refused(
         "rope_scaling",
         r#"{"rope_type":"dynamic","factor":2}"#,

@@ -4,8 +4,8 @@ use crate::common::{
     Setup, answers, any_step, counting, draft, expected, is_planned, one_step, prompt_of, request, stopped,
     stopping_at, tokens_of, until_preempted,
 };
-use backends::llm::engine::Overlap;
-use backends::llm::executor::Failure;
+use backends::llm::engine::{Engine, Overlap};
+use backends::llm::executor::{Executor, Failure, Masks, Ticket};
 use backends::llm::plan::{Input, Plan, Sampled};
 use backends::llm::request::Draft;
 use backends::llm::scheduler::Rejected;
@@ -14,6 +14,37 @@ use backends::llm::sequence::{CancelReason, Event, SequenceId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// A device that is lost at its first step.
+#[derive(Debug)]
+struct Gone;
+
+impl Executor for Gone {
+    fn launch(&mut self, _plan: &Plan) -> Result<Ticket, Failure> {
+        Err(Failure::Lost("an illegal address was read".into()))
+    }
+    fn sample(&mut self, _ticket: &Ticket, _masks: &Masks) -> Result<(), Failure> {
+        unreachable!("nothing was launched")
+    }
+    fn collect(&mut self, _ticket: Ticket) -> Result<Vec<Sampled>, Failure> {
+        unreachable!("nothing was launched")
+    }
+}
+
+/// Whoever waits is told, and whoever drives the engine learns that it is over.
+#[test]
+fn a_lost_device_is_told_to_all() {
+    let mut engine = Engine::new(Setup::default().scheduler(), Gone, Overlap::Ahead);
+    let now = Instant::now();
+    let id = engine.admit(now, request(draft(1, 5, 3))).unwrap().copy(0);
+    assert_eq!(engine.lost(), None);
+    let events = engine.step(now);
+    let told = events.iter().any(|event| {
+        matches!(event, Event::Failed { sequence, reason } if *sequence == id && reason.contains("the device is lost"))
+    });
+    assert!(told, "{events:?}");
+    assert_eq!(engine.lost(), Some("an illegal address was read"));
+}
 
 #[test]
 fn hazard_1_what_never_fits_is_known_at_admission() {

@@ -7,6 +7,8 @@ mod blocks;
 mod common;
 mod config;
 mod cpu;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod cuda;
 mod gguf;
 mod gguf_tokenizers;
 mod hazards;
@@ -21,3 +23,5 @@ mod scripts;
 mod stops;
 mod templates;
 mod tokenizers;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod whole;

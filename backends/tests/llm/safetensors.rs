@@ -7,6 +7,7 @@ use backends::llm::spec::{DecoderSpec, FloatType};
 use backends::llm::weights::blocks::dequantise;
 use backends::llm::weights::safetensors::Safetensors;
 use backends::llm::weights::{Format, Weights};
+use kernels::cuda::{Bf16, E4m3};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -124,4 +125,99 @@ fn a_file_cut_after_opening_is_an_error() {
     assert_eq!(weights.read("a", 0..16).unwrap(), [0; 16]);
     fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(20).unwrap();
     assert!(weights.read("a", 0..16).unwrap_err().reason.contains("cannot be read"));
+}
+
+/// A file of tensors: name, type, shape, bytes.
+fn file(tensors: &[(&str, &str, &[usize], Vec<u8>)]) -> Result<Safetensors, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, dtype, shape, bytes) in tensors {
+        let place = [data.len(), data.len() + bytes.len()];
+        let told = serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": place});
+        header.insert((*name).to_owned(), told);
+        data.extend(bytes);
+    }
+    let header = serde_json::to_vec(&header).unwrap();
+    let path = folder.path().join("model.safetensors");
+    fs::write(&path, [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat()).unwrap();
+    Safetensors::open(folder.path()).map_err(|error| error.to_string())
+}
+
+/// A matrix of eight-bit floats, and what its scales are made of.
+fn narrow(outputs: usize, inputs: usize) -> Vec<u8> {
+    (0..outputs * inputs)
+        .map(|at| (at * 37 % 251) as u8)
+        .filter(|bits| bits & 0x7f != 0x7f)
+        .cycle()
+        .take(outputs * inputs)
+        .collect()
+}
+
+fn scale(at: usize) -> f32 {
+    0.01 + 0.003 * at as f32
+}
+
+#[test]
+fn matrices_of_eight_bits_and_their_scales_are_one() {
+    let (outputs, inputs) = (150, 300);
+    let stored = narrow(outputs, inputs);
+    let floats = |count: usize| (0..count).flat_map(|at| scale(at).to_le_bytes()).collect::<Vec<u8>>();
+    let halves =
+        |count: usize| (0..count).flat_map(|at| Bf16::from_f32(scale(at)).0.to_le_bytes()).collect::<Vec<u8>>();
+    type Case<'a> = (&'a str, &'a str, &'a [usize], Vec<u8>, fn(usize, usize) -> usize);
+    let cases: [Case<'_>; 6] = [
+        ("a.weight_scale_inv", "F32", &[2, 3], floats(6), |row, column| row / 128 * 3 + column / 128),
+        ("a.weight_scale_inv", "BF16", &[2, 3], halves(6), |row, column| row / 128 * 3 + column / 128),
+        ("a.weight_scale", "F32", &[150, 1], floats(150), |row, _| row),
+        ("a.weight_scale", "F32", &[150], floats(150), |row, _| row),
+        ("a.weight_scale", "F32", &[], floats(1), |_, _| 0),
+        ("a.weight_scale", "BF16", &[1], halves(1), |_, _| 0),
+    ];
+    for (name, dtype, shape, scales, which) in cases {
+        let of_inputs = ("a.input_scale", "F32", &[][..], vec![0; 4]);
+        let matrix = ("a.weight", "F8_E4M3", &[outputs, inputs][..], stored.clone());
+        let weights = file(&[of_inputs, matrix, (name, dtype, shape, scales)]).unwrap();
+        assert_eq!(weights.names(), ["a.weight"]);
+        let info = weights.info("a.weight").unwrap();
+        assert_eq!((info.format, &info.shape[..]), (Format::Bf16, &[outputs, inputs][..]));
+        let size = 2 * outputs * inputs;
+        let whole = weights.read("a.weight", 0..size).unwrap();
+        for (at, (bytes, bits)) in whole.chunks_exact(2).zip(&stored).enumerate() {
+            let scale = scale(which(at / inputs, at % inputs));
+            let scale = if dtype == "BF16" { Bf16::from_f32(scale).to_f32() } else { scale };
+            let want = Bf16::from_f32(E4m3(*bits).to_f32() * scale);
+            assert_eq!(bytes, want.0.to_le_bytes(), "{name} {dtype} {shape:?}: number {at}");
+        }
+        for range in [0..0, 0..1, 255..257, 599..78_001, 76_799..76_803, size - 1..size, size..size] {
+            assert_eq!(weights.read("a.weight", range.clone()).unwrap(), whole[range.clone()], "{name} {range:?}");
+        }
+    }
+}
+
+#[test]
+fn matrices_of_eight_bits_without_their_scales_are_refused() {
+    let refused = |shape: &'static [usize], scales: &'static [usize], dtype: &str| {
+        let count: usize = scales.iter().product();
+        let matrix = ("a.weight", "F8_E4M3", shape, narrow(shape.iter().product(), 1));
+        let scales = ("a.weight_scale", dtype, scales, vec![0; count * if dtype == "F32" { 4 } else { 1 }]);
+        file(&[matrix, scales]).unwrap_err()
+    };
+    for (shape, scales, dtype) in [
+        (&[150, 300][..], &[3, 2][..], "F32"),
+        (&[150, 300], &[300], "F32"),
+        (&[150, 300], &[1, 150], "F32"),
+        (&[150, 300], &[150], "U8"),
+        (&[2, 150, 300], &[1], "F32"),
+        (&[150], &[150], "F32"),
+        (&[0, 300], &[1], "F32"),
+    ] {
+        let reason = refused(shape, scales, dtype);
+        assert!(reason.contains("tensor 'a.weight' has no `_scale` of a fitting shape"), "{reason}");
+    }
+    let alone = file(&[("a.weight", "F8_E4M3", &[2, 2], vec![0; 4])]).unwrap_err();
+    assert!(alone.contains("has no `_scale`"), "{alone}");
+    let short = file(&[("a.weight", "F8_E4M3", &[2, 3], vec![0; 4])]).unwrap_err();
+    assert!(short.contains("of shape [2, 3] has 4 bytes"), "{short}");
+    let other = file(&[("a.weight", "F8_E5M2", &[2, 2], vec![0; 4])]).unwrap_err();
+    assert!(other.contains("is of type F8_E5M2; supported are F32, F16, BF16, F8_E4M3"), "{other}");
 }

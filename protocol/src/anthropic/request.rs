@@ -265,16 +265,23 @@ fn tool(field: &Field<'_>) -> Result<Tool> {
         return Err(FieldError::refused(&kind.path, "nothing is run for the model here; define a tool of your own"));
     }
     let name = tool_name(&fields.require("name")?, TOOL_NAME)?;
+    match described(&name, &mut fields) {
+        Ok((strict, definition)) => Ok(Tool { name, strict, definition }),
+        Err(error) => Err(error.of_tool(&field.path, &name)),
+    }
+}
+
+/// Is a tool strict, and its definition as OpenAI has it.
+fn described(name: &str, fields: &mut Fields<'_>) -> Result<(bool, Value)> {
     let schema = fields.require("input_schema")?;
     if schema.kind()? != Kind::Object {
         return Err(schema.wrong_type("an object"));
     }
-    let mut function = json!({"name": &name, "parameters": schema.unbounded_value()?});
+    let mut function = json!({"name": name, "parameters": schema.unbounded_value()?});
     if let Some(description) = fields.opt("description", |f| f.string(usize::MAX))? {
         function["description"] = Value::from(description);
     }
-    let strict = fields.flag("strict", false)?;
-    Ok(Tool { name, strict, definition: json!({"type": "function", "function": function}) })
+    Ok((fields.flag("strict", false)?, json!({"type": "function", "function": function})))
 }
 
 #[derive(Clone, Copy, PartialEq)]

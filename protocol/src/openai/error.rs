@@ -91,6 +91,11 @@ impl FieldError {
         FieldError { code: "invalid_value", ..Self::invalid(path, message) }
     }
 
+    /// The same error, said of a tool: clients know their tools by name.
+    pub(crate) fn of_tool(self, place: &str, name: &str) -> Self {
+        FieldError { message: format!("{place} '{name}': {}", self.message), ..self }
+    }
+
     /// A field that this server knows and does not serve.
     pub fn refused(path: &str, reason: &str) -> Self {
         let message = format!("Unsupported parameter: '{path}' is not supported by this server: {reason}.");

@@ -67,14 +67,21 @@ fn tool(field: &Field<'_>) -> Result<Tool> {
     fields.require("type")?.choice(FUNCTION)?;
     let mut function = fields.require("function")?.object()?;
     let name = tool_name(&function.require("name")?, limits::TOOL_NAME)?;
+    match described(field, &mut function) {
+        Ok((strict, definition)) => Ok(Tool { name, strict, definition }),
+        Err(error) => Err(error.of_tool(&field.path, &name)),
+    }
+}
+
+/// Is a tool strict, and its definition.
+fn described(field: &Field<'_>, function: &mut Fields<'_>) -> Result<(bool, Value)> {
     function.opt("description", |f| f.string(usize::MAX))?;
     if let Some(schema) = function.take("parameters")
         && schema.kind()? != Kind::Object
     {
         return Err(schema.wrong_type("an object"));
     }
-    let strict = function.flag("strict", false)?;
-    Ok(Tool { name, strict, definition: field.unbounded_value()? })
+    Ok((function.flag("strict", false)?, field.unbounded_value()?))
 }
 
 pub(crate) fn tool_name(field: &Field<'_>, most: usize) -> Result<String> {

@@ -201,6 +201,23 @@ fn constraints_are_read() {
 }
 
 #[test]
+fn errors_of_tools_name_them() {
+    let wrong = |parameters: Value| json!({"type": "function", "function": {"name": "get", "parameters": parameters}});
+    for (tools, told) in [
+        (json!([tool("f"), tool("g"), wrong(json!("object"))]), "tools[2] 'get': Invalid type for 'tools[2].function"),
+        (json!([wrong(json!([]))]), "tools[0] 'get': Invalid type for 'tools[0].function.parameters'"),
+    ] {
+        let error = chat(json!({"tools": tools})).unwrap_err();
+        assert!(error.message.starts_with(told), "{error}");
+        assert!(error.param.unwrap().ends_with("].function.parameters"));
+    }
+    let body = json!({"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}],
+        "tools": [{"name": "f", "input_schema": {}}, {"name": "get", "input_schema": []}]});
+    let error = protocol::anthropic::parse(body.to_string().as_bytes()).unwrap_err();
+    assert!(error.message.starts_with("tools[1] 'get': Invalid type for 'tools[1].input_schema'"), "{error}");
+}
+
+#[test]
 fn messages_are_checked_and_kept() {
     let call = json!({"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}});
     let sent = json!([

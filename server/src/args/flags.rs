@@ -272,19 +272,28 @@ static LANGUAGE: &[Flag] = &[
         "Longest prompt and answer together. Without it, what the model was made for, or what kv-cache-bytes has room for.",
     ),
     Flag::new(
+        "device",
+        "DEVICE",
+        "auto",
+        |c| Field::Choice(&mut c.device),
+        "Where language models are computed. auto: on the first GPU of CUDA_VISIBLE_DEVICES where there is one, for models \
+         that its kernels know, else on the CPU; cpu; cuda: on a GPU, or not at all.",
+    ),
+    Flag::new(
         "max-num-seqs",
         "N",
-        "64",
+        "0",
         |c| Field::Count(&mut c.max_num_seqs),
-        "Answers of one model that are generated at the same time; further requests wait, as queue-size allows.",
+        "Answers of one model that are generated at the same time; further requests wait, as queue-size allows. 0: 64 on \
+         a CPU, 256 on a GPU.",
     ),
     Flag::new(
         "max-num-batched-tokens",
         "N",
-        "256",
+        "0",
         |c| Field::Count(&mut c.max_num_batched_tokens),
         "Tokens, of prompts and answers, that one step computes. More read long prompts faster, and make answers that \
-         are under way wait longer.",
+         are under way wait longer. 0: 256 on a CPU, 4096 on a GPU.",
     ),
     Flag::new(
         "kv-cache-bytes",
@@ -292,7 +301,23 @@ static LANGUAGE: &[Flag] = &[
         "0",
         |c| Field::Bytes(&mut c.kv_cache_bytes),
         "Memory of each language model for the keys and values of its requests. 0: a quarter of the memory that the \
-         machine or the container has, and at most 4GiB.",
+         machine or the container has, and at most 4GiB; on a GPU a quarter of what it has left beside the weights.",
+    ),
+    Flag::new(
+        "kv-cache-dtype",
+        "TYPE",
+        "auto",
+        |c| Field::Choice(&mut c.kv_cache_dtype),
+        "How keys and values are stored. auto: bfloat16 on a GPU, float16 on a CPU; bfloat16 and fp8, which is e4m3: on \
+         GPUs. fp8 has room for twice as many tokens, and costs some accuracy.",
+    ),
+    Flag::new(
+        "deterministic",
+        "BOOL",
+        "false",
+        |c| Field::Choice(&mut c.deterministic),
+        "true: answers of GPUs are the same to the last bit whatever else is computed in the same step, and prompts take \
+         longer. Those of CPUs always are.",
     ),
     Flag::new(
         "dtype",
@@ -321,6 +346,13 @@ static LANGUAGE: &[Flag] = &[
         "auto",
         |c| Field::Choice(&mut c.reasoning_parser),
         "What stands around the thoughts of models. auto: what their chat template shows; none: thoughts are text.",
+    ),
+    Flag::new(
+        "force-include-usage",
+        "BOOL",
+        "false",
+        |c| Field::Choice(&mut c.force_include_usage),
+        "true: streams of chats and completions end with their usage, whether or not stream_options ask for it.",
     ),
     Flag::new(
         "generation-timeout",

@@ -62,17 +62,21 @@ const VALUES: &[(&str, &str)] = &[
     ("max-batch-rows", "10"),
     ("max-batch-delay", "11us"),
     ("max-model-len", "18"),
+    ("device", "cpu"),
     ("max-num-seqs", "19"),
     ("max-num-batched-tokens", "20"),
     ("kv-cache-bytes", "21MiB"),
+    ("kv-cache-dtype", "fp8"),
     ("onnxruntime-lib", "/o.so"),
     ("probe", "always"),
     ("probe-timeout", "23s"),
     ("probe-memory", "24MiB"),
+    ("deterministic", "true"),
     ("dtype", "bfloat16"),
     ("load-format", "dummy"),
     ("tool-call-parser", "hermes"),
     ("reasoning-parser", "think"),
+    ("force-include-usage", "true"),
     ("generation-timeout", "22s"),
     ("max-body-size", "12KiB"),
     ("inflight-bytes", "13GiB"),
@@ -164,12 +168,12 @@ fn each_key_of_a_file() {
 #[test]
 fn defaults() {
     let mut config = configure("", &[]).unwrap();
-    for flag in flags::all().filter(|flag| !matches!(flag.name, "nthread" | "inflight-bytes" | "kv-cache-bytes")) {
+    for flag in flags::all().filter(|flag| !matches!(flag.name, "nthread" | "inflight-bytes")) {
         let default = Some(flag.default).filter(|default| !default.is_empty()).map(|default| expected(flag, default));
         assert_eq!(toml_of(&mut config, flag), default.flatten(), "{}", flag.name);
         assert_eq!(config.origin(flag.name).to_string(), "default");
     }
-    assert_eq!((config.nthread, config.inflight_bytes, config.kv_cache_bytes), (4, 2 << 30, 2 << 30));
+    assert_eq!((config.nthread, config.inflight_bytes), (4, 2 << 30));
 }
 
 #[test]
@@ -268,6 +272,9 @@ fn the_directory() {
     assert_eq!(configure("./serve", &[]).unwrap().model_repository, Some(vec![PathBuf::from("./serve")]));
     let nothing = configure("serve", &[]).unwrap().required_models().unwrap_err().to_string();
     assert!(nothing.starts_with("nothing to serve: give a directory"), "{nothing}");
+    let nothing = configure("vllm serve --port=1", &[]).unwrap().required_models().unwrap_err().to_string();
+    assert!(nothing.starts_with("vllm serve: no model is named; give its directory"), "{nothing}");
+    assert!(nothing.contains("`tensorgate vllm serve ./"), "{nothing}");
 }
 
 #[test]

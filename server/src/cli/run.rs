@@ -69,6 +69,10 @@ pub async fn run(config: &Config, talk: Talk) -> Result<u8, String> {
 
 /// The one language model there is.
 fn language(config: &Config) -> Result<Language, String> {
+    if config.models().is_none() {
+        let example = "tensorgate run ./models/qwen --prompt Hello";
+        return Err(format!("run: no model is named; give its directory, as in `{example}`"));
+    }
     let survey = app::repository(config)?.survey().map_err(|error| error.to_string())?;
     let options = app::load_options(config)?;
     let names: Vec<&str> = survey.models.keys().map(String::as_str).collect();
@@ -223,5 +227,16 @@ impl Conversation {
             out.write_all(text.as_bytes())
         };
         written.and_then(|()| out.flush()).map_err(|error| format!("standard output: {error}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_model_an_example_is_given() {
+        let reason = language(&Config::blank()).expect_err("there is no model");
+        assert!(reason.contains("no model is named") && reason.contains("`tensorgate run ./"), "{reason}");
     }
 }

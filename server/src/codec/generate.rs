@@ -123,6 +123,21 @@ impl Generation {
         Ok(Generation { ask, id: id.clone(), stream: *stream, prompt, tells: *tells })
     }
 
+    /// Can the answer be told in pieces? Nothing in them says whose they are.
+    ///
+    /// # Errors
+    /// Several answers are asked for: says how many.
+    pub fn require_one_answer(&self) -> Result<(), Error> {
+        let asked = self.ask.telling.n * self.ask.prompts.len();
+        if asked == 1 {
+            return Ok(());
+        }
+        let message = format!(
+            "{asked} answers are asked for, and 1 at a time is streamed: n must be 1, or 'stream' false for all at once"
+        );
+        Err(Error::Invalid(message))
+    }
+
     /// Splits off what is asked of the model.
     pub fn into_parts(self) -> (ask::Ask, Telling) {
         let Generation { ask, id, prompt, tells, .. } = self;

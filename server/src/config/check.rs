@@ -8,8 +8,6 @@ use std::time::Duration;
 const LEAST_INFLIGHT_BYTES: u64 = 256 << 20;
 /// More threads than any machine has: a number meant for something else.
 const MOST_THREADS: usize = 4096;
-/// Keys and values of a language model, where nobody says how much: at most.
-const KV_CACHE_BYTES: u64 = 4 << 30;
 /// Tokens and sequences that 32 bits count with room to spare.
 const MOST_TOKENS: usize = 1 << 28;
 /// The longest name of a model, in characters.
@@ -54,9 +52,6 @@ impl Config {
     pub(super) fn fill_in(&mut self, machine: &Machine) {
         if self.nthread == 0 {
             self.nthread = machine.cores.max(1);
-        }
-        if self.kv_cache_bytes == 0 {
-            self.kv_cache_bytes = (machine.memory / 4).min(KV_CACHE_BYTES);
         }
         if self.inflight_bytes == 0 {
             self.inflight_bytes = (machine.memory / 4).max(LEAST_INFLIGHT_BYTES).max(self.max_body_size);
@@ -109,8 +104,6 @@ impl Config {
             ("max-batch-rows", self.max_batch_rows),
             ("max-body-size", usize::try_from(self.max_body_size).ok()),
             ("max-model-len", self.max_model_len),
-            ("max-num-seqs", Some(self.max_num_seqs)),
-            ("max-num-batched-tokens", Some(self.max_num_batched_tokens)),
         ];
         for (name, _) in numbers.iter().filter(|(_, number)| *number == Some(0)) {
             problems.push(format!("{}: must be at least 1", self.place(name)));

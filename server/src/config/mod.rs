@@ -14,6 +14,8 @@ pub use machine::Machine;
 pub use values::{ControlMode, Dtype, GrpcOutputs, InitMode, LoadFormat, LogFormat, LogLevel, ProbeWhen, Profile};
 
 use crate::args::{Args, Origin, UsageError, file, flags};
+use crate::dropin::List;
+use backends::llm::device;
 use backends::llm::text::output::{Choice, ReasoningParser, ToolParser};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -80,12 +82,18 @@ pub struct Config {
     pub nthread: usize,
     /// `None`: as many tokens as the model was made for, or as there is room for.
     pub max_model_len: Option<usize>,
-    /// At least 1.
+    /// Where language models are computed.
+    pub device: device::Choice,
+    /// 0: what suits the device.
     pub max_num_seqs: usize,
-    /// At least 1.
+    /// 0: what suits the device.
     pub max_num_batched_tokens: usize,
-    /// Never zero.
+    /// 0: what suits the device.
     pub kv_cache_bytes: u64,
+    /// How keys and values are stored.
+    pub kv_cache_dtype: device::CacheFormat,
+    /// Are answers to be the same bits whatever is computed beside them?
+    pub deterministic: bool,
     /// `None`: beside the binary, or where the system has its libraries.
     pub onnxruntime_lib: Option<PathBuf>,
     /// Which loads are tried in a child process first.
@@ -103,6 +111,8 @@ pub struct Config {
     pub tool_call_parser: Choice<ToolParser>,
     /// How thoughts are told from answers.
     pub reasoning_parser: Choice<ReasoningParser>,
+    /// Streams end with their usage, whether or not it is asked for.
+    pub force_include_usage: bool,
     /// Never zero.
     pub generation_timeout: Duration,
     /// At least 1.
@@ -214,8 +224,15 @@ impl Config {
     /// Nobody said.
     pub fn required_models(&self) -> Result<Models<'_>, UsageError> {
         self.models().ok_or_else(|| {
-            let problem =
-                "nothing to serve: give a directory of models (tensorgate DIR) or one model (--model-dir DIR)";
+            // Its defaults are there whatever else was said, unless all of them were.
+            let of_vllm = |origin: &Origin| *origin == Origin::Program(List::Vllm.program());
+            let problem = match self.origins.values().any(of_vllm) {
+                true => {
+                    "vllm serve: no model is named; give its directory, as in `tensorgate vllm serve ./models/qwen \
+                     --served-model-name qwen`"
+                }
+                false => "nothing to serve: give a directory of models (tensorgate DIR) or one model (--model-dir DIR)",
+            };
             problem.to_owned().into()
         })
     }
@@ -323,9 +340,12 @@ impl Config {
             api_keys_file: None,
             nthread: 0,
             max_model_len: None,
+            device: device::Choice::Auto,
             max_num_seqs: 0,
             max_num_batched_tokens: 0,
             kv_cache_bytes: 0,
+            kv_cache_dtype: device::CacheFormat::Auto,
+            deterministic: false,
             onnxruntime_lib: None,
             probe: ProbeWhen::Auto,
             probe_timeout: Duration::ZERO,
@@ -334,6 +354,7 @@ impl Config {
             load_format: LoadFormat::Auto,
             tool_call_parser: Choice::Auto,
             reasoning_parser: Choice::Auto,
+            force_include_usage: false,
             generation_timeout: Duration::ZERO,
             max_batch_rows: None,
             max_batch_delay: Duration::ZERO,

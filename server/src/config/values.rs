@@ -1,6 +1,7 @@
 //! Settings that are one of a few words.
 
 use crate::args::field::Named;
+use backends::llm::device;
 use backends::llm::text::output::{Choice, ReasoningParser, ToolParser};
 
 /// Whose behaviour is followed where KServe's servers and Triton differ.
@@ -112,6 +113,21 @@ impl Named for Dtype {
     ];
 }
 
+impl Named for device::Choice {
+    const ALL: &'static [(&'static str, Self)] =
+        &[("auto", device::Choice::Auto), ("cpu", device::Choice::Cpu), ("cuda", device::Choice::Cuda)];
+}
+
+/// By the names that vLLM gives them.
+impl Named for device::CacheFormat {
+    const ALL: &'static [(&'static str, Self)] = &[
+        ("auto", device::CacheFormat::Auto),
+        ("bfloat16", device::CacheFormat::Bf16),
+        ("fp8", device::CacheFormat::Fp8),
+        ("fp8_e4m3", device::CacheFormat::Fp8),
+    ];
+}
+
 /// By the names that vLLM gives them.
 impl Named for Choice<ToolParser> {
     const ALL: &'static [(&'static str, Self)] = &[
@@ -139,6 +155,11 @@ impl Named for Choice<ReasoningParser> {
         ("glm45", Choice::This(ReasoningParser::Think)),
         ("mistral", Choice::This(ReasoningParser::Brackets)),
     ];
+}
+
+/// A setting that is so or not.
+impl Named for bool {
+    const ALL: &'static [(&'static str, Self)] = &[("true", true), ("false", false)];
 }
 
 /// The least important message that is logged.

@@ -32,6 +32,9 @@ const FORMATS: &[&str] = &[
     "runai_streamer_sharded",
 ];
 
+/// How keys and values are stored here.
+const KEYS_AND_VALUES: &[&str] = &["auto", "bfloat16", "fp8", "fp8_e4m3"];
+
 /// Flags besides ours.
 pub(super) const FLAGS: &[Foreign] = &[
     Foreign::new("max-model-len", Takes::Human, Becomes::Rewritten("max-model-len", unless_auto)),
@@ -39,6 +42,8 @@ pub(super) const FLAGS: &[Foreign] = &[
     Foreign::new("max-num-batched-tokens", Takes::Human, Becomes::Rewritten("max-num-batched-tokens", count)),
     Foreign::new("max-num-queued-reqs", Takes::Human, Becomes::Rewritten("queue-size", count)),
     Foreign::new("kv-cache-memory-bytes", Takes::Human, Becomes::Rewritten("kv-cache-bytes", count)),
+    Foreign::new("kv-cache-dtype", Takes::OneOf(KEYS_AND_VALUES), Becomes::Own("kv-cache-dtype")),
+    Foreign::new("device", Takes::OneOf(&["auto", "cpu", "cuda"]), Becomes::Own("device")),
     Foreign::new("load-format", Takes::OneOf(FORMATS), Becomes::Rewritten("load-format", format)),
     Foreign::new("reasoning-parser", Takes::Text, Becomes::Own("reasoning-parser")),
     Foreign::new("otlp-traces-endpoint", Takes::Text, Becomes::Rewritten("otlp-endpoint", collector)),
@@ -48,12 +53,12 @@ pub(super) const FLAGS: &[Foreign] = &[
     Foreign::new("tokenizer-mode", Takes::Text, Becomes::RefusedUnless(is_usual_tokenizer, TOKENIZER)),
     Foreign::new("config-format", Takes::Text, Becomes::RefusedUnless(is_usual_configuration, CONFIGURATION)),
     Foreign::new("generation-config", Takes::Text, Becomes::RefusedUnless(is_auto, GENERATION)),
+    Foreign::new("hf-overrides", Takes::Text, Becomes::RefusedUnless(is_empty_object, CONFIGURATION)),
     Foreign::new("logprobs-mode", Takes::Text, Becomes::RefusedUnless(is_raw, LOGPROBS)),
     Foreign::new("nnodes", Takes::Integer, Becomes::RefusedUnless(is_one, NODES)),
     Foreign::new("node-rank", Takes::Integer, Becomes::RefusedUnless(is_first, NODES)),
     refused("tokenizer", Takes::Text, TOKENIZER),
     refused("hf-config-path", Takes::Text, CONFIGURATION),
-    refused("hf-overrides", Takes::Text, CONFIGURATION),
     refused("rope-scaling", Takes::Text, CONFIGURATION),
     refused("rope-theta", Takes::Number, CONFIGURATION),
     refused("override-generation-config", Takes::Text, GENERATION),
@@ -83,7 +88,6 @@ pub(super) const FLAGS: &[Foreign] = &[
     idle("quantization-config", Takes::Text),
     idle("allow-deprecated-quantization", Takes::Switch),
     idle("override-attention-dtype", Takes::Text),
-    idle("kv-cache-dtype", Takes::Text),
     idle("kv-cache-dtype-skip-layers", Takes::Words),
     idle("calculate-kv-scales", Takes::Switch),
     idle("seed", Takes::Integer),
@@ -133,7 +137,6 @@ pub(super) const FLAGS: &[Foreign] = &[
     idle("ray-workers-use-nsight", Takes::Switch),
     idle("master-addr", Takes::Text),
     idle("master-port", Takes::Integer),
-    idle("device", Takes::Text),
     idle("device-ids", Takes::Words),
     idle("worker-cls", Takes::Text),
     idle("worker-extension-cls", Takes::Text),
@@ -259,6 +262,12 @@ fn is_usual_tokenizer(value: &str) -> bool {
 
 fn is_usual_configuration(value: &str) -> bool {
     matches!(value, "auto" | "hf")
+}
+
+/// It overrides nothing.
+fn is_empty_object(value: &str) -> bool {
+    type Fields = serde_json::Map<String, serde_json::Value>;
+    serde_json::from_str::<Fields>(value).is_ok_and(|fields| fields.is_empty())
 }
 
 fn is_raw(value: &str) -> bool {

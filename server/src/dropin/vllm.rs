@@ -3,7 +3,7 @@
 //!
 //! Flags that are ours as well are not listed: `--host`, `--grpc-port`.
 
-use super::{Becomes, Foreign, Rewrite, Takes, say, seconds, unless_same};
+use super::{Becomes, Foreign, Rewrite, Takes, say, seconds, truth, unless_same};
 use crate::args::{Args, Origin};
 
 /// The word, or the name of the executable, that chooses this list.
@@ -111,6 +111,7 @@ pub(super) const SERVER: &[Foreign] = &[
 /// Flags of what stands between the API and the engine.
 pub(super) const FRONT_END: &[Foreign] = &[
     Foreign::new("tool-call-parser", Takes::Text, Becomes::Own("tool-call-parser")),
+    Foreign::new("enable-force-include-usage", Takes::Switch, Becomes::Rewritten("force-include-usage", switch)),
     Foreign::new("response-role", Takes::Text, Becomes::RefusedUnless(is_assistant, ROLE)),
     refused("chat-template", Takes::Text, TEMPLATE),
     refused("default-chat-template-kwargs", Takes::Text, OF_REQUESTS),
@@ -130,7 +131,6 @@ pub(super) const FRONT_END: &[Foreign] = &[
     idle("enable-log-deltas", Takes::Switch),
     idle("log-error-stack", Takes::Switch),
     idle("enable-per-request-metrics", Takes::Switch),
-    idle("enable-force-include-usage", Takes::Switch),
     idle("sse-keep-alive-interval", Takes::Number),
     idle("enable-tokenizer-info-endpoint", Takes::Switch),
     idle("tokens-only", Takes::Switch),
@@ -148,6 +148,11 @@ pub(super) const VARIABLES: &[Foreign] = &[
     Foreign::new("VLLM_CPU_KVCACHE_SPACE", Takes::Integer, Becomes::Rewritten("kv-cache-bytes", gibibytes)),
     Foreign::new("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", Takes::Integer, Becomes::Rewritten("idle-timeout", seconds)),
 ];
+
+/// As our own flags write it.
+fn switch(value: &str) -> Rewrite {
+    Rewrite::To((truth(value) == Some(true)).to_string())
+}
 
 /// A path that a template left out is none.
 fn unless_empty(value: &str) -> Rewrite {

@@ -5,6 +5,7 @@ use super::{List, vllm};
 use crate::args::tests::{invoke, problems};
 use crate::args::{Command, Environment, parse};
 use crate::config::{Config, ControlMode, LoadFormat, LogLevel};
+use backends::llm::device::CacheFormat;
 use std::path::Path;
 use std::time::Duration;
 
@@ -114,6 +115,12 @@ fn numbers_as_vllm_reads_them() {
         assert_eq!(settled(&format!("vllm serve /m --max-model-len {auto}")).max_model_len, None);
     }
     assert_eq!(settled("vllm serve /m --load-format=dummy").load_format, LoadFormat::Dummy);
+    for (word, format) in [("auto", CacheFormat::Auto), ("bfloat16", CacheFormat::Bf16), ("fp8_e4m3", CacheFormat::Fp8)]
+    {
+        assert_eq!(settled(&format!("vllm serve /m --kv-cache-dtype {word}")).kv_cache_dtype, format);
+    }
+    let problem = problems("vllm serve /m --kv-cache-dtype fp8_e5m2", &[]);
+    assert!(problem.contains("is not one of auto, bfloat16, fp8, fp8_e4m3"), "{problem}");
     let endpoint = settled("vllm serve /m --otlp-traces-endpoint=grpc://collector:4317").otlp_endpoint;
     assert_eq!(endpoint.as_deref(), Some("http://collector:4317"));
 }
@@ -131,8 +138,18 @@ fn what_only_makes_vllm_faster_is_named() {
     settled(
         "vllm serve /m --enable-prefix-caching --enable-auto-tool-choice --tool-call-parser hermes \
          --disable-log-requests --no-grpc --task generate --runner auto --generation-config auto --nnodes 1 \
-         --node-rank 0 --ssl-cert-reqs 0",
+         --node-rank 0 --ssl-cert-reqs 0 --hf-overrides {}",
     );
+}
+
+#[test]
+fn usage_of_every_stream() {
+    assert!(!settled("vllm serve /m").force_include_usage);
+    assert!(settled("vllm serve /m --enable-force-include-usage").force_include_usage);
+    assert!(!settled("vllm serve /m --no-enable-force-include-usage").force_include_usage);
+    assert!(settled("vllm serve /m --force-include-usage=true").force_include_usage, "our flags work");
+    let (config, warnings) = dropped("--model_name=qwen --enable_force_include_usage", &[]);
+    assert_eq!((config.force_include_usage, warnings.len()), (true, 0), "huggingfaceserver has it as well");
 }
 
 #[test]
@@ -148,7 +165,9 @@ fn what_would_change_answers_or_be_unsafe_is_refused() {
         ("--tokenizer other", "--tokenizer"),
         ("--tokenizer-mode mistral", "--tokenizer-mode: `mistral`"),
         ("--chat-template /t.jinja", "--chat-template"),
-        ("--hf-overrides {}", "--hf-overrides"),
+        ("--hf-overrides {\"rope_theta\":1}", "--hf-overrides: `{\"rope_theta\":1}`"),
+        ("--hf-overrides []", "--hf-overrides: `[]`"),
+        ("--hf-overrides.rope_theta=1", "--hf-overrides.rope_theta: `1`"),
         ("--generation-config vllm", "--generation-config: `vllm`"),
         ("--lora-modules a=b c=d", "--lora-modules"),
         ("--runner pooling", "--runner: `pooling`"),

@@ -122,8 +122,8 @@ impl Stream {
         }
         let generation = Generation::of_infer(&decoded?, &servable)?;
         let pieces = generation.stream == Some(true);
-        if pieces && generation.ask.telling.n > 1 {
-            return Err(Error::Invalid("one answer at a time is streamed: n must be 1, or 'stream' false".into()));
+        if pieces {
+            generation.require_one_answer()?;
         }
         let mut answering = generate::start(&self.plane, &servable, generation, self.deadline).await?;
         let id = answering.telling.id.clone().or_else(|| self.plane.invented_id());

@@ -46,6 +46,13 @@ pub enum End {
     Length,
 }
 
+impl End {
+    /// Would the model have gone on?
+    fn cuts_off(&self) -> bool {
+        matches!(self, End::Length | End::StopString(_))
+    }
+}
+
 /// What ends an answer.
 #[derive(Clone, Debug)]
 pub(super) struct Ends {
@@ -230,8 +237,8 @@ impl Answer {
         if token.is_some() && (before || parser.is_thinking()) {
             self.thought += 1;
         }
-        if end.is_some() {
-            parser.finish(&mut parts);
+        if let Some(end) = &end {
+            parser.finish(end.cuts_off(), &mut parts);
         }
         Piece { parts, token, end }
     }

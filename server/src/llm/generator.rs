@@ -7,8 +7,8 @@
 //! ```
 
 use crate::error::Error;
-use crate::threads;
-use backends::llm::engine::{Engine, Matcher};
+use crate::{process, threads};
+use backends::llm::engine::{Engine, Matcher, Overlap};
 use backends::llm::model::BoxedExecutor;
 use backends::llm::request::Request;
 use backends::llm::scheduler::{Counters, Rejected};
@@ -65,6 +65,13 @@ struct Inbox {
 impl std::fmt::Debug for Inbox {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Inbox").field("counters", &self.counters).field("broken", &self.broken).finish_non_exhaustive()
+    }
+}
+
+impl Inbox {
+    /// Has nobody asked for anything?
+    fn is_quiet(&self) -> bool {
+        self.admissions.is_empty() && self.cancellations.is_empty() && !self.leaving
     }
 }
 
@@ -126,9 +133,13 @@ impl Generator {
     pub fn start(name: &str, engine: Engine<BoxedExecutor>) -> Result<Self, String> {
         let inbox = Inbox { counters: engine.counters(), ..Inbox::default() };
         let shared = Arc::new(Shared { inbox: Mutex::new(inbox), changed: Condvar::new() });
-        let thread = Thread { shared: shared.clone(), engine, listeners: HashMap::new() };
+        let thread = Thread { shared: shared.clone(), engine, listeners: HashMap::new(), prepares: true };
+        // A thread that computes steps itself lets others go before it; one that drives a device keeps that waiting.
+        let computes = thread.engine.overlap() == Overlap::InStep;
         threads::spawn(name, move || {
-            threads::stand_back();
+            if computes {
+                threads::stand_back();
+            }
             thread.run();
         })?;
         Ok(Generator(Arc::new(Handle(shared))))
@@ -176,6 +187,8 @@ struct Thread {
     shared: Arc<Shared>,
     engine: Engine<BoxedExecutor>,
     listeners: HashMap<SequenceId, mpsc::Sender<Event>>,
+    /// Has the executor something left to do in idle times?
+    prepares: bool,
 }
 
 impl Thread {
@@ -192,6 +205,12 @@ impl Thread {
                 self.broken("it panicked");
                 return;
             }
+            if let Some(what) = self.engine.lost().map(str::to_owned) {
+                // A device does not come back to a process that has lost it: whoever started this one starts another.
+                process::give_up(&format!("the device of a language model is lost: {what}"));
+                self.broken(&format!("the device is lost: {what}"));
+                return;
+            }
         }
     }
 
@@ -201,6 +220,12 @@ impl Thread {
         inbox.stepping = None;
         inbox.counters = self.engine.counters();
         let idle = self.engine.idle();
+        // Piece by piece, so that a request never waits for more than one.
+        while idle && inbox.is_quiet() && self.prepares {
+            drop(inbox);
+            self.prepares = self.engine.prepare();
+            inbox = self.shared.lock();
+        }
         while idle && inbox.admissions.is_empty() && inbox.cancellations.is_empty() {
             if inbox.leaving {
                 return None;

@@ -49,6 +49,7 @@ pub struct Language {
     generator: Generator,
     guides: Guides,
     created: u64,
+    device: &'static str,
 }
 
 /// What is asked for, whichever API it came by.
@@ -86,7 +87,12 @@ impl Language {
     /// # Errors
     /// The system gives no thread.
     pub fn start(model: LanguageModel) -> Result<Self, String> {
-        let LanguageModel { tokenizer, templates, format, generation, limits, context, key, engine, .. } = model;
+        let LanguageModel {
+            tokenizer, templates, format, generation, limits, context, key, engine, device, note, ..
+        } = model;
+        if let Some(note) = note {
+            tracing::info!("{note}");
+        }
         let generator = Generator::start("llm-engine", engine)?;
         let created = seconds();
         let ends = generation.end_tokens.as_slice().into();
@@ -105,7 +111,13 @@ impl Language {
             generator,
             guides,
             created,
+            device,
         })
+    }
+
+    /// Where it is computed.
+    pub fn device(&self) -> &'static str {
+        self.device
     }
 
     /// Text to tokens and back.

@@ -10,7 +10,8 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
 use http::{HeaderMap, StatusCode};
-use protocol::anthropic::{parse, parse_count, response::Count};
+use protocol::anthropic::response::{Count, ErrorBody};
+use protocol::anthropic::{parse, parse_count};
 
 pub(super) async fn messages(State(rest): State<Rest>, headers: HeaderMap, body: Body) -> Response {
     let answer = async {
@@ -45,4 +46,11 @@ pub(super) async fn count_tokens(State(rest): State<Rest>, headers: HeaderMap, b
         written(&Count { input_tokens: tokens.len() })
     };
     finish_as(answer.await, anthropic::error_body)
+}
+
+/// To whatever is no `POST`.
+pub(super) async fn wrong_method() -> Response {
+    let status = StatusCode::METHOD_NOT_ALLOWED;
+    let body = ErrorBody::new(status.as_u16(), "Method Not Allowed");
+    reply::json(status, serde_json::to_vec(&body).unwrap_or_default())
 }

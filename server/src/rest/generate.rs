@@ -51,8 +51,8 @@ pub(super) async fn stream(
     let answered = async {
         let (servable, generation, deadline) = read(&rest, &target, &headers, body).await?;
         let pieces = generation.stream != Some(false);
-        if pieces && generation.ask.telling.n > 1 {
-            return Err(Error::Invalid("one answer at a time is streamed: n must be 1, or 'stream' false".into()));
+        if pieces {
+            generation.require_one_answer()?;
         }
         let answering = start(&rest.plane, &servable, generation, Some(deadline)).await?;
         let id = answering.telling.id.clone();

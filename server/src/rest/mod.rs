@@ -44,12 +44,20 @@ pub struct Rest {
     pub(crate) limits: BodyLimits,
     pub(crate) budget: Budget,
     pub(crate) metrics: PrometheusHandle,
+    /// Streams of OpenAI's API end with what was used, whether or not it is asked for.
+    pub(crate) forces_usage: bool,
 }
 
 impl Rest {
     /// Routes over `plane`.
     pub fn new(plane: Arc<Dataplane>, limits: BodyLimits, budget: Budget, metrics: PrometheusHandle) -> Self {
-        Rest { plane, limits, budget, metrics }
+        Rest { plane, limits, budget, metrics, forces_usage: false }
+    }
+
+    /// Does every stream of OpenAI's API end with what was used?
+    #[must_use]
+    pub fn with_usage_forced(self, forces_usage: bool) -> Self {
+        Rest { forces_usage, ..self }
     }
 
     /// The routes that need no key: health and metrics.
@@ -75,8 +83,8 @@ impl Rest {
             .route("/openai/v1/chat/completions", post(openai::chat))
             .route("/v1/completions", post(openai::completion))
             .route("/openai/v1/completions", post(openai::completion))
-            .route("/v1/messages", post(anthropic::messages))
-            .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
+            .route("/v1/messages", post(anthropic::messages).fallback(anthropic::wrong_method))
+            .route("/v1/messages/count_tokens", post(anthropic::count_tokens).fallback(anthropic::wrong_method))
             .route("/version", get(vllm::version))
             .route("/load", get(vllm::load))
             .route("/tokenize", post(openai::tokenize))

@@ -54,6 +54,7 @@ async fn generate<R>(
     noticed(&common(&request).notices);
     let servable = rest.plane.language_model(common(&request).model.as_deref())?;
     let asked = heavy(size.saturating_mul(8), || ask(&request, servable.language()?))?;
+    let asked = asked.telling_usage(rest.forces_usage);
     let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
     let id = head_id(prefix, common(&request).request_id.as_deref(), headers);
     respond(rest, servable, asked, (kind, id), deadline).await

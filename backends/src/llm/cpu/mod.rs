@@ -84,11 +84,6 @@ impl CpuExecutor {
         Ok(CpuExecutor { forward, vocab, slots, sampler, steps: VecDeque::new(), pool, poison })
     }
 
-    /// Other tokens end a text than those that it was made with.
-    pub fn set_end_tokens(&mut self, end_tokens: Vec<u32>) {
-        self.sampler = Sampler::new(end_tokens);
-    }
-
     /// Bytes of the weights.
     pub fn weight_bytes(&self) -> usize {
         self.forward.weight_bytes()
@@ -205,5 +200,9 @@ impl Executor for CpuExecutor {
     fn collect(&mut self, ticket: Ticket) -> Result<Vec<Sampled>, Failure> {
         let step = self.take(&ticket);
         step.map(|step| step.sampled).ok_or_else(|| Failure::Contract(format!("step {} was not launched", ticket.step)))
+    }
+
+    fn set_end_tokens(&mut self, end_tokens: &[u32]) {
+        self.sampler = Sampler::new(end_tokens.to_vec());
     }
 }

@@ -1,6 +1,6 @@
 //! Weights in another float format than their file's: `--dtype`. Tensors in blocks stay as they are.
 
-use super::{Format, Info, Weights, blocks};
+use super::{Format, Info, MadeUp, Weights, blocks};
 use crate::error::LoadError;
 use half::{bf16, f16};
 use std::collections::BTreeMap;
@@ -70,6 +70,11 @@ impl Weights for Cast {
             }
         }
         Ok(bytes)
+    }
+
+    /// As before, where they are rounded once all the same.
+    fn made_up(&self, name: &str) -> Option<MadeUp> {
+        self.from.made_up(name).filter(|_| self.to == Format::Bf16)
     }
 }
 

@@ -8,6 +8,7 @@ pub mod dummy;
 pub mod gguf;
 mod gguf_reader;
 pub mod gguf_spec;
+mod narrow;
 pub mod safetensors;
 mod safetensors_header;
 
@@ -28,6 +29,21 @@ pub trait Weights: Send + Sync {
     /// # Errors
     /// There is no such tensor, it is shorter, or the file cannot be read (any more).
     fn read(&self, name: &str, range: Range<usize>) -> Result<Vec<u8>, LoadError>;
+    /// How the numbers of a tensor are made up, where they come from no file: a device can make them itself.
+    fn made_up(&self, _name: &str) -> Option<MadeUp> {
+        None
+    }
+}
+
+/// How the numbers of a tensor are made up: see [`dummy`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MadeUp {
+    /// The hash of seed and name.
+    pub key: u64,
+    /// Their mean.
+    pub mean: f64,
+    /// Their standard deviation.
+    pub sigma: f64,
 }
 
 /// What is known of a tensor before its bytes are read.

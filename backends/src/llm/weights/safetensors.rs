@@ -8,8 +8,10 @@
 //! The header is bounded before it is read, its numbers are checked against the file's size, and tensors must tile the
 //! data without gap or overlap, so that nothing in it decides an allocation or a place to read. Bytes are read with
 //! `pread` when they are asked for: a file that shrinks afterwards makes an error, where a mapping would kill the
-//! process. gpt-oss's pairs of `_blocks` and `_scales` appear as one tensor of [`Format::Mxfp4`].
+//! process. gpt-oss's pairs of `_blocks` and `_scales` appear as one tensor of [`Format::Mxfp4`], and matrices of eight-bit
+//! floats with their scales as one of [`Format::Bf16`].
 
+use super::narrow;
 use super::safetensors_header::{Described, HEADER_BYTES_MAX, float, header, tiles};
 use super::{Format, Info, Weights};
 use crate::error::LoadError;
@@ -37,8 +39,17 @@ pub struct Safetensors {
 struct Entry {
     info: Info,
     source: Source,
-    /// MXFP4's exponents, which lie apart from its nibbles.
-    scales: Option<Source>,
+    /// Where its scales lie apart.
+    scales: Option<(Source, Joined)>,
+}
+
+/// What two tensors are as one.
+#[derive(Clone, Copy, Debug)]
+enum Joined {
+    /// Nibbles and exponents.
+    Mxfp4,
+    /// Eight-bit floats and the scales of some of them each.
+    Narrow(narrow::Scales),
 }
 
 /// The first byte of a tensor.
@@ -133,7 +144,7 @@ impl Safetensors {
         Ok(header.0.into_iter().map(place).collect())
     }
 
-    /// Gives every tensor a format, and joins the halves of MXFP4.
+    /// Gives every tensor a format, and joins numbers with their scales.
     fn finish(mut self, tensors: BTreeMap<String, (Described, Source)>) -> Result<Self, LoadError> {
         for (name, (described, source)) in &tensors {
             if let Some(stem) = name.strip_suffix("_blocks").filter(|_| described.dtype == "U8") {
@@ -146,9 +157,19 @@ impl Safetensors {
             if scales.is_some_and(|stem| tensors.contains_key(&format!("{stem}_blocks"))) {
                 continue;
             }
+            if described.dtype == narrow::DTYPE {
+                let scales = narrow::SCALES.iter().find_map(|end| tensors.get(&format!("{name}{end}")));
+                let entry = narrow(described, *source, scales);
+                let entry = entry.ok_or_else(|| self.refuse(name, "has no `_scale` of a fitting shape"))?;
+                self.tensors.insert(name.clone(), entry);
+                continue;
+            }
+            if is_of_narrow(name, &tensors) {
+                continue;
+            }
             let format = float(&described.dtype).ok_or_else(|| {
                 let dtype = described.dtype.escape_debug().to_string();
-                self.refuse(name, &format!("is of type {dtype}; supported are F32, F16, BF16"))
+                self.refuse(name, &format!("is of type {dtype}; supported are F32, F16, BF16, F8_E4M3"))
             })?;
             let info = Info { format, shape: described.shape.0.clone() };
             self.tensors.insert(name.clone(), Entry { info, source: *source, scales: None });
@@ -187,9 +208,18 @@ impl Weights for Safetensors {
             return Err(self.refuse(name, &format!("has {size} bytes, not {range:?}")));
         }
         let failed = |e: std::io::Error| self.refuse(name, &format!("cannot be read: {e}"));
-        let Some(scales) = entry.scales else {
-            return self.pread(entry.source, range.start as u64, range.len()).map_err(failed);
+        let (scales, joined) = match entry.scales {
+            Some(scales) if !range.is_empty() => scales,
+            _ => return self.pread(entry.source, range.start as u64, range.len()).map_err(failed),
         };
+        if let Joined::Narrow(layout) = joined {
+            let numbers = range.start / 2..range.end.div_ceil(2);
+            let place = layout.bytes(&numbers);
+            let scales = self.pread(scales, place.start as u64, place.len()).map_err(failed)?;
+            let stored = self.pread(entry.source, numbers.start as u64, numbers.len()).map_err(failed)?;
+            let bytes = layout.widen(numbers.start, &stored, &scales);
+            return Ok(bytes[range.start % 2..][..range.len()].to_vec());
+        }
         let (first, last) = (range.start / MXFP4_BYTES, range.end.div_ceil(MXFP4_BYTES));
         let nibbles = self.pread(entry.source, 16 * first as u64, 16 * (last - first)).map_err(failed)?;
         let scales = self.pread(scales, first as u64, last - first).map_err(failed)?;
@@ -210,7 +240,23 @@ fn mxfp4(blocks: &Described, source: Source, scales: Option<&(Described, Source)
     let mut shape = groups.to_vec();
     let columns = shape.last_mut()?;
     *columns = columns.checked_mul(32)?;
-    Some(Entry { info: Info { format: Format::Mxfp4, shape }, source, scales: Some(*scales_source) })
+    Some(Entry { info: Info { format: Format::Mxfp4, shape }, source, scales: Some((*scales_source, Joined::Mxfp4)) })
+}
+
+/// The one tensor of a matrix of eight-bit floats and its scales.
+fn narrow(matrix: &Described, source: Source, scales: Option<&(Described, Source)>) -> Option<Entry> {
+    let (scales, scales_source) = scales?;
+    let layout = narrow::Scales::of(&matrix.shape.0, scales)?;
+    let info = Info { format: Format::Bf16, shape: matrix.shape.0.clone() };
+    Some(Entry { info, source, scales: Some((*scales_source, Joined::Narrow(layout))) })
+}
+
+/// Does a tensor say something of a matrix of eight-bit floats alone?
+fn is_of_narrow(name: &str, tensors: &BTreeMap<String, (Described, Source)>) -> bool {
+    let is_narrow = |name: &str| tensors.get(name).is_some_and(|(found, _)| found.dtype == narrow::DTYPE);
+    let scales = narrow::SCALES.iter().filter_map(|end| name.strip_suffix(end));
+    let of_inputs = narrow::OF_INPUTS.iter().filter_map(|end| name.strip_suffix(end));
+    scales.into_iter().any(is_narrow) || of_inputs.into_iter().any(|stem| is_narrow(&format!("{stem}weight")))
 }
 
 /// Hugging Face has neighbours in a byte, ggml numbers 16 apart; the latter is the order of [`Format::Mxfp4`].

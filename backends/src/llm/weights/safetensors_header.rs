@@ -1,6 +1,6 @@
 //! The header of a safetensors file: bounded, parsed, and held against the file's size. Reads no tensor.
 
-use super::Format;
+use super::{Format, narrow};
 use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
@@ -65,10 +65,10 @@ pub(super) fn tiles(header: &Header, size: u64) -> Result<(), String> {
             return Err(format!("tensor '{shown}' lies at {begin}..{end} of {size} bytes"));
         }
         let bytes = match described.dtype.as_str() {
-            "U8" => described.shape.0.iter().try_fold(1usize, |product, dim| product.checked_mul(*dim)),
+            "U8" | narrow::DTYPE => described.shape.0.iter().try_fold(1usize, |product, dim| product.checked_mul(*dim)),
             dtype => float(dtype).and_then(|format| format.bytes(&described.shape.0)),
         };
-        let known = float(&described.dtype).is_some() || described.dtype == "U8";
+        let known = float(&described.dtype).is_some() || ["U8", narrow::DTYPE].contains(&described.dtype.as_str());
         if known && bytes.is_none_or(|bytes| bytes as u64 != end - begin) {
             return Err(format!("tensor '{shown}' of shape {:?} has {} bytes", described.shape.0, end - begin));
         }

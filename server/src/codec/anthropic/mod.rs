@@ -49,3 +49,17 @@ fn usage(prompt: usize, cached: u32, output_tokens: u32) -> Usage {
 fn call_id() -> String {
     format!("toolu_{}", &uuid::Uuid::new_v4().simple().to_string()[..24])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_is_cut_off_says_so() {
+        let reason = |end: &End, called| ending(end, called).stop_reason;
+        assert_eq!(reason(&End::Length, true), StopReason::MaxTokens);
+        assert_eq!(reason(&End::StopString("x".into()), true), StopReason::StopSequence);
+        assert_eq!(reason(&End::EndOfText, true), StopReason::ToolUse);
+        assert_eq!(reason(&End::EndOfText, false), StopReason::EndTurn);
+    }
+}

@@ -59,3 +59,24 @@ fn arguments(text: &str) -> Value {
         _ => json!({"INVALID_JSON": text}),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn input(arguments: Option<&str>) -> Value {
+        let arguments = arguments.map(|text| Part::Arguments(text.to_owned()));
+        let parts: Vec<Part> = std::iter::once(Part::Call("f".to_owned())).chain(arguments).collect();
+        match &blocks(&parts)[..] {
+            [Block::ToolUse { name: "f", input, .. }] => input.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_call_has_the_input_that_could_be_read() {
+        assert_eq!(input(Some("{\"a\": 1}")), json!({"a": 1}));
+        assert_eq!(input(None), json!({}));
+        assert_eq!(input(Some("{\"a\": ")), json!({"INVALID_JSON": "{\"a\": "}));
+    }
+}

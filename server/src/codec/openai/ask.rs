@@ -21,6 +21,17 @@ pub struct Ask {
     pub telling: Telling,
     /// What they keep to, and the field that says so.
     pub form: Option<(Form, &'static str)>,
+    /// Schemas of tools that are a part of that, each with what errors call its tool.
+    pub schemas: Vec<(String, Form)>,
+}
+
+impl Ask {
+    /// A stream ends with what was used, if that is `forced`, whatever the request says.
+    #[must_use]
+    pub fn telling_usage(mut self, forced: bool) -> Self {
+        self.telling.usage |= forced;
+        self
+    }
 }
 
 /// Answers to one prompt.
@@ -85,7 +96,8 @@ pub fn chat(request: &ChatRequest, language: &Language) -> Result<Ask, Refusal> 
         ..telling(common)
     };
     let generate = Generate { reading: Some(reading), ..generate(tokens, common, language)? };
-    Ok(Ask { prompts: vec![Asked { generate, echo }], telling, form })
+    let schemas = if form.is_some() { tools::schemas(request) } else { Vec::new() };
+    Ok(Ask { prompts: vec![Asked { generate, echo }], telling, form, schemas })
 }
 
 /// A chat whose answer may have fewer tokens than it asks for: Anthropic's clients always state what their largest model
@@ -199,7 +211,7 @@ pub fn completion(request: &CompletionRequest, language: &Language) -> Result<As
         let echo = delivery.echo.then(|| text(&generate));
         asked.push(Asked { generate, echo });
     }
-    Ok(Ask { prompts: asked, telling, form: form(common) })
+    Ok(Ask { prompts: asked, telling, form: form(common), schemas: Vec::new() })
 }
 
 pub(super) fn telling(common: &Common) -> Telling {

@@ -3,12 +3,17 @@
 use super::Refusal;
 use super::ask::{Ask, Asked, Telling, about};
 use super::whole::Prompted;
-use crate::dataplane::{Dataplane, Servable};
+use crate::dataplane::{Dataplane, Language, Servable};
 use crate::error::Error;
 use crate::llm::answer::Answer;
 use crate::llm::gather::Gathered;
 use crate::llm::tally::Tally;
-use std::time::Instant;
+use backends::llm::grammar::Form;
+use protocol::openai::FieldError;
+use std::time::{Duration, Instant};
+
+/// How long schemas of tools are looked through for the one that is at fault.
+const LONGEST_LOOK: Duration = Duration::from_secs(2);
 
 /// Answers that are on their way.
 #[derive(Debug)]
@@ -49,8 +54,11 @@ async fn answers(
     let guide = match ask.form {
         None => None,
         Some((form, field)) => {
-            let compiled = servable.language()?.guide(form).await;
-            Some(compiled.map_err(|error| about(field, error))?)
+            let language = servable.language()?;
+            match language.guide(form).await {
+                Ok(guide) => Some(guide),
+                Err(error) => return Err(named(language, ask.schemas, about(field, error)).await),
+            }
         }
     };
     let mut copies = 0;
@@ -63,4 +71,24 @@ async fn answers(
         answers.extend(plane.generate(servable, generate).await?);
     }
     Ok((prompts, answers, copies))
+}
+
+/// Why a form could not be compiled, with the tool whose schema is the reason: all of them are parts of one form, whose
+/// compiler does not know which is whose. `error` stays where each can be followed alone, and where none is its reason.
+async fn named(language: &Language, schemas: Vec<(String, Form)>, error: Refusal) -> Refusal {
+    if !matches!(error, Refusal::Field(_)) {
+        return error;
+    }
+    let look = async {
+        for (tool, schema) in schemas {
+            if let Err(Error::Invalid(what)) = language.guide(schema).await {
+                return Some(FieldError::invalid("tools", format!("{tool}: {what}")));
+            }
+        }
+        None
+    };
+    match tokio::time::timeout(LONGEST_LOOK, look).await {
+        Ok(Some(found)) => found.into(),
+        Ok(None) | Err(_) => error,
+    }
 }

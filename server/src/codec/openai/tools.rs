@@ -22,7 +22,8 @@ pub fn reading(
     let tools = offered(request);
     let names = tools.iter().map(|tool| tool.name.clone()).collect();
     let single = !request.parallel_tool_calls || matches!(request.tool_choice, ToolChoice::Named(_));
-    let reading = Reading { thoughts, tools: (!tools.is_empty()).then_some(names), single };
+    let whole = !request.common.delivery.stream;
+    let reading = Reading { thoughts, tools: (!tools.is_empty()).then_some(names), single, whole };
     let after = |(form, field), calls| (language.format().after_thoughts(form, thoughts, calls), field);
     let form = match &request.tool_choice {
         _ if tools.is_empty() => form.map(|form| after(form, false)),
@@ -48,6 +49,23 @@ pub fn offered(request: &ChatRequest) -> &[Tool] {
         ToolChoice::None => &[],
         _ => &request.conversation.tools,
     }
+}
+
+/// Schemas that an answer may be held to, each with what errors call its tool.
+pub fn schemas(request: &ChatRequest) -> Vec<(String, Form)> {
+    let tools = offered(request);
+    let strict = tools.iter().any(|tool| tool.strict);
+    let binds = |tool: &Tool| match &request.tool_choice {
+        ToolChoice::None => false,
+        ToolChoice::Auto => tool.strict || !strict,
+        ToolChoice::Required => true,
+        ToolChoice::Named(name) => *name == tool.name,
+    };
+    let schema = |(index, tool): (usize, &Tool)| {
+        let schema = tool.parameters().filter(|_| binds(tool))?;
+        Some((format!("tools[{index}] '{}'", tool.name), Form::Schema(schema.clone())))
+    };
+    tools.iter().enumerate().filter_map(schema).collect()
 }
 
 /// The model calls what it likes, and says what it likes: calls of strict tools follow their schemas all the same.

@@ -98,6 +98,11 @@ impl CallObject {
         self.argued
     }
 
+    /// Are its arguments JSON? It is asked before they are taken, and when they are complete.
+    pub(super) fn is_sound(&self) -> bool {
+        !self.argued || is_json(&self.arguments)
+    }
+
     /// All text so far of what turns out to be no call.
     pub(super) fn take_raw(&mut self) -> String {
         std::mem::take(&mut self.raw)
@@ -212,12 +217,18 @@ impl CallObject {
                 }
             }
             (Member::Name, _) => return At::Broken,
-            // Some models write the JSON of arguments as a string, and no arguments as null.
-            (Member::Arguments, Ok(json)) if self.whole => self.arguments.push_str(&json),
+            // Some models write the JSON of arguments as a string, and no arguments as null or as an empty one.
+            (Member::Arguments, Ok(json)) if self.whole && json.trim().is_empty() => self.arguments.push_str("{}"),
+            (Member::Arguments, Ok(json)) if self.whole && is_json(&json) => self.arguments.push_str(&json),
             (Member::Arguments, _) if self.whole && self.value == "null" => self.arguments.push_str("{}"),
             (Member::Arguments, _) if self.whole => self.arguments.push_str(&self.value),
             _ => {}
         }
         if self.bare { At::Done } else { At::After }
     }
+}
+
+/// Is this text JSON?
+pub(super) fn is_json(text: &str) -> bool {
+    serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
 }

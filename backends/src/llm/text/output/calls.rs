@@ -1,10 +1,11 @@
 //! Calls among text, as Hermes, Llama and Mistral write them, and those who write like them. Whitespace around calls is no
-//! text; what looks like a call and is none is told as the text that it is.
+//! text; what looks like a call and is none is told as the text that it is. So is one whose arguments are no JSON, if the
+//! answer is read as a whole: in pieces its name is told by then.
 
 use super::call::{CallObject, Step};
 use super::format::ToolParser;
 use super::marks::{MarkScanner, begins};
-use super::{Part, append};
+use super::{Part, Reading, append};
 use std::sync::Arc;
 
 /// Reads text that may call functions.
@@ -13,6 +14,8 @@ pub(super) struct Calls {
     parser: ToolParser,
     names: Arc<[String]>,
     single: bool,
+    /// Calls are told when they are complete.
+    whole: bool,
     at: At,
     /// Text up to the next mark.
     scanner: MarkScanner,
@@ -49,12 +52,13 @@ enum At {
 }
 
 impl Calls {
-    pub(super) fn new(parser: ToolParser, names: Arc<[String]>, single: bool) -> Self {
+    pub(super) fn new(parser: ToolParser, names: Arc<[String]>, reading: &Reading) -> Self {
+        let Reading { single, whole, .. } = *reading;
         let at = if parser == ToolParser::Llama3Json { At::Start } else { At::Text };
         let scanner = MarkScanner::new(parser.open());
         let (held, passed) = (String::new(), String::new());
         let (listed, trimming, said, over) = (false, false, false, false);
-        Calls { parser, names, single, at, scanner, held, passed, listed, trimming, said, over }
+        Calls { parser, names, single, whole, at, scanner, held, passed, listed, trimming, said, over }
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -88,7 +92,7 @@ impl Calls {
             }
             At::Start => self.start(text),
             At::Before => self.before(text, out),
-            At::Name => self.name(text),
+            At::Name => self.name(text, out),
             At::Object(_) => self.object(text, out),
             At::Broken(scanner) => {
                 let mut more = String::new();
@@ -159,6 +163,7 @@ impl Calls {
                 rest[1..].to_owned()
             }
             _ if self.parser == ToolParser::Mistral && !self.listed => {
+                self.pass(&text, rest.len());
                 self.at = At::Name;
                 rest.to_owned()
             }
@@ -183,13 +188,19 @@ impl Calls {
     }
 
     /// `get_weather[ARGS]{...}`, `get_weather[CALL_ID]abc[ARGS]{...}` and `get_weather{...}`.
-    fn name(&mut self, text: String) -> String {
+    fn name(&mut self, text: String, out: &mut Vec<Part>) -> String {
         self.held.push_str(&text);
         let Some(end) = self.held.find('{') else { return String::new() };
         let arguments = self.held.split_off(end);
-        let name = std::mem::take(&mut self.held);
-        let name = name.split("[ARGS]").next().unwrap_or_default();
+        let before = std::mem::take(&mut self.held);
+        let name = before.split("[ARGS]").next().unwrap_or_default();
         let name = name.split("[CALL_ID]").next().unwrap_or_default().trim().to_owned();
+        if name.is_empty() || name.contains(char::is_whitespace) {
+            // No function is called so: the mark was text, too.
+            self.give_up(out);
+            return before + &arguments;
+        }
+        self.passed.push_str(&before);
         self.at = At::Object(Box::new(CallObject::arguments_of(name)));
         arguments
     }
@@ -205,11 +216,15 @@ impl Calls {
                 break;
             }
         }
-        if let Some(name) = call.take_name() {
-            append(out, Part::Call(name));
+        if self.whole && step == Step::Done && !call.is_sound() {
+            step = Step::Broken;
+        }
+        if !self.whole || step == Step::Done {
+            tell(call, out);
+        }
+        if call.is_told() {
             self.passed.clear();
         }
-        append(out, Part::Arguments(call.take_arguments()));
         let rest = text[used..].to_owned();
         match step {
             Step::More => {}
@@ -274,7 +289,8 @@ impl Calls {
         rest.to_owned()
     }
 
-    pub(super) fn finish(&mut self, out: &mut Vec<Part>) {
+    /// `cut`: the model had not ended.
+    pub(super) fn finish(&mut self, cut: bool, out: &mut Vec<Part>) {
         if self.over {
             return;
         }
@@ -293,13 +309,26 @@ impl Calls {
                 let rest = if passed.is_empty() { held.trim().to_owned() } else { passed + &held };
                 self.text(rest, out);
             }
-            At::Object(mut call) if !call.is_told() => {
-                let rest = std::mem::take(&mut self.passed) + &call.take_raw();
-                self.text(rest, out);
+            At::Object(mut call) => {
+                // What was cut off is told as far as it came, as it is in pieces.
+                if self.whole && cut {
+                    tell(&mut call, out);
+                }
+                if !call.is_told() {
+                    let rest = std::mem::take(&mut self.passed) + &call.take_raw();
+                    self.text(rest, out);
+                }
             }
-            At::Object(_) => {}
             At::Broken(scanner) => append(out, Part::Arguments(scanner.into_held())),
             At::After => self.text(held.trim_start().to_owned(), out),
         }
     }
+}
+
+/// Tells what there is of a call, once it has a name.
+fn tell(call: &mut CallObject, out: &mut Vec<Part>) {
+    if let Some(name) = call.take_name() {
+        append(out, Part::Call(name));
+    }
+    append(out, Part::Arguments(call.take_arguments()));
 }

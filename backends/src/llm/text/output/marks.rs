@@ -30,12 +30,10 @@ impl MarkScanner {
             self.held.clear();
             return Some(rest);
         }
-        let begins = begins(&self.held, self.mark);
-        let before = self.held.len() - begins;
-        let kept = self.held[..before].trim_end().len();
-        let kept = if before - kept > WHITESPACE { before } else { kept };
-        out.push_str(&self.held[..kept]);
-        self.held.drain(..kept);
+        let before = self.held.len() - begins(&self.held, self.mark);
+        let told = settled(&self.held[..before]);
+        out.push_str(&self.held[..told]);
+        self.held.drain(..told);
         None
     }
 
@@ -47,6 +45,12 @@ impl MarkScanner {
     pub(super) fn into_held(self) -> String {
         self.held
     }
+}
+
+/// Bytes of a text that can be told: whitespace at its end may belong to what comes next, unless there is a lot of it.
+pub(super) fn settled(text: &str) -> usize {
+    let told = text.trim_end().len();
+    if text.len() - told > WHITESPACE { text.len() } else { told }
 }
 
 /// Bytes at the end of a text that a mark begins with.

@@ -69,6 +69,9 @@ pub struct Reading {
     pub tools: Option<Arc<[String]>>,
     /// One call at most: the answer is over when it is complete.
     pub single: bool,
+    /// Nobody sees the answer before it is complete: calls whose arguments are no JSON are text. Who sees it in pieces
+    /// has been told by then that there is a call.
+    pub whole: bool,
 }
 
 /// Reads one answer.
@@ -89,7 +92,7 @@ impl OutputParser {
         }
         // Calls of a model whose format is not known are forced, and then they are the simplest ones.
         let parser = format.tools.unwrap_or(ToolParser::Llama3Json);
-        let calls = reading.tools.clone().map(|names| Calls::new(parser, names, reading.single));
+        let calls = reading.tools.clone().map(|names| Calls::new(parser, names, reading));
         let thoughts = format.thoughts.filter(|_| reading.thoughts != Thoughts::None);
         let thinking = thoughts.map(|marks| Thinking::new(marks, reading.thoughts));
         (calls.is_some() || thinking.is_some()).then_some(OutputParser(Parser::Marked(Box::new(Marked {
@@ -107,11 +110,12 @@ impl OutputParser {
         }
     }
 
-    /// Appends what was held back, when no more text will come.
-    pub fn finish(&mut self, out: &mut Vec<Part>) {
+    /// Appends what was held back, when no more text will come: because the answer was `cut` off, or because the model
+    /// ended it.
+    pub fn finish(&mut self, cut: bool, out: &mut Vec<Part>) {
         match &mut self.0 {
-            Parser::Marked(marked) => marked.finish(out),
-            Parser::Harmony(harmony) => harmony.finish(out),
+            Parser::Marked(marked) => marked.finish(cut, out),
+            Parser::Harmony(harmony) => harmony.finish(cut, out),
         }
     }
 
@@ -166,7 +170,7 @@ impl Marked {
         }
     }
 
-    fn finish(&mut self, out: &mut Vec<Part>) {
+    fn finish(&mut self, cut: bool, out: &mut Vec<Part>) {
         if let Some(thinking) = self.thinking.take() {
             match thinking.at {
                 At::Inside => append(out, Part::Reasoning(thinking.close.into_held().trim_end().to_owned())),
@@ -174,7 +178,7 @@ impl Marked {
             }
         }
         if let Some(calls) = &mut self.calls {
-            calls.finish(out);
+            calls.finish(cut, out);
         }
     }
 }

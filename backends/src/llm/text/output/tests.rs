@@ -10,7 +10,8 @@ fn format(tools: Option<ToolParser>, thoughts: bool) -> OutputFormat {
 }
 
 fn reading(thoughts: Thoughts) -> Reading {
-    Reading { thoughts, tools: Some(["f".to_owned(), "get_weather".to_owned()].into()), single: false }
+    let tools = Some(["f".to_owned(), "get_weather".to_owned()].into());
+    Reading { thoughts, tools, single: false, whole: false }
 }
 
 /// The parts of an answer that comes in pieces.
@@ -18,7 +19,7 @@ fn parts<'a>(format: &OutputFormat, reading: &Reading, pieces: impl Iterator<Ite
     let mut parser = OutputParser::new(format, reading).expect("something to tell apart");
     let mut told = Vec::new();
     pieces.for_each(|piece| parser.push(piece, &mut told));
-    parser.finish(&mut told);
+    parser.finish(false, &mut told);
     told
 }
 
@@ -60,6 +61,9 @@ const CASES: &[Case] = &[
     (HERMES, Never, "<tool_call>\nf(1)</tool_call>", &["<tool_call>\nf(1)</tool_call>"]),
     (HERMES, Never, "<tool_call>{\"name\": 1}</tool_call>", &["<tool_call>{\"name\": 1}</tool_call>"]),
     (HERMES, Never, "<tool_call>{\"name\": \"f\"<tool_call>{\"name\": \"g\"}</tool_call>", &["!f", "=<tool_call>{\"name\": \"g\"}"]),
+    (HERMES, Never, "<tool_call>{\"name\": \"f\", \"arguments\": \"\"}</tool_call>", &["!f", "={}"]),
+    (HERMES, Never, "<tool_call>{\"name\": \"f\", \"arguments\": \"Paris\"}</tool_call>", &["!f", "=\"Paris\""]),
+    (HERMES, Never, "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": x}}</tool_call>", &["!f", "={\"a\": x}"]),
     (HERMES, Never, "a <tool_ b", &["a <tool_ b"]),
     (HERMES, Never, "<tool_call>", &["<tool_call>"]),
     (HERMES, Never, "  \n", &["  \n"]),
@@ -86,6 +90,8 @@ const CASES: &[Case] = &[
     (MISTRAL, Never, "Well [TOOL_CALLS] [ {\"name\": \"f\", \"arguments\": {}} ] so", &["Well", "!f", "={}", "\nso"]),
     (MISTRAL, Never, "[TOOL", &["[TOOL"]),
     (MISTRAL, Never, "Well [TOOL_CALLS]now", &["Well [TOOL_CALLS]now"]),
+    (MISTRAL, Never, "Well [TOOL_CALLS] now", &["Well [TOOL_CALLS] now"]),
+    (MISTRAL, Never, "[TOOL_CALLS]so I say {\"a\": 1} [TOOL_CALLS]f{}", &["[TOOL_CALLS]so I say {\"a\": 1}", "!f", "={}"]),
     (HERMES, Never, "So\n<tool_call>\n{\"nam", &["So\n<tool_call>\n{\"nam"]),
     (LLAMA, Never, "{\"name\": \"f\", \"parameters\": {}, \"why\": {\"a\": 1}}", &["!f", "={}"]),
     (LIST, Never, "<|tool_call|>[1, 2]", &["<|tool_call|>[1, 2]"]),
@@ -95,6 +101,46 @@ const CASES: &[Case] = &[
         <|constrain|>json<|message|>{\"a\": 1}<|call|>", &["~hm", "!f", "={\"a\": 1}"]),
     (HARMONY, Possible, "<|start|>assistant to=functions.f<|channel|>commentary json<|message|>{}", &["!f", "={}"]),
     (HARMONY, Possible, "plain", &["plain"]),
+    (HARMONY, Possible, "<|channel|>analysis<|message|>\n hm \n\n<|end|><|start|>assistant<|channel|>final<|message|> yes\n",
+        &["~hm", " yes\n"]),
+    (HARMONY, Possible, "<|channel|>analysis<|message|>hm \n", &["~hm"]),
+    (HARMONY, Possible, "<|channel|>analysis<|message|> \n<|end|><|start|>assistant<|channel|>analysis<|message|>a\n<|end|>\
+        <|start|>assistant<|channel|>analysis<|message|>b<|end|>", &["~a\nb"]),
+    (HARMONY, Possible, "<|channel|>commentary to=functions.f<|message|> <|call|>", &["!f", "= {}"]),
+    // Without a message.
+    (HARMONY, Possible, "<|channel|>final yes<|end|>", &["yes"]),
+    (HARMONY, Possible, "<|channel|>final yes", &["yes"]),
+    (HARMONY, Possible, "<|channel|>final", &[]),
+    (HARMONY, Possible, "<|start|>assistant yes<|end|>", &["yes"]),
+    (HARMONY, Possible, "<|channel|>analysis hm \n<|end|><|start|>assistant<|channel|>final<|message|>yes", &["~hm", "yes"]),
+    (HARMONY, Possible, "<|channel|>analysis hm<|channel|>final<|message|>yes", &["~hm", "yes"]),
+    (HARMONY, Possible, "<|channel|>analysis hm<|start|>assistant<|channel|>final<|message|>yes", &["~hm", "yes"]),
+    (HARMONY, Possible, "<|channel|>analysed yes<|return|>", &["analysed yes"]),
+    (HARMONY, Possible, "<|channel|>commentary to=functions.f {\"a\": 1}<|call|>", &["to=functions.f {\"a\": 1}"]),
+];
+
+/// Answers that nobody sees before they are complete: what is no call after all is text.
+#[rustfmt::skip]
+const WHOLE: &[Case] = &[
+    (HERMES, Never, "So\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>", &["So", "!f", "={\"a\": 1}"]),
+    (HERMES, Never, "So\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": x}}\n</tool_call>.",
+        &["So\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": x}}\n</tool_call>."]),
+    (HERMES, Never, "<tool_call>{\"name\": \"f\"}</tool_call>\n<tool_call>{\"name\": \"f\", \"arguments\": [1,]}</tool_call>",
+        &["!f", "={}", "<tool_call>{\"name\": \"f\", \"arguments\": [1,]}</tool_call>"]),
+    (HERMES, Never, "<tool_call>{\"name\": \"f\", \"arguments\": {a: 1}}</tool_call>\n<tool_call>{\"name\": \"f\"}</tool_call>",
+        &["<tool_call>{\"name\": \"f\", \"arguments\": {a: 1}}</tool_call>", "!f", "={}"]),
+    (HERMES, Never, "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1}</tool_call>",
+        &["<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1}</tool_call>"]),
+    (HERMES, Never, "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": ", &["<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": "]),
+    (HERMES, Never, "<tool_call>{\"name\": \"f\"<tool_call>{\"name\": \"g\"}</tool_call>", &["<tool_call>{\"name\": \"f\"", "!g", "={}"]),
+    (LLAMA, Never, "{\"name\": \"f\", \"parameters\": {\"a\": x}}; so", &["{\"name\": \"f\", \"parameters\": {\"a\": x}}; so"]),
+    (LIST, Never, "<|tool_call|>[{\"name\": \"f\", \"arguments\": {'a': 1}}]", &["<|tool_call|>[{\"name\": \"f\", \"arguments\": {'a': 1}}]"]),
+    (MISTRAL, Never, "[TOOL_CALLS]f[ARGS]{\"a\": x}", &["[TOOL_CALLS]f[ARGS]{\"a\": x}"]),
+    (MISTRAL, Never, "[TOOL_CALLS]f[ARGS]{\"a\": 1}[TOOL_CALLS]g[ARGS]{}", &["!f", "={\"a\": 1}", "!g", "={}"]),
+    (HARMONY, Possible, "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>commentary to=functions.f \
+        <|constrain|>json<|message|>{\"a\": 1}<|call|>", &["~hm", "!f", "={\"a\": 1}"]),
+    (HARMONY, Possible, "<|channel|>commentary to=functions.f<|message|>{\"a\": x}", &["{\"a\": x}"]),
+    (HARMONY, Possible, "<|channel|>commentary to=functions.f<|message|><|call|>", &["!f", "={}"]),
 ];
 
 #[test]
@@ -106,6 +152,53 @@ fn answers_are_taken_apart() {
 }
 
 #[test]
+fn answers_are_taken_apart_as_a_whole() {
+    for (tools, thoughts, text, expected) in WHOLE {
+        let whole = Reading { whole: true, ..reading(*thoughts) };
+        let told = parts(&format(*tools, true), &whole, std::iter::once(*text));
+        assert_eq!(short(&told), *expected, "{tools:?} {text:?}");
+    }
+}
+
+/// Answers that were cut off, whether or not somebody has seen their beginning.
+#[rustfmt::skip]
+const CUT: &[(Option<ToolParser>, &str, &[&str])] = &[
+    (HERMES, "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": ", &["!f", "={\"a\": "]),
+    (HERMES, "<tool_call>{\"name\": \"f\", \"argu", &["!f"]),
+    (HERMES, "<tool_call>{\"name\": \"f", &["<tool_call>{\"name\": \"f"]),
+    (MISTRAL, "[TOOL_CALLS]f[ARGS]{\"a\"", &["!f", "={\"a\""]),
+    (HARMONY, "<|channel|>commentary to=functions.f<|message|>{\"a", &["!f", "={\"a"]),
+    (HARMONY, "<|channel|>commentary to=functions.f<|message|>", &["!f"]),
+    (HARMONY, "<|channel|>commentary to=functions.f <|constrain|>", &[]),
+    (HARMONY, "<|channel|>comm", &[]),
+    (HARMONY, "<|channel|>final com", &["com"]),
+];
+
+#[test]
+fn a_call_that_is_cut_off_is_told_as_far_as_it_came() {
+    for (tools, text, expected) in CUT {
+        for whole in [false, true] {
+            let reading = Reading { whole, ..reading(Never) };
+            let mut parser = OutputParser::new(&format(*tools, false), &reading).unwrap();
+            let mut told = Vec::new();
+            parser.push(text, &mut told);
+            parser.finish(true, &mut told);
+            assert_eq!(short(&told), *expected, "{whole} {text:?}");
+        }
+    }
+}
+
+/// What has no message is told while it comes, once it is too long for a header.
+#[test]
+fn a_header_is_short() {
+    let text = format!("<|channel|>final {}", "so ".repeat(400));
+    let mut parser = OutputParser::new(&format(HARMONY, false), &reading(Possible)).unwrap();
+    let mut told = Vec::new();
+    text.split_inclusive(' ').for_each(|piece| parser.push(piece, &mut told));
+    assert_eq!(short(&told), ["so ".repeat(400)]);
+}
+
+#[test]
 fn one_call_at_most() {
     let text = "<tool_call>{\"name\": \"f\"}</tool_call><tool_call>{\"name\": \"g\"}</tool_call>";
     let one = Reading { single: true, ..reading(Never) };
@@ -113,7 +206,7 @@ fn one_call_at_most() {
     let mut told = Vec::new();
     parser.push(text, &mut told);
     assert!(parser.is_over());
-    parser.finish(&mut told);
+    parser.finish(false, &mut told);
     assert_eq!(short(&told), ["!f", "={}"]);
 }
 
@@ -152,22 +245,27 @@ fn forms_name_their_tools() {
 proptest! {
     /// However an answer is cut, its parts are the same.
     #[test]
-    fn pieces_tell_what_the_whole_tells(case in 0..CASES.len(), cuts in prop::collection::vec(0..200usize, 0..12)) {
-        let (tools, thoughts, text, _) = CASES[case];
-        let whole = parts(&format(tools, true), &reading(thoughts), std::iter::once(text));
+    fn pieces_tell_what_the_whole_tells(
+        case in 0..CASES.len() + WHOLE.len(),
+        cuts in prop::collection::vec(0..200usize, 0..12),
+    ) {
+        let (tools, thoughts, text, _) = CASES.get(case).copied().unwrap_or_else(|| WHOLE[case - CASES.len()]);
+        let reading = Reading { whole: case >= CASES.len(), ..reading(thoughts) };
+        let whole = parts(&format(tools, true), &reading, std::iter::once(text));
         let mut ends: Vec<usize> = cuts.into_iter().filter(|cut| text.is_char_boundary(*cut)).chain([text.len()]).collect();
         ends.sort_unstable();
         ends.dedup();
         let mut start = 0;
         let pieces = ends.iter().map(|end| &text[std::mem::replace(&mut start, *end)..*end]);
-        prop_assert_eq!(parts(&format(tools, true), &reading(thoughts), pieces), whole);
+        prop_assert_eq!(parts(&format(tools, true), &reading, pieces), whole);
     }
 
     /// Any text is read, and without marks it stays what it is.
     #[test]
-    fn any_text_is_read(case in 0..CASES.len(), text in "[<>{}\\[\\]a-z\":,| \n]{0,80}") {
+    fn any_text_is_read(case in 0..CASES.len(), whole in any::<bool>(), text in "[<>{}\\[\\]a-z\":,| \n]{0,80}") {
         let (tools, thoughts, ..) = CASES[case];
-        let told = parts(&format(tools, true), &reading(thoughts), ["", text.as_str()].into_iter());
+        let reading = Reading { whole, ..reading(thoughts) };
+        let told = parts(&format(tools, true), &reading, ["", text.as_str()].into_iter());
         prop_assert!(told.iter().all(|part| !matches!(part, Part::Text(text) | Part::Reasoning(text) if text.is_empty())));
     }
 }

@@ -1,0 +1,95 @@
+//! Steps of decoding as captured graphs: for some sizes of batches, the smallest of them before a model is ready, the
+//! others when there is nothing else to do.
+
+use super::forward::Shape;
+use super::memory::Layout;
+use super::step::{self, Rows};
+use super::{CudaExecutor, EARLY_BUCKETS};
+use crate::llm::executor::Failure;
+use crate::llm::plan::Plan;
+use kernels::cuda::{Graph, Launch};
+
+impl CudaExecutor {
+    /// Captures what small batches need, and runs it once: what the device cannot do shows here rather than in
+    /// somebody's request.
+    pub(super) fn warm_up(&mut self) -> Result<(), Failure> {
+        // Weights may be read before a kernel waits for others: they have to be there.
+        let pending = self.device.download(self.forward.buffers.last.cast()?)?;
+        self.device.wait(pending)?;
+        // A row of padding: it goes through every kernel of decoding, so that none is loaded while a graph is captured,
+        // and leaves nothing behind.
+        let nothing = Plan { step: 0, chunks: Vec::new(), stale: Vec::new(), preempted: Vec::new() };
+        let mut rows = Rows::default();
+        rows.pad(1, self.extent.slots);
+        self.eager(&nothing, &rows)?;
+        self.warm_up_sampler()?;
+        for _ in 0..EARLY_BUCKETS {
+            self.capture_next()?;
+        }
+        let pending = self.device.download(self.forward.buffers.last.cast()?)?;
+        self.device.wait(pending)?;
+        Ok(())
+    }
+
+    /// Captures the graph of the smallest bucket that has none. `false` where all have.
+    pub(super) fn capture_next(&mut self) -> Result<bool, Failure> {
+        let most = self.extent.slots;
+        let next = step::BUCKETS.into_iter().find(|b| *b <= most && !self.graphs.contains_key(b));
+        match next.filter(|_| self.captures) {
+            Some(bucket) => self.capture(bucket).map(|_| true),
+            None => Ok(false),
+        }
+    }
+
+    fn capture(&mut self, bucket: usize) -> Result<Graph, Failure> {
+        let units = self.extent.units();
+        let inputs = Layout::of(bucket, bucket, 0, 0).inputs(self.forward.buffers.inputs, units)?;
+        let shape = Shape { rows: bucket, decodes: bucket, tiles: 0, sampled: bucket };
+        let mut launches: Vec<Launch> = Vec::new();
+        self.forward.step(shape, &inputs, &mut |launch| launches.push(launch))?;
+        let graph = self.captured(&launches)?;
+        self.graphs.insert(bucket, graph);
+        Ok(graph)
+    }
+
+    /// Launches as one graph.
+    pub(super) fn captured(&mut self, launches: &[Launch]) -> Result<Graph, Failure> {
+        self.device.begin_capture()?;
+        let launched = launches.iter().try_for_each(|launch| self.device.launch(launch));
+        // A capture that failed has to end, too.
+        let graph = self.device.end_capture();
+        launched?;
+        Ok(graph?)
+    }
+
+    /// The graph for a step, where it has one or gets one. Where the device gives none, from now on no step is captured:
+    /// launched one by one they are slower, and right.
+    pub(super) fn graph_for(&mut self, plan: &Plan) -> Result<Option<(usize, Graph)>, Failure> {
+        let Some(bucket) = step::bucket(plan, self.extent.slots).filter(|_| self.captures) else { return Ok(None) };
+        let graph = match self.graphs.get(&bucket) {
+            Some(graph) => Ok(*graph),
+            None => self.capture(bucket),
+        };
+        match graph {
+            Ok(graph) => Ok(Some((bucket, graph))),
+            Err(lost @ Failure::Lost(_)) => Err(lost),
+            Err(_) => {
+                self.captures = false;
+                Ok(None)
+            }
+        }
+    }
+
+    /// A step of decoding alone, as a graph.
+    pub(super) fn replay(
+        &mut self,
+        plan: &Plan,
+        mut rows: Rows,
+        (bucket, graph): (usize, Graph),
+    ) -> Result<(), Failure> {
+        rows.pad(bucket, self.extent.slots);
+        let units = self.extent.units();
+        self.send(plan, &rows, Some(units))?;
+        Ok(self.device.replay(graph)?)
+    }
+}

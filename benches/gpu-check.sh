@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Does a GPU compute what it should? Under 8 minutes, on a machine that has a GPU and Python and needs no Rust: `make gpu`
+# builds gpu/, which is carried there with the tracked files.
+#
+#   benches/gpu-check.sh               all checks; 'benches/gpu-check.sh kernels assistant' does some
+#
+# A line for each check; with OUT set to a folder also $OUT/gpu-check.json. Exit status: 0 all passed, 1 some failed,
+# 2 there is no GPU, or no gpu/.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+exec "${PYTHON:-python3}" benches/gpu/check.py "$@"

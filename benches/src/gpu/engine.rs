@@ -1,0 +1,235 @@
+//! Whole models through the engine: the scheduler's steps, as a server makes them, without HTTP.
+
+use super::shapes::{self, LLAMA, QWEN, Shape};
+use super::{Args, open};
+use crate::Failure;
+use backends::llm::blocks::{BlockPool, PrefixKey};
+use backends::llm::cuda::{CacheType, CudaExecutor, Options};
+use backends::llm::engine::{Engine, Overlap};
+use backends::llm::request::{Draft, Limits, Request};
+use backends::llm::sampling::{Parameters, Sampling};
+use backends::llm::scheduler::{Scheduler, Settings};
+use backends::llm::sequence::{Event, GroupId};
+use backends::llm::spec::DecoderSpec;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Positions of a block of keys and values.
+const BLOCK: usize = 32;
+/// Rows of a step, as a server has them.
+const STEP_ROWS: usize = 4096;
+/// Steps that are not counted after all sequences have begun.
+const WARM: usize = 4;
+/// Prompts whose first token is timed.
+const FIRSTS: usize = 9;
+/// A prompt of a closed loop: shorter than a block, so that no two share one.
+const LOOP_PROMPT: usize = 31;
+/// Tokens of its answer.
+const LOOP_TOKENS: usize = 64;
+
+/// A model that is ready.
+struct Model {
+    engine: Engine<CudaExecutor>,
+    spec: DecoderSpec,
+    limits: Limits,
+    sampling: Arc<Sampling>,
+    /// Of made-up prompts.
+    state: u64,
+}
+
+/// A measurement of decoding.
+struct Decode {
+    clients: usize,
+    /// Tokens of each answer.
+    tokens: usize,
+}
+
+/// All rows that need an engine.
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let context = if args.small { 64 } else { 1024 };
+    let long = if args.small { 16 } else { 128 };
+    // While 256 prompts are read, four a step, the first of them decode already.
+    let (some, many) = if args.small { (2, 4) } else { (32, 256) };
+    let longer = if args.small { 24 } else { 192 };
+    if args.wants("decode.qwen3-0.6b.") {
+        let mut model = Model::load(args, QWEN, 1, 2 * context)?;
+        model.decode(args, QWEN, context, &Decode { clients: 1, tokens: long })?;
+    }
+    let rows = ["decode.llama-3.1-8b.", "ttft.llama-3.1-8b.", "engine.closed."];
+    if rows.iter().any(|row| args.wants(row)) {
+        let mut model = Model::load(args, LLAMA, many, context + context / 4)?;
+        for (clients, tokens) in [(1, long), (some, long), (many, longer)] {
+            model.decode(args, LLAMA, context, &Decode { clients, tokens })?;
+        }
+        model.first(args, LLAMA, context)?;
+        for clients in std::iter::successors(Some(1), |clients| Some(2 * clients)).take_while(|n| *n <= many) {
+            model.closed(args, clients)?;
+        }
+    }
+    Ok(())
+}
+
+impl Model {
+    /// `slots` sequences of `context` tokens fit in.
+    fn load(args: &Args, shape: Shape, slots: usize, context: usize) -> Result<Self, Failure> {
+        let spec = shape.spec(args.small)?;
+        let blocks = (slots * context.div_ceil(BLOCK)) as u32;
+        let begun = Instant::now();
+        let options = Options {
+            blocks,
+            cache: CacheType::Bf16,
+            context,
+            slots,
+            step_rows: STEP_ROWS,
+            end_tokens: Vec::new(),
+            pool: Arc::new(rayon::ThreadPoolBuilder::new().build()?),
+            graphs: true,
+            deterministic: false,
+            poison: false,
+        };
+        let executor = CudaExecutor::load(spec.clone(), &shapes::weights(&spec)?, open()?, options)?;
+        let settings = Settings {
+            token_budget: STEP_ROWS as u32,
+            chunk_tokens: STEP_ROWS as u32,
+            max_running: slots as u32,
+            max_waiting: 1024,
+            max_waiting_tokens: 1 << 24,
+            context: context as u32,
+            watermark: 0,
+            ageing: Duration::from_secs(2),
+            prefix_cache: false,
+            end_tokens: Vec::new().into(),
+        };
+        let bytes = executor.bytes();
+        let scheduler = Scheduler::new(settings, BlockPool::new(blocks, BLOCK as u32, PrefixKey::new([0; 16])))?;
+        let mut engine = Engine::new(scheduler, executor, Overlap::Ahead);
+        while engine.prepare() {}
+        eprintln!("{}: {:.1} GB, ready after {:.2} s", shape.name, bytes as f64 / 1e9, begun.elapsed().as_secs_f64());
+        let parameters = Parameters { ignore_eos: true, ..Parameters::default() };
+        let (most, vocabulary) = (context as u32, spec.vocab as u32);
+        let limits = Limits { prompt_tokens: most, copies: 1, output_tokens: most, vocabulary };
+        Ok(Model { engine, spec, limits, sampling: Arc::new(Sampling::new(parameters)?), state: 1 })
+    }
+
+    /// Takes a prompt of so many random tokens.
+    fn admit(&mut self, prompt: usize, tokens: usize) -> Result<GroupId, Failure> {
+        let vocab = self.spec.vocab as u64;
+        let mut token = || {
+            self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((self.state >> 33) % vocab) as u32
+        };
+        let prompt: Vec<u32> = (0..prompt).map(|_| token()).collect();
+        let draft = Draft { cache: false, ..Draft::new(prompt, tokens as u32, self.sampling.clone()) };
+        Ok(self.engine.admit(Instant::now(), Request::new(draft, &self.limits)?)?)
+    }
+
+    /// One step: the sequences that have one more token, and how many have ended.
+    fn step(&mut self) -> Result<(Vec<GroupId>, usize), Failure> {
+        let (mut told, mut ended) = (Vec::new(), 0);
+        for event in self.engine.step(Instant::now()) {
+            match event {
+                Event::Token { sequence, .. } => told.push(sequence.group),
+                Event::Failed { reason, .. } => return Err(reason.into()),
+                event if event.is_last() => ended += 1,
+                _ => {}
+            }
+        }
+        match self.engine.lost() {
+            Some(why) => Err(why.into()),
+            None => Ok((told, ended)),
+        }
+    }
+
+    fn finish(&mut self) -> Result<(), Failure> {
+        while !self.engine.idle() {
+            self.step()?;
+        }
+        Ok(())
+    }
+
+    /// Tokens a second while all sequences decode, at contexts around `context`.
+    fn decode(&mut self, args: &Args, shape: Shape, context: usize, job: &Decode) -> Result<(), Failure> {
+        let what = format!("decode.{}.bf16.b{}", shape.name, job.clients);
+        if !args.wants(&what) {
+            return Ok(());
+        }
+        for _ in 0..job.clients {
+            self.admit(context - job.tokens / 2, job.tokens)?;
+        }
+        let (mut begun, mut steps) = (HashSet::<GroupId>::new(), 0);
+        let (mut counted, mut first, mut last) = (0, None, None);
+        while !self.engine.idle() {
+            let (told, ended) = self.step()?;
+            if ended > 0 {
+                break;
+            }
+            let now = Instant::now();
+            if first.is_some() {
+                (counted, last) = (counted + told.len(), Some(now));
+            }
+            begun.extend(told);
+            if begun.len() == job.clients {
+                steps += 1;
+                first = first.or((steps > WARM).then_some(now));
+            }
+        }
+        self.finish()?;
+        let (Some(first), Some(last)) = (first, last) else { return Err(format!("{what}: too few steps").into()) };
+        let rate = f64::from(counted as u32) / last.duration_since(first).as_secs_f64();
+        let limit = args.limit(shapes::decode(&self.spec, job.clients, context));
+        args.tell(what, rate, "tokens/s", limit.map(|seconds| job.clients as f64 / seconds))
+    }
+
+    /// Milliseconds from a prompt to its first token: the median.
+    fn first(&mut self, args: &Args, shape: Shape, tokens: usize) -> Result<(), Failure> {
+        let what = format!("ttft.{}.bf16.1k", shape.name);
+        if !args.wants(&what) {
+            return Ok(());
+        }
+        let mut times = Vec::new();
+        for _ in 0..FIRSTS {
+            let begun = Instant::now();
+            self.admit(tokens, 1)?;
+            while self.step()?.0.is_empty() {}
+            times.push(begun.elapsed().as_secs_f64() * 1e3);
+            self.finish()?;
+        }
+        times.sort_by(f64::total_cmp);
+        let limit = args.limit(shapes::prompt(&self.spec, tokens));
+        args.tell(what, times[FIRSTS / 2], "ms", limit.map(|seconds| seconds * 1e3))
+    }
+
+    /// Tokens a second of so many clients, each of whom asks again as soon as it is answered: what a server is held to.
+    fn closed(&mut self, args: &Args, clients: usize) -> Result<(), Failure> {
+        let what = format!("engine.closed.{clients}");
+        if !args.wants(&what) {
+            return Ok(());
+        }
+        let (warm, measured) = if args.small { (0.01, 0.05) } else { (1.0, 2.0) };
+        let tokens = if args.small { 8 } else { LOOP_TOKENS };
+        for _ in 0..clients {
+            self.admit(LOOP_PROMPT, tokens)?;
+        }
+        let (begun, mut counted, mut from) = (Instant::now(), 0, None);
+        let rate = loop {
+            let (told, ended) = self.step()?;
+            for _ in 0..ended {
+                self.admit(LOOP_PROMPT, tokens)?;
+            }
+            match from {
+                None if begun.elapsed().as_secs_f64() >= warm => from = Some(Instant::now()),
+                None => {}
+                Some(from) => {
+                    counted += told.len();
+                    let seconds = from.elapsed().as_secs_f64();
+                    if seconds >= measured {
+                        break f64::from(counted as u32) / seconds;
+                    }
+                }
+            }
+        };
+        self.finish()?;
+        args.tell(what, rate, "tokens/s", None)
+    }
+}

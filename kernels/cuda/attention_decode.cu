@@ -1,0 +1,478 @@
+// Attention of rows that are one token each, over the paged cache (see attention.cuh).
+//
+//   queries   bf16 [rows][heads * head_dim]; out alike
+//   work      i32 [n_work][2]: a row, and a split of 256 positions of its context. All splits of a row stand one after
+//             the other, from split 0 on. A row with position -1 has one, and gets zeros
+//   sums      f32 [n_work][heads][head_dim], what each unit has found of rows that see more than one split
+//   tops      f32 [n_work][heads][2], the largest score and the sum of weights that belong to it
+//   counters  u32 [rows][kv_heads]: units that have finished; 0 before and after
+//
+// A unit is an entry of `work` and a KV head. The grid may have any size, for the blocks go through the units in turn;
+// `n_work` lies in device memory, so that a captured launch serves any lengths. Who finishes a row's last unit puts the
+// row together, in order of splits.
+//
+// Tiles of 16 positions go to the warps of a block in turn; each warp has loads of its own under way, also those of the
+// units that come next, and waits for no other before a unit's end:
+//
+//   shared    for each warp bf16 or e4m3 [RING][keys, values][16][D]; for all f32 [D / 8][32 lanes][4], and from
+//             D = 256 on queries bf16 [16][D]
+//
+// A cache of e4m3 is widened to bf16 in registers, four neighbours at once (`widen_alternate`): of each sixteen numbers
+// of a head, the product's columns 2t, 2t + 1, 2t + 8 and 2t + 9 are 4t, 4t + 2, 4t + 1 and 4t + 3, in queries as well.
+#include "attention.cuh"
+
+using namespace attention;
+
+namespace {
+
+constexpr int KEYS = 16;
+// Heads of a group at most.
+constexpr int GROUP = 16;
+// Sums that a thread has under way when a row is put together.
+constexpr int AT_ONCE = 8;
+
+// Tiles of keys, and of values, that a warp has room for.
+template <class Number, int D> constexpr int RING = (D <= 64 ? 8 : D <= 128 ? 4 : 2) / int(sizeof(Number));
+template <class Number, int D> constexpr int TILE_BYTES = KEYS * D * int(sizeof(Number));
+
+template <class Number> struct Decode {
+    bf16 *out;
+    float *sums, *tops;
+    unsigned *counters;
+    const bf16 *queries;
+    Cache<Number> cache;
+    const int *slots, *positions, *work, *n_work;
+    const float *sinks;
+    int rows, most_work, heads, window;
+    float scale, soft_cap;
+
+    DEVICE int group() const { return heads / cache.kv_heads; }
+    // The first head of a KV head's group, of all heads of all rows (or of all entries of `work`).
+    DEVICE size_t head(int row, int kv_head) const { return size_t(row) * heads + kv_head * group(); }
+};
+
+// A KV head of an entry of `work`. One that leads to no row has nothing that is seen.
+struct Unit {
+    int item, kv_head, row, position, split;
+    Range seen;
+};
+
+template <class Number> DEVICE Unit unit_at(const Decode<Number> &job, int index) {
+    Unit unit;
+    unit.item = index / job.cache.kv_heads;
+    unit.kv_head = index % job.cache.kv_heads;
+    unit.row = job.work[2 * unit.item];
+    unit.split = job.work[2 * unit.item + 1];
+    bool there = unsigned(unit.row) < unsigned(job.rows) && unit.split >= 0;
+    unit.position = there ? job.positions[unit.row] : -1;
+    if (!there) unit.row = -1;
+    unit.seen = seen_of_split(unit.position, job.window, max(unit.split, 0));
+    return unit;
+}
+
+// The first tile of `seen` that is this warp's.
+DEVICE int first_tile(const Range &seen) {
+    int tile = seen.first / KEYS;
+    return tile + ((warp_index() - tile) & (WARPS - 1));
+}
+
+// Loads a warp's tiles, unit after unit, ahead of their use.
+template <class Number, int D> struct Loader {
+    const Decode<Number> &job;
+    unsigned char *ring;
+    // The unit to go on with after this one, and how many there are.
+    int next, units;
+    // Of this unit: the next tile, where tiles end, what is seen; the lane's entry of the eight of the split.
+    int tile, end, kv_head, page;
+    Range seen;
+    // The place in the ring.
+    int place;
+
+    DEVICE Loader(const Decode<Number> &job, unsigned char *ring, int units)
+        : job(job), ring(ring), next(blockIdx.x), units(units), tile(0), end(0), kv_head(0), page(0), seen{0, 0},
+          place(0) {}
+
+    DEVICE unsigned char *keys() const { return ring + place * 2 * TILE_BYTES<Number, D>; }
+    DEVICE unsigned char *values() const { return keys() + TILE_BYTES<Number, D>; }
+
+    // Every call ends a group of copies, also where there is nothing left to load.
+    DEVICE void load_keys() {
+        while (tile >= end && next < units) begin(unit_at(job, next));
+        if (tile < end) copy(keys(), job.cache.keys);
+        copies_commit();
+    }
+    DEVICE void load_values() {
+        if (tile < end) copy(values(), job.cache.values);
+        copies_commit();
+        tile += WARPS;
+        place = (place + 1) % RING<Number, D>;
+    }
+
+    DEVICE void begin(const Unit &unit) {
+        next += gridDim.x;
+        if (unit.seen.none()) return;
+        seen = unit.seen;
+        kv_head = unit.kv_head;
+        tile = first_tile(seen);
+        end = (seen.end + KEYS - 1) / KEYS;
+        int at = unit.split * PAGES_OF_SPLIT + lane_index() % PAGES_OF_SPLIT;
+        bool there = at >= seen.first / PAGE && at <= (seen.end - 1) / PAGE;
+        page = there ? job.cache.block(job.slots[unit.row], at) : -1;
+    }
+
+    // Positions that are not seen become zeros: what the cache holds there may be no number, and 0 times that is none.
+    DEVICE void copy(unsigned char *to, const Number *cache) {
+        constexpr int pieces = PIECES<Number, D>, LINES = PAGE / KEYS, NUMBERS = 16 / sizeof(Number);
+        int block = __shfl_sync(ALL_LANES, page, tile / LINES % PAGES_OF_SPLIT), lane = opaque(lane_index());
+        int dim = block < 0 ? 0 : job.cache.head_dim;
+        const Number *from = cache + job.cache.start(block, kv_head) + tile % LINES * KEYS * dim;
+        UNROLL
+        for (int i = 0; i < KEYS * pieces / WARP; i++) {
+            int key = (i * WARP + lane) / pieces, piece = (i * WARP + lane) % pieces;
+            bool there = NUMBERS * piece < dim && seen.has(tile * KEYS + key);
+            copy_async16(to + 16 * piece_at<pieces>(key, piece), from + key * dim + NUMBERS * piece, there);
+        }
+    }
+};
+
+// The first numbers of two pairs, and the second ones.
+DEVICE uint32_t lower_halves(uint32_t first, uint32_t second) { return (first & 0xffff) | second << 16; }
+DEVICE uint32_t upper_halves(uint32_t first, uint32_t second) { return first >> 16 | (second & 0xffff0000u); }
+
+// Sixteen numbers in the order that a product with e4m3 has them.
+DEVICE void alternate(Bytes16 &first, Bytes16 &second) {
+    Bytes16 a = first, b = second;
+    first = Bytes16{lower_halves(a.x, a.y), lower_halves(a.z, a.w), lower_halves(b.x, b.y), lower_halves(b.z, b.w)};
+    second = Bytes16{upper_halves(a.x, a.y), upper_halves(a.z, a.w), upper_halves(b.x, b.y), upper_halves(b.z, b.w)};
+}
+
+// The queries of a group as the left factor of products, with zeros beyond the group: in registers where these suffice,
+// else in shared memory.
+template <class Number, int D> struct Queries {
+    static constexpr bool STAGED = D > 128, ALTERNATE = sizeof(Number) == 1;
+    unsigned char *stage;
+    uint32_t held[STAGED ? 1 : D / 16][4];
+
+    // By all threads of the block.
+    DEVICE void load(const bf16 *from, int group, int head_dim) {
+        if constexpr (STAGED) {
+            for (int at = threadIdx.x; at < GROUP * D / 16; at += THREADS) {
+                int head = at / (D / 16), piece = at % (D / 16) * 2;
+                const bf16 *sixteen = from + head * head_dim + 8 * piece;
+                Bytes16 first{0, 0, 0, 0}, second{0, 0, 0, 0};
+                if (head < group && 8 * piece < head_dim) first = load16(sixteen);
+                if (head < group && 8 * piece + 8 < head_dim) second = load16(sixteen + 8);
+                if (ALTERNATE) alternate(first, second);
+                store16(stage + 16 * piece_at<D / 8>(head, piece), first);
+                store16(stage + 16 * piece_at<D / 8>(head, piece + 1), second);
+            }
+            __syncthreads();
+        } else if constexpr (ALTERNATE) {
+            int lane = lane_index();
+            UNROLL
+            for (int at = 0; at < D / 8; at++) {
+                int head = lane / 4 + at % 2 * 8, column = at / 2 * 16 + lane % 4 * 4;
+                bool there = head < group && column < head_dim;
+                Bytes8 four = there ? load8(from + head * head_dim + column) : Bytes8{0, 0};
+                held[at / 2][at % 2] = lower_halves(four.x, four.y);
+                held[at / 2][at % 2 + 2] = upper_halves(four.x, four.y);
+            }
+        } else {
+            int lane = lane_index();
+            UNROLL
+            for (int at = 0; at < D / 4; at++) {
+                int head = lane / 4 + at % 2 * 8, column = at / 4 * 16 + at % 4 / 2 * 8 + lane % 4 * 2;
+                bool there = head < group && column < head_dim;
+                const bf16 *pair = from + head * head_dim + column;
+                held[at / 4][at % 4] = there ? *reinterpret_cast<const uint32_t *>(pair) : 0;
+            }
+        }
+    }
+
+    DEVICE const uint32_t (&left(int lane, int k))[4] {
+        if constexpr (STAGED) load_matrices(held[0], left_lines<D / 8>(stage, lane, 0, 2 * k));
+        return held[STAGED ? 0 : k];
+    }
+
+    DEVICE void multiply(float (&scores)[1][2][4], const unsigned char *keys) {
+        int lane = opaque(lane_index());
+        UNROLL
+        for (int at = 0; at < 8; at++) scores[0][at / 4][at % 4] = 0.0f;
+        UNROLL
+        for (int k = 0; k < PIECES<Number, D> / 2; k++) {
+            uint32_t right[4];
+            load_matrices(right, right_lines<PIECES<Number, D>>(keys, lane, 0, 2 * k));
+            if constexpr (ALTERNATE) {
+                UNROLL
+                for (int half = 0; half < 2; half++) {
+                    uint32_t first[2], second[2];
+                    widen_alternate(first, right[half]);
+                    widen_alternate(second, right[2 + half]);
+                    const uint32_t(&queries)[4] = left(lane, 2 * k + half);
+                    multiply_add(scores[0][0], queries, first[0], first[1]);
+                    multiply_add(scores[0][1], queries, second[0], second[1]);
+                }
+            } else {
+                const uint32_t(&queries)[4] = left(lane, k);
+                multiply_add(scores[0][0], queries, right[0], right[1]);
+                multiply_add(scores[0][1], queries, right[2], right[3]);
+            }
+        }
+    }
+};
+
+DEVICE void hide_unseen(float (&scores)[1][2][4], const Range &seen, int tile) {
+    UNROLL
+    for (int at = 0; at < 8; at++) {
+        int position = tile * KEYS + at / 4 * 8 + lane_index() % 4 * 2 + at % 2;
+        if (!seen.has(position)) scores[0][at / 4][at % 4] = -INFINITY;
+    }
+}
+
+// Warp 0 gets the sums of all warps, added in the order 3, 2, 1, 0.
+template <class Number, int D> DEVICE void gather(Rows<Number, D, 1> &rows, unsigned char *exchange) {
+    SHARED float tops[WARPS][GROUP], sums[WARPS][GROUP];
+    int lane = lane_index(), warp = warp_index();
+    if (lane % 4 == 0) {
+        UNROLL
+        for (int half = 0; half < 2; half++) {
+            tops[warp][lane / 4 + 8 * half] = rows.top[0][half];
+            sums[warp][lane / 4 + 8 * half] = rows.sum[0][half];
+        }
+    }
+    __syncthreads();
+    UNROLL
+    for (int half = 0; half < 2; half++) {
+        int head = lane / 4 + 8 * half;
+        float top = -INFINITY, sum = 0.0f, factor = 0.0f;
+        for (int other = 0; other < WARPS; other++) top = fmaxf(top, tops[other][head]);
+        for (int other = 0; other < WARPS; other++) sum += sums[other][head] * power_of_two(tops[other][head] - top);
+        factor = power_of_two(rows.top[0][half] - top);
+        UNROLL
+        for (int n = 0; n < D / 8; n++) rows.out[0][n][2 * half] *= factor, rows.out[0][n][2 * half + 1] *= factor;
+        rows.top[0][half] = top;
+        rows.sum[0][half] = sum;
+    }
+    float *mine = reinterpret_cast<float *>(exchange) + 4 * lane;
+    // Not written out: it would be long.
+    ROLLED
+    for (int giver = WARPS - 1; giver > 0; giver--) {
+        if (warp == giver) {
+            UNROLL
+            for (int n = 0; n < D / 8; n++) store_four(mine + n * 4 * WARP, rows.out[0][n]);
+        }
+        __syncthreads();
+        if (warp == giver - 1) {
+            UNROLL
+            for (int n = 0; n < D / 8; n++) {
+                float other[4];
+                load_four(other, mine + n * 4 * WARP);
+                UNROLL
+                for (int at = 0; at < 4; at++) rows.out[0][n][at] += other[at];
+            }
+        }
+    }
+}
+
+// Warp 0 writes what a unit has found, or the row itself where it was the only one.
+template <class Number, int D> DEVICE void put(const Rows<Number, D, 1> &rows, const Decode<Number> &job, const Unit &unit, bool whole) {
+    int lane = lane_index(), group = job.group(), dim = job.cache.head_dim;
+    bf16 *out = job.out + job.head(unit.row, unit.kv_head) * dim;
+    size_t found = job.head(unit.item, unit.kv_head);
+    float *sums = job.sums + found * dim, *tops = job.tops + found * 2;
+    UNROLL
+    for (int half = 0; half < 2; half++) {
+        int head = lane / 4 + 8 * half;
+        if (head >= group) continue;
+        float top = rows.top[0][half], sum = rows.sum[0][half];
+        float factor = 1.0f;
+        if (whole) factor = last_factor(top, sum, job.sinks, unit.kv_head * group + head) * job.cache.value_scale;
+        if (!whole && lane % 4 == 0) tops[2 * head] = top, tops[2 * head + 1] = sum;
+        UNROLL
+        for (int n = 0; n < D / 8; n++) {
+            int column = rows.column(n), at = head * dim + column;
+            if (column >= dim) continue;
+            float first = rows.pair(0, n, half, 0), second = rows.pair(0, n, half, 1);
+            if (whole) {
+                *reinterpret_cast<uint32_t *>(out + at) = to_bf16_pair(first * factor, second * factor);
+            } else {
+                store8(sums + at, Bytes8{float_to_bits(first), float_to_bits(second)});
+            }
+        }
+    }
+}
+
+// Have all units of the row and KV head finished with this one? For warp 0 after it has written; all lanes learn it.
+template <class Number> DEVICE bool is_last(const Decode<Number> &job, const Unit &unit, int splits) {
+    bool last = false;
+    __threadfence();
+    __syncwarp();
+    if (lane_index() == 0) {
+        unsigned *counter = job.counters + size_t(unit.row) * job.cache.kv_heads + unit.kv_head;
+        last = atomicAdd(counter, 1u) == unsigned(splits - 1);
+        if (last) *counter = 0;
+    }
+    __threadfence();
+    return __shfl_sync(ALL_LANES, int(last), 0) != 0;
+}
+
+// Puts a row together from what its units have found, by all threads.
+template <class Number> DEVICE void combine(const Decode<Number> &job, const Unit &unit, const Range &splits) {
+    SHARED float largest[GROUP], factors[GROUP];
+    int lane = lane_index(), group = job.group(), count = splits.end - splits.first;
+    int dim = job.cache.head_dim, item = unit.item - unit.split + splits.first;
+    if (item < 0 || item + count > job.most_work) return;
+    size_t found = job.head(item, unit.kv_head);
+    const float *tops = job.tops + found * 2, *sums = job.sums + found * dim;
+    size_t step = 2 * size_t(job.heads), stride = size_t(job.heads) * dim;
+    for (int head = warp_index(); head < group; head += WARPS) {
+        float top = -INFINITY, sum = 0.0f;
+        for (int s = lane; s < count; s += WARP) top = fmaxf(top, load_fresh(tops + s * step + 2 * head));
+        top = warp_max(top);
+        for (int s = lane; s < count; s += WARP) {
+            float other = load_fresh(tops + s * step + 2 * head);
+            sum += load_fresh(tops + s * step + 2 * head + 1) * power_of_two(other - top);
+        }
+        sum = warp_sum(sum);
+        if (lane == 0) {
+            largest[head] = top;
+            factors[head] = last_factor(top, sum, job.sinks, unit.kv_head * group + head) * job.cache.value_scale;
+        }
+    }
+    __syncthreads();
+    for (int at = 4 * threadIdx.x; at < group * dim; at += 4 * THREADS) {
+        int head = at / dim;
+        float all[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        for (int from = 0; from < count; from += AT_ONCE) {
+            Bytes16 parts[AT_ONCE];
+            float other[AT_ONCE];
+            UNROLL
+            for (int i = 0; i < AT_ONCE; i++) {
+                int s = min(from + i, count - 1);
+                parts[i] = load_fresh16(sums + s * stride + at);
+                other[i] = load_fresh(tops + s * step + 2 * head);
+            }
+            UNROLL
+            for (int i = 0; i < AT_ONCE; i++) {
+                float weight = from + i < count ? power_of_two(other[i] - largest[head]) : 0.0f;
+                all[0] += weight * bits_to_float(parts[i].x), all[1] += weight * bits_to_float(parts[i].y);
+                all[2] += weight * bits_to_float(parts[i].z), all[3] += weight * bits_to_float(parts[i].w);
+            }
+        }
+        UNROLL
+        for (int i = 0; i < 4; i++) all[i] *= factors[head];
+        store_four(job.out + job.head(unit.row, unit.kv_head) * dim + at, all);
+    }
+}
+
+// Loads the queries of a unit, or writes zeros for a row that is padding. What is seen.
+template <class Number, int D> DEVICE Range begin(const Decode<Number> &job, const Unit &unit, Queries<Number, D> &queries) {
+    size_t first = job.head(unit.row, unit.kv_head) * job.cache.head_dim;
+    if (!unit.seen.none()) {
+        queries.load(job.queries + first, job.group(), job.cache.head_dim);
+    } else if (unit.row >= 0 && unit.position < 0) {
+        int count = job.group() * job.cache.head_dim;
+        for (int at = threadIdx.x; at < count; at += THREADS) job.out[first + at] = bf16{0};
+    }
+    return unit.seen;
+}
+
+template <class Number, int D> DEVICE void decode(const Decode<Number> &job) {
+    DYNAMIC_SHARED(memory);
+    SHARED int last;
+    wait_for_earlier();
+    let_next_start();
+    Rule rule = rule_of(job.scale, job.soft_cap, job.window);
+    int units = min(*job.n_work, job.most_work) * job.cache.kv_heads;
+    constexpr int PENDING = 2 * RING<Number, D> - 1, RING_BYTES = 2 * RING<Number, D> * TILE_BYTES<Number, D>;
+    unsigned char *exchange = memory + WARPS * RING_BYTES;
+    Loader<Number, D> loader(job, memory + warp_index() * RING_BYTES, units);
+    Queries<Number, D> queries;
+    queries.stage = exchange + D / 8 * WARP * 16;
+    for (int i = 0; i < RING<Number, D>; i++) {
+        loader.load_keys();
+        loader.load_values();
+    }
+    for (int index = blockIdx.x; index < units; index += gridDim.x) {
+        Range seen = begin(job, unit_at(job, index), queries);
+        if (seen.none()) continue;
+        Rows<Number, D, 1> rows;
+        rows.begin();
+        for (int tile = first_tile(seen); tile * KEYS < seen.end; tile += WARPS) {
+            float scores[1][2][4];
+            copies_wait<PENDING>();
+            __syncwarp();
+            queries.multiply(scores, loader.keys());
+            // The loads that come next go where these keys were.
+            __syncwarp();
+            const unsigned char *values = loader.values();
+            loader.load_keys();
+            cap(scores, rule);
+            if (!seen.has(tile * KEYS) || !seen.has(tile * KEYS + KEYS - 1)) hide_unseen(scores, seen, tile);
+            rows.weigh(scores, rule.unit);
+            copies_wait<PENDING>();
+            __syncwarp();
+            rows.add(scores, values);
+            __syncwarp();
+            loader.load_values();
+        }
+        rows.end(rule.unit);
+        gather(rows, exchange);
+        // Read once more, for there are no registers to keep it in.
+        Unit unit = unit_at(job, index);
+        Range splits = splits_seen(unit.position, job.window);
+        bool whole = splits.end - splits.first == 1;
+        if (warp_index() == 0) {
+            put(rows, job, unit, whole);
+            if (!whole) last = is_last(job, unit, splits.end - splits.first);
+        }
+        if (whole) continue;
+        __syncthreads();
+        if (last) combine(job, unit, splits);
+    }
+}
+
+} // namespace
+
+#define DECODE(name, Number, D, blocks)                                                                                \
+    KERNEL_ABREAST(THREADS, blocks)                                                                                    \
+    name(bf16 *out, float *sums, float *tops, unsigned *counters, const bf16 *queries, const Number *keys,             \
+         const Number *values, const int *tables, const int *slots, const int *positions, const int *work,             \
+         const int *n_work, const float *sinks, int rows, int most_work, int slot_count, int table_stride,             \
+         int block_count, int heads, int kv_heads, int head_dim, int window, float scale, float soft_cap,              \
+         float value_scale) {                                                                                          \
+        Cache<Number> cache{keys, values, tables, slot_count, table_stride, block_count, kv_heads, head_dim,           \
+                            value_scale};                                                                              \
+        decode<Number, D>(Decode<Number>{out, sums, tops, counters, queries, cache, slots, positions, work, n_work,    \
+                                         sinks, rows, most_work, heads, window, scale, soft_cap});                     \
+    }                                                                                                                  \
+    EXPORT(name)
+
+// How many blocks a multiprocessor of an H200 has room for: see `blocks_at_once` of the launcher.
+DECODE(attention_decode_32, bf16, 32, 4)
+DECODE(attention_decode_64, bf16, 64, 3)
+DECODE(attention_decode_96, bf16, 96, 3)
+DECODE(attention_decode_128, bf16, 128, 3)
+DECODE(attention_decode_256, bf16, 256, 2)
+// These want heads of a multiple of 16.
+DECODE(attention_decode_32_e4m3, e4m3, 32, 4)
+DECODE(attention_decode_64_e4m3, e4m3, 64, 3)
+DECODE(attention_decode_96_e4m3, e4m3, 96, 3)
+DECODE(attention_decode_128_e4m3, e4m3, 128, 3)
+DECODE(attention_decode_256_e4m3, e4m3, 256, 2)
+
+// For tests, of what a host must know as well: i32 [n][4] of the first position that a row at each position sees, the
+// first of its splits and their end, and how many positions it sees of the last.
+KERNEL(THREADS) attention_splits(int *out, const int *positions, int n, int window) {
+    wait_for_earlier();
+    let_next_start();
+    for (int i = threadIdx.x; i < n; i += THREADS) {
+        Range splits = splits_seen(positions[i], window);
+        Range last = seen_of_split(positions[i], window, splits.end - 1);
+        out[4 * i] = first_seen(positions[i], window);
+        out[4 * i + 1] = splits.first;
+        out[4 * i + 2] = splits.end;
+        out[4 * i + 3] = last.end - last.first;
+    }
+}
+EXPORT(attention_splits)

@@ -1,0 +1,284 @@
+// What happens between the matrix products, row by row: embedding, norms with the residual stream, gated activations.
+//
+//   embed      table bf16 [vocab][hidden], token of a row          -> x f32 [rows][hidden]
+//   add_norm   x f32 [rows][hidden] += delta f32 [rows][hidden]    -> out bf16 [rows][hidden], the norm of x
+//   gated      bf16 [rows][gate 0..width | up 0..width]            -> out bf16 [rows][width]
+//   shape_logits   f32 [count], scaled and capped where they stand
+//
+// All are bound by memory: a thread moves four floats (16 bytes) or eight bf16 at a time, neighbours side by side. How
+// a row is divided among threads depends on its width alone, so it is summed in one order whatever stands beside it.
+#include "device.cuh"
+
+// ----------------------------------------------------------------------------------------------------------- embedding
+
+// Grid (rows, ceil(hidden / 4 / threads)): four numbers for each thread. A token below 0 stands for the last one of the
+// row's slot; one outside the vocabulary, or of a slot that is not there, reads row 0: padding may hold anything.
+KERNEL(256)
+embed(const bf16 *table, const int *tokens, const int *slots, const int *last, float *x, int hidden, int vocab,
+      int slot_count, float scale) {
+    let_next_start();
+    wait_for_earlier();
+    size_t row = blockIdx.x;
+    int column = 4 * int(blockIdx.y * blockDim.x + threadIdx.x);
+    if (column >= hidden) return;
+    int token = tokens[row];
+    if (token < 0) {
+        int slot = slots[row];
+        token = unsigned(slot) < unsigned(slot_count) ? last[slot] : 0;
+    }
+    if (unsigned(token) >= unsigned(vocab)) token = 0;
+    float numbers[4];
+    load_four(numbers, table + size_t(token) * hidden + column);
+    for (float &number : numbers) number *= scale;
+    store_four(x + row * hidden + column, numbers);
+}
+EXPORT(embed)
+
+// --------------------------------------------------------------------------------------------------------------- norms
+
+namespace {
+
+constexpr int MOST_WARPS = 32;
+
+struct AddNorm {
+    float *x;
+    const float *delta, *delta_bias, *delta_weight, *weight, *bias;
+    bf16 *out;
+    const int *row_index;
+    int x_rows, hidden, centred;
+    float eps, offset, residual_scale;
+};
+
+// The sum over the block behind one barrier: `scratch` serves no other sum of the kernel.
+DEVICE float sum_of_block(float value, float (&scratch)[MOST_WARPS]) {
+    value = warp_sum(value);
+    if (lane_index() == 0) scratch[warp_index()] = value;
+    __syncthreads();
+    return warp_sum(lane_index() < int(blockDim.x) / WARP ? scratch[lane_index()] : 0.0f);
+}
+
+template <int VECTORS> DEVICE float squares(const float (&of)[VECTORS][4]) {
+    float sum = 0.0f;
+    for (int i = 0; i < VECTORS; i++)
+        for (float number : of[i]) sum += number * number;
+    return sum;
+}
+
+// What a thread holds of a row: vectors of four numbers, zeros past the row's end. A warp has 32 * VECTORS vectors in
+// one piece, so that a thread's next is always 128 numbers on.
+template <int VECTORS> struct Places {
+    int hidden, first;
+    DEVICE explicit Places(int hidden)
+        : hidden(hidden), first(4 * (warp_index() * WARP * VECTORS + lane_index())) {}
+    DEVICE int column(int i) const { return first + 4 * WARP * i; }
+    DEVICE bool holds(int i) const { return column(i) < hidden; }
+    DEVICE void load(float (&to)[VECTORS][4], const float *row) const {
+        for (int i = 0; i < VECTORS; i++) {
+            for (float &number : to[i]) number = 0.0f;
+            if (holds(i)) load_four(to[i], row + column(i));
+        }
+    }
+    DEVICE void prefetch(const float *row) const {
+        for (int i = 0; i < VECTORS; i++)
+            if (row && holds(i)) ::prefetch(row + column(i));
+    }
+    DEVICE void fetch(float *shared, const float *row) const {
+        for (int i = 0; i < VECTORS; i++)
+            if (holds(i)) copy_async16(shared + column(i), row + column(i), true);
+        copies_commit();
+    }
+    template <class To> DEVICE void store(To *row, const float (&from)[VECTORS][4]) const {
+        for (int i = 0; i < VECTORS; i++)
+            if (holds(i)) store_four(row + column(i), from[i]);
+    }
+    DEVICE void store_zeros(bf16 *row) const {
+        for (int i = 0; i < VECTORS; i++)
+            if (holds(i)) store8(row + column(i), Bytes8{0, 0});
+    }
+    // Numbers that few models have are loaded one vector at a time: registers are scarce.
+    DEVICE void add(float (&to)[VECTORS][4], const float *row) const {
+        for (int i = 0; i < VECTORS; i++) {
+            if (!holds(i)) continue;
+            float more[4];
+            load_four(more, row + column(i));
+            for (int j = 0; j < 4; j++) to[i][j] += more[j];
+        }
+    }
+    DEVICE void scale(float (&to)[VECTORS][4], const float *row, float offset, float factor) const {
+        for (int i = 0; i < VECTORS; i++) {
+            if (!holds(i)) continue;
+            float weight[4];
+            load_four(weight, row + column(i));
+            for (int j = 0; j < 4; j++) to[i][j] *= factor * (weight[j] + offset);
+        }
+    }
+};
+
+// Each number less the mean; what stands for nothing past the row's end stays 0.
+template <int VECTORS>
+DEVICE void centre(float (&x)[VECTORS][4], Places<VECTORS> places, float (&scratch)[MOST_WARPS]) {
+    float sum = 0.0f;
+    for (int i = 0; i < VECTORS; i++)
+        for (float number : x[i]) sum += number;
+    float mean = sum_of_block(sum, scratch) / places.hidden;
+    for (int i = 0; i < VECTORS; i++)
+        for (float &number : x[i]) number = places.holds(i) ? number - mean : 0.0f;
+}
+
+// x += residual_scale * f(delta + delta_bias), where f is the RMS norm by delta_weight, or nothing; then out is the
+// norm of x by weight, or x as it is. The row stays in registers between. With `row_index`, row r of out is of row
+// row_index[r] of x, zeros where there is no such row (-1); there is no delta then.
+template <int VECTORS> DEVICE void add_norm(const AddNorm &job) {
+    SHARED float scratch[3][MOST_WARPS];
+    Places<VECTORS> places(job.hidden);
+    float x[VECTORS][4];
+    // While the kernel before still runs, weights travel to where they take no registers; a thread reads its own alone.
+    DYNAMIC_SHARED(shared);
+    float *weight = reinterpret_cast<float *>(shared);
+    if (job.weight) places.fetch(weight, job.weight);
+    places.prefetch(job.delta_bias);
+    places.prefetch(job.delta_weight);
+    places.prefetch(job.bias);
+    let_next_start();
+    wait_for_earlier();
+    size_t row = blockIdx.x;
+    if (job.row_index) {
+        int from = job.row_index[row];
+        if (unsigned(from) >= unsigned(job.x_rows)) {
+            copies_wait<0>();
+            return places.store_zeros(job.out + row * job.hidden);
+        }
+        row = from;
+    }
+    places.load(x, job.x + row * job.hidden);
+    if (job.delta) {
+        float delta[VECTORS][4];
+        places.load(delta, job.delta + row * job.hidden);
+        if (job.delta_bias) places.add(delta, job.delta_bias);
+        if (job.delta_weight) {
+            float inverse = rsqrtf(sum_of_block(squares(delta), scratch[0]) / job.hidden + job.eps);
+            places.scale(delta, job.delta_weight, job.offset, inverse);
+        }
+        for (int i = 0; i < VECTORS; i++)
+            for (int j = 0; j < 4; j++) x[i][j] += job.residual_scale * delta[i][j];
+        places.store(job.x + row * job.hidden, x);
+    }
+    if (!job.out) return;
+    if (job.weight) {
+        if (job.centred) centre(x, places, scratch[1]);
+        float inverse = rsqrtf(sum_of_block(squares(x), scratch[2]) / job.hidden + job.eps);
+        copies_wait<0>();
+        places.scale(x, weight, job.offset, inverse);
+    }
+    if (job.bias) places.add(x, job.bias);
+    places.store(job.out + size_t(blockIdx.x) * job.hidden, x);
+}
+
+} // namespace
+
+// Grid (rows); threads times 4 times the number in the name are at least `hidden`. Dynamic shared memory: f32 [hidden]
+// where there is a `weight`.
+#define ADD_NORM(name, threads, vectors)                                                                               \
+    KERNEL(threads)                                                                                                    \
+    name(float *x, const float *delta, const float *delta_bias, const float *delta_weight, const float *weight,        \
+         const float *bias, bf16 *out, const int *row_index, int x_rows, int hidden, int centred, float eps,           \
+         float offset, float residual_scale) {                                                                         \
+        add_norm<vectors>(AddNorm{x, delta, delta_bias, delta_weight, weight, bias, out, row_index, x_rows, hidden,    \
+                                  centred, eps, offset, residual_scale});                                              \
+    }                                                                                                                  \
+    EXPORT(name)
+
+ADD_NORM(add_norm_1, 256, 1)
+ADD_NORM(add_norm_2, 256, 2)
+ADD_NORM(add_norm_4, 1024, 4)
+
+// --------------------------------------------------------------------------------------------------- gated activations
+
+namespace {
+
+enum Kind { SILU, GELU, GELU_TANH, CLAMPED_SWIGLU };
+
+// x times the logistic function of y. A power that overflows gives x / inf = 0.
+DEVICE float times_sigmoid(float x, float y) { return __fdividef(x, 1.0f + __expf(-y)); }
+
+template <int KIND> DEVICE float activate(float gate, float up, float limit) {
+    if (KIND == SILU) return times_sigmoid(gate, gate) * up;
+    // By the complement, which keeps its digits where gelu is small: 1 + erf(z) = erfc(-z).
+    if (KIND == GELU) return 0.5f * gate * erfcf(-0.70710678f * gate) * up;
+    if (KIND == GELU_TANH) {
+        // (1 + tanh(z)) / 2 is the logistic function of 2 z.
+        float doubled = 1.5957691f * (gate + 0.044715f * gate * gate * gate);
+        return times_sigmoid(gate, doubled) * up;
+    }
+    gate = fminf(gate, limit);
+    up = fminf(fmaxf(up, -limit), limit);
+    return times_sigmoid(gate, 1.702f * gate) * (up + 1.0f);
+}
+
+// Eight numbers of bf16 as floats, with their biases.
+DEVICE void load_eight(float (&to)[8], const bf16 *from, const float *bias) {
+    Bytes16 got = load16(from);
+    uint32_t pairs[4] = {got.x, got.y, got.z, got.w};
+    for (int i = 0; i < 4; i++) to[2 * i] = low_float(pairs[i]), to[2 * i + 1] = high_float(pairs[i]);
+    if (bias) {
+        float more[2][4];
+        load_four(more[0], bias);
+        load_four(more[1], bias + 4);
+        for (int i = 0; i < 8; i++) to[i] += more[i / 4][i % 4];
+    }
+}
+
+// Eight results for each thread, those of all rows in one sequence.
+template <int KIND>
+DEVICE void gate_rows(const bf16 *in, const float *bias, bf16 *out, int rows, int width, float limit) {
+    let_next_start();
+    wait_for_earlier();
+    unsigned at = blockIdx.x * blockDim.x + threadIdx.x, of_row = unsigned(width) / 8;
+    unsigned row = at / of_row, column = at % of_row * 8;
+    if (row >= unsigned(rows)) return;
+    const bf16 *from = in + size_t(row) * 2 * width + column;
+    float gate[8], up[8];
+    load_eight(gate, from, bias ? bias + column : nullptr);
+    load_eight(up, from + width, bias ? bias + width + column : nullptr);
+    uint32_t pairs[4];
+    for (int i = 0; i < 4; i++) {
+        float first = activate<KIND>(gate[2 * i], up[2 * i], limit);
+        pairs[i] = to_bf16_pair(first, activate<KIND>(gate[2 * i + 1], up[2 * i + 1], limit));
+    }
+    store16(out + size_t(row) * width + column, Bytes16{pairs[0], pairs[1], pairs[2], pairs[3]});
+}
+
+} // namespace
+
+// Grid (ceil(rows * width / 8 / threads)); `width` is a multiple of 8, `bias` of both halves or null.
+#define GATED(name, kind)                                                                                              \
+    KERNEL(256) name(const bf16 *in, const float *bias, bf16 *out, int rows, int width, float limit) {                 \
+        gate_rows<kind>(in, bias, out, rows, width, limit);                                                            \
+    }                                                                                                                  \
+    EXPORT(name)
+
+GATED(gated_silu, SILU)
+GATED(gated_gelu, GELU)
+GATED(gated_gelu_tanh, GELU_TANH)
+GATED(gated_clamped_swiglu, CLAMPED_SWIGLU)
+
+// -------------------------------------------------------------------------------------------------------------- logits
+
+// logits *= scale, then cap * tanh(logits / cap) where `cap` is above 0. Grid (ceil(count / 4 / threads)).
+KERNEL(256) shape_logits(float *logits, int count, float scale, float cap) {
+    let_next_start();
+    wait_for_earlier();
+    size_t at = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * 4;
+    if (at >= size_t(count)) return;
+    int some = count - int(at) < 4 ? count - int(at) : 4;
+    float numbers[4] = {};
+    if (some == 4) load_four(numbers, logits + at);
+    for (int i = 0; i < 4; i++) {
+        if (some < 4 && i < some) numbers[i] = logits[at + i];
+        numbers[i] *= scale;
+        if (cap > 0.0f) numbers[i] = cap * tanhf(numbers[i] / cap);
+        if (some < 4 && i < some) logits[at + i] = numbers[i];
+    }
+    if (some == 4) store_four(logits + at, numbers);
+}
+EXPORT(shape_logits)

@@ -1,0 +1,318 @@
+// See emulator.hpp.
+#include "emulator.hpp"
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <string>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <vector>
+
+namespace emulator {
+namespace {
+
+constexpr size_t STACK = 256 << 10;
+constexpr int LANES = 32;
+
+struct Copy {
+    void *to;
+    const void *from;
+    size_t bytes;
+};
+
+// Where all of a group wait until the last has come.
+struct Barrier {
+    unsigned arrived = 0, generation = 0;
+};
+
+std::map<std::string, Call> &kernels() {
+    static std::map<std::string, Call> all;
+    return all;
+}
+
+} // namespace
+
+struct Thread {
+    unsigned index = 0;
+    bool done = false;
+    void *stack_pointer = nullptr;
+    void *stack = nullptr;
+    std::vector<std::vector<Copy>> groups;
+    std::vector<Copy> open;
+};
+
+namespace {
+
+struct Warp {
+    Barrier barrier;
+    unsigned live = 0;
+    uint64_t slots[LANES] = {};
+    uint32_t fragments[LANES][6] = {};
+    const void *rows[LANES] = {};
+};
+
+struct Block {
+    dim3 index, size, grid;
+    std::vector<Thread> threads;
+    std::vector<Warp> warps;
+    Barrier barrier;
+    unsigned live = 0;
+    unsigned char *dynamic = nullptr;
+    Call call = nullptr;
+    void **arguments = nullptr;
+};
+
+thread_local Block *block = nullptr;
+thread_local Thread *thread = nullptr;
+thread_local void *scheduler = nullptr;
+
+// Changes over from one coroutine to another: what a called function must keep is put on the old stack and taken from
+// the new one.
+#if defined(__x86_64__)
+extern "C" void emulator_switch(void **from, void *to);
+asm(R"(
+.text
+.globl emulator_switch
+.type emulator_switch, @function
+emulator_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+.size emulator_switch, .-emulator_switch
+)");
+
+void *prepare(void *stack, void (*entry)()) {
+    auto top = reinterpret_cast<uintptr_t>(stack) + STACK;
+    auto *at = reinterpret_cast<uint64_t *>(top & ~uintptr_t(15));
+    *--at = 0; // a return address for `entry`, which never returns
+    *--at = reinterpret_cast<uint64_t>(entry);
+    for (int saved = 0; saved < 6; saved++) *--at = 0;
+    return at;
+}
+#else
+// The portable way, through the C library.
+void emulator_switch(void **from, void *to) {
+    ucontext_t here;
+    *from = &here;
+    swapcontext(&here, static_cast<ucontext_t *>(to));
+}
+
+void *prepare(void *stack, void (*entry)()) {
+    auto *context = static_cast<ucontext_t *>(stack);
+    getcontext(context);
+    context->uc_stack.ss_sp = static_cast<char *>(stack) + sizeof(ucontext_t);
+    context->uc_stack.ss_size = STACK - sizeof(ucontext_t);
+    context->uc_link = nullptr;
+    makecontext(context, entry, 0);
+    return context;
+}
+#endif
+
+void yield() { emulator_switch(&thread->stack_pointer, scheduler); }
+
+void open_if_all(Barrier &barrier, unsigned live) {
+    if (barrier.arrived > 0 && barrier.arrived == live) {
+        barrier.arrived = 0;
+        barrier.generation++;
+    }
+}
+
+void wait_at(Barrier &barrier, unsigned live) {
+    unsigned generation = barrier.generation;
+    barrier.arrived++;
+    open_if_all(barrier, live);
+    while (barrier.generation == generation) yield();
+}
+
+Warp &warp() { return block->warps[thread->index / LANES]; }
+
+void entry() {
+    block->call(block->arguments);
+    thread->done = true;
+    // Who has left is not waited for.
+    open_if_all(block->barrier, --block->live);
+    open_if_all(warp().barrier, --warp().live);
+    yield();
+}
+
+void land(const std::vector<Copy> &group) {
+    for (const Copy &copy : group) {
+        if (copy.from) {
+            memcpy(copy.to, copy.from, copy.bytes);
+        } else {
+            memset(copy.to, 0, copy.bytes);
+        }
+    }
+}
+
+struct Stacks {
+    std::vector<void *> all;
+    void *at(size_t index) {
+        while (all.size() <= index) {
+            void *stack = mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+            if (stack == MAP_FAILED) abort();
+            all.push_back(stack);
+        }
+        return all[index];
+    }
+    ~Stacks() {
+        for (void *stack : all) munmap(stack, STACK);
+    }
+};
+
+void run_block(Block &running) {
+    static thread_local Stacks stacks;
+    unsigned count = running.size.x;
+    running.threads.assign(count, Thread());
+    running.warps.assign((count + LANES - 1) / LANES, Warp());
+    running.live = count;
+    for (unsigned index = 0; index < count; index++) {
+        Thread &made = running.threads[index];
+        made.index = index;
+        made.stack = stacks.at(index);
+        made.stack_pointer = prepare(made.stack, entry);
+        running.warps[index / LANES].live++;
+    }
+    block = &running;
+    // Forwards and backwards in turn: a result that depends on who runs first changes.
+    for (unsigned pass = running.index.x + running.index.y; running.live > 0; pass++) {
+        for (unsigned step = 0; step < count; step++) {
+            thread = &running.threads[pass % 2 == 0 ? step : count - 1 - step];
+            if (!thread->done) emulator_switch(&scheduler, thread->stack_pointer);
+        }
+    }
+}
+
+} // namespace
+
+Thread &self() { return *thread; }
+dim3 thread_index() { return dim3{thread->index, 0, 0}; }
+dim3 block_index() { return block->index; }
+dim3 block_size() { return block->size; }
+dim3 grid_size() { return block->grid; }
+unsigned char *dynamic_shared() { return block->dynamic; }
+int lane() { return int(thread->index % LANES); }
+
+void block_barrier() { wait_at(block->barrier, block->live); }
+void warp_barrier() { wait_at(warp().barrier, warp().live); }
+
+uint64_t exchange(uint64_t value, int from) {
+    Warp &mine = warp();
+    mine.slots[lane()] = value;
+    warp_barrier();
+    uint64_t got = mine.slots[from & (LANES - 1)];
+    warp_barrier();
+    return got;
+}
+
+uint32_t ballot(bool value) {
+    Warp &mine = warp();
+    mine.slots[lane()] = value;
+    warp_barrier();
+    uint32_t bits = 0;
+    for (int other = 0; other < LANES; other++) bits |= uint32_t(mine.slots[other] != 0) << other;
+    warp_barrier();
+    return bits;
+}
+
+void copy_async(void *to, const void *from, size_t bytes) { thread->open.push_back(Copy{to, from, bytes}); }
+
+void copies_commit() {
+    thread->groups.push_back(std::move(thread->open));
+    thread->open.clear();
+}
+
+void copies_wait(int pending) {
+    while (thread->groups.size() > size_t(pending)) {
+        land(thread->groups.front());
+        thread->groups.erase(thread->groups.begin());
+    }
+}
+
+void load_matrices(uint32_t (&to)[4], const void *row, bool transposed) {
+    Warp &mine = warp();
+    mine.rows[lane()] = row;
+    warp_barrier();
+    int at = lane();
+    for (int matrix = 0; matrix < 4; matrix++) {
+        uint32_t pair = 0;
+        for (int half = 0; half < 2; half++) {
+            int line = transposed ? 2 * (at % 4) + half : at / 4, column = transposed ? at / 4 : 2 * (at % 4) + half;
+            pair |= uint32_t(static_cast<const uint16_t *>(mine.rows[matrix * 8 + line])[column]) << (16 * half);
+        }
+        to[matrix] = pair;
+    }
+    warp_barrier();
+}
+
+static float half_of(uint32_t pair, int half) {
+    return bit_cast<float>(half == 0 ? pair << 16 : pair & 0xffff0000u);
+}
+
+void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    Warp &mine = warp();
+    uint32_t put[6] = {a[0], a[1], a[2], a[3], b0, b1};
+    memcpy(mine.fragments[lane()], put, sizeof put);
+    warp_barrier();
+    int group = lane() / 4, pair = lane() % 4;
+    for (int which = 0; which < 4; which++) {
+        int row = group + 8 * (which / 2), column = 2 * pair + which % 2;
+        float sum = 0;
+        for (int k = 0; k < 16; k++) {
+            int owner_a = row % 8 * 4 + k % 8 / 2, owner_b = column * 4 + k % 8 / 2;
+            float left = half_of(mine.fragments[owner_a][row / 8 + 2 * (k / 8)], k % 2);
+            float right = half_of(mine.fragments[owner_b][4 + k / 8], k % 2);
+            sum += left * right;
+        }
+        d[which] += sum;
+    }
+    warp_barrier();
+}
+
+uint16_t round_to_bf16(float number) {
+    uint32_t bits = bit_cast<uint32_t>(number);
+    if (number != number) return uint16_t(bits >> 16 | 0x40);
+    return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+Registration::Registration(const char *name, Call call) { kernels()[name] = call; }
+
+} // namespace emulator
+
+// Runs a kernel to its end. `grid` has three numbers; `arguments` a pointer to each argument. 0 where all went well; 1
+// where there is no kernel of this name.
+extern "C" int tensorgate_emulate(const char *name, const unsigned *grid, unsigned threads, unsigned shared,
+                                  void **arguments) {
+    using namespace emulator;
+    auto found = kernels().find(name);
+    if (found == kernels().end()) return 1;
+    std::unique_ptr<unsigned char[]> memory(new unsigned char[shared + 128]);
+    auto *dynamic = reinterpret_cast<unsigned char *>((reinterpret_cast<uintptr_t>(memory.get()) + 127) & ~uintptr_t(127));
+    for (unsigned z = 0; z < grid[2]; z++)
+        for (unsigned y = 0; y < grid[1]; y++)
+            for (unsigned x = 0; x < grid[0]; x++) {
+                Block running;
+                running.index = dim3{x, y, z};
+                running.size = dim3{threads, 1, 1};
+                running.grid = dim3{grid[0], grid[1], grid[2]};
+                running.dynamic = dynamic;
+                running.call = found->second;
+                running.arguments = arguments;
+                memset(dynamic, 0xff, shared);
+                run_block(running);
+            }
+    return 0;
+}

@@ -1,0 +1,109 @@
+//! What runs launches, in the order in which they come: a GPU, or the emulator of the tests.
+
+use super::launch::Launch;
+use super::memory::Slice;
+
+/// A sequence of launches that was captured, to be run again as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Graph(pub(super) usize);
+
+/// A copy to the host that is under way.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Pending(pub(super) usize);
+
+/// Why a device did not do what it was told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It has not so much memory.
+    OutOfMemory {
+        /// Bytes that were asked for.
+        wanted: u64,
+        /// Bytes that it has left.
+        free: u64,
+    },
+    /// This call failed; others may succeed.
+    Call(String),
+    /// The device's context is lost: nothing succeeds any more in this process.
+    Lost(String),
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Fault::OutOfMemory { wanted, free } => {
+                write!(f, "the device has {free} bytes of memory left, and {wanted} are needed")
+            }
+            Fault::Call(what) => write!(f, "{what}"),
+            Fault::Lost(what) => write!(f, "the device is lost: {what}"),
+        }
+    }
+}
+
+impl std::error::Error for Fault {}
+
+/// Runs launches one after the other.
+///
+/// All calls come from one thread at a time. Everything given to it takes effect in order; `launch`, `upload`,
+/// `download` and `replay` do not wait for it.
+pub trait Device: Send {
+    /// What it calls itself.
+    fn name(&self) -> &str;
+
+    /// Multiprocessors: blocks of one wave, where each fills one.
+    fn processors(&self) -> u32;
+
+    /// Memory for `bytes`, aligned to 256, until the device is dropped. Its contents mean nothing.
+    ///
+    /// # Errors
+    /// There is not so much.
+    fn reserve(&mut self, bytes: usize) -> Result<Slice<u8>, Fault>;
+
+    /// Runs a kernel, or takes it down while capturing.
+    ///
+    /// # Errors
+    /// The launch was refused. What a kernel does wrong while it runs shows at a later call.
+    fn launch(&mut self, launch: &Launch) -> Result<(), Fault>;
+
+    /// Copies to the device; `bytes` may be used again at once.
+    ///
+    /// # Errors
+    /// The slice is shorter, or the copy was refused.
+    fn upload(&mut self, to: Slice<u8>, bytes: &[u8]) -> Result<(), Fault>;
+
+    /// Begins to copy to the host.
+    ///
+    /// # Errors
+    /// The copy was refused.
+    fn download(&mut self, from: Slice<u8>) -> Result<Pending, Fault>;
+
+    /// Waits for a copy to the host.
+    ///
+    /// # Errors
+    /// Something since the last wait has failed.
+    fn wait(&mut self, pending: Pending) -> Result<Vec<u8>, Fault>;
+
+    /// Takes launches down instead of running them, until [`Device::end_capture`].
+    ///
+    /// # Errors
+    /// One is being captured already, or the device refuses.
+    fn begin_capture(&mut self) -> Result<(), Fault>;
+
+    /// Makes a graph of what was taken down.
+    ///
+    /// # Errors
+    /// Nothing is being captured, or the device refuses.
+    fn end_capture(&mut self) -> Result<Graph, Fault>;
+
+    /// Runs a graph.
+    ///
+    /// # Errors
+    /// There is no such graph, or the device refuses.
+    fn replay(&mut self, graph: Graph) -> Result<(), Fault>;
+
+    /// How long the device takes for what `work` has it do, without what the host does meanwhile; waits for all of it.
+    /// For measurements.
+    ///
+    /// # Errors
+    /// Those of `work`, and of what it began.
+    fn seconds(&mut self, work: &mut dyn FnMut(&mut dyn Device) -> Result<(), Fault>) -> Result<f64, Fault>;
+}

@@ -1,0 +1,421 @@
+//! A GPU behind CUDA's driver: one context, one stream, memory in few large pieces. The driver's library is looked for
+//! when it is asked for; without it everything else runs.
+
+#![allow(unsafe_code)]
+
+use super::device::{Device, Fault, Graph, Pending};
+use super::launch::Launch;
+use super::memory::Slice;
+use super::staging::{Landing, Staging};
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys;
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::thread::ThreadId;
+
+/// The kernels, as nvcc compiled them: one module for each source.
+const MODULES: &[&[u8]] = include!(concat!(env!("OUT_DIR"), "/modules.rs"));
+/// Dynamic shared memory that a kernel may have without asking.
+/// Static memory counts, too, of which a kernel has a few kilobytes at most.
+const SHARED_FREE: u32 = 40 << 10;
+/// The oldest driver that knows the kernels' format, as it tells its version: CUDA 13.0, release 580.
+const DRIVER_VERSION: i32 = 13_000;
+/// The oldest cards that run them: compute capability 8.0.
+const CAPABILITY_MAJOR: i32 = 8;
+/// Code for cards from this on waits itself for the kernels before it.
+const OVERLAPPING_CODE: i32 = 90;
+/// Memory is aligned so.
+const ALIGNMENT: usize = 256;
+
+/// What the driver says of this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// Its library is not there.
+    Missing,
+    /// It is there, and cannot be used: why.
+    Unusable(String),
+    /// The names of its GPUs, but for those that are too old for the kernels.
+    Gpus(Vec<String>),
+}
+
+/// Looks for a driver and its GPUs; never fails.
+pub fn driver() -> Driver {
+    // SAFETY: loads a library by its well-known name; it has no other effect.
+    if !unsafe { sys::is_culib_present() } {
+        return Driver::Missing;
+    }
+    match devices() {
+        Ok(devices) => Driver::Gpus(devices.into_iter().map(|(_, name)| name).collect()),
+        Err(why) => Driver::Unusable(why),
+    }
+}
+
+/// The GPUs that run the kernels; why there can be none.
+fn devices() -> Result<Vec<(sys::CUdevice, String)>, String> {
+    result::init().map_err(describe)?;
+    let mut version = 0;
+    // SAFETY: writes one number.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(describe)?;
+    if version < DRIVER_VERSION {
+        let (major, minor) = (version / 1000, version % 1000 / 10);
+        return Err(format!("it is of CUDA {major}.{minor}, and the kernels need CUDA 13.0, which is release 580"));
+    }
+    let mut devices = Vec::new();
+    for ordinal in 0..result::device::get_count().map_err(describe)? {
+        let device = result::device::get(ordinal).map_err(describe)?;
+        let major = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
+        // SAFETY: the device is one of the driver's.
+        if unsafe { result::device::get_attribute(device, major) }.map_err(describe)? >= CAPABILITY_MAJOR {
+            devices.push((device, result::device::get_name(device).map_err(describe)?));
+        }
+    }
+    Ok(devices)
+}
+
+/// A GPU, for one model.
+#[derive(Debug)]
+pub struct Gpu {
+    name: String,
+    processors: u32,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    modules: Vec<sys::CUmodule>,
+    functions: HashMap<&'static str, Function>,
+    memory: Vec<sys::CUdeviceptr>,
+    graphs: Vec<sys::CUgraphExec>,
+    staging: Staging,
+    landing: Landing,
+    /// The thread that the context was last made current in.
+    thread: Option<ThreadId>,
+}
+
+// SAFETY: the driver's handles may be used from any thread whose current context is theirs, which `enter` sees to; and
+// `&mut self` keeps two threads from using them at once.
+unsafe impl Send for Gpu {}
+
+#[derive(Clone, Copy, Debug)]
+struct Function {
+    handle: sys::CUfunction,
+    /// Dynamic shared memory that it may have.
+    shared: u32,
+    /// May it begin while the one before still ends? Its code then waits itself, which only that for sm_90 and later
+    /// does, whatever the device.
+    overlaps: bool,
+}
+
+/// An error in words, with CUDA's name for it.
+fn describe(error: DriverError) -> String {
+    let name = error.error_name().map(|name| name.to_string_lossy().into_owned());
+    let text = error.error_string().map(|text| text.to_string_lossy().into_owned());
+    match (name, text) {
+        (Ok(name), Ok(text)) => format!("{text} ({name})"),
+        _ => format!("CUDA's error {}", error.0 as u32),
+    }
+}
+
+/// What an error means for those who go on.
+fn fault(error: DriverError) -> Fault {
+    use sys::cudaError_enum as Code;
+    match error.0 {
+        Code::CUDA_ERROR_ILLEGAL_ADDRESS
+        | Code::CUDA_ERROR_LAUNCH_FAILED
+        | Code::CUDA_ERROR_LAUNCH_TIMEOUT
+        | Code::CUDA_ERROR_ECC_UNCORRECTABLE
+        | Code::CUDA_ERROR_HARDWARE_STACK_ERROR
+        | Code::CUDA_ERROR_ILLEGAL_INSTRUCTION
+        | Code::CUDA_ERROR_MISALIGNED_ADDRESS
+        | Code::CUDA_ERROR_INVALID_ADDRESS_SPACE
+        | Code::CUDA_ERROR_INVALID_PC
+        | Code::CUDA_ERROR_ASSERT
+        | Code::CUDA_ERROR_CONTAINED
+        | Code::CUDA_ERROR_NVLINK_UNCORRECTABLE
+        | Code::CUDA_ERROR_TENSOR_MEMORY_LEAK
+        | Code::CUDA_ERROR_EXTERNAL_DEVICE
+        | Code::CUDA_ERROR_MPS_CLIENT_TERMINATED
+        | Code::CUDA_ERROR_MPS_RPC_FAILURE
+        | Code::CUDA_ERROR_DEVICE_UNAVAILABLE
+        | Code::CUDA_ERROR_NO_DEVICE
+        | Code::CUDA_ERROR_INVALID_CONTEXT
+        | Code::CUDA_ERROR_NOT_INITIALIZED
+        | Code::CUDA_ERROR_SYSTEM_NOT_READY
+        | Code::CUDA_ERROR_CONTEXT_IS_DESTROYED
+        | Code::CUDA_ERROR_DEINITIALIZED
+        | Code::CUDA_ERROR_UNKNOWN => Fault::Lost(describe(error)),
+        _ => Fault::Call(describe(error)),
+    }
+}
+
+impl Gpu {
+    /// Opens a GPU by its number, and loads the kernels.
+    ///
+    /// # Errors
+    /// There is no driver, no such GPU, or the driver is too old for the kernels.
+    pub fn open(ordinal: usize) -> Result<Self, Fault> {
+        if driver() == Driver::Missing {
+            return Err(Fault::Call("CUDA's driver (libcuda.so.1) is not on this machine".into()));
+        }
+        let devices = devices().map_err(|why| Fault::Call(format!("CUDA's driver cannot be used: {why}")))?;
+        let known = devices.len();
+        let found = devices.into_iter().nth(ordinal);
+        let (device, name) =
+            found.ok_or_else(|| Fault::Call(format!("there is no GPU {ordinal}; {known} can run the kernels")))?;
+        // SAFETY: the device is one of the driver's; the context is released by `drop`.
+        let (context, processors) = unsafe {
+            use sys::CUdevice_attribute_enum as Attribute;
+            let context = result::primary_ctx::retain(device).map_err(fault)?;
+            result::ctx::set_current(context).map_err(fault)?;
+            let count = Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+            (context, result::device::get_attribute(device, count).map_err(fault)? as u32)
+        };
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(fault)?;
+        let mut gpu = Gpu {
+            name,
+            processors,
+            device,
+            context,
+            stream,
+            modules: Vec::new(),
+            functions: HashMap::new(),
+            memory: Vec::new(),
+            graphs: Vec::new(),
+            staging: Staging::new(),
+            landing: Landing::default(),
+            thread: Some(std::thread::current().id()),
+        };
+        for module in MODULES {
+            // SAFETY: the bytes are a fat binary of nvcc's.
+            let loaded = unsafe { result::module::load_data(module.as_ptr().cast()) };
+            gpu.modules.push(loaded.map_err(|error| {
+                let why = describe(error);
+                Fault::Call(format!("{} cannot run the kernels: {why}; they need a driver of CUDA 13", gpu.name))
+            })?);
+        }
+        Ok(gpu)
+    }
+
+    /// Bytes of memory that are free, and all.
+    ///
+    /// # Errors
+    /// The driver does not say.
+    pub fn memory_info(&self) -> Result<(usize, usize), Fault> {
+        // SAFETY: the context lives until `drop`.
+        unsafe { result::ctx::set_current(self.context) }.map_err(fault)?;
+        result::mem_get_info().map_err(fault)
+    }
+
+    /// Makes the context this thread's.
+    fn enter(&mut self) -> Result<(), Fault> {
+        let here = std::thread::current().id();
+        if self.thread != Some(here) {
+            // SAFETY: the context lives until `drop`.
+            unsafe { result::ctx::set_current(self.context) }.map_err(fault)?;
+            self.thread = Some(here);
+        }
+        Ok(())
+    }
+
+    /// The kernel of a launch, with as much shared memory as it wants.
+    fn function(&mut self, launch: &Launch) -> Result<Function, Fault> {
+        let known = self.functions.get(launch.kernel()).copied();
+        let mut function = match known {
+            Some(function) => function,
+            None => self.find(launch.kernel())?,
+        };
+        if launch.shared() > function.shared {
+            use sys::CUfunction_attribute_enum as Attribute;
+            let most = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is of a loaded module.
+            unsafe { result::function::set_function_attribute(function.handle, most, launch.shared() as i32) }
+                .map_err(fault)?;
+            function.shared = launch.shared();
+        }
+        self.functions.insert(launch.kernel(), function);
+        Ok(function)
+    }
+
+    fn find(&self, kernel: &str) -> Result<Function, Fault> {
+        let name = CString::new(kernel).map_err(|_| Fault::Call("a kernel's name has a zero".into()))?;
+        // SAFETY: the modules are loaded.
+        let mut found =
+            self.modules.iter().map(|module| unsafe { result::module::get_function(*module, name.clone()) });
+        let handle = found.find_map(Result::ok).ok_or_else(|| Fault::Call(format!("there is no kernel '{kernel}'")))?;
+        let version = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PTX_VERSION;
+        // SAFETY: the function is of a loaded module.
+        let version = unsafe { result::function::get_function_attribute(handle, version) }.map_err(fault)?;
+        Ok(Function { handle, shared: SHARED_FREE, overlaps: version >= OVERLAPPING_CODE })
+    }
+}
+
+impl Device for Gpu {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn processors(&self) -> u32 {
+        self.processors
+    }
+
+    fn reserve(&mut self, bytes: usize) -> Result<Slice<u8>, Fault> {
+        self.enter()?;
+        let rounded = bytes.max(1).next_multiple_of(ALIGNMENT);
+        // SAFETY: freed by `drop`, and by nobody else.
+        match unsafe { result::malloc_sync(rounded) } {
+            Ok(address) => {
+                self.memory.push(address);
+                Ok(Slice::new(address, bytes))
+            }
+            Err(DriverError(sys::cudaError_enum::CUDA_ERROR_OUT_OF_MEMORY)) => {
+                let free = result::mem_get_info().map_or(0, |(free, _)| free as u64);
+                Err(Fault::OutOfMemory { wanted: bytes as u64, free })
+            }
+            Err(error) => Err(fault(error)),
+        }
+    }
+
+    fn launch(&mut self, launch: &Launch) -> Result<(), Fault> {
+        self.enter()?;
+        let function = self.function(launch)?;
+        let mut values = [0u64; 32];
+        let count = launch.arguments().len();
+        values[..count].copy_from_slice(launch.arguments());
+        let mut arguments: [*mut c_void; 32] = values.each_mut().map(|value| std::ptr::from_mut(value).cast());
+        let [x, y, z] = launch.grid();
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: launch.threads(),
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared(),
+            hStream: self.stream,
+            attrs: &mut attribute,
+            numAttrs: u32::from(function.overlaps),
+        };
+        // SAFETY: the launcher has checked that the kernel stays within the slices it was given, which live as long as
+        // this device; each argument points to eight bytes, of which the kernel takes what its parameter is long. What
+        // it must not see of earlier kernels it waits for itself (`wait_for_earlier`).
+        unsafe { sys::cuLaunchKernelEx(&config, function.handle, arguments.as_mut_ptr(), std::ptr::null_mut()) }
+            .result()
+            .map_err(|error| match fault(error) {
+                Fault::Call(what) => Fault::Call(format!("kernel '{}': {what}", launch.kernel())),
+                other => other,
+            })
+    }
+
+    fn upload(&mut self, to: Slice<u8>, bytes: &[u8]) -> Result<(), Fault> {
+        self.enter()?;
+        if bytes.len() > to.len() {
+            return Err(Fault::Call(format!("a copy of {} bytes to a piece of {}", bytes.len(), to.len())));
+        }
+        self.staging.copy(self.stream, to.address(), bytes).map_err(fault)
+    }
+
+    fn download(&mut self, from: Slice<u8>) -> Result<Pending, Fault> {
+        self.enter()?;
+        self.landing.begin(self.stream, from.address(), from.len()).map(Pending).map_err(fault)
+    }
+
+    fn wait(&mut self, pending: Pending) -> Result<Vec<u8>, Fault> {
+        self.enter()?;
+        self.landing.take(pending.0).map_err(fault)
+    }
+
+    fn begin_capture(&mut self) -> Result<(), Fault> {
+        self.enter()?;
+        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream lives until `drop`.
+        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(fault)
+    }
+
+    fn end_capture(&mut self) -> Result<Graph, Fault> {
+        self.enter()?;
+        // SAFETY: the stream lives until `drop`; the graph is destroyed here, what was made of it by `drop`.
+        unsafe {
+            let graph = result::stream::end_capture(self.stream).map_err(fault)?;
+            let made = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+            let destroyed = result::graph::destroy(graph);
+            let made = made.map_err(fault)?;
+            self.graphs.push(made);
+            destroyed.map_err(fault)?;
+            result::graph::upload(made, self.stream).map_err(fault)?;
+        }
+        Ok(Graph(self.graphs.len() - 1))
+    }
+
+    fn replay(&mut self, graph: Graph) -> Result<(), Fault> {
+        self.enter()?;
+        let graph = self.graphs.get(graph.0).ok_or_else(|| Fault::Call("there is no such graph".into()))?;
+        // SAFETY: graph and stream live until `drop`; the launches in it were checked as all are.
+        unsafe { result::graph::launch(*graph, self.stream) }.map_err(fault)
+    }
+
+    fn seconds(&mut self, work: &mut dyn FnMut(&mut dyn Device) -> Result<(), Fault>) -> Result<f64, Fault> {
+        self.enter()?;
+        let (begin, end) = (Event::new()?, Event::new()?);
+        begin.record(self.stream)?;
+        let worked = work(self);
+        self.enter()?;
+        end.record(self.stream)?;
+        // SAFETY: both events live until the end of this function, and were recorded.
+        let milliseconds = unsafe {
+            result::event::synchronize(end.0).map_err(fault)?;
+            result::event::elapsed(begin.0, end.0).map_err(fault)?
+        };
+        worked.map(|()| f64::from(milliseconds) / 1e3)
+    }
+}
+
+/// A mark in a stream that notes the time.
+struct Event(sys::CUevent);
+
+impl Event {
+    fn new() -> Result<Self, Fault> {
+        result::event::create(sys::CUevent_flags_enum::CU_EVENT_DEFAULT).map(Event).map_err(fault)
+    }
+
+    fn record(&self, stream: sys::CUstream) -> Result<(), Fault> {
+        // SAFETY: the event lives, and the stream as long as its device.
+        unsafe { result::event::record(self.0, stream) }.map_err(fault)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`, and dropped once.
+        let _ = unsafe { result::event::destroy(self.0) };
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        self.thread = None;
+        if self.enter().is_err() {
+            return;
+        }
+        // Nothing can be done about errors here: the context may be lost already.
+        // SAFETY: each handle was made by this device, is destroyed once, and after all work of the stream has ended.
+        unsafe {
+            let _ = result::stream::synchronize(self.stream);
+            self.staging.free();
+            self.landing.free();
+            for graph in self.graphs.drain(..) {
+                let _ = result::graph::exec_destroy(graph);
+            }
+            for address in self.memory.drain(..) {
+                let _ = result::free_sync(address);
+            }
+            for module in self.modules.drain(..) {
+                let _ = result::module::unload(module);
+            }
+            let _ = result::stream::destroy(self.stream);
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}

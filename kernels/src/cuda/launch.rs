@@ -1,0 +1,104 @@
+//! One run of a kernel as plain data: which, over how many blocks, with what arguments. Only the launchers of this
+//! folder make launches, after they have checked that every slice is as long as the kernel will read and write; so a
+//! device may run any launch. Launches can be recorded, compared and run again.
+
+use super::memory::{Misuse, Number, Slice};
+
+/// Most arguments of a kernel.
+const ARGUMENTS: usize = 32;
+
+/// One run of a kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launch {
+    kernel: &'static str,
+    grid: [u32; 3],
+    threads: u32,
+    shared: u32,
+    arguments: [u64; ARGUMENTS],
+    count: usize,
+}
+
+impl Launch {
+    /// Over `grid` blocks of `threads` threads, each block with `shared` bytes of dynamic shared memory. Arguments
+    /// follow in the kernel's order.
+    pub(super) fn new(kernel: &'static str, grid: [u32; 3], threads: u32, shared: u32) -> Self {
+        Launch { kernel, grid, threads, shared, arguments: [0; ARGUMENTS], count: 0 }
+    }
+
+    fn argument(mut self, bits: u64) -> Self {
+        self.arguments[self.count] = bits;
+        self.count += 1;
+        self
+    }
+
+    /// Appends a pointer.
+    pub(super) fn slice<T: Number>(self, slice: Slice<T>) -> Self {
+        self.argument(slice.address())
+    }
+
+    /// Appends a pointer, null where there is none.
+    pub(super) fn optional<T: Number>(self, slice: Option<Slice<T>>) -> Self {
+        self.argument(slice.map_or(0, |slice| slice.address()))
+    }
+
+    /// Appends an `int`.
+    pub(super) fn int(self, number: i32) -> Self {
+        self.argument(u64::from(number as u32))
+    }
+
+    /// Appends a `float`.
+    pub(super) fn float(self, number: f32) -> Self {
+        self.argument(u64::from(number.to_bits()))
+    }
+
+    /// Which kernel.
+    pub fn kernel(&self) -> &'static str {
+        self.kernel
+    }
+
+    /// Blocks in each direction.
+    pub fn grid(&self) -> [u32; 3] {
+        self.grid
+    }
+
+    /// Threads of a block.
+    pub fn threads(&self) -> u32 {
+        self.threads
+    }
+
+    /// Bytes of dynamic shared memory of a block.
+    pub fn shared(&self) -> u32 {
+        self.shared
+    }
+
+    /// Its arguments: the lower bytes of each are the value.
+    pub fn arguments(&self) -> &[u64] {
+        &self.arguments[..self.count]
+    }
+}
+
+/// Are `slice`'s numbers at least `len`?
+pub(super) fn long_enough<T: Number>(what: &str, slice: Slice<T>, len: usize) -> Result<(), Misuse> {
+    match slice.len() >= len {
+        true => Ok(()),
+        false => Err(Misuse(format!("{what} has {} numbers where the kernel needs {len}", slice.len()))),
+    }
+}
+
+/// Is what a launch needs so? `what` says what is not.
+pub(super) fn needs(holds: bool, what: impl FnOnce() -> String) -> Result<(), Misuse> {
+    if holds { Ok(()) } else { Err(Misuse(what())) }
+}
+
+/// A size as the kernels count: in 32 bits.
+///
+/// # Errors
+/// It is larger.
+pub(super) fn int(what: &str, number: usize) -> Result<i32, Misuse> {
+    i32::try_from(number).map_err(|_| Misuse(format!("{what} is {number}, more than 32 bits hold")))
+}
+
+/// The same for a grid's side.
+pub(super) fn blocks(what: &str, number: usize) -> Result<u32, Misuse> {
+    int(what, number).map(|number| number as u32)
+}

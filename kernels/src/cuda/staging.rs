@@ -1,0 +1,148 @@
+//! Copies between host and GPU by way of memory that the driver has pinned, so that neither waits for the other.
+
+#![allow(unsafe_code)]
+
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys;
+
+/// Bytes of a piece of pinned memory on the way to the GPU.
+const PIECE: usize = 4 << 20;
+/// Pieces: while one is copied, others are filled.
+const PIECES: usize = 4;
+/// Where copies begin.
+const ALIGNMENT: usize = 64;
+
+/// Pinned memory, and the event after which it may be used again.
+#[derive(Debug)]
+struct Pinned {
+    address: *mut u8,
+    bytes: usize,
+    event: sys::CUevent,
+}
+
+impl Pinned {
+    fn new(bytes: usize) -> Result<Self, DriverError> {
+        // SAFETY: freed by `free`.
+        let address = unsafe { result::malloc_host(bytes, 0) }?.cast();
+        let event = result::event::create(sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING)?;
+        Ok(Pinned { address, bytes, event })
+    }
+
+    /// # Safety
+    /// Nothing copies from or to it any more.
+    unsafe fn free(&self) {
+        // SAFETY: made by `new`; the caller frees it once.
+        unsafe {
+            let _ = result::event::destroy(self.event);
+            let _ = result::free_host(self.address.cast());
+        }
+    }
+}
+
+/// The way to the GPU: a ring of pieces.
+#[derive(Debug, Default)]
+pub(super) struct Staging {
+    pieces: Vec<Pinned>,
+    /// The piece that is being filled, and how far it is.
+    at: usize,
+    filled: usize,
+}
+
+impl Staging {
+    pub(super) fn new() -> Self {
+        Self::default()
+    }
+
+    /// Copies `bytes` to `address`, in the order of the stream.
+    pub(super) fn copy(&mut self, stream: sys::CUstream, address: u64, bytes: &[u8]) -> Result<(), DriverError> {
+        let mut done = 0;
+        while done < bytes.len() {
+            if self.pieces.is_empty() || PIECE - self.filled < ALIGNMENT {
+                self.next(stream)?;
+            }
+            let piece = &self.pieces[self.at];
+            let part = (bytes.len() - done).min(PIECE - self.filled);
+            // SAFETY: `part` bytes of the piece from `filled` on are nobody's: the last copy out of the piece before
+            // this round was waited for. The target was checked to be long enough.
+            unsafe {
+                let from = piece.address.add(self.filled);
+                std::ptr::copy_nonoverlapping(bytes.as_ptr().add(done), from, part);
+                let from = std::slice::from_raw_parts(from, part);
+                result::memcpy_htod_async(address + done as u64, from, stream)?;
+            }
+            done += part;
+            self.filled = (self.filled + part).next_multiple_of(ALIGNMENT);
+        }
+        Ok(())
+    }
+
+    /// Goes on to the next piece, once nothing is copied out of it any more.
+    fn next(&mut self, stream: sys::CUstream) -> Result<(), DriverError> {
+        if let Some(piece) = self.pieces.get(self.at) {
+            // SAFETY: event and stream live.
+            unsafe { result::event::record(piece.event, stream) }?;
+        }
+        if self.pieces.len() < PIECES {
+            // Nothing is copied out of a new one.
+            self.pieces.push(Pinned::new(PIECE)?);
+            (self.at, self.filled) = (self.pieces.len() - 1, 0);
+            return Ok(());
+        }
+        (self.at, self.filled) = ((self.at + 1) % self.pieces.len(), 0);
+        // SAFETY: the event was recorded when the piece was left.
+        unsafe { result::event::synchronize(self.pieces[self.at].event) }
+    }
+
+    /// # Safety
+    /// The stream has done all its work.
+    pub(super) unsafe fn free(&mut self) {
+        // SAFETY: each piece is freed once; the caller answers for the rest.
+        self.pieces.drain(..).for_each(|piece| unsafe { piece.free() });
+    }
+}
+
+/// The way back: one piece for each copy under way, used again later.
+#[derive(Debug, Default)]
+pub(super) struct Landing {
+    pieces: Vec<(Pinned, Option<usize>)>,
+}
+
+impl Landing {
+    /// Begins a copy; its number.
+    pub(super) fn begin(&mut self, stream: sys::CUstream, from: u64, bytes: usize) -> Result<usize, DriverError> {
+        let fits = |(piece, used): &(Pinned, Option<usize>)| used.is_none() && piece.bytes >= bytes;
+        let at = match self.pieces.iter().position(fits) {
+            Some(at) => at,
+            None => {
+                self.pieces.push((Pinned::new(bytes.max(1).next_power_of_two())?, None));
+                self.pieces.len() - 1
+            }
+        };
+        let (piece, used) = &mut self.pieces[at];
+        // SAFETY: nobody reads the piece until the event was waited for; it is long enough.
+        unsafe {
+            result::memcpy_dtoh_async(std::slice::from_raw_parts_mut(piece.address, bytes), from, stream)?;
+            result::event::record(piece.event, stream)?;
+        }
+        *used = Some(bytes);
+        Ok(at)
+    }
+
+    /// Waits for copy `number`.
+    pub(super) fn take(&mut self, number: usize) -> Result<Vec<u8>, DriverError> {
+        let Some((piece, used)) = self.pieces.get_mut(number) else { return Ok(Vec::new()) };
+        let Some(bytes) = used.take() else { return Ok(Vec::new()) };
+        // SAFETY: the event was recorded after the copy; once it has passed, the bytes are there.
+        unsafe {
+            result::event::synchronize(piece.event)?;
+            Ok(std::slice::from_raw_parts(piece.address, bytes).to_vec())
+        }
+    }
+
+    /// # Safety
+    /// The stream has done all its work.
+    pub(super) unsafe fn free(&mut self) {
+        // SAFETY: each piece is freed once; the caller answers for the rest.
+        self.pieces.drain(..).for_each(|(piece, _)| unsafe { piece.free() });
+    }
+}
