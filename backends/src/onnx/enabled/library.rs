@@ -66,5 +66,6 @@ fn start(library: &Path, threads: usize) -> Result<Environment, String> {
     // Whatever goes wrong is told to whoever asked: requests do not write into the log.
     environment.set_log_level(LogLevel::Fatal);
     native::guard_division();
+    native::keep_little();
     Ok(environment)
 }

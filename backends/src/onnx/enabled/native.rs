@@ -2,13 +2,30 @@
 //! process.
 //!
 //! ONNX Runtime divides whole numbers as C++ does. Its Div and Mod look for a zero before they divide (STFT does not, for
-//! which see `outline`), but not for the one other case that processors of x86 refuse: the least number by -1, whose quotient is one more than the greatest. One request could
-//! end the server with it. Here it is what it is on other processors and in numpy: the least number again, and no rest.
+//! which see `outline`), but not for the one other case that processors of x86 refuse: the least number by -1, whose
+//! quotient is one more than the greatest. One request could end the server with it. Here it is what it is on other
+//! processors and in numpy: the least number again, and no rest.
 
 use std::sync::Once;
 
-/// Gives memory that is free back to the system. The C library keeps it for what may come, even
-/// where it was the weights of a model that is gone.
+/// Has large pieces of memory, the weights of models among them, come from the system and go back to it one by one. Left
+/// to itself the C library learns to keep ever larger pieces, and those at the end of a thread's own heap it does not
+/// give back even when it is asked to.
+#[expect(unsafe_code, reason = "a call of the C library")]
+pub(super) fn keep_little() {
+    /// Larger pieces are the system's: larger than the tensors of most requests, which are better kept.
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    const LARGE: libc::c_int = 8 << 20;
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it takes no pointer.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, LARGE);
+    }
+}
+
+/// Gives memory that is free back to the system. The C library keeps it for what may come, even where it was the weights
+/// of a model that is gone.
 #[expect(unsafe_code, reason = "a call of the C library")]
 pub(super) fn give_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
