@@ -151,19 +151,6 @@ DEVICE uint64_t multiply_high(uint64_t a, uint64_t b) {
 
 // ------------------------------------------------------------------------------------------------- loads and stores
 
-// Sixteen bytes that are read once: they leave the first cache to others.
-DEVICE Bytes16 load_streaming(const void *from) {
-#ifdef __CUDACC__
-    Bytes16 got;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(got.x), "=r"(got.y), "=r"(got.z), "=r"(got.w)
-                 : "l"(from));
-    return got;
-#else
-    return emulator::load<Bytes16>(from);
-#endif
-}
-
 // Sixteen bytes, aligned.
 DEVICE Bytes16 load16(const void *from) { return *static_cast<const Bytes16 *>(from); }
 DEVICE void store16(void *to, Bytes16 value) { *static_cast<Bytes16 *>(to) = value; }

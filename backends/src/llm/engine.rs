@@ -124,6 +124,11 @@ impl<E: Executor> Engine<E> {
         self.executor.prepare()
     }
 
+    /// What the executor has to say that is worth a line in the log.
+    pub fn remark(&mut self) -> Option<String> {
+        self.executor.remark()
+    }
+
     /// When a step's outcome is waited for.
     pub fn overlap(&self) -> Overlap {
         self.overlap

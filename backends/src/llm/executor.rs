@@ -43,6 +43,11 @@ pub trait Executor: Send {
     fn prepare(&mut self) -> bool {
         false
     }
+
+    /// What is worth a line in the log, once.
+    fn remark(&mut self) -> Option<String> {
+        None
+    }
 }
 
 impl<E: Executor + ?Sized> Executor for Box<E> {
@@ -64,6 +69,10 @@ impl<E: Executor + ?Sized> Executor for Box<E> {
 
     fn prepare(&mut self) -> bool {
         (**self).prepare()
+    }
+
+    fn remark(&mut self) -> Option<String> {
+        (**self).remark()
     }
 }
 

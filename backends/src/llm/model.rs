@@ -430,7 +430,10 @@ impl Room {
             Place::Gpu(gpu) => {
                 let left = gpu.memory_info().map_err(|fault| refuse(fault.to_string()))?.0 as u64;
                 let weights = cuda::weight_bytes(spec)? as u64;
-                (wishes.gpu_cache_bytes.unwrap_or(left.saturating_sub(weights) / 4), GPU_STEP)
+                let rest = left.checked_sub(weights).ok_or_else(|| {
+                    refuse(format!("its weights take {weights} bytes in bfloat16, and the GPU has {left} left"))
+                })?;
+                (wishes.gpu_cache_bytes.unwrap_or(rest / 4), GPU_STEP)
             }
         };
         let (running, step_tokens) = (wishes.running.unwrap_or(running), wishes.step_tokens.unwrap_or(step_tokens));

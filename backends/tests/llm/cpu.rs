@@ -1,22 +1,15 @@
 //! The CPU executor: every family against the goldens of the reference, and what must not depend on how requests were
 //! put into steps.
 
+use crate::driven::{Outcome, Setting, drive, log_probability, prompt_logprobs, requests};
 use crate::parity::{cases, goldens};
-use backends::llm::blocks::{BlockPool, PrefixKey, Salt};
 use backends::llm::cpu::{CacheType, CpuExecutor, Options, Shape};
-use backends::llm::engine::{Engine, Overlap};
-use backends::llm::executor::{Executor, Masks};
-use backends::llm::plan::{Chunk, Fill, Input, Logprobs, Plan};
-use backends::llm::request::{Draft, Limits, Request};
-use backends::llm::sampling::{Parameters, Sampling};
-use backends::llm::scheduler::{Scheduler, Settings};
-use backends::llm::sequence::{Event, GroupId, SequenceId};
+use backends::llm::engine::Overlap;
+use backends::llm::sampling::Parameters;
 use backends::llm::spec::DecoderSpec;
 use backends::llm::weights::dummy::{Dummy, Init};
 use backends::llm::weights::{Format, Weights};
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 /// In units of the logits' standard deviation. The reference is held to 5e-5; kernels add up in another order.
 const TOLERANCE: f64 = 1e-4;
@@ -25,42 +18,6 @@ fn options(blocks: u32, block_len: u32, context: usize) -> Options {
     let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap());
     let cache = Shape { blocks, block_len, storage: CacheType::F32 };
     Options { cache, context, slots: 8, end_tokens: Vec::new(), pool, poison: true }
-}
-
-/// Log probabilities of each token after the first, from chunks of so many tokens whose blocks lie in no order.
-fn prompt_logprobs(executor: &mut CpuExecutor, tokens: &[u32], chunk: usize, block_len: u32) -> Vec<Logprobs> {
-    let sampling = Parameters { prompt_logprobs: Some(3), ..Parameters::default() };
-    let sampling = Arc::new(Sampling::new(sampling).unwrap());
-    let blocks: Arc<Vec<u32>> = Arc::new((0..tokens.len().div_ceil(block_len as usize) as u32).rev().collect());
-    let mut told = Vec::new();
-    for (step, part) in tokens.chunks(chunk).enumerate() {
-        let start = step * chunk;
-        let fill = (step == 0).then(|| Fill { prompt: tokens.into(), output: Vec::new() });
-        let chunk = Chunk {
-            sequence: SequenceId { group: GroupId(1), copy: 0 },
-            slot: 3,
-            fill,
-            start: start as u32,
-            length: part.len() as u32,
-            input: Input::Known(part.to_vec()),
-            blocks: blocks.clone(),
-            sample: false,
-            sampling: sampling.clone(),
-            prompt_logprobs: (start + part.len()).min(tokens.len() - 1) as u32 - start as u32,
-        };
-        let plan = Plan { step: step as u64 + 1, chunks: vec![chunk], stale: Vec::new(), preempted: Vec::new() };
-        let ticket = executor.launch(&plan).unwrap();
-        executor.sample(&ticket, &Masks::default()).unwrap();
-        told.extend(executor.collect(ticket).unwrap().remove(0).prompt_logprobs);
-    }
-    told
-}
-
-/// The log probability of `token` after a position with these logits.
-fn log_probability(logits: &[f32], token: u32) -> f64 {
-    let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|logit| f64::from(logit - best).exp()).sum();
-    f64::from(logits[token as usize] - best) - sum.ln()
 }
 
 #[test]
@@ -106,9 +63,6 @@ struct Variant {
 const PLAIN: Variant =
     Variant { blocks: 64, block_len: 32, chunk: 512, running: 1, cache: false, overlap: Overlap::InStep };
 
-/// What came of a request: its tokens, with bits of their probabilities.
-type Outcome = Vec<(u32, u32)>;
-
 /// All requests through one engine.
 fn run(
     spec: &DecoderSpec,
@@ -116,59 +70,10 @@ fn run(
     variant: Variant,
     requests: &[(Vec<u32>, Parameters)],
 ) -> Vec<Outcome> {
-    let executor = CpuExecutor::load(spec.clone(), weights, options(variant.blocks, variant.block_len, 512)).unwrap();
-    let settings = Settings {
-        token_budget: variant.chunk.max(8),
-        chunk_tokens: variant.chunk,
-        max_running: variant.running,
-        max_waiting: 64,
-        max_waiting_tokens: 1 << 20,
-        context: 512,
-        watermark: 0,
-        ageing: Duration::from_secs(1),
-        prefix_cache: variant.cache,
-        end_tokens: Vec::new().into(),
-    };
-    let pool = BlockPool::new(variant.blocks, variant.block_len, PrefixKey::new([7; 16]));
-    let mut engine = Engine::new(Scheduler::new(settings, pool).unwrap(), executor, variant.overlap);
-    let limits = Limits { prompt_tokens: 512, copies: 4, output_tokens: 512, vocabulary: spec.vocab as u32 };
-    let (now, mut groups, mut outcomes) = (Instant::now(), Vec::new(), BTreeMap::<GroupId, Outcome>::new());
-    for (prompt, parameters) in requests {
-        let sampling = Arc::new(Sampling::new(parameters.clone()).unwrap());
-        let draft = Draft { cache: variant.cache, salt: Salt::default(), ..Draft::new(prompt.clone(), 24, sampling) };
-        groups.push(engine.admit(now, Request::new(draft, &limits).unwrap()).unwrap());
-    }
-    while !engine.idle() {
-        for event in engine.step(now) {
-            match event {
-                Event::Token { sequence, token, logprobs } => {
-                    let bits = logprobs.map_or(0, |told| told.logprob.to_bits());
-                    outcomes.entry(sequence.group).or_default().push((token, bits));
-                }
-                Event::Failed { reason, .. } => panic!("{variant:?}: {reason}"),
-                _ => {}
-            }
-        }
-    }
-    groups.iter().map(|group| outcomes.remove(group).unwrap_or_default()).collect()
-}
-
-/// Prompts that share beginnings, some greedy and some drawn.
-fn requests(vocab: u32) -> Vec<(Vec<u32>, Parameters)> {
-    let token =
-        |seed: u32, at: u32| (seed.wrapping_mul(2_654_435_761) ^ at.wrapping_mul(40_503)).wrapping_mul(97) % vocab;
-    let prompt = |seed: u32, shared: u32, own: u32| {
-        (0..shared).map(|at| token(1, at)).chain((0..own).map(|at| token(seed, at))).collect::<Vec<u32>>()
-    };
-    let greedy = Parameters { logprobs: Some(2), ..Parameters::default() };
-    let drawn = Parameters { temperature: 1.0, top_p: 0.9, seed: 5, frequency_penalty: 0.5, ..greedy.clone() };
-    vec![
-        (prompt(2, 70, 3), greedy.clone()),
-        (prompt(3, 70, 40), drawn.clone()),
-        (prompt(4, 0, 5), greedy.clone()),
-        (prompt(5, 64, 0), drawn),
-        (prompt(6, 35, 90), greedy),
-    ]
+    let Variant { blocks, block_len, chunk, running, cache, overlap } = variant;
+    let executor = CpuExecutor::load(spec.clone(), weights, options(blocks, block_len, 512)).unwrap();
+    let setting = Setting { blocks, block_len, chunk, running, cache, overlap, most: 24, vocab: spec.vocab as u32 };
+    drive(executor, setting, requests)
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod config;
 mod cpu;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod cuda;
+mod driven;
 mod gguf;
 mod gguf_tokenizers;
 mod hazards;

@@ -198,7 +198,6 @@ void run_block(Block &running) {
 
 } // namespace
 
-Thread &self() { return *thread; }
 dim3 thread_index() { return dim3{thread->index, 0, 0}; }
 dim3 block_index() { return block->index; }
 dim3 block_size() { return block->size; }

@@ -13,21 +13,14 @@
 struct dim3 {
     unsigned x = 1, y = 1, z = 1;
 };
-struct Bytes16;
 
 namespace emulator {
 
-struct Thread;
-// The thread that runs.
-Thread &self();
 dim3 thread_index();
 dim3 block_index();
 dim3 block_size();
 dim3 grid_size();
 unsigned char *dynamic_shared();
-
-// Memory that the threads of a block share, one for each place in the source.
-void *shared(const void *key, size_t bytes, size_t alignment);
 
 void block_barrier();
 void warp_barrier();
@@ -46,12 +39,6 @@ template <class To, class From> To bit_cast(From from) {
     static_assert(sizeof(To) == sizeof(From), "as many bytes");
     To to;
     memcpy(&to, &from, sizeof to);
-    return to;
-}
-
-template <class T> T load(const void *from) {
-    T to;
-    memcpy(&to, from, sizeof to);
     return to;
 }
 
@@ -107,24 +94,18 @@ int lane();
 #define __threadfence() ((void)0)
 #define __shfl_sync(mask, value, from) emulator::shuffle(value, from)
 #define __shfl_xor_sync(mask, value, distance) emulator::shuffle(value, emulator::lane() ^ (distance))
-#define __shfl_down_sync(mask, value, distance)                                                                        \
-    emulator::shuffle(value, emulator::lane() + (distance) > 31 ? emulator::lane() : emulator::lane() + (distance))
 #define __shfl_up_sync(mask, value, distance)                                                                          \
     emulator::shuffle(value, emulator::lane() - (distance) < 0 ? emulator::lane() : emulator::lane() - (distance))
 #define __ballot_sync(mask, value) emulator::ballot(value)
 #define __any_sync(mask, value) (emulator::ballot(value) != 0)
 #define __popc(bits) __builtin_popcount(bits)
-#define __clz(bits) ((bits) == 0 ? 32 : __builtin_clz(bits))
 #define __ffs(bits) __builtin_ffs(bits)
-#define __ldg(pointer) (*(pointer))
 #define __expf(x) expf(x)
-#define __logf(x) logf(x)
 #define __fdividef(x, y) ((x) / (y))
 #define __float_as_uint(x) float_to_bits(x)
 #define __uint_as_float(x) bits_to_float(x)
 
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
-inline float exp2f_(float x) { return exp2f(x); }
 template <class T> T min(T a, T b) { return b < a ? b : a; }
 template <class T> T max(T a, T b) { return a < b ? b : a; }
 
@@ -133,18 +114,8 @@ template <class T> T atomicAdd(T *at, T value) {
     *at = T(old + value);
     return old;
 }
-template <class T> T atomicMax(T *at, T value) {
-    T old = *at;
-    if (old < value) *at = value;
-    return old;
-}
 template <class T> T atomicOr(T *at, T value) {
     T old = *at;
     *at = old | value;
-    return old;
-}
-template <class T> T atomicExch(T *at, T value) {
-    T old = *at;
-    *at = value;
     return old;
 }

@@ -205,6 +205,9 @@ impl Thread {
                 self.broken("it panicked");
                 return;
             }
+            if let Some(remark) = self.engine.remark() {
+                tracing::warn!("{remark}");
+            }
             if let Some(what) = self.engine.lost().map(str::to_owned) {
                 // A device does not come back to a process that has lost it: whoever started this one starts another.
                 process::give_up(&format!("the device of a language model is lost: {what}"));

@@ -73,11 +73,17 @@ impl CudaExecutor {
         match graph {
             Ok(graph) => Ok(Some((bucket, graph))),
             Err(lost @ Failure::Lost(_)) => Err(lost),
-            Err(_) => {
-                self.captures = false;
+            Err(failure) => {
+                self.stop_capturing(&failure);
                 Ok(None)
             }
         }
+    }
+
+    /// Steps are launched one by one where they cannot be captured.
+    pub(super) fn stop_capturing(&mut self, failure: &Failure) {
+        self.captures = false;
+        self.remark = Some(format!("steps are launched kernel by kernel from now on, which is slower: {failure}"));
     }
 
     /// A step of decoding alone, as a graph.

@@ -99,6 +99,8 @@ pub struct CudaExecutor {
     /// By bucket, and whether rows draw or report.
     sampler_graphs: HashMap<(usize, bool), Graph>,
     captures: bool,
+    /// Why they are not any more, until it was told.
+    remark: Option<String>,
     poison: bool,
     steps: VecDeque<Step>,
 }
@@ -190,6 +192,7 @@ impl CudaExecutor {
             graphs: HashMap::new(),
             sampler_graphs: HashMap::new(),
             captures: graphs,
+            remark: None,
             poison,
             steps: VecDeque::new(),
         };
@@ -205,11 +208,6 @@ impl CudaExecutor {
     /// Name of the device.
     pub fn device_name(&self) -> &str {
         self.device.name()
-    }
-
-    /// The device, to look at.
-    pub fn device_mut(&mut self) -> &mut dyn Device {
-        self.device.as_mut()
     }
 
     /// What a plan of so many chunks may ask for. Rows of padding take a unit each.
@@ -422,11 +420,14 @@ impl Executor for CudaExecutor {
     fn prepare(&mut self) -> bool {
         match self.capture_next() {
             Ok(more) => more,
-            Err(_) => {
-                // Steps are launched one by one where they cannot be captured.
-                self.captures = false;
+            Err(failure) => {
+                self.stop_capturing(&failure);
                 false
             }
         }
+    }
+
+    fn remark(&mut self) -> Option<String> {
+        self.remark.take()
     }
 }

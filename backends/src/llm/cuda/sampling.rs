@@ -182,8 +182,8 @@ impl CudaExecutor {
                         graph
                     }
                     Err(lost @ Failure::Lost(_)) => return Err(lost),
-                    Err(_) => {
-                        self.captures = false;
+                    Err(failure) => {
+                        self.stop_capturing(&failure);
                         return Ok(false);
                     }
                 }
