@@ -131,6 +131,24 @@ fn outputs_outlive_the_model() {
 }
 
 #[test]
+fn rows_take_alike_only_where_nothing_but_shapes_says_how_long() {
+    let rows = |columns: Result<i64, &'static str>| {
+        let ports = |name| value(name, FLOAT, &[Err("rows"), columns]);
+        file(&graph::graph(&[node("Relu", &["x"], &["y"], &[])], &[], &[ports("x")], &[ports("y")]))
+    };
+    for (what, bytes, steady) in [
+        ("a product", product(Err("batch")), true),
+        ("a product of one row", product(Ok(1)), true),
+        ("rows of a stated length", rows(Ok(3)), true),
+        ("rows of any length", rows(Err("columns")), false),
+        ("rows that meet", over_rows("Softmax", &[attribute("axis", 0)]), false),
+        ("a loop", endless(), false),
+    ] {
+        assert_eq!(predictor(&bytes).profile().steady, steady, "{what}");
+    }
+}
+
+#[test]
 fn rows_are_stacked_only_where_they_are_apart() {
     for (what, bytes, batchable) in [
         ("a product", product(Err("batch")), true),

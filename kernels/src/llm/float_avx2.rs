@@ -1,7 +1,7 @@
 //! Products with f32, f16 and bf16 weights on AVX2: weights are widened to f32 (exactly), products fused and added in
 //! f32 from the first column to the last.
 //!
-//! Up to three rows of activations stream through the tile, 32 sums of each in four registers. For more, 128 columns of the tile
+//! Up to three rows of activations stream through the tile, 32 sums of each in four registers. For more, 64 columns of the tile
 //! are widened at a time into the first-level cache, and panels of up to six rows of activations pass against 16
 //! weight rows: 12 registers of sums.
 #![allow(unsafe_code)]
@@ -12,10 +12,12 @@ use super::math::each;
 use super::packed::{Sink, Sums};
 use std::arch::x86_64::*;
 
-/// Columns that are widened at a time: 16 KiB.
-const DEPTH: usize = 128;
+/// Columns that are widened at a time: 8 KiB, beside which as many of 72 rows and their sums lie in the cache.
+const DEPTH: usize = 64;
 /// Panels of activations that pass at a time; their sums are 9 KiB.
 const PANELS: usize = 12;
+/// How far ahead of what is widened memory is fetched, in bytes: rows pass meanwhile.
+const FAR: usize = 16384;
 /// How far ahead few rows fetch, in bytes.
 const AHEAD: usize = 2048;
 
@@ -186,6 +188,9 @@ unsafe fn widen<F: Float>(bytes: &[u8], wide: &mut Wide) -> *const f32 {
     let last = padded(pairs.remainder());
     let last = (!pairs.remainder().is_empty()).then_some(&last[..]);
     for (i, pair) in pairs.chain(last).enumerate() {
+        for line in 0..F::BYTES / 64 {
+            _mm_prefetch::<_MM_HINT_T1>(pair.as_ptr().wrapping_add(FAR + 64 * line).cast());
+        }
         for g in 0..4 {
             // SAFETY: pairs are whole, and at most half of `DEPTH`.
             unsafe {
@@ -211,16 +216,33 @@ unsafe fn panel<const M: usize>(weights: *const f32, x: *const f32, depth: usize
             each!([_mm256_setzero_ps(); 2], |m| each!(_mm256_setzero_ps(), |g| _mm256_loadu_ps(
                 sums.add(m * ROWS + 8 * g)
             )));
-        for k in 0..depth {
-            let w = [_mm256_loadu_ps(weights.add(k * ROWS)), _mm256_loadu_ps(weights.add(k * ROWS + 8))];
-            for (m, sums) in all.iter_mut().enumerate() {
-                let x = _mm256_broadcast_ss(&*x.add(k * M + m));
-                *sums = each!(_mm256_setzero_ps(), |g| _mm256_fmadd_ps(w[g], x, sums[g]));
-            }
+        // Two columns at a time, of which the last may lack the second.
+        for k in 0..depth / 2 {
+            column(&mut all, weights.add(2 * k * ROWS), x.add(2 * k * M));
+            column(&mut all, weights.add((2 * k + 1) * ROWS), x.add((2 * k + 1) * M));
+        }
+        if depth % 2 == 1 {
+            column(&mut all, weights.add((depth - 1) * ROWS), x.add((depth - 1) * M));
         }
         for (m, all) in all.iter().enumerate() {
             _mm256_storeu_ps(sums.add(m * ROWS), all[0]);
             _mm256_storeu_ps(sums.add(m * ROWS + 8), all[1]);
+        }
+    }
+}
+
+/// One column.
+///
+/// # Safety
+/// As [`panel`].
+#[inline(always)]
+unsafe fn column<const M: usize>(all: &mut [[__m256; 2]; M], weights: *const f32, x: *const f32) {
+    // SAFETY: by the contract of `panel`.
+    unsafe {
+        let w = [_mm256_loadu_ps(weights), _mm256_loadu_ps(weights.add(8))];
+        for (m, sums) in all.iter_mut().enumerate() {
+            let x = _mm256_broadcast_ss(&*x.add(m));
+            *sums = each!(_mm256_setzero_ps(), |g| _mm256_fmadd_ps(w[g], x, sums[g]));
         }
     }
 }

@@ -6,7 +6,8 @@
 //! scaled and added in f32, sub-block after sub-block.
 //!
 //! One row of activations streams through the tile with its sums in registers. For more rows, a sub-block is unpacked
-//! once into 8 registers and stays there while all rows pass; their sums lie in the first-level cache.
+//! once into 8 registers and stays there while all rows pass; their sums lie in the first-level cache. Either way weights
+//! are read in the order in which they lie in memory.
 #![allow(unsafe_code)]
 
 use super::activations::{Activations, BLOCK};
@@ -19,6 +20,8 @@ const GROUPS: usize = ROWS / GROUP;
 /// Rows of activations that pass at a time: their sums (8 KiB) and one block of theirs fit the first-level cache,
 /// and 64 rows of 3072 columns the second.
 const CHUNK: usize = 64;
+/// How far ahead many rows fetch, in bytes.
+const FAR: usize = 4096;
 /// How far ahead of the loads of a single row memory is fetched, in bytes.
 const AHEAD: usize = 2048;
 
@@ -137,11 +140,15 @@ unsafe fn many<F: Nibbles>(tile: &[u8], a: &Activations, rows: std::ops::Range<u
     unsafe {
         for (b, block) in tile.chunks_exact(F::BYTES).enumerate() {
             let block = block.as_ptr();
-            let heads = [F::head(block, 0), F::head(block, 1), F::head(block, 2), F::head(block, 3)];
-            for sub in 0..F::SUBS {
-                let first = (b * F::SUBS + sub) * a.rows + rows.start;
-                for (g, head) in heads.iter().enumerate() {
-                    let (w, f) = (F::weights(block, g, sub), F::factors(head, sub));
+            for g in 0..GROUPS {
+                for line in 0..F::BYTES / GROUPS / 64 {
+                    let at = g * (F::BYTES / GROUPS) + line * 64 + FAR;
+                    _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(at).cast());
+                }
+                let head = F::head(block, g);
+                for sub in 0..F::SUBS {
+                    let first = (b * F::SUBS + sub) * a.rows + rows.start;
+                    let (w, f) = (F::weights(block, g, sub), F::factors(&head, sub));
                     for m in 0..count {
                         let at = sums.0.as_mut_ptr().cast::<f32>().add(m * ROWS + g * GROUP);
                         _mm256_storeu_ps(at, step::<F>(&w, &f, a, first + m, _mm256_loadu_ps(at)));

@@ -19,6 +19,8 @@ const PAIRS: usize = BLOCK / 2;
 const CHUNK: usize = 64;
 /// Rows of a panel: 4 rows x 2 registers of sums.
 const PANEL: usize = 4;
+/// How far ahead many rows fetch, in bytes.
+const FAR: usize = 16384;
 /// How far ahead few rows fetch, in bytes.
 const AHEAD: usize = 2048;
 
@@ -111,6 +113,9 @@ unsafe fn many(tile: &[u8], a: &Activations, rows: std::ops::Range<usize>, sink:
     // SAFETY: as in `few`; panels end at `count`, for which there are sums.
     unsafe {
         for (b, block) in tile.chunks_exact(BYTES).enumerate() {
+            for line in 0..BYTES / 64 {
+                _mm_prefetch::<_MM_HINT_T1>(block.as_ptr().wrapping_add(FAR + 64 * line).cast());
+            }
             for i in 0..PAIRS * 4 {
                 let w = _mm256_cvtepi8_epi16(_mm_loadu_si128(block.as_ptr().add(64 + 16 * i).cast()));
                 _mm256_store_si256(wide.0.as_mut_ptr().add(16 * i).cast(), w);

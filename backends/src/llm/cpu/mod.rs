@@ -1,6 +1,7 @@
 //! The executor that serves on a CPU: weights in their file's own format, keys and values in blocks, kernels of ours
 //! on the one compute pool. A step is done when it is launched; only choosing tokens waits for `sample`.
 
+mod awake;
 mod cache;
 mod feed_forward;
 mod forward;
@@ -14,6 +15,7 @@ use super::sampler::{self, History, Sampler, Wish};
 use super::spec::DecoderSpec;
 use super::weights::Weights;
 use crate::error::LoadError;
+use awake::awake;
 use cache::Cache;
 use forward::{Batch, Forward, Run};
 use rayon::prelude::*;
@@ -148,7 +150,7 @@ impl Executor for CpuExecutor {
         }
         let pool = self.pool.clone();
         let batch = self.batch(plan)?;
-        let x = pool.install(|| self.forward.run(&batch));
+        let x = pool.install(|| awake(|| self.forward.run(&batch)));
         let mut sampled = Vec::with_capacity(plan.chunks.len());
         let mut rows = Vec::new();
         for (chunk, run) in plan.chunks.iter().zip(&batch.runs) {

@@ -28,6 +28,11 @@ mod words;
 use super::{Refusal, Source};
 use crate::{LoadOptions, Predictor, Settings};
 
+/// Begins with what every graph needs, once. Where it fails, [`load`] says so.
+pub(super) fn prepare(options: &LoadOptions) {
+    drop(library::environment(&options.onnx, options.pool.current_num_threads()));
+}
+
 /// Opens a graph and tries it.
 ///
 /// # Errors

@@ -6,7 +6,7 @@ use super::trial::{Trial, trial};
 use super::words::words;
 use super::{native, run, values, watch};
 use crate::onnx::Source;
-use crate::{Call, InferError, LoadOptions, Port, Predictor, Profile, Settings, Signature, Tensor};
+use crate::{Call, DataType, InferError, LoadOptions, Port, Predictor, Profile, Settings, Signature, Tensor};
 use ort::error::ErrorCode;
 use ort::session::{RunOptions, Session, SessionInputValue};
 use ort::value::DynValue;
@@ -14,6 +14,9 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+
+/// Of calls that keep several threads busy, one for so many: with more they wait for each other at every node.
+const THREADS_OF_LONG: usize = 4;
 
 /// A graph that answers.
 pub(super) struct OnnxPredictor {
@@ -33,6 +36,8 @@ pub(super) struct OnnxPredictor {
     trial: Trial,
     /// May requests be put together?
     batchable: bool,
+    /// Does every row take as long as the trial's?
+    steady: bool,
     /// May inputs of one request have different numbers of rows?
     spreads: bool,
     bytes: usize,
@@ -101,11 +106,16 @@ impl OnnxPredictor {
             instances,
             trial: Trial { single_call: Duration::from_secs(1), apart: None },
             batchable: false,
+            steady: false,
             spreads: false,
             bytes,
             notes: opened.notes,
         };
         predictor.try_out(settings, &symbols)?;
+        if stated.is_none() && on_cpu && settings.onnx.warmup && predictor.trial.is_long() {
+            predictor.instances = options.pool.current_num_threads().div_ceil(THREADS_OF_LONG);
+        }
+        predictor.steady = predictor.is_steady(source);
         Ok(predictor)
     }
 
@@ -138,6 +148,23 @@ impl OnnxPredictor {
             self.notes.push(note.into());
         }
         Ok(())
+    }
+
+    /// Operators do not depend on values, and shapes on nothing but the number of rows, which do not meet. A loop turns as
+    /// often as a request says; texts are as long as they like; and a device has a queue of its own.
+    fn is_steady(&self, source: &Source) -> bool {
+        let closed = |port: &Port| {
+            let rest = port.shape.get(1..).unwrap_or_default();
+            !port.any_shape && !port.optional && port.datatype != DataType::Bytes && rest.iter().all(|size| *size >= 0)
+        };
+        let mut inputs = self.signature.inputs.iter();
+        let open = inputs.clone().any(|port| port.shape.first() == Some(&-1));
+        let on_cpu = self.groups.iter().all(|group| group.device == "cpu");
+        source.outline.unsteady.is_none()
+            && on_cpu
+            && inputs.all(closed)
+            && (!open || self.batchable)
+            && self.reshapes.is_empty()
     }
 
     /// Sessions of its own, each on a device.
@@ -306,8 +333,7 @@ impl Predictor for OnnxPredictor {
             batchable: self.batchable,
             instances: self.instances,
             single_call: self.trial.single_call,
-            // A loop turns as often as a request says.
-            steady: false,
+            steady: self.steady,
             preferred_batch: self.trial.rows_together(),
             device: devices.join(","),
             bytes: self.bytes,

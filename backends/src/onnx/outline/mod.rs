@@ -14,6 +14,7 @@
 
 mod files;
 mod functions;
+mod steady;
 mod tensor;
 mod types;
 mod walk;
@@ -43,6 +44,8 @@ pub(super) struct Outline {
     pub(super) classes: BTreeMap<String, Vec<String>>,
     /// Nodes of the graph, of the graphs in its attributes, and of functions.
     pub(super) nodes: usize,
+    /// An operator whose time, or the size of whose outputs, depends on values; where there is none, rows take alike.
+    pub(super) unsteady: Option<String>,
 }
 
 /// A tensor whose values lie in another file.

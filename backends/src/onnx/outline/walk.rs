@@ -2,6 +2,7 @@
 //! need no library, and names the place of what is wrong.
 
 use super::functions::{self, Body};
+use super::steady::is_steady;
 use super::tensor::{self, Tensor};
 use super::types::{types, value_info};
 use super::wire::{Field, Message, once, twice};
@@ -104,6 +105,7 @@ pub(super) fn model(message: Message<'_>) -> Result<Outline, String> {
         outputs: graph.outputs.into_iter().map(str::to_owned).collect(),
         external: walk.external,
         nodes: bodies.iter().map(|body| body.nodes).sum(),
+        unsteady: walk.unsteady.map(str::to_owned),
     })
 }
 
@@ -241,6 +243,8 @@ struct Walk<'a> {
     constants: BTreeSet<&'a str>,
     /// Nodes that divide by an input without a look at it, and that input.
     divisions: Vec<(String, &'a str)>,
+    /// The first operator that is not steady.
+    unsteady: Option<&'a str>,
     /// Of the graph or function that is being walked.
     body: Body,
 }
@@ -335,6 +339,9 @@ impl<'a> Walk<'a> {
         if let Some(&function) = self.functions.get(&node.operator) {
             self.body.calls.push(function);
             return Ok(());
+        }
+        if !is_steady(domain, op) {
+            self.unsteady = self.unsteady.or(Some(op));
         }
         if DOMAINS.contains(&domain) {
             match (op, node.output, node.inputs.get(FRAME_LENGTH)) {
