@@ -10,10 +10,12 @@ use backends::LoadError;
 use backends::llm::layout;
 use backends::llm::spec::DecoderSpec;
 use backends::llm::weights::gguf::Gguf;
+use backends::llm::weights::packed::{Bits, Scheme};
 use backends::llm::weights::safetensors::Safetensors;
 use backends::llm::weights::{Weights, gguf_spec};
 use proptest::prelude::*;
 use std::fs;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
@@ -29,7 +31,7 @@ fn fixture(path: &str) -> PathBuf {
 }
 
 /// Opens a file of these bytes within the bound on memory, and reads every tensor that it has.
-fn open(bytes: &[u8], open: fn(&Path) -> Result<Box<dyn Weights>, LoadError>) -> Result<(), String> {
+fn open(bytes: &[u8], open: impl Fn(&Path) -> Result<Box<dyn Weights>, LoadError>) -> Result<(), String> {
     let file = FOLDER.with(|folder| folder.path().join("model"));
     fs::write(&file, bytes).unwrap();
     let (opened, peak) = allocator::peak(|| open(&file));
@@ -39,16 +41,37 @@ fn open(bytes: &[u8], open: fn(&Path) -> Result<Box<dyn Weights>, LoadError>) ->
     for name in weights.names() {
         let info = weights.info(name).unwrap();
         let size = info.format.bytes(&info.shape).unwrap();
-        assert!(size <= bytes.len());
+        // Integers of four bits become floats of sixteen.
+        assert!(size <= 4 * bytes.len());
         weights.read(name, 0..size).unwrap();
+        if let Some((stored, rows)) =
+            weights.stored(name).zip(info.shape.first()).filter(|_| info.shape.len() == 2 && size > 0)
+        {
+            let groups = weights.read_groups(name, 0..*rows).unwrap().unwrap();
+            assert_eq!((groups.rows(), groups.code), (*rows, stored.code));
+        }
         assert!(weights.read(name, 0..size + 1).is_err());
     }
     Ok(())
 }
 
 fn safetensors(bytes: &[u8]) -> Result<(), String> {
-    open(bytes, |file| Ok(Box::new(Safetensors::open_file(file)?)))
+    open(bytes, |file| Ok(Box::new(Safetensors::open_file(file, None)?)))
 }
+
+/// The same, as if its matrices were packed.
+fn packed(bytes: &[u8], scheme: Scheme) -> Result<(), String> {
+    open(bytes, |file| Ok(Box::new(Safetensors::open_file(file, Some(scheme))?)))
+}
+
+const GROUP: Option<NonZeroUsize> = NonZeroUsize::new(32);
+const SCHEMES: [Scheme; 5] = [
+    Scheme::Gptq { bits: Bits::Four, group: GROUP, less_one: true },
+    Scheme::Gptq { bits: Bits::Eight, group: GROUP, less_one: false },
+    Scheme::Awq { group: GROUP },
+    Scheme::Awq { group: None },
+    Scheme::CompressedTensors,
+];
 
 fn gguf(bytes: &[u8]) -> Result<(), String> {
     open(bytes, |file| {
@@ -98,6 +121,20 @@ fn broken_safetensors_headers_are_refused() {
     refused(safetensors(&tensors(&two("[12,20]"), 20)), "leaves a gap before it");
     refused(safetensors(&tensors(&two("[8,16]").replace("\"b\"", "\"a\""), 16)), "named twice");
     refused(safetensors(&tensors(&format!("{{\"a\":{}", "[".repeat(1 << 20)), 0)), "malformed header");
+}
+
+/// Small files of packed matrices.
+static PACKED: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
+    let files = ["gptq_4", "gptq_8", "awq", "packed_4", "packed_4_zeros", "packed_8", "bytes", "floats"];
+    files.map(|case| fs::read(fixture(&format!("goldens/packed/{case}.safetensors"))).unwrap()).to_vec()
+});
+
+#[test]
+fn packed_matrices_are_read_or_refused() {
+    let each = |scheme: Scheme| PACKED.iter().filter(move |bytes| packed(bytes, scheme).is_ok()).count();
+    let read: Vec<usize> = SCHEMES.into_iter().map(each).collect();
+    // Floats of eight bits are no packed integers: any scheme lets them be.
+    assert_eq!(read, [2, 2, 2, 1, 5]);
 }
 
 /// A GGUF file: numbers and texts one after the other.
@@ -240,6 +277,21 @@ proptest! {
         }
         let _ = safetensors(&bytes);
         let _ = gguf(&bytes);
+    }
+
+    #[test]
+    fn changed_packed_matrices_neither_panic_nor_swell(
+        seed in 0..8usize,
+        scheme in 0..5usize,
+        changes in prop::collection::vec(change(), 1..3),
+    ) {
+        let mut bytes = PACKED[seed].clone();
+        for Change { at, within, put, .. } in changes {
+            // Nothing moves, so that most headers stay whole: types, shapes and numbers change.
+            let at = at.index(bytes.len().min(within));
+            bytes.iter_mut().skip(at).zip(put).for_each(|(byte, new)| *byte = new);
+        }
+        let _ = packed(&bytes, SCHEMES[scheme]);
     }
 
     /// A configuration with any field replaced by anything: a spec or an error, and a spec's sizes multiply.

@@ -109,8 +109,6 @@ class Bench:
             if rate := self.results.value(what):
                 command += [flag, str(rate)]
         self.rows(command, min(self.left(), 210))
-        # There are no fp8 kernels yet.
-        self.results.add("decode.llama-3.1-8b.fp8.b256", None, "tokens/s")
 
     def server(self):
         """Start out of the page cache, then many clients."""

@@ -1,15 +1,11 @@
-// Attention of rows that are one token each, over the paged cache (see attention.cuh).
+// Attention of rows that are one token each, over the paged cache (see attention.cuh, attention_units.cuh).
 //
 //   queries   bf16 [rows][heads * head_dim]; out alike
 //   work      i32 [n_work][2]: a row, and a split of 256 positions of its context. All splits of a row stand one after
 //             the other, from split 0 on. A row with position -1 has one, and gets zeros
 //   sums      f32 [n_work][heads][head_dim], what each unit has found of rows that see more than one split
 //   tops      f32 [n_work][heads][2], the largest score and the sum of weights that belong to it
-//   counters  u32 [rows][kv_heads]: units that have finished; 0 before and after
-//
-// A unit is an entry of `work` and a KV head. The grid may have any size, for the blocks go through the units in turn;
-// `n_work` lies in device memory, so that a captured launch serves any lengths. Who finishes a row's last unit puts the
-// row together, in order of splits.
+//   counters  u32 [n_work][kv_heads]: what has finished of what is added up together; 0 before and after
 //
 // Tiles of 16 positions go to the warps of a block in turn; each warp has loads of its own under way, also those of the
 // units that come next, and waits for no other before a unit's end:
@@ -19,56 +15,17 @@
 //
 // A cache of e4m3 is widened to bf16 in registers, four neighbours at once (`widen_alternate`): of each sixteen numbers
 // of a head, the product's columns 2t, 2t + 1, 2t + 8 and 2t + 9 are 4t, 4t + 2, 4t + 1 and 4t + 3, in queries as well.
-#include "attention.cuh"
+#include "attention_units.cuh"
 
 using namespace attention;
 
 namespace {
 
 constexpr int KEYS = 16;
-// Heads of a group at most.
-constexpr int GROUP = 16;
-// Sums that a thread has under way when a row is put together.
-constexpr int AT_ONCE = 8;
 
 // Tiles of keys, and of values, that a warp has room for.
 template <class Number, int D> constexpr int RING = (D <= 64 ? 8 : D <= 128 ? 4 : 2) / int(sizeof(Number));
 template <class Number, int D> constexpr int TILE_BYTES = KEYS * D * int(sizeof(Number));
-
-template <class Number> struct Decode {
-    bf16 *out;
-    float *sums, *tops;
-    unsigned *counters;
-    const bf16 *queries;
-    Cache<Number> cache;
-    const int *slots, *positions, *work, *n_work;
-    const float *sinks;
-    int rows, most_work, heads, window;
-    float scale, soft_cap;
-
-    DEVICE int group() const { return heads / cache.kv_heads; }
-    // The first head of a KV head's group, of all heads of all rows (or of all entries of `work`).
-    DEVICE size_t head(int row, int kv_head) const { return size_t(row) * heads + kv_head * group(); }
-};
-
-// A KV head of an entry of `work`. One that leads to no row has nothing that is seen.
-struct Unit {
-    int item, kv_head, row, position, split;
-    Range seen;
-};
-
-template <class Number> DEVICE Unit unit_at(const Decode<Number> &job, int index) {
-    Unit unit;
-    unit.item = index / job.cache.kv_heads;
-    unit.kv_head = index % job.cache.kv_heads;
-    unit.row = job.work[2 * unit.item];
-    unit.split = job.work[2 * unit.item + 1];
-    bool there = unsigned(unit.row) < unsigned(job.rows) && unit.split >= 0;
-    unit.position = there ? job.positions[unit.row] : -1;
-    if (!there) unit.row = -1;
-    unit.seen = seen_of_split(unit.position, job.window, max(unit.split, 0));
-    return unit;
-}
 
 // The first tile of `seen` that is this warp's.
 DEVICE int first_tile(const Range &seen) {
@@ -302,69 +259,6 @@ template <class Number, int D> DEVICE void put(const Rows<Number, D, 1> &rows, c
     }
 }
 
-// Have all units of the row and KV head finished with this one? For warp 0 after it has written; all lanes learn it.
-template <class Number> DEVICE bool is_last(const Decode<Number> &job, const Unit &unit, int splits) {
-    bool last = false;
-    __threadfence();
-    __syncwarp();
-    if (lane_index() == 0) {
-        unsigned *counter = job.counters + size_t(unit.row) * job.cache.kv_heads + unit.kv_head;
-        last = atomicAdd(counter, 1u) == unsigned(splits - 1);
-        if (last) *counter = 0;
-    }
-    __threadfence();
-    return __shfl_sync(ALL_LANES, int(last), 0) != 0;
-}
-
-// Puts a row together from what its units have found, by all threads.
-template <class Number> DEVICE void combine(const Decode<Number> &job, const Unit &unit, const Range &splits) {
-    SHARED float largest[GROUP], factors[GROUP];
-    int lane = lane_index(), group = job.group(), count = splits.end - splits.first;
-    int dim = job.cache.head_dim, item = unit.item - unit.split + splits.first;
-    if (item < 0 || item + count > job.most_work) return;
-    size_t found = job.head(item, unit.kv_head);
-    const float *tops = job.tops + found * 2, *sums = job.sums + found * dim;
-    size_t step = 2 * size_t(job.heads), stride = size_t(job.heads) * dim;
-    for (int head = warp_index(); head < group; head += WARPS) {
-        float top = -INFINITY, sum = 0.0f;
-        for (int s = lane; s < count; s += WARP) top = fmaxf(top, load_fresh(tops + s * step + 2 * head));
-        top = warp_max(top);
-        for (int s = lane; s < count; s += WARP) {
-            float other = load_fresh(tops + s * step + 2 * head);
-            sum += load_fresh(tops + s * step + 2 * head + 1) * power_of_two(other - top);
-        }
-        sum = warp_sum(sum);
-        if (lane == 0) {
-            largest[head] = top;
-            factors[head] = last_factor(top, sum, job.sinks, unit.kv_head * group + head) * job.cache.value_scale;
-        }
-    }
-    __syncthreads();
-    for (int at = 4 * threadIdx.x; at < group * dim; at += 4 * THREADS) {
-        int head = at / dim;
-        float all[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-        for (int from = 0; from < count; from += AT_ONCE) {
-            Bytes16 parts[AT_ONCE];
-            float other[AT_ONCE];
-            UNROLL
-            for (int i = 0; i < AT_ONCE; i++) {
-                int s = min(from + i, count - 1);
-                parts[i] = load_fresh16(sums + s * stride + at);
-                other[i] = load_fresh(tops + s * step + 2 * head);
-            }
-            UNROLL
-            for (int i = 0; i < AT_ONCE; i++) {
-                float weight = from + i < count ? power_of_two(other[i] - largest[head]) : 0.0f;
-                all[0] += weight * bits_to_float(parts[i].x), all[1] += weight * bits_to_float(parts[i].y);
-                all[2] += weight * bits_to_float(parts[i].z), all[3] += weight * bits_to_float(parts[i].w);
-            }
-        }
-        UNROLL
-        for (int i = 0; i < 4; i++) all[i] *= factors[head];
-        store_four(job.out + job.head(unit.row, unit.kv_head) * dim + at, all);
-    }
-}
-
 // Loads the queries of a unit, or writes zeros for a row that is padding. What is seen.
 template <class Number, int D> DEVICE Range begin(const Decode<Number> &job, const Unit &unit, Queries<Number, D> &queries) {
     size_t first = job.head(unit.row, unit.kv_head) * job.cache.head_dim;
@@ -379,7 +273,6 @@ template <class Number, int D> DEVICE Range begin(const Decode<Number> &job, con
 
 template <class Number, int D> DEVICE void decode(const Decode<Number> &job) {
     DYNAMIC_SHARED(memory);
-    SHARED int last;
     wait_for_earlier();
     let_next_start();
     Rule rule = rule_of(job.scale, job.soft_cap, job.window);
@@ -422,13 +315,8 @@ template <class Number, int D> DEVICE void decode(const Decode<Number> &job) {
         Unit unit = unit_at(job, index);
         Range splits = splits_seen(unit.position, job.window);
         bool whole = splits.end - splits.first == 1;
-        if (warp_index() == 0) {
-            put(rows, job, unit, whole);
-            if (!whole) last = is_last(job, unit, splits.end - splits.first);
-        }
-        if (whole) continue;
-        __syncthreads();
-        if (last) combine(job, unit, splits);
+        if (warp_index() == 0) put(rows, job, unit, whole);
+        if (!whole) join(job, unit, splits);
     }
 }
 

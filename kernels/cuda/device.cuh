@@ -413,3 +413,54 @@ DEVICE Bytes16 widen_eight(uint32_t first, uint32_t second) {
     return Bytes16{wide[0], wide[1], wide[2], wide[3]};
 #endif
 }
+
+// -------------------------------------------------------------------------------------------- codes, pairs, and halves
+
+// a b + c of each half of registers that hold pairs of bf16, rounded once. (A host rounds the sum to 32 bits before.)
+DEVICE uint32_t multiply_add_pair(uint32_t a, uint32_t b, uint32_t c) {
+#ifdef __CUDACC__
+    uint32_t d;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+#else
+    return to_bf16_pair(fmaf(low_float(a), low_float(b), low_float(c)),
+                        fmaf(high_float(a), high_float(b), high_float(c)));
+#endif
+}
+
+// The lower half of a register in both halves, and the upper half.
+DEVICE uint32_t twice_low(uint32_t pair) {
+#ifdef __CUDACC__
+    return __byte_perm(pair, 0, 0x1010);
+#else
+    return (pair & 0xffff) | pair << 16;
+#endif
+}
+DEVICE uint32_t twice_high(uint32_t pair) {
+#ifdef __CUDACC__
+    return __byte_perm(pair, 0, 0x3232);
+#else
+    return pair >> 16 | (pair & 0xffff0000u);
+#endif
+}
+
+// Byte `which` of four, less `zero`: as the last bits of 2^23 it is a float already.
+DEVICE float byte_above(uint32_t four, int which, float zero) {
+#ifdef __CUDACC__
+    uint32_t bits = __byte_perm(four, 0x4b000000u, 0x7440 | which);
+#else
+    uint32_t bits = (four >> 8 * which & 0xff) | 0x4b000000u;
+#endif
+    return bits_to_float(bits) - (8388608.0f + zero);
+}
+
+// The half-precision number in a register's lower bits, which must be finite.
+DEVICE float half_to_float(uint32_t half) {
+#ifdef __CUDACC__
+    float number;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(number) : "h"(static_cast<unsigned short>(half)));
+    return number;
+#else
+    return bits_to_float((half & 0x8000) << 16 | (half & 0x7fff) << 13) * 0x1p112f;
+#endif
+}

@@ -31,6 +31,8 @@ struct Product {
     // Pairs of an expert, where that is what rows are: rows of y, and `sharers` of them together are of a row of x.
     const int *pairs = nullptr;
     int sharers = 1;
+    // Did an earlier kernel make the weights?
+    int fresh = 0;
 
     DEVICE size_t y_row(int row) const { return pairs ? pairs[row] : row; }
 };
@@ -155,7 +157,8 @@ DEVICE void tiled(Out *y, const Product &product, int row, int output) {
     let_next_start();
     int steps = product.inputs / STEP;
     Copy<tile_outputs, threads> weight(product.weight, output, product.outputs, product.inputs);
-    // Weights are nobody's output: they need not wait.
+    // Weights need not wait where they are nobody's output.
+    if (product.fresh) wait_for_earlier();
     for (int step = 0; step < stages - 1 && step < steps; step++)
         weight.copy(ring + step * stage_bytes + x_bytes);
     wait_for_earlier();
@@ -211,8 +214,8 @@ DEVICE void tiled(Out *y, const Product &product, int row, int output) {
 #define TILED(rows, outputs, high, wide, stages, abreast, out, Out)                                                    \
     KERNEL_ABREAST(rows / high * (outputs / wide) * WARP, abreast)                                                     \
     gemm_tiled_##rows##x##outputs##_##out(Out *y, const bf16 *x, const bf16 *weight, const float *bias, int m, int n,  \
-                                          int k) {                                                                     \
-        Product product{x, weight, bias, m, n, k};                                                                     \
+                                          int k, int fresh) {                                                          \
+        Product product{x, weight, bias, m, n, k, nullptr, 1, fresh};                                                  \
         int row, output;                                                                                               \
         place_of_block<rows, outputs>(product, row, output);                                                           \
         tiled<CopyRows, rows, outputs, high, wide, stages>(y, product, row, output);                                   \

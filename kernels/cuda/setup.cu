@@ -66,6 +66,35 @@ DEVICE void make_up(Number *to, uint64_t count, uint64_t key, uint64_t first, do
 MAKE_UP(make_up_bf16, bf16)
 MAKE_UP(make_up_f32, float)
 
+// Weights of eight bits, as stored.cuh lays them out: e4m3 of 64 times what deviates from the mean, which is 0; one
+// scale for all. A thread makes four codes of an output, inputs 16 i + 8 j + 2 t + e of a unit. Grid (ceil(codes / 4 /
+// threads)), outputs being rounded up to 32.
+KERNEL(256)
+make_up_e4m3(uint32_t *codes, uint16_t *scales, float *factors, int outputs, int inputs, int key_low, int key_high,
+             int first_low, int first_high, int sigma_low, int sigma_high) {
+    wait_for_earlier();
+    let_next_start();
+    uint64_t word = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x, of_block = uint64_t(inputs) * 8;
+    if (word >= (uint64_t(outputs) + 31) / 32 * of_block) return;
+    // [32 outputs][unit][set][lane][half][i]
+    int block = int(word / of_block), unit = int(word % of_block / 256), place = int(word % 256);
+    int set = place / 128, lane = place / 4 % 32, half = place / 2 % 2, i = place % 2;
+    int output = block * 32 + set * 16 + half * 8 + lane / 4, input = unit * 32 + 16 * i + lane % 4 * 2;
+    float numbers[4] = {};
+    if (output < outputs)
+        for (int byte = 0; byte < 4; byte++) {
+            uint64_t index = join(first_low, first_high) + uint64_t(output) * inputs + input + byte % 2 * 8 + byte / 2;
+            numbers[byte] = float(64.0 * scatter(join(key_low, key_high), index));
+        }
+    codes[word] = to_e4m3_pair(numbers[0], numbers[1]) | to_e4m3_pair(numbers[2], numbers[3]) << 16;
+    if (input > 0) return;
+    // In any order: they are all alike.
+    scales[block * 64 + output % 8 * 8 + output % 32 / 8] = 0x7b80;
+    scales[block * 64 + output % 8 * 8 + output % 32 / 8 + 4] = 0;
+    factors[output] = float(to_double(join(sigma_low, sigma_high)) / 64.0);
+}
+EXPORT(make_up_e4m3)
+
 // Block `block` becomes block `index` of a slot's sequence: `updates` are triples (slot, index, block), no place twice;
 // those outside the tables are left out. Grid (ceil(count / threads)).
 KERNEL(128) update_tables(const int *updates, int count, int *tables, int slot_count, int table_stride) {

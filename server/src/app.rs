@@ -185,6 +185,7 @@ fn language(config: &Config) -> LanguageOptions {
         gpu_cache_bytes: stated,
         cache: config.kv_cache_dtype,
         deterministic: config.deterministic,
+        step_timeout: Some(config.step_timeout).filter(|time| !time.is_zero()),
         dtype: match config.dtype {
             Dtype::Auto => None,
             Dtype::Float32 => Some(FloatType::F32),
@@ -359,7 +360,7 @@ async fn drain(
         }
     };
     tokio::select! {
-        () = orderly => if process::is_giving_up() { process::GAVE_UP } else { 0 },
+        () = orderly => process::giving_up().unwrap_or(0),
         code = signals.first() => code,
     }
 }

@@ -4,50 +4,55 @@
 use crate::threads;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// The exit code of a process that gave up: an internal error, in the words of `sysexits.h`. Whoever supervises it starts
-/// another.
-pub const GAVE_UP: u8 = 70;
-/// By when a process that gives up has ended, whatever hangs.
-const GIVING_UP: Duration = Duration::from_secs(5);
+/// The exit code of a process that gave up because it has lost its device: an internal error, in the words of
+/// `sysexits.h`. Whoever supervises it starts another.
+pub const LOST: u8 = 70;
+/// The exit code of one that gave up because its device does not answer: an error of the system, in the same words.
+pub const HUNG: u8 = 71;
+/// How long requests of a process that gives up have for their errors, and its log for the reason.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+/// How long leaving may take then.
+const LEAVING: Duration = Duration::from_secs(2);
 
-static GIVING: AtomicBool = AtomicBool::new(false);
+/// The exit code of a process that gives up; 0 while it does not.
+static GIVING: AtomicU8 = AtomicU8::new(0);
 static GIVEN_UP: Notify = Notify::const_new();
 
-/// Ends the process soon, because it cannot do its work any more: requests under way get their errors, and health says
-/// no. Returns at once.
-pub fn give_up(reason: &str) {
-    if GIVING.swap(true, Ordering::AcqRel) {
+/// Ends the process soon with this code, because it cannot do its work any more: requests under way get their errors,
+/// and health says no. Returns at once.
+pub fn give_up(code: u8, reason: &str) {
+    if GIVING.compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire).is_err() {
         return;
     }
-    tracing::error!(reason, "giving up: the process ends within {} s", GIVING_UP.as_secs());
+    tracing::error!(reason, "giving up: the process ends within {} s", (LAST_WORDS + LEAVING).as_secs());
     GIVEN_UP.notify_waiters();
-    let end = || {
-        std::thread::sleep(GIVING_UP);
+    let end = move || {
+        std::thread::sleep(LAST_WORDS);
         // What libraries do at an exit may hang as well, where a device does.
         let _ = threads::spawn("giving-up-hard", || {
-            std::thread::sleep(GIVING_UP);
+            std::thread::sleep(LEAVING);
             std::process::abort();
         });
-        std::process::exit(GAVE_UP.into());
+        std::process::exit(code.into());
     };
     if threads::spawn("giving-up", end).is_err() {
-        std::process::exit(GAVE_UP.into());
+        std::process::exit(code.into());
     }
 }
 
-/// Is the process about to end because it gave up?
-pub fn is_giving_up() -> bool {
-    GIVING.load(Ordering::Acquire)
+/// The code that the process is about to end with, where it has given up.
+pub fn giving_up() -> Option<u8> {
+    Some(GIVING.load(Ordering::Acquire)).filter(|code| *code != 0)
 }
 
 /// Returns when the process gives up.
 pub async fn given_up() {
     let told = GIVEN_UP.notified();
-    if !GIVING.load(Ordering::Acquire) {
+    if giving_up().is_none() {
         told.await;
     }
 }

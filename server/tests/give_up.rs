@@ -1,26 +1,120 @@
-//! A process that cannot do its work any more ends with the code that says so, even where something hangs.
+//! A process that cannot do its work any more ends with the code that says why, even where something hangs.
 
 #![allow(clippy::unwrap_used)]
 
-use server::process;
-use std::process::Command;
+use backends::llm::blocks::{BlockPool, PrefixKey};
+use backends::llm::engine::{Engine, Overlap};
+use backends::llm::request::{Draft, Limits, Request};
+use backends::llm::sampling::{Parameters, Sampling};
+use backends::llm::scheduler::{Scheduler, Settings};
+use backends::llm::scripted::Scripted;
+use backends::llm::sequence::Event;
+use server::llm::generator::{Generator, Tokens};
+use server::{process, telemetry};
+use std::process::{Command, Output};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Set in the child, which gives up.
 const CHILD: &str = "TENSORGATE_TEST_GIVES_UP";
 
+fn is_child() -> bool {
+    std::env::var_os(CHILD).is_some()
+}
+
+/// Runs a test of this file once more, as a child.
+fn child(test: &str) -> (Output, Duration) {
+    let began = Instant::now();
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    let output = child.args(["--exact", test, "--nocapture"]).env(CHILD, "1").output().unwrap();
+    (output, began.elapsed())
+}
+
+/// An engine on a device that takes `step` for each step, and the answer to a request of so many tokens.
+fn generate(step: Duration, step_timeout: Option<Duration>, most: u32) -> (Generator, Tokens) {
+    let (blocks, block_len, vocabulary) = (64, 16, 100);
+    let settings = Settings {
+        token_budget: 64,
+        chunk_tokens: 64,
+        max_running: 4,
+        max_waiting: 16,
+        max_waiting_tokens: 1 << 16,
+        context: 512,
+        watermark: 0,
+        ageing: Duration::from_secs(1),
+        prefix_cache: false,
+        end_tokens: Vec::new().into(),
+    };
+    let executor = Scripted::new(blocks, block_len, vocabulary).with_next(Box::new(move |_, history| {
+        std::thread::sleep(step);
+        history.len() as u32 % vocabulary
+    }));
+    let pool = BlockPool::new(blocks, block_len, PrefixKey::new([7; 16]));
+    let engine = Engine::new(Scheduler::new(settings, pool).unwrap(), Box::new(executor) as _, Overlap::Ahead);
+    let generator = Generator::start("engine", engine, step_timeout).unwrap();
+    let limits = Limits { prompt_tokens: 512, copies: 4, output_tokens: 512, vocabulary };
+    let sampling = Arc::new(Sampling::new(Parameters::default()).unwrap());
+    let request = Request::new(Draft::new(vec![1, 2, 3], most, sampling), &limits).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let mut streams = runtime.block_on(generator.admit(request, Vec::new())).unwrap();
+    (generator, streams.remove(0))
+}
+
+/// All that comes; how many tokens there were.
+fn tokens(mut stream: Tokens) -> usize {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let mut count = 0;
+    while let Some(event) = runtime.block_on(std::future::poll_fn(|cx| stream.poll_next(cx))) {
+        count += usize::from(matches!(event, Event::Token { .. }));
+    }
+    count
+}
+
 #[test]
 fn a_process_that_gives_up_ends_within_seconds() {
-    if std::env::var_os(CHILD).is_some() {
-        process::give_up("the device of a language model is lost");
-        assert!(process::is_giving_up());
+    if is_child() {
+        process::give_up(process::LOST, "the device of a language model is lost");
+        process::give_up(process::HUNG, "what is said later does not count");
+        assert_eq!(process::giving_up(), Some(process::LOST));
         std::thread::sleep(Duration::from_secs(60));
         return;
     }
-    let began = Instant::now();
-    let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", "a_process_that_gives_up_ends_within_seconds"]).env(CHILD, "1");
-    let status = child.output().unwrap().status;
-    assert_eq!(status.code(), Some(process::GAVE_UP.into()));
-    assert!(began.elapsed() < Duration::from_secs(30));
+    assert_eq!(process::giving_up(), None);
+    let (output, took) = child("a_process_that_gives_up_ends_within_seconds");
+    assert_eq!(output.status.code(), Some(process::LOST.into()));
+    assert!(took < Duration::from_secs(30), "{took:?}");
+}
+
+#[test]
+fn a_step_that_hangs_ends_the_process_and_the_log_says_which() {
+    if is_child() {
+        let level = "info".parse().unwrap();
+        let options = telemetry::Options { level, format: telemetry::Format::Text, otlp_endpoint: None };
+        let _telemetry = telemetry::init(&options).unwrap();
+        let (generator, _stream) = generate(Duration::from_secs(60), Some(Duration::from_millis(300)), 5);
+        std::thread::sleep(Duration::from_secs(2));
+        assert_eq!(process::giving_up(), Some(process::HUNG));
+        assert!(generator.is_stuck(Instant::now()), "and whoever asks for liveness hears no");
+        std::thread::sleep(Duration::from_secs(60));
+        return;
+    }
+    let (output, took) = child("a_step_that_hangs_ends_the_process_and_the_log_says_which");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(process::HUNG.into()), "{told}");
+    assert!(took < Duration::from_secs(30), "{took:?}");
+    assert!(told.contains("300ms") && told.contains("sampling step 1: 3 rows of 1 sequences"), "{told}");
+}
+
+#[test]
+fn steps_that_are_slow_together_hang_in_nothing() {
+    let (_generator, stream) = generate(Duration::from_millis(100), Some(Duration::from_secs(1)), 20);
+    assert_eq!(tokens(stream), 20);
+    assert_eq!(process::giving_up(), None);
+}
+
+#[test]
+fn where_no_time_is_stated_a_step_may_take_any() {
+    let (_generator, stream) = generate(Duration::from_millis(500), None, 1);
+    assert_eq!(tokens(stream), 1);
+    assert_eq!(process::giving_up(), None);
 }

@@ -12,12 +12,13 @@
 
 use super::families::{Bias, Experts, FAMILIES, Family, HUGGING_FACE, Windows};
 use super::fields::{Fields, brief};
+use super::quantisation;
 use super::rope_config::ropes;
 use super::spec::{
     Activation, Attention, DecoderSpec, FloatType, Layer, Mixture, Names, Norm, Rotation, Routing, Scales,
 };
 use crate::error::LoadError;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::path::Path;
 
 /// Bounds on sizes: far above every model there is, and low enough that a product of any two fits 48 bits.
@@ -52,7 +53,7 @@ impl DecoderSpec {
         let bare = Fields { file, map, defaults: &[] };
         let family = family(bare)?;
         let fields = Fields { defaults: family.defaults, ..bare };
-        quantisation(fields, family)?;
+        let packed = quantisation::read(fields, family)?;
         let hidden = fields.needed("hidden_size", WIDTH_MAX)?;
         let context = fields.count("max_position_embeddings", CONTEXT_MAX)?.unwrap_or(2048);
         let attention = attention(fields, family, hidden)?;
@@ -81,6 +82,7 @@ impl DecoderSpec {
             scales: scales(fields, family, hidden)?,
             tied: fields.flag("tie_word_embeddings")?,
             dtype: dtype(fields)?,
+            packed,
         })
     }
 }
@@ -94,39 +96,6 @@ fn family(fields: Fields<'_>) -> Result<&'static Family, LoadError> {
         let named = brief(&Value::from(named));
         fields.refuse("architectures", format!("is {named}, not supported; supported are {}", supported.join(", ")))
     })
-}
-
-/// Can what the file says of quantised weights be read?
-fn quantisation(fields: Fields<'_>, family: &Family) -> Result<(), LoadError> {
-    let Some(config) = fields.object("quantization_config")? else { return Ok(()) };
-    let refuse = |reason: String| Err(fields.refuse("quantization_config", reason));
-    let blocks = |config: Fields<'_>, field: &str| match config.get(field) {
-        Some(size) if *size != json!([128, 128]) => {
-            refuse(format!("has a {field} of {size}; supported are blocks of 128 by 128"))
-        }
-        _ => Ok(()),
-    };
-    match config.text("quant_method")?.unwrap_or("unknown") {
-        "mxfp4" if family.experts == Experts::GptOss => Ok(()),
-        "fbgemm_fp8" => Ok(()),
-        "fp8" => match config.text("fmt")? {
-            None | Some("e4m3") => blocks(config, "weight_block_size"),
-            Some(format) => refuse(format!("has numbers of format '{format}'; supported is e4m3")),
-        },
-        "compressed-tensors" => {
-            let groups = config.object("config_groups")?.map(|groups| groups.map.values()).into_iter().flatten();
-            for group in groups.filter_map(Value::as_object) {
-                let weights = config.within(group).object("weights")?.unwrap_or(config.within(group));
-                let (kind, bits) = (weights.text("type")?, weights.count("num_bits", 64)?);
-                if (kind, bits) != (Some("float"), Some(8)) {
-                    return refuse("of method 'compressed-tensors' is supported for weights of 8-bit floats".into());
-                }
-                blocks(weights, "block_structure")?;
-            }
-            Ok(())
-        }
-        method => refuse(format!("is of method '{method}', not supported")),
-    }
 }
 
 fn bias(fields: Fields<'_>, bias: Bias) -> Result<bool, LoadError> {

@@ -11,6 +11,7 @@
 
 use super::executor::{Executor, Failure, Mask, Masks, Ticket};
 use super::plan::Plan;
+use super::progress::{Phase, Progress};
 use super::request::Request;
 use super::scheduler::{Counters, Rejected, Scheduler};
 use super::sequence::{CancelReason, Event, GroupId, SequenceId};
@@ -55,6 +56,7 @@ pub struct Engine<E> {
     executor: E,
     overlap: Overlap,
     flight: Option<Flight>,
+    progress: Progress,
     matchers: HashMap<SequenceId, Box<dyn Matcher>>,
     /// Why no step will succeed any more.
     lost: Option<String>,
@@ -76,7 +78,8 @@ impl<E: fmt::Debug> fmt::Debug for Engine<E> {
 impl<E: Executor> Engine<E> {
     /// An engine without requests. The scheduler's pool is the executor's blocks.
     pub fn new(scheduler: Scheduler, executor: E, overlap: Overlap) -> Self {
-        Engine { scheduler, executor, overlap, flight: None, matchers: HashMap::new(), lost: None, failures: 0 }
+        let (progress, matchers) = (Progress::default(), HashMap::new());
+        Engine { scheduler, executor, overlap, flight: None, progress, matchers, lost: None, failures: 0 }
     }
 
     /// Takes a request into the queue.
@@ -99,7 +102,11 @@ impl<E: Executor> Engine<E> {
 
     /// Goes on by one step, and tells what happened.
     pub fn step(&mut self, now: Instant) -> Vec<Event> {
-        let next = self.scheduler.plan(now).map(|plan| (self.executor.launch(&plan), plan));
+        self.progress.rest(Phase::Planning);
+        let next = self.scheduler.plan(now).map(|plan| {
+            self.progress.step(Phase::Launching, &plan);
+            (self.executor.launch(&plan), plan)
+        });
         let mut events = self.land();
         if let Some((launched, plan)) = next {
             events.extend(self.sample(launched, plan));
@@ -121,12 +128,18 @@ impl<E: Executor> Engine<E> {
 
     /// Lets the executor do what is better done before it is needed; `false` once nothing is left. For idle times.
     pub fn prepare(&mut self) -> bool {
+        self.progress.rest(Phase::Preparing);
         self.executor.prepare()
     }
 
     /// What the executor has to say that is worth a line in the log.
     pub fn remark(&mut self) -> Option<String> {
         self.executor.remark()
+    }
+
+    /// How far its step is, to be looked at from other threads.
+    pub fn progress(&self) -> Progress {
+        self.progress.clone()
     }
 
     /// When a step's outcome is waited for.
@@ -156,6 +169,7 @@ impl<E: Executor> Engine<E> {
 
     /// Has the tokens chosen of a step whose forward pass was launched. By now those of the step before are known.
     fn sample(&mut self, launched: Result<Ticket, Failure>, plan: Plan) -> Vec<Event> {
+        self.progress.step(Phase::Sampling, &plan);
         let sampled = launched.and_then(|ticket| {
             let masks = self.masks(&plan);
             self.executor.sample(&ticket, &masks).map(|()| ticket)
@@ -187,6 +201,7 @@ impl<E: Executor> Engine<E> {
     /// Waits for the step under way, if there is one.
     fn land(&mut self) -> Vec<Event> {
         let Some(Flight { plan, ticket }) = self.flight.take() else { return Vec::new() };
+        self.progress.step(Phase::Collecting, &plan);
         let outcome = self.executor.collect(ticket);
         match &outcome {
             Ok(_) => self.failures = 0,

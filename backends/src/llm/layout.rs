@@ -10,7 +10,9 @@
 //!                                             Even/OddRows        [ g u g u g u ]           gpt-oss
 //! ```
 
+use super::calibration;
 use super::spec::{DecoderSpec, Placement, QkNorm};
+use super::weights::groups::{Groups, Stored};
 use super::weights::{Format, Matrix, Weights};
 use crate::error::LoadError;
 use std::collections::{BTreeMap, BTreeSet};
@@ -268,10 +270,11 @@ pub fn check(spec: &DecoderSpec, weights: &dyn Weights) -> Result<(), LoadError>
         }
         expected.insert(place.name);
     }
+    expected.extend(calibration::all_names(spec));
     let unexpected: Vec<_> = weights
         .names()
         .into_iter()
-        .filter(|name| !expected.contains(*name) && !is_ignored(spec, name))
+        .filter(|name| !expected.contains(*name) && !is_ignored(spec, name) && !adds_nothing(spec, weights, name))
         .map(|name| name.escape_debug().to_string())
         .collect();
     let list = |what: &str, names: Vec<String>| match names.len() {
@@ -288,6 +291,15 @@ pub fn check(spec: &DecoderSpec, weights: &dyn Weights) -> Result<(), LoadError>
 fn is_ignored(spec: &DecoderSpec, name: &str) -> bool {
     let angles = name.ends_with(".rotary_emb.inv_freq") || name.starts_with("rope_");
     angles || (spec.tied && (name == "lm_head.weight" || name == "output.weight"))
+}
+
+/// Is it a bias of zeros, as old writers of GPTQ give to every matrix?
+fn adds_nothing(spec: &DecoderSpec, weights: &dyn Weights, name: &str) -> bool {
+    let Some(info) = weights.info(name).filter(|_| spec.packed.is_some() && name.ends_with(".bias")) else {
+        return false;
+    };
+    let size = info.format.bytes(&info.shape).unwrap_or(0);
+    info.shape.len() == 1 && weights.read(name, 0..size).is_ok_and(|bytes| bytes.iter().all(|byte| *byte == 0))
 }
 
 /// Numbers of all tensors together; `None` where they do not fit 64 bits.
@@ -355,7 +367,7 @@ impl Rows<'_> {
 
     /// Does reading some rows read no others? Where it does not, they are better read all at once.
     pub fn in_order(&self) -> bool {
-        !self.place.transposed
+        !self.place.transposed && self.weights.in_order(&self.place.name)
     }
 
     /// All of them.
@@ -385,6 +397,30 @@ impl Rows<'_> {
         let stretch = ((rows.len() - 1) * step + 1) * self.row;
         let bytes = self.weights.read(name, begin..begin + stretch)?;
         Ok(if *step == 1 { bytes } else { bytes.chunks(self.row).step_by(*step).flatten().copied().collect() })
+    }
+}
+
+/// The same rows as codes.
+impl Rows<'_> {
+    /// How they are kept as codes, where they are.
+    pub fn stored(&self) -> Option<Stored> {
+        self.weights.stored(&self.place.name).filter(|_| !self.place.transposed)
+    }
+
+    /// Codes of some of them, which must be there; `None` where there are no codes.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn read_groups(&self, rows: Range<usize>) -> Result<Option<Groups>, LoadError> {
+        let Place { name, first, step, sheet, shape, .. } = &self.place;
+        if rows.is_empty() || self.place.transposed {
+            return Ok(None);
+        }
+        let of_sheet = shape.iter().rev().nth(1).copied().unwrap_or(1);
+        let begin = sheet * of_sheet + first + rows.start * step;
+        // As in `read`: the last row ends its stretch.
+        let groups = self.weights.read_groups(name, begin..begin + (rows.len() - 1) * step + 1)?;
+        Ok(groups.map(|groups| groups.every(*step)))
     }
 }
 

@@ -14,6 +14,7 @@
 //! some tokens of every sequence that runs: one where it decodes, a chunk where its prompt is not computed yet.
 
 pub mod blocks;
+pub mod calibration;
 pub mod config;
 pub mod cpu;
 pub mod cuda;
@@ -27,6 +28,8 @@ pub mod grammar;
 pub mod layout;
 pub mod model;
 pub mod plan;
+pub mod progress;
+mod quantisation;
 pub mod request;
 pub mod rope;
 mod rope_config;

@@ -61,6 +61,8 @@ pub struct LanguageOptions {
     pub cache: device::CacheFormat,
     /// Are the bits of an answer to be the same whatever stands beside it? On a CPU they are.
     pub deterministic: bool,
+    /// A step on a GPU that takes longer hangs. `None`: none does.
+    pub step_timeout: Option<Duration>,
     /// The float format of weights; `None` is their file's. Quantised ones stay as they are.
     pub dtype: Option<FloatType>,
     /// Weights are made up: for benchmarks.
@@ -86,6 +88,7 @@ impl Default for LanguageOptions {
             gpu_cache_bytes: None,
             cache: device::CacheFormat::Auto,
             deterministic: false,
+            step_timeout: None,
             dtype: None,
             dummy: false,
             tool_parser: Choice::Auto,
@@ -119,6 +122,8 @@ pub struct LanguageModel {
     pub platform: &'static str,
     /// Where it is computed: `cpu`, or `cuda:0`.
     pub device: &'static str,
+    /// A step that takes longer hangs: where it is computed on a GPU.
+    pub step_timeout: Option<Duration>,
     /// What is worth a line when it is loaded.
     pub note: Option<String>,
 }
@@ -205,7 +210,7 @@ impl Files {
         let tokens = directory.join("tokenizer.json");
         let tokenizer_json = bytes(&tokens, MAX_TOKENIZER_BYTES)?;
         Ok(Files {
-            weights: weights(&spec, directory, options.language.dummy)?,
+            weights: weights(&spec, directory, options.language.dummy.then(|| is_fp8(&map)))?,
             spec,
             generation,
             tokens: Tokens::Files(
@@ -274,7 +279,7 @@ fn assemble(path: &Path, files: Files, options: &LoadOptions) -> Result<Language
         weights = Box::new(Cast::new(weights, numbers(dtype)));
     }
     let place = device::place(wishes.device, &spec, wishes.dtype).map_err(refuse)?;
-    let room = Room::of(&spec, wishes, &place, path)?;
+    let room = Room::of(&spec, weights.as_ref(), wishes, &place, path)?;
     let text_bytes = (room.context as usize).saturating_mul(BYTES_PER_TOKEN).max(TEXT_BYTES_MIN);
     let vocab = spec.vocab;
     // A tokenizer is built on one thread, which takes about as long as reading half a gigabyte of weights.
@@ -311,6 +316,8 @@ fn assemble(path: &Path, files: Files, options: &LoadOptions) -> Result<Language
         bytes,
         platform,
         device,
+        // On a CPU a step may rightly take long, as where many share it.
+        step_timeout: wishes.step_timeout.filter(|_| overlap == Overlap::Ahead),
         note,
     })
 }
@@ -371,12 +378,20 @@ impl Computing {
     }
 }
 
-fn weights(spec: &DecoderSpec, directory: &Path, dummy: bool) -> Result<Box<dyn Weights>, LoadError> {
-    if !dummy {
-        return Ok(Box::new(Safetensors::open(directory)?));
-    }
+/// Is the model's checkpoint of eight-bit floats?
+fn is_fp8(config: &Map<String, Value>) -> bool {
+    let quantised = config.get("quantization_config").and_then(|of| of.get("quant_method"));
+    quantised.and_then(Value::as_str) == Some("fp8")
+}
+
+/// `dummy`: are they to be made up, and if so, with projections in eight bits?
+fn weights(spec: &DecoderSpec, directory: &Path, dummy: Option<bool>) -> Result<Box<dyn Weights>, LoadError> {
+    let Some(eight_bits) = dummy else {
+        return Ok(Box::new(Safetensors::open_packed(directory, spec.packed)?));
+    };
     let format = spec.dtype.map_or(Numbers::F32, numbers);
-    Ok(Box::new(Dummy::new(spec, format, Init::FanIn, DUMMY_SEED)?))
+    let weights = Dummy::new(spec, format, Init::FanIn, DUMMY_SEED)?;
+    Ok(Box::new(if eight_bits { weights.in_eight_bits() } else { weights }))
 }
 
 fn numbers(dtype: FloatType) -> Numbers {
@@ -422,17 +437,25 @@ const CPU_STEP: (u32, u32) = (64, 256);
 const GPU_STEP: (u32, u32) = (256, 4096);
 
 impl Room {
-    fn of(spec: &DecoderSpec, wishes: &LanguageOptions, place: &Place, config: &Path) -> Result<Self, LoadError> {
+    // Of a CPU the weights are nobody's business here.
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
+    fn of(
+        spec: &DecoderSpec,
+        weights: &dyn Weights,
+        wishes: &LanguageOptions,
+        place: &Place,
+        config: &Path,
+    ) -> Result<Self, LoadError> {
         let refuse = |reason: String| LoadError::new(config, reason);
         let (cache_bytes, (running, step_tokens)) = match place {
             Place::Cpu(_) => (wishes.cache_bytes, CPU_STEP),
             #[cfg(feature = "cuda")]
             Place::Gpu(gpu) => {
                 let left = gpu.memory_info().map_err(|fault| refuse(fault.to_string()))?.0 as u64;
-                let weights = cuda::weight_bytes(spec)? as u64;
-                let rest = left.checked_sub(weights).ok_or_else(|| {
-                    refuse(format!("its weights take {weights} bytes in bfloat16, and the GPU has {left} left"))
-                })?;
+                let weights = cuda::weight_bytes(spec, weights)? as u64;
+                let rest = left
+                    .checked_sub(weights)
+                    .ok_or_else(|| refuse(format!("its weights take {weights} bytes, and the GPU has {left} left")))?;
                 (wishes.gpu_cache_bytes.unwrap_or(rest / 4), GPU_STEP)
             }
         };

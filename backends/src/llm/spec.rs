@@ -7,6 +7,7 @@
 use super::families::Family;
 use super::layout::Name;
 use super::rope::Rope;
+use super::weights::packed::Scheme;
 
 /// A decoder-only transformer.
 #[derive(Clone, Debug)]
@@ -45,6 +46,8 @@ pub struct DecoderSpec {
     pub tied: bool,
     /// The number type that the checkpoint says it was trained in.
     pub dtype: Option<FloatType>,
+    /// How the checkpoint packs matrices of integers, where it has any.
+    pub packed: Option<Scheme>,
 }
 
 /// What a model's tensors are called.

@@ -72,13 +72,13 @@ fn weights_of_eight_bits_are_understood() {
 fn what_is_not_understood_is_refused_by_name() {
     refused("hidden_act", r#""relu""#, "`hidden_act` is 'relu'; supported are silu");
     refused("torch_dtype", r#""float8_e4m3fn""#, "`torch_dtype` is 'float8_e4m3fn'");
-    refused("quantization_config", r#"{"quant_method":"awq"}"#, "is of method 'awq'");
+    refused("quantization_config", r#"{"quant_method":"quip"}"#, "is of method 'quip'");
     let blocks = r#"{"quant_method":"fp8","weight_block_size":[64,128]}"#;
     refused("quantization_config", blocks, "has a weight_block_size of [64,128]");
     refused("quantization_config", r#"{"quant_method":"fp8","fmt":"e5m2"}"#, "of format 'e5m2'");
     let nibbles =
-        r#"{"quant_method":"compressed-tensors","config_groups":{"a":{"weights":{"type":"int","num_bits":4}}}}"#;
-    refused("quantization_config", nibbles, "supported for weights of 8-bit floats");
+        r#"{"quant_method":"compressed-tensors","config_groups":{"a":{"weights":{"type":"float","num_bits":4}}}}"#;
+    refused("quantization_config", nibbles, "has weights of 4 bits of type 'float'");
     refused(
         "rope_scaling",
         r#"{"rope_type":"dynamic","factor":2}"#,

@@ -270,3 +270,26 @@ fn plans_that_break_the_contract_fail_and_the_next_one_does_not() {
     executor.sample(&ticket, &Masks::default()).unwrap();
     assert!(executor.collect(ticket).unwrap()[0].token.is_some());
 }
+
+/// What four warps multiply together is as near: prompts of more than 64 tokens by either kind of units.
+#[cfg(feature = "emulator")]
+#[test]
+fn units_of_four_warps_are_as_near() {
+    use kernels::cuda::Units;
+    let golden = goldens("qwen3").remove(0);
+    let (spec, tokens) = (golden.spec(), golden.tokens.iter().copied().cycle().take(100).collect::<Vec<u32>>());
+    let [by_one, by_four] = [Units::Warps, Units::Warpgroups { processors: 3 }].map(|units| {
+        let mut emulator = kernels::cuda::Emulator::with_units(units);
+        let log = emulator.log();
+        let options = Options { deterministic: false, ..options(8, 512) };
+        let mut executor =
+            CudaExecutor::load(spec.clone(), &golden.weights(&spec), Box::new(emulator), options).unwrap();
+        let told = prompt_logprobs(&mut executor, &tokens, tokens.len());
+        let some = log.lock().unwrap().iter().any(|launch| launch.kernel().starts_with("gemm_wgmma"));
+        assert_eq!(some, units != Units::Warps);
+        told
+    });
+    let squares = by_one.iter().zip(&by_four).map(|(one, four)| f64::from(one.logprob - four.logprob).powi(2));
+    let error = (squares.sum::<f64>() / by_one.len() as f64).sqrt();
+    assert!(error < TOLERANCE, "{error}");
+}

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod blocks;
+mod calibration;
 mod common;
 mod config;
 mod cpu;
@@ -13,6 +14,7 @@ mod driven;
 mod gguf;
 mod gguf_tokenizers;
 mod hazards;
+mod packed;
 mod parity;
 mod properties;
 mod reference;
@@ -22,6 +24,8 @@ mod safetensors;
 mod sampler;
 mod scripts;
 mod stops;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod stored;
 mod templates;
 mod tokenizers;
 #[cfg(any(feature = "cuda", feature = "emulator"))]

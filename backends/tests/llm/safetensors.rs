@@ -188,6 +188,16 @@ fn matrices_of_eight_bits_and_their_scales_are_one() {
             let want = Bf16::from_f32(E4m3(*bits).to_f32() * scale);
             assert_eq!(bytes, want.0.to_le_bytes(), "{name} {dtype} {shape:?}: number {at}");
         }
+        // The same as codes, but that these are not rounded.
+        let told = weights.stored("a.weight").unwrap();
+        for rows in [0..outputs, 0..1, 127..129, outputs - 1..outputs] {
+            let groups = weights.read_groups("a.weight", rows.clone()).unwrap().unwrap();
+            assert_eq!((groups.code, groups.group, groups.minima.is_empty()), (told.code, told.group, !told.minima));
+            let numbers = groups.to_f32().into_iter().flat_map(|number| Bf16::from_f32(number).0.to_le_bytes());
+            let here = 2 * rows.start * inputs..2 * rows.end * inputs;
+            assert_eq!(numbers.collect::<Vec<u8>>(), whole[here], "{name} rows {rows:?}");
+        }
+        assert!(weights.read_groups("a.weight", 0..outputs + 1).is_err());
         for range in [0..0, 0..1, 255..257, 599..78_001, 76_799..76_803, size - 1..size, size..size] {
             assert_eq!(weights.read("a.weight", range.clone()).unwrap(), whole[range.clone()], "{name} {range:?}");
         }

@@ -67,6 +67,10 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             model.closed(args, clients)?;
         }
     }
+    if args.wants("decode.llama-3.1-8b.fp8.") {
+        let mut model = Model::load(args, LLAMA.in_eight_bits(), many, context + context / 4)?;
+        model.decode(args, LLAMA.in_eight_bits(), context, &Decode { clients: many, tokens: longer })?;
+    }
     Ok(())
 }
 
@@ -78,7 +82,7 @@ impl Model {
         let begun = Instant::now();
         let options = Options {
             blocks,
-            cache: CacheType::Bf16,
+            cache: if shape.eight_bits { CacheType::Fp8 } else { CacheType::Bf16 },
             context,
             slots,
             step_rows: STEP_ROWS,
@@ -88,7 +92,7 @@ impl Model {
             deterministic: false,
             poison: false,
         };
-        let executor = CudaExecutor::load(spec.clone(), &shapes::weights(&spec)?, open()?, options)?;
+        let executor = CudaExecutor::load(spec.clone(), &shape.weights(&spec)?, open()?, options)?;
         let settings = Settings {
             token_budget: STEP_ROWS as u32,
             chunk_tokens: STEP_ROWS as u32,
@@ -150,7 +154,8 @@ impl Model {
 
     /// Tokens a second while all sequences decode, at contexts around `context`.
     fn decode(&mut self, args: &Args, shape: Shape, context: usize, job: &Decode) -> Result<(), Failure> {
-        let what = format!("decode.{}.bf16.b{}", shape.name, job.clients);
+        let numbers = if shape.eight_bits { "fp8" } else { "bf16" };
+        let what = format!("decode.{}.{numbers}.b{}", shape.name, job.clients);
         if !args.wants(&what) {
             return Ok(());
         }
@@ -177,7 +182,7 @@ impl Model {
         self.finish()?;
         let (Some(first), Some(last)) = (first, last) else { return Err(format!("{what}: too few steps").into()) };
         let rate = f64::from(counted as u32) / last.duration_since(first).as_secs_f64();
-        let limit = args.limit(shapes::decode(&self.spec, job.clients, context));
+        let limit = args.limit(shape.decode(&self.spec, job.clients, context));
         args.tell(what, rate, "tokens/s", limit.map(|seconds| job.clients as f64 / seconds))
     }
 

@@ -10,7 +10,8 @@ use kernels::cuda::elementwise::{self, AddNorm, Delta, Gate, Gated, Norm};
 use kernels::cuda::gemm::{self, Output, Product, Workspace};
 use kernels::cuda::rotary::{self, RotaryWrite, Turn};
 use kernels::cuda::setup::{self, MakeUp};
-use kernels::cuda::{Bf16, CacheNumbers, Device, Launch, Number, Slice};
+use kernels::cuda::stored::{self, Kind, Layout, Matrix};
+use kernels::cuda::{Bf16, CacheNumbers, Device, Launch, Number, Slice, Units};
 
 /// Positions of a block of keys and values.
 const PAGE: usize = attention::PAGE;
@@ -231,7 +232,7 @@ impl Bench<'_> {
             work: put(device, &work)?,
             work_len: put(device, &[most as i32])?,
             partials: room(device, attention::partials_len(most, rule.heads, cache.head_dim))?,
-            counters: zeros(device, rows * cache.kv_heads)?,
+            counters: zeros(device, attention::counters_len(most, cache.kv_heads))?,
             processors: device.processors(),
         };
         let bytes = attention::decode_bytes(&cache, &rule, &positions);
@@ -277,10 +278,43 @@ impl Bench<'_> {
             kinds.push((name, products));
         }
         for &rows in sizes.few {
-            self.product(device, &kinds, &format!("gemm.skinny.m{rows}"), rows)?;
+            self.product(device, &kinds, &format!("gemm.skinny.m{rows}"), (rows, Units::Warps))?;
         }
         for &rows in sizes.many {
-            self.product(device, &kinds, &format!("gemm.tiled.m{rows}"), rows)?;
+            self.product(device, &kinds, &format!("gemm.tiled.m{rows}"), (rows, Units::Warps))?;
+            if let units @ Units::Warpgroups { .. } = device.matrix_units() {
+                self.product(device, &kinds, &format!("gemm.wgmma.m{rows}"), (rows, units))?;
+            }
+        }
+        self.stored(device, &kinds, sizes)
+    }
+
+    /// The same of few rows, with weights that are stored as codes.
+    fn stored(&self, device: &mut dyn Device, kinds: &[(&str, Vec<Product>)], sizes: &Sizes) -> Result<(), Failure> {
+        for (name, kind, group) in [("fp8", Kind::E4m3, 128), ("q8_0", Kind::Int8, 32), ("q4_k", Kind::Uint4, 32)] {
+            if !self.args.wants(&format!("gemm.skinny.{name}.")) {
+                continue;
+            }
+            let mut products = Vec::new();
+            for plain in (0..LAYERS).flat_map(|layer| kinds.iter().map(move |(_, products)| products[layer])) {
+                let Product { x, y, workspace, outputs, inputs, .. } = plain;
+                let layout = Layout { kind, group, inputs };
+                // Bytes of random numbers are codes, scales and factors as well.
+                let codes = random(device, layout.codes_len(outputs).div_ceil(2))?.cast()?;
+                let scales = random(device, layout.scales_len(outputs))?.cast()?;
+                let factors = random_f32(device, layout.factors_len(outputs))?;
+                let matrix = Matrix { layout, outputs, codes, scales, factors };
+                let (bias, wide, rows, deterministic) = (None, None, 0, false);
+                products.push(stored::Product { x, matrix, bias, y, workspace, wide, rows, deterministic });
+            }
+            for &rows in sizes.few {
+                let (mut launches, mut bytes) = (Vec::new(), 0);
+                for product in products.iter().map(|product| stored::Product { rows, ..*product }) {
+                    launches.extend(stored::product(&product)?);
+                    bytes += stored::product_bytes(&product);
+                }
+                self.bandwidth(device, &format!("gemm.skinny.{name}.m{rows}"), &launches, bytes)?;
+            }
         }
         Ok(())
     }
@@ -290,7 +324,7 @@ impl Bench<'_> {
         device: &mut dyn Device,
         kinds: &[(&str, Vec<Product>)],
         what: &str,
-        rows: usize,
+        (rows, units): (usize, Units),
     ) -> Result<(), Failure> {
         let mut measure = |what: &str, products: &[Product]| -> Result<(), Failure> {
             if !self.args.wants(what) {
@@ -299,7 +333,7 @@ impl Bench<'_> {
             let products: Vec<Product> = products.iter().map(|product| Product { rows, ..*product }).collect();
             let (mut launches, mut needs) = (Vec::new(), Needs::default());
             for product in &products {
-                launches.extend(gemm::product(product)?);
+                launches.extend(gemm::product_on(product, units)?);
                 needs.bytes += gemm::product_bytes(product);
                 needs.operations += gemm::product_flops(product);
             }

@@ -17,6 +17,8 @@ pub(super) struct Shape {
     pub(super) name: &'static str,
     config: &'static str,
     toy: &'static str,
+    /// Are weights, keys and values floats of eight bits?
+    pub(super) eight_bits: bool,
 }
 
 /// A small model, whose steps are many short launches.
@@ -31,6 +33,7 @@ pub(super) const QWEN: Shape = Shape {
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 96, "vocab_size": 300,
         "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": true,
         "hidden_act": "silu", "attention_bias": false, "torch_dtype": "bfloat16"}"#,
+    eight_bits: false,
 };
 
 /// A model of the size that most are served in.
@@ -46,19 +49,33 @@ pub(super) const LLAMA: Shape = Shape {
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 96, "vocab_size": 300,
         "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 5e5, "tie_word_embeddings": false,
         "hidden_act": "silu", "attention_bias": false, "torch_dtype": "bfloat16"}"#,
+    eight_bits: false,
 };
 
 impl Shape {
+    /// The same in floats of eight bits.
+    pub(super) fn in_eight_bits(self) -> Self {
+        Shape { eight_bits: true, ..self }
+    }
+
+    /// Weights that nobody trained.
+    pub(super) fn weights(&self, spec: &DecoderSpec) -> Result<Dummy, Failure> {
+        let weights = Dummy::new(spec, Format::Bf16, Init::FanIn, 0)?;
+        Ok(if self.eight_bits { weights.in_eight_bits() } else { weights })
+    }
+
+    /// One step of decoding. In eight bits a card moves half of everything, and its units do twice as much.
+    pub(super) fn decode(&self, spec: &DecoderSpec, rows: usize, context: usize) -> Needs {
+        let Needs { bytes, operations, alone } = decode(spec, rows, context);
+        let times = if self.eight_bits { 2 } else { 1 };
+        Needs { bytes: bytes / times, operations: operations / times, alone: alone / times }
+    }
+
     /// What it computes.
     pub(super) fn spec(&self, small: bool) -> Result<DecoderSpec, Failure> {
         let config = if small { self.toy } else { self.config };
         Ok(DecoderSpec::from_config(Path::new(self.name), config.as_bytes())?)
     }
-}
-
-/// Weights that nobody trained.
-pub(super) fn weights(spec: &DecoderSpec) -> Result<Dummy, Failure> {
-    Ok(Dummy::new(spec, Format::Bf16, Init::FanIn, 0)?)
 }
 
 /// The matrices of a layer, as (name, outputs, inputs).
@@ -84,7 +101,7 @@ fn cache_bytes(spec: &DecoderSpec, positions: usize) -> usize {
 }
 
 /// One step of decoding `rows` sequences whose contexts are so long.
-pub(super) fn decode(spec: &DecoderSpec, rows: usize, context: usize) -> Needs {
+fn decode(spec: &DecoderSpec, rows: usize, context: usize) -> Needs {
     let (layers, head) = matrix_bytes(spec);
     // Two bytes are one number, and two operations for each row.
     let operations = rows * (layers + head);
@@ -111,6 +128,7 @@ mod tests {
         near(rate(&llama, 1), 284.0);
         near(rate(&llama, 32), 7128.0);
         near(rate(&llama, 256), 19_900.0);
+        near(256.0 / LLAMA.in_eight_bits().decode(&llama, 256, 1024).seconds(4300.0, 790.0), 39_800.0);
         near(prompt(&llama, 1024).seconds(4300.0, 790.0) * 1e3, 18.5);
     }
 }

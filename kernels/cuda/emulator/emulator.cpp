@@ -2,6 +2,7 @@
 #include "emulator.hpp"
 
 #include <algorithm>
+#include <cstdio>
 #include <map>
 #include <memory>
 #include <string>
@@ -14,11 +15,33 @@ namespace {
 
 constexpr size_t STACK = 256 << 10;
 constexpr int LANES = 32;
+constexpr int WARPGROUP = 128;
+// Where dynamic shared memory begins: at no multiple of what operands of the matrix units need.
+constexpr uint32_t SHARED_BASE = 1152;
+// Bytes of a row of such an operand that are multiplied at once.
+constexpr int DEEP = 32;
+// What stands in sums while products are under way: no number.
+constexpr uint32_t TAKEN = 0x7ffadbad;
 
 struct Copy {
     void *to;
     const void *from;
     size_t bytes;
+};
+
+// What a product of four warps multiplies, as it was when the product began.
+struct Operands {
+    uint64_t a = 0, b = 0;
+    int wide = 0;
+    bool eight = false, checked = false;
+    std::vector<unsigned char> bytes;
+    std::vector<float> numbers;
+};
+
+struct Multiplication {
+    std::shared_ptr<Operands> of;
+    float *d;
+    bool kept;
 };
 
 // Where all of a group wait until the last has come.
@@ -40,6 +63,13 @@ struct Thread {
     void *stack = nullptr;
     std::vector<std::vector<Copy>> groups;
     std::vector<Copy> open;
+    // How often it has shown its copies to the matrix units.
+    unsigned shown = 0;
+    bool begun = false;
+    std::vector<std::vector<Multiplication>> products;
+    std::vector<Multiplication> open_products;
+    // Sums that belong to products under way, by where they are.
+    std::map<float *, std::vector<float>> sums;
 };
 
 namespace {
@@ -52,8 +82,22 @@ struct Warp {
     const void *rows[LANES] = {};
 };
 
+struct Warpgroup {
+    Barrier barrier;
+    std::shared_ptr<Operands> operands;
+};
+
+// Who copied sixteen bytes to shared memory, and how often it had shown its copies by then.
+struct Copied {
+    int thread = -1;
+    unsigned shown = 0;
+};
+
 struct Block {
     dim3 index, size, grid;
+    unsigned shared = 0;
+    std::vector<Warpgroup> warpgroups;
+    std::vector<Copied> copied;
     std::vector<Thread> threads;
     std::vector<Warp> warps;
     Barrier barrier;
@@ -66,6 +110,13 @@ struct Block {
 thread_local Block *block = nullptr;
 thread_local Thread *thread = nullptr;
 thread_local void *scheduler = nullptr;
+thread_local bool broken = false;
+
+// A rule of the device is broken: said once.
+void complain(const char *what) {
+    if (!broken) fprintf(stderr, "a kernel breaks a rule of the device: %s\n", what);
+    broken = true;
+}
 
 // Changes over from one coroutine to another: what a called function must keep is put on the old stack and taken from
 // the new one.
@@ -141,6 +192,7 @@ Warp &warp() { return block->warps[thread->index / LANES]; }
 
 void entry() {
     block->call(block->arguments);
+    if (!thread->products.empty() || !thread->open_products.empty()) complain("products are not waited for");
     thread->done = true;
     // Who has left is not waited for.
     open_if_all(block->barrier, --block->live);
@@ -155,6 +207,8 @@ void land(const std::vector<Copy> &group) {
         } else {
             memset(copy.to, 0, copy.bytes);
         }
+        size_t at = size_t(static_cast<unsigned char *>(copy.to) - block->dynamic);
+        if (at < block->shared) block->copied[at / 16] = Copied{int(thread->index), thread->shown};
     }
 }
 
@@ -178,6 +232,8 @@ void run_block(Block &running) {
     unsigned count = running.size.x;
     running.threads.assign(count, Thread());
     running.warps.assign((count + LANES - 1) / LANES, Warp());
+    running.warpgroups.assign((count + WARPGROUP - 1) / WARPGROUP, Warpgroup());
+    running.copied.assign((running.shared + 15) / 16, Copied());
     running.live = count;
     for (unsigned index = 0; index < count; index++) {
         Thread &made = running.threads[index];
@@ -281,6 +337,121 @@ void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
     warp_barrier();
 }
 
+uint32_t shared_address(const void *pointer) {
+    return SHARED_BASE + uint32_t(static_cast<const unsigned char *>(pointer) - block->dynamic);
+}
+
+void show_copies() { thread->shown++; }
+void warpgroup_begin() { thread->begun = true; }
+
+static float eight_bits(unsigned char bits) {
+    uint32_t sign = uint32_t(bits & 0x80) << 24, rest = bits & 0x7f;
+    return bit_cast<float>(sign | (rest == 0x7f ? 0x7fc00000u : rest << 20)) * (rest == 0x7f ? 1.0f : 0x1p120f);
+}
+
+// The bytes of an operand's rows, by its descriptor.
+static void read_operand(std::vector<unsigned char> &bytes, uint64_t descriptor, int rows, bool first) {
+    uint32_t start = uint32_t(descriptor & 0x3fff) << 4, eight_rows = uint32_t(descriptor >> 32 & 0x3fff) << 4;
+    if (descriptor >> 62 != 1) return complain("an operand's pieces lie in places that are not known here");
+    if ((start >> 7 & 7) != (descriptor >> 49 & 7)) return complain("an operand begins at no multiple of 1,024 bytes");
+    for (int row = 0; row < rows; row++)
+        for (uint32_t piece = 0; piece < DEEP; piece += 16) {
+            uint32_t place = start + row / 8 * eight_rows + row % 8 * 128 + piece;
+            place = (place ^ (place >> 7 & 7) << 4) - SHARED_BASE;
+            if (place >= block->shared || place + 16 > block->shared)
+                return complain("an operand is not in the block's shared memory");
+            const Copied &copied = block->copied[place / 16];
+            if (first && copied.thread >= 0 && block->threads[copied.thread].shown == copied.shown)
+                return complain("an operand was copied and not shown to the matrix units");
+            bytes.insert(bytes.end(), block->dynamic + place, block->dynamic + place + 16);
+        }
+}
+
+static std::vector<unsigned char> read_operands(const Operands &of, bool first) {
+    std::vector<unsigned char> bytes;
+    read_operand(bytes, of.a, 64, first);
+    read_operand(bytes, of.b, of.wide * 8, first);
+    bytes.resize((64 + size_t(of.wide) * 8) * DEEP);
+    return bytes;
+}
+
+void warpgroup_multiply(float *d, int wide, uint64_t a, uint64_t b, bool kept, bool eight) {
+    Warpgroup &mine = block->warpgroups[thread->index / WARPGROUP];
+    if (!thread->begun) complain("products begin without `warpgroup_begin`");
+    bool leads = thread->index % WARPGROUP == 0;
+    if (leads) {
+        mine.operands = std::make_shared<Operands>();
+        mine.operands->a = a, mine.operands->b = b, mine.operands->wide = wide, mine.operands->eight = eight;
+    }
+    wait_at(mine.barrier, WARPGROUP);
+    std::shared_ptr<Operands> of = mine.operands;
+    if (of->a != a || of->b != b || of->wide != wide || of->eight != eight) complain("four warps, and not one product");
+    if (leads) {
+        of->bytes = read_operands(*of, true);
+        for (size_t at = 0; at < of->bytes.size(); at += eight ? 1 : 2) {
+            if (eight) {
+                of->numbers.push_back(eight_bits(of->bytes[at]));
+            } else {
+                uint32_t upper = uint32_t(of->bytes[at]) | uint32_t(of->bytes[at + 1]) << 8;
+                of->numbers.push_back(bit_cast<float>(upper << 16));
+            }
+        }
+    }
+    wait_at(mine.barrier, WARPGROUP);
+    std::vector<float> &sums = thread->sums[d];
+    if (sums.empty()) {
+        sums.assign(d, d + 4 * wide);
+        for (int at = 0; at < 4 * wide; at++) d[at] = bit_cast<float>(TAKEN);
+    }
+    for (int at = 0; at < 4 * wide; at++)
+        if (bit_cast<uint32_t>(d[at]) != TAKEN) complain("sums are written while products are under way");
+    thread->open_products.push_back(Multiplication{of, d, kept});
+}
+
+void warpgroup_commit() {
+    thread->products.push_back(std::move(thread->open_products));
+    thread->open_products.clear();
+}
+
+static void finish(const Multiplication &product) {
+    Operands &of = *product.of;
+    if (!of.checked && of.bytes != read_operands(of, false)) complain("operands change while products are under way");
+    of.checked = true;
+    int deep = of.eight ? DEEP : DEEP / 2, first_row = int(thread->index % WARPGROUP) / LANES * 16 + lane() / 4;
+    std::vector<float> &sums = thread->sums[product.d];
+    for (int at = 0; at < 4 * of.wide; at++) {
+        const float *left = &of.numbers[(first_row + at % 4 / 2 * 8) * deep];
+        const float *right = &of.numbers[(64 + at / 4 * 8 + lane() % 4 * 2 + at % 2) * deep];
+        float sum = 0;
+        for (int k = 0; k < deep; k++) sum += left[k] * right[k];
+        sums[at] = product.kept ? sums[at] + sum : sum;
+    }
+}
+
+void warpgroup_wait(int pending) {
+    thread->begun = false;
+    while (thread->products.size() > size_t(pending)) {
+        for (const Multiplication &product : thread->products.front()) finish(product);
+        thread->products.erase(thread->products.begin());
+    }
+    auto under_way = [](float *d) {
+        auto uses = [d](const Multiplication &product) { return product.d == d; };
+        auto some = [&](const auto &group) { return std::any_of(group.begin(), group.end(), uses); };
+        return some(thread->open_products) || std::any_of(thread->products.begin(), thread->products.end(), some);
+    };
+    for (auto at = thread->sums.begin(); at != thread->sums.end();) {
+        if (under_way(at->first)) {
+            ++at;
+        } else {
+            for (size_t i = 0; i < at->second.size(); i++) {
+                if (bit_cast<uint32_t>(at->first[i]) != TAKEN) complain("sums were written before the products' end");
+                at->first[i] = at->second[i];
+            }
+            at = thread->sums.erase(at);
+        }
+    }
+}
+
 uint16_t round_to_bf16(float number) {
     uint32_t bits = bit_cast<uint32_t>(number);
     if (number != number) return uint16_t(bits >> 16 | 0x40);
@@ -292,12 +463,13 @@ Registration::Registration(const char *name, Call call) { kernels()[name] = call
 } // namespace emulator
 
 // Runs a kernel to its end. `grid` has three numbers; `arguments` a pointer to each argument. 0 where all went well; 1
-// where there is no kernel of this name.
+// where there is no kernel of this name; 2 where it broke a rule of the device, which is said on the standard error.
 extern "C" int tensorgate_emulate(const char *name, const unsigned *grid, unsigned threads, unsigned shared,
                                   void **arguments) {
     using namespace emulator;
     auto found = kernels().find(name);
     if (found == kernels().end()) return 1;
+    broken = false;
     std::unique_ptr<unsigned char[]> memory(new unsigned char[shared + 128]);
     auto *dynamic = reinterpret_cast<unsigned char *>((reinterpret_cast<uintptr_t>(memory.get()) + 127) & ~uintptr_t(127));
     for (unsigned z = 0; z < grid[2]; z++)
@@ -308,10 +480,11 @@ extern "C" int tensorgate_emulate(const char *name, const unsigned *grid, unsign
                 running.size = dim3{threads, 1, 1};
                 running.grid = dim3{grid[0], grid[1], grid[2]};
                 running.dynamic = dynamic;
+                running.shared = shared;
                 running.call = found->second;
                 running.arguments = arguments;
                 memset(dynamic, 0xff, shared);
                 run_block(running);
             }
-    return 0;
+    return broken ? 2 : 0;
 }

@@ -35,6 +35,15 @@ void copies_wait(int pending);
 void load_matrices(uint32_t (&to)[4], const void *row, bool transposed);
 void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 
+// The units of four warps: see wgmma.cuh. Sums are no numbers while products are under way, products read their
+// operands both when they begin and when they are waited for, and what breaks a rule ends the launch with 2.
+uint32_t shared_address(const void *pointer);
+void show_copies();
+void warpgroup_begin();
+void warpgroup_multiply(float *d, int wide, uint64_t a, uint64_t b, bool kept, bool eight);
+void warpgroup_commit();
+void warpgroup_wait(int pending);
+
 template <class To, class From> To bit_cast(From from) {
     static_assert(sizeof(To) == sizeof(From), "as many bytes");
     To to;

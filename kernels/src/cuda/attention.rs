@@ -72,7 +72,7 @@ pub struct Decode {
     pub work_len: Slice<i32>,
     /// What units have found: [`partials_len`] of `most`.
     pub partials: Slice<f32>,
-    /// `[rows, kv_heads]`: zeros before the first launch, and after each.
+    /// [`counters_len`] of `most`: zeros before the first launch, and after each.
     pub counters: Slice<u32>,
     /// Multiprocessors of the device.
     pub processors: u32,
@@ -137,6 +137,11 @@ pub fn most_work(rows: usize, positions: usize) -> usize {
 /// Numbers that [`Decode::partials`] needs for so many entries of work.
 pub fn partials_len(most_work: usize, heads: usize, head_dim: usize) -> usize {
     most_work * heads * (head_dim + 2)
+}
+
+/// Numbers that [`Decode::counters`] needs for so many entries of work.
+pub fn counters_len(most_work: usize, kv_heads: usize) -> usize {
+    most_work * kv_heads
 }
 
 /// The tiles of chunks, those with the longest contexts first, for blocks begin in this order: quadruples of row,
@@ -233,7 +238,7 @@ pub fn decode(job: &Decode) -> Result<Launch, Misuse> {
     long_enough("work", job.work, 2)?;
     long_enough("the length of work", job.work_len, 1)?;
     vectors("partial results", job.partials, partials_len(most, rule.heads, dim))?;
-    long_enough("counters", job.counters, job.rows * cache.kv_heads)?;
+    long_enough("counters", job.counters, counters_len(most, cache.kv_heads))?;
     let kernel = match padded(dim) {
         32 => cache.numbers.either("attention_decode_32", "attention_decode_32_e4m3"),
         64 => cache.numbers.either("attention_decode_64", "attention_decode_64_e4m3"),

@@ -11,6 +11,19 @@ pub struct Graph(pub(super) usize);
 #[derive(Debug, PartialEq, Eq)]
 pub struct Pending(pub(super) usize);
 
+/// What multiplies matrices on a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Units {
+    /// Each warp by itself.
+    #[default]
+    Warps,
+    /// Four warps together: compute capability 9.0, and only in machine code that was made for it.
+    Warpgroups {
+        /// Multiprocessors of the device.
+        processors: u32,
+    },
+}
+
 /// Why a device did not do what it was told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -51,6 +64,11 @@ pub trait Device: Send {
 
     /// Multiprocessors: blocks of one wave, where each fills one.
     fn processors(&self) -> u32;
+
+    /// What multiplies matrices.
+    fn matrix_units(&self) -> Units {
+        Units::Warps
+    }
 
     /// Memory for `bytes`, aligned to 256, until the device is dropped. Its contents mean nothing.
     ///

@@ -3,7 +3,7 @@
 
 #![allow(unsafe_code)]
 
-use super::device::{Device, Fault, Graph, Pending};
+use super::device::{Device, Fault, Graph, Pending, Units};
 use super::launch::Launch;
 use super::memory::Slice;
 use std::alloc::{Layout, alloc, dealloc};
@@ -41,6 +41,7 @@ pub struct Emulator {
     /// What was launched so far, where it is asked for.
     log: Option<Log>,
     budget: Option<usize>,
+    units: Units,
 }
 
 impl Emulator {
@@ -53,6 +54,13 @@ impl Emulator {
     pub fn with_memory(bytes: usize) -> Self {
         let mut emulator = Self::new();
         emulator.budget = Some(bytes);
+        emulator
+    }
+
+    /// A device with such matrix units.
+    pub fn with_units(units: Units) -> Self {
+        let mut emulator = Self::new();
+        emulator.units = units;
         emulator
     }
 
@@ -74,8 +82,10 @@ impl Emulator {
         let code = unsafe {
             tensorgate_emulate(name.as_ptr(), grid.as_ptr(), launch.threads(), launch.shared(), arguments.as_mut_ptr())
         };
-        if code != 0 {
-            return Err(Fault::Call(format!("there is no kernel '{}'", launch.kernel())));
+        match code {
+            0 => {}
+            1 => return Err(Fault::Call(format!("there is no kernel '{}'", launch.kernel()))),
+            _ => return Err(Fault::Lost(format!("kernel '{}' breaks a rule of the device", launch.kernel()))),
         }
         match self.memory.iter().all(|(address, layout)| guard(*address, *layout).iter().all(|b| *b == GUARD_BYTE)) {
             true => Ok(()),
@@ -98,6 +108,10 @@ impl Device for Emulator {
 
     fn processors(&self) -> u32 {
         4
+    }
+
+    fn matrix_units(&self) -> Units {
+        self.units
     }
 
     fn reserve(&mut self, bytes: usize) -> Result<Slice<u8>, Fault> {

@@ -45,12 +45,12 @@ impl Choices {
     }
 
     /// Units of up to `most` pairs of one expert that there can be.
-    fn units(&self, most: usize) -> usize {
+    pub(super) fn units(&self, most: usize) -> usize {
         let some = self.experts.min(self.pairs());
         some + (self.pairs() - some) / most
     }
 
-    fn check(&self) -> Result<(), Misuse> {
+    pub(super) fn check(&self) -> Result<(), Misuse> {
         let Choices { rows, top_k, experts, .. } = *self;
         needs(rows > 0 && (1..=CHOICES_MAX.min(experts)).contains(&top_k) && experts <= EXPERTS_MAX, || {
             format!("{top_k} of {experts} experts for {rows} rows")
@@ -189,7 +189,7 @@ fn tiled(job: &Product) -> Result<Launch, Misuse> {
 
 /// Into how many parts the inputs are divided where rows are few: as if all experts of a row were one matrix. A function
 /// of the weights' shape alone.
-fn parts(outputs: usize, inputs: usize, top_k: usize) -> usize {
+pub(super) fn parts(outputs: usize, inputs: usize, top_k: usize) -> usize {
     gemm::parts(outputs.div_ceil(SKINNY_OUTPUTS) * SKINNY_OUTPUTS * top_k, inputs)
 }
 
@@ -225,7 +225,7 @@ pub fn product_flops(job: &Product) -> usize {
 
 impl Choices {
     /// Pairs of a unit where rows are few: so many as the most loaded expert is likely to have. All have the same bits.
-    fn few(&self) -> usize {
+    pub(super) fn few(&self) -> usize {
         let likely = 2 * self.pairs().div_ceil(self.experts);
         likely.min(self.rows).next_power_of_two().clamp(8, SKINNY_ROWS)
     }

@@ -1,15 +1,18 @@
 //! Matrix products with weights. See `cuda/gemm_skinny.cu` (up to 64 rows) and `cuda/gemm_tiled.cu` (more).
+//! Devices whose warps multiply by fours have [`wgmma`] for those.
 
+use super::device::Units;
 use super::elementwise::vectors;
 use super::launch::{Launch, blocks, int, long_enough, needs};
 use super::memory::{Bf16, Misuse, Number, Slice};
+use super::wgmma::{self, Plan};
 
 /// Most rows of [`skinny`].
 pub const SKINNY_ROWS: usize = 64;
 /// Outputs of one of its blocks.
 pub(super) const SKINNY_OUTPUTS: usize = 128;
 /// Inputs of one of its steps.
-const SKINNY_STEP: usize = 64;
+pub(super) const SKINNY_STEP: usize = 64;
 /// Inputs come in whole multiples of this.
 pub(super) const INPUTS: usize = 32;
 /// Multiprocessors that tiles and parts are chosen for. A constant: sums must not depend on the device.
@@ -66,11 +69,25 @@ pub struct Product {
 /// # Errors
 /// A slice is too short or not aligned to 16 bytes, or a size is none that the kernels know.
 pub fn product(job: &Product) -> Result<Vec<Launch>, Misuse> {
+    product_on(job, Units::Warps)
+}
+
+/// The same for a device with such units. Where four warps multiply together, the last bits depend on whether there are
+/// more than 64, 128 or 256 rows.
+///
+/// # Errors
+/// A slice is too short or not aligned to 16 bytes, or a size is none that the kernels know.
+pub fn product_on(job: &Product, units: Units) -> Result<Vec<Launch>, Misuse> {
     if job.rows <= SKINNY_ROWS {
         return Ok(vec![skinny(job)?]);
     }
     if !job.deterministic {
-        return Ok(vec![tiled(job, Tile::best(job.rows, job.outputs))?]);
+        return Ok(vec![match units {
+            Units::Warpgroups { processors } if wgmma::suits(job.outputs, job.inputs) => {
+                wgmma::product(job, Plan::best(job.rows, job.outputs, job.inputs), processors)?
+            }
+            _ => tiled(job, Tile::best(job.rows, job.outputs))?,
+        }]);
     }
     checked(job)?;
     (0..job.rows).step_by(SKINNY_ROWS).map(|first| skinny(&job.slice(first)?)).collect()
@@ -132,15 +149,17 @@ pub(super) fn parts(outputs: usize, inputs: usize) -> usize {
 
 /// Numbers of [`Workspace::sums`] that a product with such weights needs.
 pub fn sums_len(outputs: usize, inputs: usize) -> usize {
-    match parts(outputs, inputs) {
+    let skinny = match parts(outputs, inputs) {
         1 => 0,
         parts => parts * outputs.div_ceil(SKINNY_OUTPUTS) * SKINNY_ROWS * SKINNY_OUTPUTS,
-    }
+    };
+    skinny.max(wgmma::workspace(outputs, inputs).0)
 }
 
 /// Numbers of [`Workspace::counters`] that a product with such weights needs.
 pub fn counters_len(outputs: usize, inputs: usize) -> usize {
-    if parts(outputs, inputs) == 1 { 0 } else { outputs.div_ceil(SKINNY_OUTPUTS) }
+    let skinny = if parts(outputs, inputs) == 1 { 0 } else { outputs.div_ceil(SKINNY_OUTPUTS) };
+    skinny.max(wgmma::workspace(outputs, inputs).1)
 }
 
 /// What a block of [`tiled`] makes, rows by outputs.
@@ -191,6 +210,20 @@ impl Tile {
 /// # Errors
 /// A slice is too short or not aligned to 16 bytes, or a size is none that the kernel knows.
 pub fn tiled(job: &Product, tile: Tile) -> Result<Launch, Misuse> {
+    Ok(by_tiles(job, tile)?.int(0))
+}
+
+/// The product of many rows with weights that an earlier launch makes: they are waited for.
+pub(super) fn after(job: &Product, units: Units) -> Result<Launch, Misuse> {
+    match units {
+        Units::Warpgroups { processors } if wgmma::suits(job.outputs, job.inputs) => {
+            wgmma::product_after(job, Plan::best(job.rows, job.outputs, job.inputs), processors)
+        }
+        _ => Ok(by_tiles(job, Tile::best(job.rows, job.outputs))?.int(1)),
+    }
+}
+
+fn by_tiles(job: &Product, tile: Tile) -> Result<Launch, Misuse> {
     const STEP: usize = 32;
     checked(job)?;
     let (kernel, threads, stages) = match (tile, job.y) {
@@ -242,7 +275,7 @@ impl Product {
     }
 
     /// Appends what all kernels begin with.
-    fn operands(&self, launch: Launch) -> Launch {
+    pub(super) fn operands(&self, launch: Launch) -> Launch {
         match self.y {
             Output::F32(y) => launch.slice(y),
             Output::Bf16(y) => launch.slice(y),
@@ -253,13 +286,13 @@ impl Product {
     }
 
     /// Appends what all kernels end with.
-    fn sizes(&self, launch: Launch) -> Result<Launch, Misuse> {
+    pub(super) fn sizes(&self, launch: Launch) -> Result<Launch, Misuse> {
         let (rows, outputs) = (int("rows", self.rows)?, int("outputs", self.outputs)?);
         Ok(launch.int(rows).int(outputs).int(int("inputs", self.inputs)?))
     }
 }
 
-fn checked(job: &Product) -> Result<(), Misuse> {
+pub(super) fn checked(job: &Product) -> Result<(), Misuse> {
     let Product { rows, outputs, inputs, .. } = *job;
     needs(rows > 0 && outputs > 0 && inputs > 0 && inputs.is_multiple_of(INPUTS), || {
         format!("a product of {rows} rows of {inputs} inputs, of which {INPUTS} make a step, with {outputs} outputs")

@@ -3,27 +3,32 @@
 
 #![allow(unsafe_code)]
 
-use super::device::{Device, Fault, Graph, Pending};
+use super::device::{Device, Fault, Graph, Pending, Units};
 use super::launch::Launch;
 use super::memory::Slice;
-use super::staging::{Landing, Staging};
+use super::staging::{Landing, Staging, Waits};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
-use std::thread::ThreadId;
 
 /// The kernels, as nvcc compiled them: one module for each source.
 const MODULES: &[&[u8]] = include!(concat!(env!("OUT_DIR"), "/modules.rs"));
-/// Dynamic shared memory that a kernel may have without asking.
-/// Static memory counts, too, of which a kernel has a few kilobytes at most.
-const SHARED_FREE: u32 = 40 << 10;
+/// Shared memory that a block may have without asking, static and dynamic together.
+const SHARED_FREE: u32 = 48 << 10;
+/// The share of a multiprocessor's first cache that is to be shared memory, in percent.
+const ALL_SHARED: i32 = 100;
+/// Where a process has so many CPUs, one of them is spared to look for a GPU's answer all the time: it finds it some
+/// microseconds before a thread that sleeps would be woken up. Where it has fewer, it has better things to do.
+const CPUS_THAT_SPARE_ONE: usize = 3;
 /// The oldest driver that knows the kernels' format, as it tells its version: CUDA 13.0, release 580.
 const DRIVER_VERSION: i32 = 13_000;
 /// The oldest cards that run them: compute capability 8.0.
 const CAPABILITY_MAJOR: i32 = 8;
 /// Code for cards from this on waits itself for the kernels before it.
 const OVERLAPPING_CODE: i32 = 90;
+/// The one compute capability whose warps multiply by fours: other cards do not run that code.
+const WARPGROUPS_CAPABILITY: (u32, u32) = (9, 0);
 /// Memory is aligned so.
 const ALIGNMENT: usize = 256;
 
@@ -77,8 +82,10 @@ fn devices() -> Result<Vec<(sys::CUdevice, String)>, String> {
 pub struct Gpu {
     name: String,
     processors: u32,
-    device: sys::CUdevice,
-    context: sys::CUcontext,
+    /// Shared memory that a block may have.
+    shared: u32,
+    units: Units,
+    context: Context,
     stream: sys::CUstream,
     modules: Vec<sys::CUmodule>,
     functions: HashMap<&'static str, Function>,
@@ -86,18 +93,60 @@ pub struct Gpu {
     graphs: Vec<sys::CUgraphExec>,
     staging: Staging,
     landing: Landing,
-    /// The thread that the context was last made current in.
-    thread: Option<ThreadId>,
 }
 
 // SAFETY: the driver's handles may be used from any thread whose current context is theirs, which `enter` sees to; and
 // `&mut self` keeps two threads from using them at once.
 unsafe impl Send for Gpu {}
 
+/// A device's context, which all of this process that use the device share: it lives as long as one of them holds it.
+#[derive(Debug)]
+struct Context {
+    device: sys::CUdevice,
+    handle: sys::CUcontext,
+}
+
+impl Context {
+    /// Holds the context of one of the driver's devices.
+    fn hold(device: sys::CUdevice, waits: Waits) -> Result<Self, DriverError> {
+        use sys::CUctx_flags_enum as Flags;
+        let flags = match waits {
+            Waits::Asleep => Flags::CU_CTX_SCHED_BLOCKING_SYNC,
+            Waits::Awake => Flags::CU_CTX_SCHED_SPIN,
+        };
+        // SAFETY: the device is one of the driver's; `drop` lets go of the context.
+        unsafe {
+            // Where the driver does not let itself be told how to wait, it waits all the same.
+            let _ = sys::cuDevicePrimaryCtxSetFlags_v2(device, flags as u32);
+            Ok(Context { device, handle: result::primary_ctx::retain(device)? })
+        }
+    }
+
+    /// Makes it this thread's. Every call does so: the thread may have let go of it with another GPU since, and to make
+    /// sure costs no more than to find out.
+    fn enter(&self) -> Result<(), Fault> {
+        // SAFETY: the context lives until `drop`.
+        unsafe { result::ctx::set_current(self.handle) }.map_err(fault)
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // Nothing can be done about errors here.
+        // SAFETY: the context was held once, and is let go once; from then on this thread has none.
+        unsafe {
+            let _ = result::ctx::set_current(std::ptr::null_mut());
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Function {
     handle: sys::CUfunction,
-    /// Dynamic shared memory that it may have.
+    /// Static shared memory that a block of it has.
+    fixed: u32,
+    /// Dynamic shared memory that it may have without asking further.
     shared: u32,
     /// May it begin while the one before still ends? Its code then waits itself, which only that for sm_90 and later
     /// does, whatever the device.
@@ -160,19 +209,27 @@ impl Gpu {
         let found = devices.into_iter().nth(ordinal);
         let (device, name) =
             found.ok_or_else(|| Fault::Call(format!("there is no GPU {ordinal}; {known} can run the kernels")))?;
-        // SAFETY: the device is one of the driver's; the context is released by `drop`.
-        let (context, processors) = unsafe {
-            use sys::CUdevice_attribute_enum as Attribute;
-            let context = result::primary_ctx::retain(device).map_err(fault)?;
-            result::ctx::set_current(context).map_err(fault)?;
-            let count = Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
-            (context, result::device::get_attribute(device, count).map_err(fault)? as u32)
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let waits = if cpus < CPUS_THAT_SPARE_ONE { Waits::Asleep } else { Waits::Awake };
+        let context = Context::hold(device, waits).map_err(fault)?;
+        context.enter()?;
+        let number = |attribute| {
+            // SAFETY: the device is one of the driver's.
+            unsafe { result::device::get_attribute(device, attribute) }.map(|number| number as u32).map_err(fault)
         };
+        use sys::CUdevice_attribute_enum as Attribute;
+        let processors = number(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let shared = number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let capability = (
+            number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(fault)?;
         let mut gpu = Gpu {
             name,
             processors,
-            device,
+            shared,
+            units: Units::Warps,
             context,
             stream,
             modules: Vec::new(),
@@ -180,8 +237,7 @@ impl Gpu {
             memory: Vec::new(),
             graphs: Vec::new(),
             staging: Staging::new(),
-            landing: Landing::default(),
-            thread: Some(std::thread::current().id()),
+            landing: Landing::new(waits),
         };
         for module in MODULES {
             // SAFETY: the bytes are a fat binary of nvcc's.
@@ -191,6 +247,11 @@ impl Gpu {
                 Fault::Call(format!("{} cannot run the kernels: {why}; they need a driver of CUDA 13", gpu.name))
             })?);
         }
+        // Four warps multiply together where the driver took the machine code that has it (which is what waits itself
+        // there), rather than translate PTX, which has not.
+        if capability == WARPGROUPS_CAPABILITY && gpu.find("gemm_wgmma_256_f32")?.overlaps {
+            gpu.units = Units::Warpgroups { processors };
+        }
         Ok(gpu)
     }
 
@@ -199,20 +260,8 @@ impl Gpu {
     /// # Errors
     /// The driver does not say.
     pub fn memory_info(&self) -> Result<(usize, usize), Fault> {
-        // SAFETY: the context lives until `drop`.
-        unsafe { result::ctx::set_current(self.context) }.map_err(fault)?;
+        self.context.enter()?;
         result::mem_get_info().map_err(fault)
-    }
-
-    /// Makes the context this thread's.
-    fn enter(&mut self) -> Result<(), Fault> {
-        let here = std::thread::current().id();
-        if self.thread != Some(here) {
-            // SAFETY: the context lives until `drop`.
-            unsafe { result::ctx::set_current(self.context) }.map_err(fault)?;
-            self.thread = Some(here);
-        }
-        Ok(())
     }
 
     /// The kernel of a launch, with as much shared memory as it wants.
@@ -222,13 +271,26 @@ impl Gpu {
             Some(function) => function,
             None => self.find(launch.kernel())?,
         };
-        if launch.shared() > function.shared {
+        let wanted = launch.shared();
+        if wanted > function.shared {
+            let room = self.shared.saturating_sub(function.fixed);
+            if wanted > room {
+                let (kernel, name) = (launch.kernel(), &self.name);
+                return Err(Fault::Call(format!(
+                    "kernel '{kernel}' was to have {wanted} bytes of shared memory for each block; {name} has {room}"
+                )));
+            }
             use sys::CUfunction_attribute_enum as Attribute;
-            let most = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function is of a loaded module.
-            unsafe { result::function::set_function_attribute(function.handle, most, launch.shared() as i32) }
-                .map_err(fault)?;
-            function.shared = launch.shared();
+            let most = (Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, wanted as i32);
+            // These count on as many blocks beside each other as there is memory for. Kernels that want little say
+            // nothing of it and run with what those before them have set: a multiprocessor has to be empty to change.
+            let share = (Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, ALL_SHARED);
+            for (attribute, value) in [most, share] {
+                // SAFETY: the function is of a loaded module.
+                unsafe { result::function::set_function_attribute(function.handle, attribute, value) }
+                    .map_err(fault)?;
+            }
+            function.shared = wanted;
         }
         self.functions.insert(launch.kernel(), function);
         Ok(function)
@@ -240,10 +302,13 @@ impl Gpu {
         let mut found =
             self.modules.iter().map(|module| unsafe { result::module::get_function(*module, name.clone()) });
         let handle = found.find_map(Result::ok).ok_or_else(|| Fault::Call(format!("there is no kernel '{kernel}'")))?;
-        let version = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PTX_VERSION;
+        use sys::CUfunction_attribute_enum as Attribute;
         // SAFETY: the function is of a loaded module.
-        let version = unsafe { result::function::get_function_attribute(handle, version) }.map_err(fault)?;
-        Ok(Function { handle, shared: SHARED_FREE, overlaps: version >= OVERLAPPING_CODE })
+        let number = |attribute| unsafe { result::function::get_function_attribute(handle, attribute) }.map_err(fault);
+        let version = number(Attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION)?;
+        let fixed = number(Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)? as u32;
+        let shared = SHARED_FREE.saturating_sub(fixed);
+        Ok(Function { handle, fixed, shared, overlaps: version >= OVERLAPPING_CODE })
     }
 }
 
@@ -256,8 +321,12 @@ impl Device for Gpu {
         self.processors
     }
 
+    fn matrix_units(&self) -> Units {
+        self.units
+    }
+
     fn reserve(&mut self, bytes: usize) -> Result<Slice<u8>, Fault> {
-        self.enter()?;
+        self.context.enter()?;
         let rounded = bytes.max(1).next_multiple_of(ALIGNMENT);
         // SAFETY: freed by `drop`, and by nobody else.
         match unsafe { result::malloc_sync(rounded) } {
@@ -274,7 +343,7 @@ impl Device for Gpu {
     }
 
     fn launch(&mut self, launch: &Launch) -> Result<(), Fault> {
-        self.enter()?;
+        self.context.enter()?;
         let function = self.function(launch)?;
         let mut values = [0u64; 32];
         let count = launch.arguments().len();
@@ -310,7 +379,7 @@ impl Device for Gpu {
     }
 
     fn upload(&mut self, to: Slice<u8>, bytes: &[u8]) -> Result<(), Fault> {
-        self.enter()?;
+        self.context.enter()?;
         if bytes.len() > to.len() {
             return Err(Fault::Call(format!("a copy of {} bytes to a piece of {}", bytes.len(), to.len())));
         }
@@ -318,24 +387,24 @@ impl Device for Gpu {
     }
 
     fn download(&mut self, from: Slice<u8>) -> Result<Pending, Fault> {
-        self.enter()?;
+        self.context.enter()?;
         self.landing.begin(self.stream, from.address(), from.len()).map(Pending).map_err(fault)
     }
 
     fn wait(&mut self, pending: Pending) -> Result<Vec<u8>, Fault> {
-        self.enter()?;
+        self.context.enter()?;
         self.landing.take(pending.0).map_err(fault)
     }
 
     fn begin_capture(&mut self) -> Result<(), Fault> {
-        self.enter()?;
+        self.context.enter()?;
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream lives until `drop`.
         unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(fault)
     }
 
     fn end_capture(&mut self) -> Result<Graph, Fault> {
-        self.enter()?;
+        self.context.enter()?;
         // SAFETY: the stream lives until `drop`; the graph is destroyed here, what was made of it by `drop`.
         unsafe {
             let graph = result::stream::end_capture(self.stream).map_err(fault)?;
@@ -350,18 +419,18 @@ impl Device for Gpu {
     }
 
     fn replay(&mut self, graph: Graph) -> Result<(), Fault> {
-        self.enter()?;
+        self.context.enter()?;
         let graph = self.graphs.get(graph.0).ok_or_else(|| Fault::Call("there is no such graph".into()))?;
         // SAFETY: graph and stream live until `drop`; the launches in it were checked as all are.
         unsafe { result::graph::launch(*graph, self.stream) }.map_err(fault)
     }
 
     fn seconds(&mut self, work: &mut dyn FnMut(&mut dyn Device) -> Result<(), Fault>) -> Result<f64, Fault> {
-        self.enter()?;
+        self.context.enter()?;
         let (begin, end) = (Event::new()?, Event::new()?);
         begin.record(self.stream)?;
         let worked = work(self);
-        self.enter()?;
+        self.context.enter()?;
         end.record(self.stream)?;
         // SAFETY: both events live until the end of this function, and were recorded.
         let milliseconds = unsafe {
@@ -395,8 +464,7 @@ impl Drop for Event {
 
 impl Drop for Gpu {
     fn drop(&mut self) {
-        self.thread = None;
-        if self.enter().is_err() {
+        if self.context.enter().is_err() {
             return;
         }
         // Nothing can be done about errors here: the context may be lost already.
@@ -415,7 +483,6 @@ impl Drop for Gpu {
                 let _ = result::module::unload(module);
             }
             let _ = result::stream::destroy(self.stream);
-            let _ = result::primary_ctx::release(self.device);
         }
     }
 }

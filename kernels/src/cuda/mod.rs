@@ -21,14 +21,17 @@ pub mod gemm;
 mod gpu;
 pub mod launch;
 pub mod memory;
+pub mod packing;
 pub mod rotary;
 pub mod sampler;
 pub mod setup;
 #[cfg(feature = "cuda")]
 mod staging;
+pub mod stored;
+pub mod wgmma;
 
 pub use cache::CacheNumbers;
-pub use device::{Device, Fault, Graph, Pending};
+pub use device::{Device, Fault, Graph, Pending, Units};
 #[cfg(feature = "emulator")]
 pub use emulator::{Emulator, Log};
 #[cfg(feature = "cuda")]

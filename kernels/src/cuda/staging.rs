@@ -12,6 +12,15 @@ const PIECES: usize = 4;
 /// Where copies begin.
 const ALIGNMENT: usize = 64;
 
+/// How a thread waits for the GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waits {
+    /// It sleeps until it is woken up, and leaves its CPU to others.
+    Asleep,
+    /// It looks all the time.
+    Awake,
+}
+
 /// Pinned memory, and the event after which it may be used again.
 #[derive(Debug)]
 struct Pinned {
@@ -21,11 +30,27 @@ struct Pinned {
 }
 
 impl Pinned {
-    fn new(bytes: usize) -> Result<Self, DriverError> {
-        // SAFETY: freed by `free`.
-        let address = unsafe { result::malloc_host(bytes, 0) }?.cast();
-        let event = result::event::create(sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING)?;
-        Ok(Pinned { address, bytes, event })
+    fn new(bytes: usize, waits: Waits) -> Result<Self, DriverError> {
+        use sys::CUevent_flags_enum as Flags;
+        let flags = Flags::CU_EVENT_DISABLE_TIMING as u32
+            | match waits {
+                // An event has to say so itself: how its context waits does not count.
+                Waits::Asleep => Flags::CU_EVENT_BLOCKING_SYNC as u32,
+                Waits::Awake => 0,
+            };
+        let mut event = std::ptr::null_mut();
+        // SAFETY: writes one handle.
+        unsafe { sys::cuEventCreate(&mut event, flags) }.result()?;
+        // SAFETY: both are freed by `free`, or the event here where there is no memory.
+        unsafe {
+            match result::malloc_host(bytes, 0) {
+                Ok(address) => Ok(Pinned { address: address.cast(), bytes, event }),
+                Err(error) => {
+                    let _ = result::event::destroy(event);
+                    Err(error)
+                }
+            }
+        }
     }
 
     /// # Safety
@@ -84,7 +109,8 @@ impl Staging {
         }
         if self.pieces.len() < PIECES {
             // Nothing is copied out of a new one.
-            self.pieces.push(Pinned::new(PIECE)?);
+            // Only who reads weights has to wait for one, and leaves the CPU to the other threads that do.
+            self.pieces.push(Pinned::new(PIECE, Waits::Asleep)?);
             (self.at, self.filled) = (self.pieces.len() - 1, 0);
             return Ok(());
         }
@@ -102,19 +128,24 @@ impl Staging {
 }
 
 /// The way back: one piece for each copy under way, used again later.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Landing {
     pieces: Vec<(Pinned, Option<usize>)>,
+    waits: Waits,
 }
 
 impl Landing {
+    pub(super) fn new(waits: Waits) -> Self {
+        Landing { pieces: Vec::new(), waits }
+    }
+
     /// Begins a copy; its number.
     pub(super) fn begin(&mut self, stream: sys::CUstream, from: u64, bytes: usize) -> Result<usize, DriverError> {
         let fits = |(piece, used): &(Pinned, Option<usize>)| used.is_none() && piece.bytes >= bytes;
         let at = match self.pieces.iter().position(fits) {
             Some(at) => at,
             None => {
-                self.pieces.push((Pinned::new(bytes.max(1).next_power_of_two())?, None));
+                self.pieces.push((Pinned::new(bytes.max(1).next_power_of_two(), self.waits)?, None));
                 self.pieces.len() - 1
             }
         };

@@ -2,8 +2,8 @@
 
 use super::{device, get, nmse, put, random, run, zeros};
 use kernels::cuda::attention::{
-    Cache, Chunk, Decode, PAGE, Prompt, Rule, SPLIT, decode, decode_bytes, first_seen, most_work, partials_len, prompt,
-    prompt_bytes, prompt_operations, splits, splits_seen, tiles, work,
+    Cache, Chunk, Decode, PAGE, Prompt, Rule, SPLIT, counters_len, decode, decode_bytes, first_seen, most_work,
+    partials_len, prompt, prompt_bytes, prompt_operations, splits, splits_seen, tiles, work,
 };
 use kernels::cuda::{Bf16, CacheNumbers, Device, E4m3};
 use kernels::llm::attention::{self as scalar, Path, Scratch, Storage, Tile};
@@ -191,7 +191,7 @@ impl World {
         let entries = list.len() / 2;
         // Room for more, as a captured launch has it; what stands there is nobody's.
         list.extend([i32::MAX; 6]);
-        let counters = zeros(device, rows.len() * shape.kv_heads);
+        let counters = zeros(device, counters_len(list.len() / 2, shape.kv_heads));
         let out = put(device, &vec![NO_NUMBER; queries.len()]);
         let job = Decode {
             out,
@@ -320,9 +320,17 @@ fn decoding_follows_rules() {
 #[test]
 fn a_decoded_row_is_the_same_in_any_company() {
     let windowed = Shape { window: Some(300), sinks: true, dim: 64, ..PLAIN };
-    for shape in [PLAIN, windowed, Shape { narrow: true, ..windowed }] {
-        let world = World::new(shape, &[800, 3, 256, 300, 17]);
-        let rows: Vec<(usize, i32)> = (0..5).map(|i| (i, world.lengths[i] as i32 - 1)).collect();
+    let short = &[800, 3, 256, 300, 17][..];
+    // More splits than are added up together, and no multiple of that; seen from the first of them, and from another.
+    let long = &[16 * SPLIT, 16 * SPLIT + 1, 33 * SPLIT - 3, 40][..];
+    let far = Shape { window: Some(17 * SPLIT + 5), kv_heads: 1, group: 2, sinks: true, ..PLAIN };
+    let whole = Shape { window: None, narrow: true, ..far };
+    let all =
+        [(PLAIN, short), (windowed, short), (Shape { narrow: true, ..windowed }, short), (far, long), (whole, long)];
+    for (shape, lengths) in all {
+        let world = World::new(shape, lengths);
+        world.check_decode();
+        let rows: Vec<(usize, i32)> = (0..lengths.len()).map(|i| (i, lengths[i] as i32 - 1)).collect();
         let together = world.decode(&rows, 2);
         let width = shape.heads() * shape.dim;
         for (row, together) in rows.iter().zip(together.chunks_exact(width)) {
@@ -462,7 +470,7 @@ fn what_cannot_be_is_refused() {
         work: put(device, &[0, 0]),
         work_len: put(device, &[1]),
         partials: zeros(device, partials_len(1, 6, 32)),
-        counters: zeros(device, 2),
+        counters: zeros(device, counters_len(1, 2)),
         processors: 1,
     };
     let refused = |job: Decode| decode(&job).unwrap_err().0;

@@ -12,6 +12,8 @@ mod gemm;
 mod rotary;
 mod sampler;
 mod setup;
+mod stored;
+mod wgmma;
 
 use kernels::cuda::{Bf16, Device, E4m3, Launch, Misuse, Number, Slice};
 

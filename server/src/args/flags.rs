@@ -361,6 +361,13 @@ static LANGUAGE: &[Flag] = &[
         |c| Field::Duration(&mut c.generation_timeout),
         "Longest time for an answer of a language model.",
     ),
+    Flag::new(
+        "step-timeout",
+        "TIME",
+        "60s",
+        |c| Field::Duration(&mut c.step_timeout),
+        "When a step on a GPU takes longer, the GPU hangs: the process ends with code 71. 0: it waits for ever.",
+    ),
 ];
 
 static ONNX: &[Flag] = &[

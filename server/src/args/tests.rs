@@ -78,6 +78,7 @@ const VALUES: &[(&str, &str)] = &[
     ("reasoning-parser", "think"),
     ("force-include-usage", "true"),
     ("generation-timeout", "22s"),
+    ("step-timeout", "25s"),
     ("max-body-size", "12KiB"),
     ("inflight-bytes", "13GiB"),
     ("queue-size", "14"),

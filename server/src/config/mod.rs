@@ -115,6 +115,8 @@ pub struct Config {
     pub force_include_usage: bool,
     /// Never zero.
     pub generation_timeout: Duration,
+    /// Zero: no step is taken to hang.
+    pub step_timeout: Duration,
     /// At least 1.
     pub max_batch_rows: Option<usize>,
     /// Shorter than `request_timeout`.
@@ -356,6 +358,7 @@ impl Config {
             reasoning_parser: Choice::Auto,
             force_include_usage: false,
             generation_timeout: Duration::ZERO,
+            step_timeout: Duration::ZERO,
             max_batch_rows: None,
             max_batch_delay: Duration::ZERO,
             max_body_size: 0,

@@ -10,12 +10,13 @@ use crate::error::Error;
 use crate::{process, threads};
 use backends::llm::engine::{Engine, Matcher, Overlap};
 use backends::llm::model::BoxedExecutor;
+use backends::llm::progress::Progress;
 use backends::llm::request::Request;
 use backends::llm::scheduler::{Counters, Rejected};
 use backends::llm::sequence::{CancelReason, Event, SequenceId};
 use std::collections::{HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
@@ -29,6 +30,10 @@ const INBOX: usize = 1024;
 const EVENTS: usize = 64;
 /// A step that takes so long will not end: large prompts are cut into chunks that take seconds.
 pub const OVERDUE: Duration = Duration::from_secs(180);
+/// How often a step is looked at before it is taken to hang.
+const LOOKS: u32 = 20;
+/// The longest time between two looks.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// An engine that runs. Cheap to clone; it ends when the last clone is dropped.
 #[derive(Clone, Debug)]
@@ -126,13 +131,18 @@ impl Shared {
 }
 
 impl Generator {
-    /// Starts the thread of `engine`, called `name`.
+    /// Starts the thread of `engine`, called `name`. Where a step takes longer than `step_timeout`, its device hangs and
+    /// does not come back: the process ends with [`process::HUNG`].
     ///
     /// # Errors
     /// The system gives no thread.
-    pub fn start(name: &str, engine: Engine<BoxedExecutor>) -> Result<Self, String> {
+    pub fn start(name: &str, engine: Engine<BoxedExecutor>, step_timeout: Option<Duration>) -> Result<Self, String> {
         let inbox = Inbox { counters: engine.counters(), ..Inbox::default() };
         let shared = Arc::new(Shared { inbox: Mutex::new(inbox), changed: Condvar::new() });
+        if let Some(longest) = step_timeout {
+            let watch = Watch { shared: Arc::downgrade(&shared), progress: engine.progress(), longest };
+            threads::spawn(&format!("{name}-watch"), move || watch.run())?;
+        }
         let thread = Thread { shared: shared.clone(), engine, listeners: HashMap::new(), prepares: true };
         // A thread that computes steps itself lets others go before it; one that drives a device keeps that waiting.
         let computes = thread.engine.overlap() == Overlap::InStep;
@@ -182,6 +192,36 @@ impl Generator {
     }
 }
 
+/// Looks after an engine that may be stuck in a driver, from where nothing brings it back. It asks no driver itself.
+struct Watch {
+    shared: Weak<Shared>,
+    progress: Progress,
+    longest: Duration,
+}
+
+impl Watch {
+    /// Until the engine is gone, or hangs.
+    fn run(self) {
+        let pause = (self.longest / LOOKS).clamp(Duration::from_millis(1), LOOK);
+        let (mut watched, mut since) = (None, Duration::ZERO);
+        loop {
+            std::thread::sleep(pause);
+            let Some(shared) = self.shared.upgrade() else { return };
+            let mut inbox = shared.lock();
+            // Looks are counted, and no time is measured: a process that was stopped for a while has hung in nothing.
+            since = if inbox.stepping.is_some() && inbox.stepping == watched { since + pause } else { Duration::ZERO };
+            watched = inbox.stepping;
+            if since >= self.longest {
+                let reason = format!("a step takes longer than {:?}: {}", self.longest, self.progress.at());
+                inbox.broken = Some(reason.clone());
+                drop(inbox);
+                process::give_up(process::HUNG, &format!("the device of a language model hangs: {reason}"));
+                return;
+            }
+        }
+    }
+}
+
 /// The thread's own.
 struct Thread {
     shared: Arc<Shared>,
@@ -210,7 +250,7 @@ impl Thread {
             }
             if let Some(what) = self.engine.lost().map(str::to_owned) {
                 // A device does not come back to a process that has lost it: whoever started this one starts another.
-                process::give_up(&format!("the device of a language model is lost: {what}"));
+                process::give_up(process::LOST, &format!("the device of a language model is lost: {what}"));
                 self.broken(&format!("the device is lost: {what}"));
                 return;
             }
@@ -225,9 +265,11 @@ impl Thread {
         let idle = self.engine.idle();
         // Piece by piece, so that a request never waits for more than one.
         while idle && inbox.is_quiet() && self.prepares {
+            inbox.stepping = Some(Instant::now());
             drop(inbox);
             self.prepares = self.engine.prepare();
             inbox = self.shared.lock();
+            inbox.stepping = None;
         }
         while idle && inbox.admissions.is_empty() && inbox.cancellations.is_empty() {
             if inbox.leaving {

@@ -88,12 +88,23 @@ impl Language {
     /// The system gives no thread.
     pub fn start(model: LanguageModel) -> Result<Self, String> {
         let LanguageModel {
-            tokenizer, templates, format, generation, limits, context, key, engine, device, note, ..
+            tokenizer,
+            templates,
+            format,
+            generation,
+            limits,
+            context,
+            key,
+            engine,
+            device,
+            step_timeout,
+            note,
+            ..
         } = model;
         if let Some(note) = note {
             tracing::info!("{note}");
         }
-        let generator = Generator::start("llm-engine", engine)?;
+        let generator = Generator::start("llm-engine", engine, step_timeout)?;
         let created = seconds();
         let ends = generation.end_tokens.as_slice().into();
         let guides = Guides::new(tokenizer.vocabulary().clone(), limits.vocabulary, &generation.end_tokens);

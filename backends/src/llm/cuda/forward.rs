@@ -10,14 +10,15 @@
 //! What a block gives to the residual stream is added by the kernel of the next norm.
 
 use super::memory::{Buffers, Inputs, MIXTURE_ROWS};
-use super::weights::{FeedForward, Layer, Linear, Model};
+use super::weights::{FeedForward, Layer, Linear, Model, Weight};
 use crate::llm::spec::{Activation, DecoderSpec, Mixture, QkNorm, Rotation, Routing};
 use kernels::cuda::attention::{self, Cache, Rule};
 use kernels::cuda::elementwise::{self, AddNorm, Delta, Embed, Gate, Gated, Norm};
 use kernels::cuda::experts::{self, Choices, Choose, Combine};
 use kernels::cuda::gemm::{self, Output, Product};
 use kernels::cuda::rotary::{self, HeadNorms, RotaryWrite, Turn};
-use kernels::cuda::{Bf16, Launch, Misuse, Slice};
+use kernels::cuda::stored::{self, OfExperts};
+use kernels::cuda::{Bf16, Launch, Misuse, Slice, Units};
 
 /// What the launches of a step depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +58,8 @@ pub(super) struct Forward {
     pub(super) rotors: [Option<Rotor>; 2],
     /// Multiprocessors of the device.
     pub(super) processors: u32,
+    /// What multiplies matrices on it.
+    pub(super) units: Units,
     pub(super) deterministic: bool,
 }
 
@@ -266,8 +269,8 @@ impl Forward {
     ) -> Result<(), Misuse> {
         let (buffers, rows, hidden) = (&self.buffers, batch.shape.rows, self.spec.hidden);
         let of = &buffers.mixture;
-        let logits = Product { bias: router.bias, ..self.job(router, (buffers.normed, Output::F32(of.logits)), rows) };
-        gemm::product(&logits)?.into_iter().for_each(&mut *sink);
+        let y = Output::F32(of.logits);
+        self.products(router, router.bias, (buffers.normed, y), rows)?.into_iter().for_each(&mut *sink);
         let most = if self.deterministic { gemm::SKINNY_ROWS } else { MIXTURE_ROWS };
         for first in (0..rows).step_by(most) {
             let some = first..(first + most).min(rows);
@@ -305,17 +308,24 @@ impl Forward {
         (x, y): (Slice<Bf16>, Output),
         of_pairs: bool,
     ) -> Result<Launch, Misuse> {
-        experts::product(&experts::Product {
-            x,
-            of_pairs,
-            weight: linear.weight,
-            bias: linear.bias,
-            y,
-            workspace: self.buffers.workspace,
-            choices,
-            outputs: linear.outputs,
-            inputs: linear.inputs,
-        })
+        let (bias, workspace) = (linear.bias, self.buffers.workspace);
+        let (outputs, inputs) = (linear.outputs, linear.inputs);
+        match linear.weight {
+            Weight::Bf16(weight) => experts::product(&experts::Product {
+                x,
+                of_pairs,
+                weight,
+                bias,
+                y,
+                workspace,
+                choices,
+                outputs,
+                inputs,
+            }),
+            Weight::Codes(matrix) => {
+                stored::of_experts(&OfExperts { x, of_pairs, matrix, bias, y, workspace, choices })
+            }
+        }
     }
 
     fn activation(&self, rows: usize, width: usize, bias: Option<Slice<f32>>) -> Result<Launch, Misuse> {
@@ -342,21 +352,30 @@ impl Forward {
         rows: usize,
         sink: &mut Sink<'_>,
     ) -> Result<(), Misuse> {
-        gemm::product(&self.job(linear, (x, y), rows))?.into_iter().for_each(sink);
+        self.products(linear, None, (x, y), rows)?.into_iter().for_each(sink);
         Ok(())
     }
 
-    fn job(&self, linear: &Linear, (x, y): (Slice<Bf16>, Output), rows: usize) -> Product {
-        Product {
-            x,
-            weight: linear.weight,
-            bias: None,
-            y,
-            workspace: self.buffers.workspace,
-            rows,
-            outputs: linear.outputs,
-            inputs: linear.inputs,
-            deterministic: self.deterministic,
+    fn products(
+        &self,
+        linear: &Linear,
+        bias: Option<Slice<f32>>,
+        (x, y): (Slice<Bf16>, Output),
+        rows: usize,
+    ) -> Result<Vec<Launch>, Misuse> {
+        let (workspace, deterministic) = (self.buffers.workspace, self.deterministic);
+        let (outputs, inputs) = (linear.outputs, linear.inputs);
+        match linear.weight {
+            Weight::Bf16(weight) => {
+                let job = Product { x, weight, bias, y, workspace, rows, outputs, inputs, deterministic };
+                gemm::product_on(&job, self.units)
+            }
+            Weight::Codes(matrix) => {
+                // The head is left out: few of a prompt's rows go through it.
+                let wide = Some(self.buffers.wide).filter(|wide| wide.len() >= outputs * inputs);
+                let job = stored::Product { x, matrix, bias, y, workspace, wide, rows, deterministic };
+                stored::product_on(&job, self.units)
+            }
         }
     }
 }

@@ -4,13 +4,14 @@
 use super::arena::{Arena, Sizes};
 use super::sampling;
 use super::step::Rows;
-use super::weights::{Layer, Linear, Model};
+use super::weights::{Layer, Linear, Model, Weight};
 use crate::llm::sampling::LOGIT_BIAS_MAX;
 use crate::llm::spec::DecoderSpec;
 use kernels::cuda::attention;
 use kernels::cuda::experts;
 use kernels::cuda::gemm::{self, Workspace};
 use kernels::cuda::sampler::{CHOICE_WORDS, EDIT_WORDS, ROW_WORDS, scratch_bytes};
+use kernels::cuda::stored::SLICED_ROWS;
 use kernels::cuda::{Bf16, CacheNumbers, Device, E4m3, Fault, Misuse, Number, Slice};
 
 /// Positions of a block of the cache.
@@ -29,7 +30,7 @@ pub enum CacheType {
     /// In sixteen bits.
     #[default]
     Bf16,
-    /// In eight, e4m3: what is larger than 448 is cut to that.
+    /// In eight, e4m3: what is larger than 448 times its scale is cut to that.
     Fp8,
 }
 
@@ -118,6 +119,8 @@ pub(super) struct Buffers {
     pub(super) partials: Slice<f32>,
     pub(super) attention_counters: Slice<u32>,
     pub(super) workspace: Workspace,
+    /// Room for the largest matrix of codes that a layer has, as bf16; none where no step has the rows for it.
+    pub(super) wide: Slice<Bf16>,
     /// Arrays of a step.
     pub(super) inputs: Slice<i32>,
     /// Of the sampler: what the host sends, what it gets, and scratch.
@@ -159,6 +162,7 @@ struct Lengths {
     attention_counters: usize,
     sums: usize,
     counters: usize,
+    wide: usize,
     pairs: [usize; 2],
 }
 
@@ -176,6 +180,8 @@ impl Lengths {
         };
         let dense = if spec.layers.iter().all(|layer| layer.mixture) { 0 } else { rows * spec.intermediate };
         let pairs = rows.min(MIXTURE_ROWS) * top_k;
+        let codes = model.layers.iter().flat_map(Layer::linears).filter(|of| matches!(of.weight, Weight::Codes(_)));
+        let wide = codes.map(|linear| linear.outputs * linear.inputs).max().unwrap_or(0);
         let units = extent.units();
         Lengths {
             cache: extent.blocks * attention.kv_width() * BLOCK,
@@ -189,9 +195,10 @@ impl Lengths {
             offsets: if experts > 0 { experts + 1 } else { 0 },
             logits: extent.slots * spec.vocab,
             partials: attention::partials_len(units, attention.heads, attention.head_dim),
-            attention_counters: extent.slots * attention.kv_heads,
+            attention_counters: attention::counters_len(units, attention.kv_heads),
             sums: most(gemm::sums_len, experts::sums_len),
             counters: most(gemm::counters_len, experts::counters_len),
+            wide: if rows > SLICED_ROWS { wide } else { 0 },
             pairs: [spec.rope.dims / 2, spec.rope_local.as_ref().map_or(0, |rope| rope.dims / 2)].map(|n| n.max(1)),
         }
     }
@@ -225,6 +232,15 @@ impl SamplerLengths {
 }
 
 impl Buffers {
+    /// Keys and values of eight bits are times these, layer by layer.
+    pub(super) fn calibrate(&mut self, scales: &[[f32; 2]]) {
+        for (layer, scales) in self.layers.iter_mut().zip(scales) {
+            if let CacheNumbers::E4m3 { key_scale, value_scale, .. } = layer {
+                [*key_scale, *value_scale] = *scales;
+            }
+        }
+    }
+
     /// Reserves everything; contents mean nothing yet but for what [`Buffers::zero`] names.
     pub(super) fn reserve(
         spec: &DecoderSpec,
@@ -241,7 +257,7 @@ impl Buffers {
         }
         let floats = [len.stream, len.stream, len.qkv, len.logits, len.partials, len.sums, len.pairs[0], len.pairs[1]];
         floats.into_iter().for_each(|floats| sizes.add::<f32>(floats));
-        let halves = [len.stream, len.queries, len.queries, 2 * len.activated, len.activated];
+        let halves = [len.stream, len.queries, len.queries, 2 * len.activated, len.activated, len.wide];
         halves.into_iter().for_each(|halves| sizes.add::<Bf16>(halves));
         let pairs = len.mixed_pairs;
         [len.offsets, pairs, pairs].into_iter().for_each(|ints| sizes.add::<i32>(ints));
@@ -265,6 +281,7 @@ impl Buffers {
             last: arena.take(extent.slots + 1)?,
             attention_counters: arena.take(len.attention_counters)?,
             workspace: Workspace { counters: arena.take(len.counters)?, sums: arena.take(len.sums)? },
+            wide: arena.take(len.wide)?,
             inputs: arena.take(extent.inputs())?,
             x: arena.take(len.stream)?,
             added: arena.take(len.stream)?,

@@ -1,4 +1,4 @@
-//! The executor of GPUs: bf16 weights, keys and values in blocks, kernels of ours. Nothing is computed on the host and
+//! The executor of GPUs: weights as bf16 or as their files' codes, keys and values in blocks, kernels of ours. Nothing is computed on the host and
 //! nothing is waited for but a step's tokens; the next step may be launched before they are there.
 //!
 //! ```text
@@ -10,11 +10,13 @@
 mod arena;
 mod forward;
 mod graphs;
+mod loading;
 mod memory;
 mod sampling;
 mod step;
 mod weights;
 
+use super::calibration;
 use super::executor::{Executor, Failure, Masks, Ticket};
 use super::plan::{Chunk, Fill, Logprobs, Plan, Sampled};
 use super::sampler::{self, History, Sampler};
@@ -129,9 +131,9 @@ impl From<Misuse> for Failure {
 /// Bytes of device memory that the weights of a model take.
 ///
 /// # Errors
-/// The model has a tensor without a name.
-pub fn weight_bytes(spec: &DecoderSpec) -> Result<usize, LoadError> {
-    Model::bytes(spec)
+/// A tensor has no name, is missing or of the wrong shape.
+pub fn weight_bytes(spec: &DecoderSpec, weights: &dyn Weights) -> Result<usize, LoadError> {
+    Model::bytes(spec, weights)
 }
 
 /// Why a model cannot run on a GPU yet; `None` where it can.
@@ -175,12 +177,15 @@ impl CudaExecutor {
         let slots = step::rounded(slots);
         let extent = Extent { blocks: blocks as usize, context, slots, rows: step_rows.max(slots), cache };
         let model = pool.install(|| Model::load(&spec, weights, device.as_mut()))?;
-        let buffers = Buffers::reserve(&spec, &model, &extent, device.as_mut())
+        let mut buffers = Buffers::reserve(&spec, &model, &extent, device.as_mut())
             .and_then(|buffers| buffers.zero(device.as_mut()).map(|()| buffers))
             .map_err(|error| refuse(format!("its cache and its activations: {error}")))?;
+        if cache == CacheType::Fp8 {
+            buffers.calibrate(&calibration::scales(&spec, weights)?);
+        }
         let rotors = rotors(&spec, &buffers, context, device.as_mut()).map_err(|error| refuse(error.to_string()))?;
-        let processors = device.processors();
-        let forward = Forward { spec, model, buffers, rotors, processors, deterministic };
+        let (processors, units) = (device.processors(), device.matrix_units());
+        let forward = Forward { spec, model, buffers, rotors, processors, units, deterministic };
         let mut executor = CudaExecutor {
             device,
             forward,

@@ -1,24 +1,28 @@
-//! A decoder's weights in device memory: matrices as bf16, projections of the same input one below the other, vectors
-//! as f32.
+//! A decoder's weights in device memory: matrices as bf16, or as the codes of their files; projections of the same
+//! input one below the other; vectors as f32.
 
 use super::arena::{Arena, Sizes};
+use super::loading::Loader;
 use crate::error::LoadError;
-use crate::llm::layout::{self, Part, Rows, Slot};
+use crate::llm::layout::{self, Part, Slot};
 use crate::llm::spec::{DecoderSpec, Placement, QkNorm};
-use crate::llm::weights::{Format, Weights, blocks};
-use kernels::cuda::{Bf16, Device, Slice, setup};
-use rayon::prelude::*;
-use std::fmt::Display;
-use std::ops::Range;
+use crate::llm::weights::Weights;
+use crate::llm::weights::groups::{Code, Stored};
+use kernels::cuda::stored::{Kind, Layout, Matrix, TOGETHER};
+use kernels::cuda::{Bf16, Device, Slice};
 
-/// Bytes of a file that one thread reads at a time.
-const PIECE: usize = 4 << 20;
+/// A projection's matrix.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Weight {
+    Bf16(Slice<Bf16>),
+    Codes(Matrix),
+}
 
 /// A projection, and its bias where it has one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Linear {
-    /// `[outputs, inputs]`
-    pub(super) weight: Slice<Bf16>,
+    /// `[outputs, inputs]`; of experts `[experts, outputs, inputs]`.
+    pub(super) weight: Weight,
     pub(super) outputs: usize,
     pub(super) inputs: usize,
     /// `[outputs]`
@@ -94,13 +98,17 @@ pub(super) struct Model {
 }
 
 /// Every tensor in the order in which they are read; the first pass counts, the second reads.
-trait Visitor {
+pub(super) trait Visitor {
+    /// Numbers of 16 bits, whatever the file has.
     fn matrix(&mut self, parts: &[Part]) -> Result<Option<Slice<Bf16>>, LoadError>;
+    /// As codes where they are kept so.
+    fn projection(&mut self, parts: &[Part]) -> Result<Option<Weight>, LoadError>;
     fn vector(&mut self, parts: &[Part]) -> Result<Option<Slice<f32>>, LoadError>;
 }
 
 struct Counter<'a> {
     spec: &'a DecoderSpec,
+    weights: &'a dyn Weights,
     sizes: Sizes,
 }
 
@@ -120,130 +128,74 @@ impl Visitor for Counter<'_> {
         Ok(None)
     }
 
+    fn projection(&mut self, parts: &[Part]) -> Result<Option<Weight>, LoadError> {
+        let Kept::Codes(layout) = kept(self.spec, self.weights, parts)? else {
+            return Ok(self.matrix(parts)?.map(Weight::Bf16));
+        };
+        let outputs = parts.iter().map(|part| layout::shape(self.spec, part.slot).0).sum();
+        self.sizes.add::<u8>(layout.codes_len(outputs));
+        self.sizes.add::<u16>(layout.scales_len(outputs));
+        self.sizes.add::<f32>(layout.factors_len(outputs));
+        Ok(None)
+    }
+
     fn vector(&mut self, parts: &[Part]) -> Result<Option<Slice<f32>>, LoadError> {
         self.sizes.add::<f32>(self.count(parts));
         Ok(None)
     }
 }
 
-struct Loader<'a> {
-    spec: &'a DecoderSpec,
-    weights: &'a dyn Weights,
-    device: &'a mut dyn Device,
-    arena: Arena,
+/// How a projection is kept on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// Widened when it is loaded.
+    Bf16,
+    /// As the codes of its file.
+    Codes(Layout),
 }
 
-impl Visitor for Loader<'_> {
-    fn matrix(&mut self, parts: &[Part]) -> Result<Option<Slice<Bf16>>, LoadError> {
-        let sizes = parts.iter().map(|part| layout::shape(self.spec, part.slot));
-        let total = sizes.map(|(rows, columns)| rows * columns.unwrap_or(1)).sum();
-        let all = self.arena.take::<Bf16>(total).map_err(|error| self.refuse(error))?;
-        let (mut at, mut sources) = (0, Vec::new());
-        for part in parts {
-            let (rows, columns) = layout::shape(self.spec, part.slot);
-            let len = rows * columns.unwrap_or(1);
-            let to = all.part(at..at + len).map_err(|error| self.refuse(error))?;
-            if !self.make_up(*part, to)? {
-                sources.push((layout::rows(self.spec, self.weights, *part)?, to));
-            }
-            at += len;
-        }
-        self.read(&sources)?;
-        Ok(Some(all))
-    }
-
-    fn vector(&mut self, parts: &[Part]) -> Result<Option<Slice<f32>>, LoadError> {
-        let mut numbers = Vec::new();
-        for part in parts {
-            numbers.extend(layout::load(self.spec, self.weights, *part)?.to_f32());
-        }
-        let to = self.arena.take::<f32>(numbers.len()).map_err(|error| self.refuse(error))?;
-        let bytes = to.cast().map_err(|error| self.refuse(error))?;
-        self.device.upload(bytes, bytemuck::cast_slice(&numbers)).map_err(|error| self.refuse(error))?;
-        Ok(Some(to))
-    }
-}
-
-impl Loader<'_> {
-    fn refuse(&self, reason: impl Display) -> LoadError {
-        LoadError::new(self.weights.file(), reason.to_string())
-    }
-
-    /// Made-up numbers are made where they are needed. `false` where they come from files.
-    fn make_up(&mut self, part: Part, to: Slice<Bf16>) -> Result<bool, LoadError> {
-        let named = layout::place(self.spec, part, Format::F32);
-        let made = named.as_ref().and_then(|place| self.weights.made_up(&place.name));
-        let (Some(place), Some(made)) = (named, made) else { return Ok(false) };
-        if place.step != 1 || place.transposed {
-            return Ok(false);
-        }
-        let sheet = place.sheet * place.shape.iter().product::<usize>() / place.sheets.max(1);
-        let numbers = setup::MakeUp {
-            key: made.key,
-            first: (sheet + place.first * place.columns) as u64,
-            mean: made.mean,
-            sigma: made.sigma,
+/// As codes, where the kernels know them. What lies one below the other is one matrix to a kernel, so if parts differ in
+/// their codes or groups, or end among outputs that lie together, all are widened. Of files that mix types that is some
+/// layers' queries, keys and values, a tenth of all: too few for launches of their own in every step.
+///
+/// # Errors
+/// A tensor is missing or of the wrong shape.
+pub(super) fn kept(spec: &DecoderSpec, weights: &dyn Weights, parts: &[Part]) -> Result<Kept, LoadError> {
+    let mut found = None;
+    for (index, part) in parts.iter().enumerate() {
+        let rows = layout::rows(spec, weights, *part)?;
+        let (outputs, inputs) = rows.shape();
+        let Some(layout) = rows.stored().and_then(|stored| device_layout(stored, inputs)) else {
+            return Ok(Kept::Bf16);
         };
-        let launch = setup::make_up_bf16(to, &numbers).map_err(|error| self.refuse(error))?;
-        self.device.launch(&launch).map_err(|error| self.refuse(error))?;
-        Ok(true)
-    }
-
-    /// Reads on all threads while what was read before is copied.
-    fn read(&mut self, sources: &[(Rows<'_>, Slice<Bf16>)]) -> Result<(), LoadError> {
-        let file = self.weights.file();
-        let pieces: Vec<(usize, Range<usize>)> = sources
-            .iter()
-            .enumerate()
-            .flat_map(|(index, (source, _))| pieces(source).map(move |rows| (index, rows)))
-            .collect();
-        let read = |pieces: &[(usize, Range<usize>)]| {
-            let piece = |(index, rows): &(usize, Range<usize>)| {
-                let (source, to) = &sources[*index];
-                let start = rows.start * source.shape().1;
-                Ok((*to, start, as_bf16(source.format(), source.read(rows.clone())?)))
-            };
-            pieces.par_iter().map(piece).collect::<Result<Vec<_>, LoadError>>()
-        };
-        let device = &mut *self.device;
-        let mut copy = |read: Vec<(Slice<Bf16>, usize, Vec<u8>)>| {
-            for (to, start, bytes) in read {
-                let slice = to.part(start..start + bytes.len() / 2).and_then(|slice| slice.cast());
-                let slice = slice.map_err(|error| LoadError::new(file, error.to_string()))?;
-                device.upload(slice, &bytes).map_err(|error| LoadError::new(file, error.to_string()))?;
-            }
-            Ok::<_, LoadError>(())
-        };
-        let mut ready = Vec::new();
-        for window in pieces.chunks(2 * rayon::current_num_threads()) {
-            let (copied, next) = rayon::join(|| copy(std::mem::take(&mut ready)), || read(window));
-            copied?;
-            ready = next?;
+        let ends_among_others = index + 1 < parts.len() && !outputs.is_multiple_of(TOGETHER);
+        if ends_among_others || found.is_some_and(|found| found != layout) {
+            return Ok(Kept::Bf16);
         }
-        copy(ready)
+        found = Some(layout);
     }
+    Ok(found.map_or(Kept::Bf16, Kept::Codes))
 }
 
-/// Which rows are read at a time.
-fn pieces(source: &Rows<'_>) -> impl Iterator<Item = Range<usize>> + use<> {
-    let (rows, columns) = source.shape();
-    let together = if source.in_order() { (PIECE / (columns * 2).max(1)).max(1) } else { rows.max(1) };
-    (0..rows).step_by(together).map(move |first| first..(first + together).min(rows))
-}
-
-/// Numbers of any format, rounded to bf16.
-fn as_bf16(format: Format, bytes: Vec<u8>) -> Vec<u8> {
-    if format == Format::Bf16 {
-        return bytes;
-    }
-    let numbers = blocks::dequantise(format, &bytes);
-    numbers.into_iter().flat_map(|number| Bf16::from_f32(number).0.to_le_bytes()).collect()
+/// What the kernels call the codes of a file; `None` where they do not know them.
+fn device_layout(stored: Stored, inputs: usize) -> Option<Layout> {
+    let kind = match (stored.code, stored.minima) {
+        (Code::Int8, false) => Kind::Int8,
+        (Code::Uint8, _) => Kind::Uint8,
+        (Code::E4m3, false) => Kind::E4m3,
+        (Code::Int4, false) => Kind::Int4,
+        (Code::Uint4, _) => Kind::Uint4,
+        (Code::E2m1, false) => Kind::E2m1,
+        (Code::Int8 | Code::E4m3 | Code::Int4 | Code::E2m1, true) => return None,
+    };
+    let layout = Layout { kind, group: stored.group.min(inputs), inputs };
+    layout.is_known().then_some(layout)
 }
 
 impl Model {
     /// Bytes that the weights of `spec` take.
-    pub(super) fn bytes(spec: &DecoderSpec) -> Result<usize, LoadError> {
-        let mut counter = Counter { spec, sizes: Sizes::default() };
+    pub(super) fn bytes(spec: &DecoderSpec, weights: &dyn Weights) -> Result<usize, LoadError> {
+        let mut counter = Counter { spec, weights, sizes: Sizes::default() };
         visit(spec, &mut counter)?;
         Ok(counter.sizes.bytes())
     }
@@ -257,12 +209,14 @@ impl Model {
         weights: &dyn Weights,
         device: &mut (dyn Device + 'static),
     ) -> Result<Self, LoadError> {
-        let mut counter = Counter { spec, sizes: Sizes::default() };
+        let mut counter = Counter { spec, weights, sizes: Sizes::default() };
         visit(spec, &mut counter)?;
         let arena = Arena::reserve(device, &counter.sizes)
             .map_err(|fault| LoadError::new(weights.file(), format!("its weights: {fault}")))?;
-        let mut model = visit(spec, &mut Loader { spec, weights, device, arena })?
+        let mut loader = Loader::new(spec, weights, device, arena);
+        let mut model = visit(spec, &mut loader)?
             .ok_or_else(|| LoadError::new(weights.file(), "its weights were counted, not read".to_owned()))?;
+        loader.finish()?;
         model.bytes = counter.sizes.bytes();
         Ok(model)
     }
@@ -276,7 +230,11 @@ fn visit(spec: &DecoderSpec, visitor: &mut dyn Visitor) -> Result<Option<Model>,
         layers.push(visit_layer(spec, layer, visitor)?);
     }
     let norm = visitor.vector(&[Part::global(Slot::FinalNorm)])?;
-    let head = if spec.tied { embedding } else { visitor.matrix(&[Part::global(Slot::Head)])? };
+    // Rows of the embedding are gathered as bf16; a head that is the same matrix needs no other.
+    let head = match spec.tied {
+        true => embedding.map(Weight::Bf16),
+        false => visitor.projection(&[Part::global(Slot::Head)])?,
+    };
     let (Some(embedding), Some(head), Some(layers)) = (embedding, head, layers.into_iter().collect()) else {
         return Ok(None);
     };
@@ -354,7 +312,7 @@ impl Place<'_> {
         };
         let outputs = slots.iter().map(|slot| layout::shape(spec, *slot).0).sum();
         let inputs = layout::shape(spec, slots[0]).1.unwrap_or(1);
-        let weight = self.visitor.matrix(&parts(slots))?;
+        let weight = self.visitor.projection(&parts(slots))?;
         let bias = if biased { self.visitor.vector(&parts(biases))? } else { None };
         Ok(weight.map(|weight| Linear { weight, outputs, inputs, bias }))
     }

@@ -26,7 +26,7 @@ pub fn dequantise(format: Format, bytes: &[u8]) -> Vec<f32> {
 }
 
 /// The half-precision number at the beginning of `bytes`.
-fn half(bytes: &[u8]) -> f32 {
+pub(super) fn half(bytes: &[u8]) -> f32 {
     f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
 }
 
@@ -45,7 +45,7 @@ fn q4_0(block: &[u8], out: &mut Vec<f32>) {
 /// bytes 4..8   the same of minima
 /// bytes 8..12  low nibbles: bits 0..4 of scales 4..8, high nibbles: of minima 4..8
 /// ```
-fn scale_and_minimum(packed: &[u8], index: usize) -> (f32, f32) {
+pub(super) fn scale_and_minimum(packed: &[u8], index: usize) -> (f32, f32) {
     let (scale, minimum) = if index < 4 {
         (packed[index] & 63, packed[index + 4] & 63)
     } else {
@@ -101,7 +101,8 @@ fn q6_k(block: &[u8], out: &mut Vec<f32>) {
 }
 
 /// What the sixteen four-bit floats (two bits of exponent, one of mantissa) mean.
-const E2M1: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+pub(super) const E2M1: [f32; 16] =
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
 /// An exponent (`2^(e - 127)`), 16 bytes: low nibbles are numbers 0 to 15, high ones 16 to 31.
 fn mxfp4(block: &[u8], out: &mut Vec<f32>) {

@@ -1,5 +1,6 @@
 //! Weights in another float format than their file's: `--dtype`. Tensors in blocks stay as they are.
 
+use super::groups::{Groups, Stored};
 use super::{Format, Info, MadeUp, Weights, blocks};
 use crate::error::LoadError;
 use half::{bf16, f16};
@@ -70,6 +71,19 @@ impl Weights for Cast {
             }
         }
         Ok(bytes)
+    }
+
+    fn in_order(&self, name: &str) -> bool {
+        self.from.in_order(name)
+    }
+
+    /// Codes are no floats that could be rounded.
+    fn stored(&self, name: &str) -> Option<Stored> {
+        self.from.stored(name)
+    }
+
+    fn read_groups(&self, name: &str, rows: Range<usize>) -> Result<Option<Groups>, LoadError> {
+        self.from.read_groups(name, rows)
     }
 
     /// As before, where they are rounded once all the same.

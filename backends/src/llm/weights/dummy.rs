@@ -4,11 +4,13 @@
 //! program: `tests/llm/make_goldens.py` makes the same bits. A number is a sum of four 16-bit integers from a hash (its
 //! distribution is near normal, and cut at 3.46 sigma), times a step in 64 bits, rounded once.
 
+use super::groups::{Code, Groups, Stored, of_e4m3, plan};
 use super::{Format, Info, MadeUp, Weights};
 use crate::error::LoadError;
 use crate::llm::layout::{self, Slot};
 use crate::llm::spec::DecoderSpec;
 use half::{bf16, f16};
+use kernels::cuda::E4m3;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
@@ -29,6 +31,7 @@ pub enum Init {
 pub struct Dummy {
     tensors: BTreeMap<String, (Info, Fill)>,
     seed: u64,
+    eight_bits: bool,
 }
 
 /// The distribution of a tensor.
@@ -36,7 +39,12 @@ pub struct Dummy {
 struct Fill {
     mean: f64,
     sigma: f64,
+    /// Is it a matrix that checkpoints of eight-bit floats have as such? Experts are none here.
+    projection: bool,
 }
+
+/// What deviations are multiplied with before they are rounded to eight bits: then few are as small as these get.
+const SPREAD: f64 = 64.0;
 
 impl Dummy {
     /// Weights for `spec`, each number stored as `format`, which must be a float.
@@ -56,13 +64,27 @@ impl Dummy {
                 tensors.insert(place.name, (Info { format, shape: place.shape }, fill));
             }
         }
-        Ok(Dummy { tensors, seed })
+        Ok(Dummy { tensors, seed, eight_bits: false })
+    }
+
+    /// The same, with projections as e4m3, of which all numbers of a tensor have one scale.
+    #[must_use]
+    pub fn in_eight_bits(self) -> Self {
+        Dummy { eight_bits: true, ..self }
+    }
+
+    /// Shape, deviation and hash of a projection in eight bits.
+    fn narrow(&self, name: &str) -> Option<(&[usize], f64, u64)> {
+        let (info, fill) = self.tensors.get(name).filter(|(_, fill)| self.eight_bits && fill.projection)?;
+        Some((&info.shape, fill.sigma, key(self.seed, name)))
     }
 }
 
 /// Norm weights scatter around what leaves the activation alone, so that a norm left out or misplaced shows.
 fn fill(spec: &DecoderSpec, slot: Slot, init: Init) -> Fill {
-    let around = |mean, sigma| Fill { mean, sigma };
+    use Slot::{Down, Gate, Key, Output, Query, Up, Value};
+    let projection = matches!(slot, Query | Key | Value | Output | Gate | Up | Down);
+    let around = |mean, sigma| Fill { mean, sigma, projection };
     match (slot, layout::shape(spec, slot), init) {
         (Slot::Sinks, ..) => around(0.0, 1.0),
         (slot, ..) if is_norm(slot) => around(if spec.norm.plus_one { 0.0 } else { 1.0 }, 0.1),
@@ -102,7 +124,10 @@ impl Weights for Dummy {
         let key = key(self.seed, name);
         let mut bytes = Vec::with_capacity(range.len());
         for index in range.start / size..range.end / size {
-            let number = (fill.mean + fill.sigma * scatter(key, index as u64)) as f32;
+            let number = match self.narrow(name) {
+                Some(_) => code(key, index as u64).to_f32() * (fill.sigma / SPREAD) as f32,
+                None => (fill.mean + fill.sigma * scatter(key, index as u64)) as f32,
+            };
             match info.format {
                 Format::F16 => bytes.extend(f16::from_f32(number).to_le_bytes()),
                 Format::Bf16 => bytes.extend(bf16::from_f32(number).to_le_bytes()),
@@ -114,8 +139,30 @@ impl Weights for Dummy {
 
     /// Not of half precision, to which numbers are rounded in another way.
     fn made_up(&self, name: &str) -> Option<MadeUp> {
-        let (_, fill) = self.tensors.get(name).filter(|(info, _)| info.format != Format::F16)?;
-        Some(MadeUp { key: key(self.seed, name), mean: fill.mean, sigma: fill.sigma })
+        let (info, fill) = self.tensors.get(name)?;
+        let eight_bits = self.narrow(name).is_some();
+        (info.format != Format::F16 || eight_bits).then(|| {
+            let key = key(self.seed, name);
+            MadeUp { key, mean: fill.mean, sigma: fill.sigma, eight_bits }
+        })
+    }
+
+    fn stored(&self, name: &str) -> Option<Stored> {
+        if let Some((shape, ..)) = self.narrow(name) {
+            return Some(Stored { code: Code::E4m3, group: *shape.last()?, minima: false });
+        }
+        let (code, group, minima) = plan(self.info(name)?.format)?;
+        Some(Stored { code, group, minima })
+    }
+
+    fn read_groups(&self, name: &str, rows: Range<usize>) -> Result<Option<Groups>, LoadError> {
+        let Some((&[all, columns], sigma, key)) = self.narrow(name) else { return Ok(None) };
+        if rows.end > all {
+            return Err(LoadError::new(self.file(), format!("'{name}' ends before row {}", rows.end)));
+        }
+        let numbers = (rows.start * columns) as u64..(rows.end * columns) as u64;
+        let codes = numbers.map(|index| code(key, index).0).collect();
+        Ok(Some(of_e4m3(codes, columns, columns, rows, |_, _| (sigma / SPREAD) as f32)))
     }
 }
 
@@ -125,6 +172,11 @@ const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 fn key(seed: u64, name: &str) -> u64 {
     let fold = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
     name.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325, fold) ^ seed.wrapping_mul(GOLDEN)
+}
+
+/// Number `index` in eight bits.
+fn code(key: u64, index: u64) -> E4m3 {
+    E4m3::from_f32((SPREAD * scatter(key, index)) as f32)
 }
 
 /// Number `index` of a tensor, with mean 0 and deviation 1: SplitMix64 of the index, cut in four and summed.

@@ -8,11 +8,15 @@ pub mod dummy;
 pub mod gguf;
 mod gguf_reader;
 pub mod gguf_spec;
+pub mod groups;
 mod narrow;
+pub mod packed;
 pub mod safetensors;
 mod safetensors_header;
+mod shards;
 
 use crate::error::LoadError;
+use groups::{Groups, Stored};
 use std::ops::Range;
 use std::path::Path;
 
@@ -29,6 +33,26 @@ pub trait Weights: Send + Sync {
     /// # Errors
     /// There is no such tensor, it is shorter, or the file cannot be read (any more).
     fn read(&self, name: &str, range: Range<usize>) -> Result<Vec<u8>, LoadError>;
+    /// Does reading some rows of a matrix read no others? Where it does, they are better read all at once.
+    fn in_order(&self, _name: &str) -> bool {
+        true
+    }
+    /// How a matrix is kept as codes, where that is smaller than what [`Weights::info`] says of it or is the same.
+    fn stored(&self, name: &str) -> Option<Stored> {
+        let (code, group, minima) = groups::plan(self.info(name)?.format)?;
+        Some(Stored { code, group, minima })
+    }
+    /// The codes of whole rows, counted through all sheets of a stack; `None` where [`Weights::stored`] is.
+    ///
+    /// # Errors
+    /// There is no such tensor, it has fewer rows, or the file cannot be read (any more).
+    fn read_groups(&self, name: &str, rows: Range<usize>) -> Result<Option<Groups>, LoadError> {
+        let Some(info) = self.info(name).filter(|info| groups::plan(info.format).is_some()) else { return Ok(None) };
+        let columns = info.shape.last().copied().unwrap_or(1);
+        let Some(row) = info.format.bytes(&[columns]) else { return Ok(None) };
+        let bytes = self.read(name, rows.start.saturating_mul(row)..rows.end.saturating_mul(row))?;
+        Ok(groups::groups(info.format, columns, &bytes))
+    }
     /// How the numbers of a tensor are made up, where they come from no file: a device can make them itself.
     fn made_up(&self, _name: &str) -> Option<MadeUp> {
         None
@@ -44,6 +68,8 @@ pub struct MadeUp {
     pub mean: f64,
     /// Their standard deviation.
     pub sigma: f64,
+    /// Are they rounded to eight bits, as [`dummy::Dummy::in_eight_bits`] says?
+    pub eight_bits: bool,
 }
 
 /// What is known of a tensor before its bytes are read.

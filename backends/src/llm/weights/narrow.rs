@@ -9,6 +9,7 @@
 
 use super::Format;
 use super::blocks::dequantise;
+use super::groups::{Code, Groups, Stored, of_e4m3};
 use super::safetensors_header::{Described, float};
 use kernels::cuda::{Bf16, E4m3};
 use std::ops::Range;
@@ -56,6 +57,21 @@ impl Scales {
         let block = |number: usize| number / self.width / self.rows;
         let size = self.format.block().1 * self.across;
         block(numbers.start) * size..(block(numbers.end - 1) + 1) * size
+    }
+
+    /// How the matrix is kept.
+    pub(super) fn stored(&self) -> Stored {
+        Stored { code: Code::E4m3, group: self.columns.min(self.width), minima: false }
+    }
+
+    /// The numbers of whole rows from `first` on, and their scales: what [`Scales::bytes`] names.
+    pub(super) fn groups(&self, first: usize, numbers: Vec<u8>, scales: &[u8]) -> Groups {
+        let scales = dequantise(self.format, scales);
+        let (before, rows) = (first / self.rows, first..first + numbers.len() / self.width);
+        // One for all columns, or as many as there are blocks across.
+        let place = |row: usize, index: usize| (row / self.rows - before) * self.across + index;
+        let scale = |row, index| scales.get(place(row, index)).copied().unwrap_or(0.0);
+        of_e4m3(numbers, self.width, self.columns.min(self.width), rows, scale)
     }
 
     /// Numbers `first` and those that follow it, as bf16; `scales` is what [`Scales::bytes`] names.

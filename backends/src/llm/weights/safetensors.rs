@@ -8,29 +8,24 @@
 //! The header is bounded before it is read, its numbers are checked against the file's size, and tensors must tile the
 //! data without gap or overlap, so that nothing in it decides an allocation or a place to read. Bytes are read with
 //! `pread` when they are asked for: a file that shrinks afterwards makes an error, where a mapping would kill the
-//! process. gpt-oss's pairs of `_blocks` and `_scales` appear as one tensor of [`Format::Mxfp4`], and matrices of eight-bit
-//! floats with their scales as one of [`Format::Bf16`].
+//! process. gpt-oss's pairs of `_blocks` and `_scales` appear as one tensor of [`Format::Mxfp4`]; matrices of eight-bit
+//! floats with their scales, and packed integers with theirs, as one of [`Format::Bf16`].
 
+use super::groups::{Groups, Stored, groups, plan};
 use super::narrow;
-use super::safetensors_header::{Described, HEADER_BYTES_MAX, float, header, tiles};
+use super::packed::{self, Scheme};
+use super::safetensors_header::{Described, float};
+use super::shards::{Shards, Source, Tensors};
 use super::{Format, Info, Weights};
 use crate::error::LoadError;
-use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-
-/// Files of a model; each stays open.
-const SHARDS_MAX: usize = 512;
+use std::path::Path;
 
 /// The tensors of a directory's safetensors files.
 #[derive(Debug)]
 pub struct Safetensors {
-    path: PathBuf,
-    files: Vec<File>,
+    shards: Shards,
     tensors: BTreeMap<String, Entry>,
 }
 
@@ -38,31 +33,20 @@ pub struct Safetensors {
 #[derive(Debug)]
 struct Entry {
     info: Info,
-    source: Source,
-    /// Where its scales lie apart.
-    scales: Option<(Source, Joined)>,
+    content: Content,
 }
 
-/// What two tensors are as one.
-#[derive(Clone, Copy, Debug)]
-enum Joined {
-    /// Nibbles and exponents.
-    Mxfp4,
-    /// Eight-bit floats and the scales of some of them each.
-    Narrow(narrow::Scales),
-}
-
-/// The first byte of a tensor.
-#[derive(Clone, Copy, Debug)]
-struct Source {
-    file: usize,
-    start: u64,
-}
-
-/// `model.safetensors.index.json`: the file of each tensor.
-#[derive(Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
+/// What a tensor's numbers are made of.
+#[derive(Debug)]
+enum Content {
+    /// They lie in the file as they are.
+    Plain(Source),
+    /// Nibbles, and exponents.
+    Mxfp4(Source, Source),
+    /// Eight-bit floats, and the scales of some of them each.
+    Narrow(Source, Source, narrow::Scales),
+    /// Integers of few bits, and the scales and zeros of groups of them.
+    Packed(Box<packed::Matrix>),
 }
 
 impl Safetensors {
@@ -71,126 +55,88 @@ impl Safetensors {
     /// # Errors
     /// Neither is there, or a header is malformed: [`LoadError`] names the file and the tensor.
     pub fn open(directory: &Path) -> Result<Self, LoadError> {
-        let index = directory.join("model.safetensors.index.json");
-        if index.is_file() {
-            return Self::open_shards(directory, &index);
-        }
-        Self::open_file(&directory.join("model.safetensors"))
+        Self::open_packed(directory, None)
+    }
+
+    /// The same of matrices that are packed as `scheme` says.
+    ///
+    /// # Errors
+    /// Besides: what makes up a matrix is not there, or does not fit.
+    pub fn open_packed(directory: &Path, scheme: Option<Scheme>) -> Result<Self, LoadError> {
+        let (shards, tensors) = Shards::open(directory)?;
+        Self::join(shards, &tensors, scheme)
     }
 
     /// Opens a single file.
     ///
     /// # Errors
     /// The file cannot be read or its header is malformed.
-    pub fn open_file(path: &Path) -> Result<Self, LoadError> {
-        let mut opened = Safetensors { path: path.to_path_buf(), files: Vec::new(), tensors: BTreeMap::new() };
-        let tensors = opened.add(path)?;
-        opened.finish(tensors)
-    }
-
-    fn open_shards(directory: &Path, path: &Path) -> Result<Self, LoadError> {
-        let refuse = |reason: String| LoadError::new(path, reason);
-        let mut text = Vec::new();
-        let file = File::open(path).map_err(|e| refuse(e.to_string()))?;
-        file.take(HEADER_BYTES_MAX + 1).read_to_end(&mut text).map_err(|e| refuse(e.to_string()))?;
-        if text.len() as u64 > HEADER_BYTES_MAX {
-            return Err(refuse(format!("has more than {HEADER_BYTES_MAX} bytes")));
-        }
-        let index: Index = serde_json::from_slice(&text).map_err(|e| refuse(e.to_string()))?;
-        let mut shards: Vec<&str> = index.weight_map.values().map(String::as_str).collect();
-        shards.sort_unstable();
-        shards.dedup();
-        if shards.len() > SHARDS_MAX {
-            return Err(refuse(format!("names {} files; the limit is {SHARDS_MAX}", shards.len())));
-        }
-        let mut opened = Safetensors { path: directory.to_path_buf(), files: Vec::new(), tensors: BTreeMap::new() };
-        let mut tensors = BTreeMap::new();
-        for shard in shards {
-            let plain =
-                Path::new(shard).file_name().is_some_and(|name| name == shard) && shard.ends_with(".safetensors");
-            if !plain {
-                return Err(refuse(format!("names the file '{}', which is no plain name", shard.escape_debug())));
-            }
-            for (name, entry) in opened.add(&directory.join(shard))? {
-                if index.weight_map.get(&name).is_none_or(|file| file != shard) {
-                    let name = name.escape_debug();
-                    return Err(refuse(format!("does not place tensor '{name}' in {shard}, which holds it")));
-                }
-                tensors.insert(name, entry);
-            }
-        }
-        if let Some((name, shard)) = index.weight_map.iter().find(|(name, _)| !tensors.contains_key(*name)) {
-            return Err(refuse(format!("places tensor '{}' in {shard}, which lacks it", name.escape_debug())));
-        }
-        opened.finish(tensors)
-    }
-
-    /// Opens another file; its tensors.
-    fn add(&mut self, path: &Path) -> Result<BTreeMap<String, (Described, Source)>, LoadError> {
-        let refuse = |reason: String| LoadError::new(path, reason);
-        let file = File::open(path).map_err(|e| refuse(e.to_string()))?;
-        let metadata = file.metadata().map_err(|e| refuse(e.to_string()))?;
-        if !metadata.is_file() {
-            return Err(refuse("is no regular file".into()));
-        }
-        let (header, data) = header(&file, metadata.len()).map_err(refuse)?;
-        tiles(&header, metadata.len() - data).map_err(refuse)?;
-        let number = self.files.len();
-        self.files.push(file);
-        let place = |(name, described): (String, Described)| {
-            let start = data + described.data_offsets[0];
-            (name, (described, Source { file: number, start }))
-        };
-        Ok(header.0.into_iter().map(place).collect())
+    pub fn open_file(path: &Path, scheme: Option<Scheme>) -> Result<Self, LoadError> {
+        let (shards, tensors) = Shards::open_file(path)?;
+        Self::join(shards, &tensors, scheme)
     }
 
     /// Gives every tensor a format, and joins numbers with their scales.
-    fn finish(mut self, tensors: BTreeMap<String, (Described, Source)>) -> Result<Self, LoadError> {
-        for (name, (described, source)) in &tensors {
-            if let Some(stem) = name.strip_suffix("_blocks").filter(|_| described.dtype == "U8") {
-                let entry = mxfp4(described, *source, tensors.get(&format!("{stem}_scales")));
-                let entry = entry.ok_or_else(|| self.refuse(name, "has no `_scales` of a fitting shape"))?;
-                self.tensors.insert(stem.to_owned(), entry);
-                continue;
+    fn join(shards: Shards, tensors: &Tensors, scheme: Option<Scheme>) -> Result<Self, LoadError> {
+        let mut entries = BTreeMap::new();
+        for name in tensors.keys() {
+            if let Some((joined, entry)) = entry(&shards, tensors, scheme, name)?
+                && entries.insert(joined.clone(), entry).is_some()
+            {
+                return Err(shards.refuse(name, format!("makes '{}', which is there twice", joined.escape_debug())));
             }
-            let scales = name.strip_suffix("_scales").filter(|_| described.dtype == "U8");
-            if scales.is_some_and(|stem| tensors.contains_key(&format!("{stem}_blocks"))) {
-                continue;
-            }
-            if described.dtype == narrow::DTYPE {
-                let scales = narrow::SCALES.iter().find_map(|end| tensors.get(&format!("{name}{end}")));
-                let entry = narrow(described, *source, scales);
-                let entry = entry.ok_or_else(|| self.refuse(name, "has no `_scale` of a fitting shape"))?;
-                self.tensors.insert(name.clone(), entry);
-                continue;
-            }
-            if is_of_narrow(name, &tensors) {
-                continue;
-            }
-            let format = float(&described.dtype).ok_or_else(|| {
-                let dtype = described.dtype.escape_debug().to_string();
-                self.refuse(name, &format!("is of type {dtype}; supported are F32, F16, BF16, F8_E4M3"))
-            })?;
-            let info = Info { format, shape: described.shape.0.clone() };
-            self.tensors.insert(name.clone(), Entry { info, source: *source, scales: None });
         }
-        Ok(self)
+        Ok(Safetensors { shards, tensors: entries })
     }
+}
 
-    fn refuse(&self, name: &str, reason: &str) -> LoadError {
-        LoadError::new(&self.path, format!("tensor '{}' {reason}", name.escape_debug()))
+/// What a tensor is to all others, and called; `None` where it says something of another one alone.
+fn entry(
+    shards: &Shards,
+    tensors: &Tensors,
+    scheme: Option<Scheme>,
+    name: &str,
+) -> Result<Option<(String, Entry)>, LoadError> {
+    let Some((described, source)) = tensors.get(name) else { return Ok(None) };
+    match scheme.map(|scheme| (scheme, scheme.role(name, tensors))) {
+        Some((scheme, packed::Role::Integers(stem))) => {
+            let matrix = scheme.matrix(shards, tensors, name, stem)?;
+            let info = Info { format: Format::Bf16, shape: vec![matrix.rows, matrix.columns] };
+            return Ok(Some((format!("{stem}.weight"), Entry { info, content: Content::Packed(Box::new(matrix)) })));
+        }
+        Some((_, packed::Role::Beside)) => return Ok(None),
+        Some((_, packed::Role::Other)) | None => {}
     }
-
-    fn pread(&self, source: Source, offset: u64, length: usize) -> std::io::Result<Vec<u8>> {
-        let mut bytes = vec![0; length];
-        self.files[source.file].read_exact_at(&mut bytes, source.start + offset)?;
-        Ok(bytes)
+    if let Some(stem) = name.strip_suffix("_blocks").filter(|_| described.dtype == "U8") {
+        let entry = mxfp4(described, *source, tensors.get(&format!("{stem}_scales")));
+        let entry = entry.ok_or_else(|| shards.refuse(name, "has no `_scales` of a fitting shape"))?;
+        return Ok(Some((stem.to_owned(), entry)));
     }
+    let scales = name.strip_suffix("_scales").filter(|_| described.dtype == "U8");
+    if scales.is_some_and(|stem| tensors.contains_key(&format!("{stem}_blocks"))) {
+        return Ok(None);
+    }
+    if described.dtype == narrow::DTYPE {
+        let scales = narrow::SCALES.iter().find_map(|end| tensors.get(&format!("{name}{end}")));
+        let entry = narrow(described, *source, scales);
+        let entry = entry.ok_or_else(|| shards.refuse(name, "has no `_scale` of a fitting shape"))?;
+        return Ok(Some((name.to_owned(), entry)));
+    }
+    if is_of_narrow(name, tensors) {
+        return Ok(None);
+    }
+    let format = float(&described.dtype).ok_or_else(|| {
+        let (dtype, packed) = (described.dtype.escape_debug(), matches!(described.dtype.as_str(), "I32" | "I8"));
+        let hint = if packed { "; `quantization_config` does not say that it is packed" } else { "" };
+        shards.refuse(name, format!("is of type {dtype}; supported are F32, F16, BF16, F8_E4M3{hint}"))
+    })?;
+    let info = Info { format, shape: described.shape.0.clone() };
+    Ok(Some((name.to_owned(), Entry { info, content: Content::Plain(*source) })))
 }
 
 impl Weights for Safetensors {
     fn file(&self) -> &Path {
-        &self.path
+        self.shards.path()
     }
 
     fn names(&self) -> Vec<&str> {
@@ -202,29 +148,93 @@ impl Weights for Safetensors {
     }
 
     fn read(&self, name: &str, range: Range<usize>) -> Result<Vec<u8>, LoadError> {
-        let entry = self.tensors.get(name).ok_or_else(|| self.refuse(name, "is missing"))?;
+        let entry = self.tensors.get(name).ok_or_else(|| self.shards.refuse(name, "is missing"))?;
         let size = entry.info.format.bytes(&entry.info.shape).unwrap_or(0);
         if range.start > range.end || range.end > size {
-            return Err(self.refuse(name, &format!("has {size} bytes, not {range:?}")));
+            return Err(self.shards.refuse(name, format!("has {size} bytes, not {range:?}")));
         }
-        let failed = |e: std::io::Error| self.refuse(name, &format!("cannot be read: {e}"));
-        let (scales, joined) = match entry.scales {
-            Some(scales) if !range.is_empty() => scales,
-            _ => return self.pread(entry.source, range.start as u64, range.len()).map_err(failed),
-        };
-        if let Joined::Narrow(layout) = joined {
-            let numbers = range.start / 2..range.end.div_ceil(2);
-            let place = layout.bytes(&numbers);
-            let scales = self.pread(scales, place.start as u64, place.len()).map_err(failed)?;
-            let stored = self.pread(entry.source, numbers.start as u64, numbers.len()).map_err(failed)?;
-            let bytes = layout.widen(numbers.start, &stored, &scales);
-            return Ok(bytes[range.start % 2..][..range.len()].to_vec());
+        if range.is_empty() {
+            return Ok(Vec::new());
         }
-        let (first, last) = (range.start / MXFP4_BYTES, range.end.div_ceil(MXFP4_BYTES));
-        let nibbles = self.pread(entry.source, 16 * first as u64, 16 * (last - first)).map_err(failed)?;
-        let scales = self.pread(scales, first as u64, last - first).map_err(failed)?;
-        let bytes = join_mxfp4(&nibbles, &scales);
-        Ok(bytes[range.start - first * MXFP4_BYTES..][..range.len()].to_vec())
+        let bytes = entry.content.read(&self.shards, range);
+        bytes.map_err(|e| self.shards.refuse(name, format!("cannot be read: {e}")))
+    }
+
+    fn stored(&self, name: &str) -> Option<Stored> {
+        let entry = self.tensors.get(name)?;
+        match &entry.content {
+            Content::Narrow(_, _, layout) => return Some(layout.stored()),
+            Content::Packed(matrix) => return matrix.stored(),
+            Content::Plain(_) | Content::Mxfp4(..) => {}
+        }
+        let (code, group, minima) = plan(entry.info.format)?;
+        Some(Stored { code, group, minima })
+    }
+
+    fn read_groups(&self, name: &str, rows: Range<usize>) -> Result<Option<Groups>, LoadError> {
+        let entry = self.tensors.get(name).ok_or_else(|| self.shards.refuse(name, "is missing"))?;
+        let columns = entry.info.shape.last().copied().unwrap_or(1);
+        if matches!(entry.content, Content::Plain(_) | Content::Mxfp4(..)) {
+            let Some(row) = entry.info.format.bytes(&[columns]) else { return Ok(None) };
+            let bytes = self.read(name, rows.start.saturating_mul(row)..rows.end.saturating_mul(row))?;
+            return Ok(groups(entry.info.format, columns, &bytes));
+        }
+        let all = entry.info.shape.first().copied().unwrap_or(0);
+        if rows.is_empty() || rows.end > all {
+            return Err(self.shards.refuse(name, format!("has {all} rows, not {rows:?}")));
+        }
+        let groups = entry.content.groups(&self.shards, &rows, columns);
+        groups.map_err(|e| self.shards.refuse(name, format!("cannot be read: {e}")))
+    }
+
+    fn in_order(&self, name: &str) -> bool {
+        match self.tensors.get(name).map(|entry| &entry.content) {
+            Some(Content::Packed(matrix)) => matrix.in_order(),
+            _ => true,
+        }
+    }
+}
+
+impl Content {
+    /// The bytes `range` of the tensor, which are in it and are some.
+    fn read(&self, shards: &Shards, range: Range<usize>) -> std::io::Result<Vec<u8>> {
+        match self {
+            Content::Plain(source) => shards.read(*source, range.start as u64, range.len()),
+            Content::Narrow(source, scales, layout) => {
+                let numbers = range.start / 2..range.end.div_ceil(2);
+                let place = layout.bytes(&numbers);
+                let scales = shards.read(*scales, place.start as u64, place.len())?;
+                let stored = shards.read(*source, numbers.start as u64, numbers.len())?;
+                let bytes = layout.widen(numbers.start, &stored, &scales);
+                Ok(bytes[range.start % 2..][..range.len()].to_vec())
+            }
+            Content::Packed(matrix) => matrix.read(shards, &range),
+            Content::Mxfp4(blocks, scales) => {
+                let (first, last) = (range.start / MXFP4_BYTES, range.end.div_ceil(MXFP4_BYTES));
+                let nibbles = shards.read(*blocks, 16 * first as u64, 16 * (last - first))?;
+                let scales = shards.read(*scales, first as u64, last - first)?;
+                let bytes = join_mxfp4(&nibbles, &scales);
+                Ok(bytes[range.start - first * MXFP4_BYTES..][..range.len()].to_vec())
+            }
+        }
+    }
+}
+
+/// Codes of what is no format by itself.
+impl Content {
+    /// Those of whole rows, which are there and are some.
+    fn groups(&self, shards: &Shards, rows: &Range<usize>, columns: usize) -> std::io::Result<Option<Groups>> {
+        match self {
+            Content::Plain(_) | Content::Mxfp4(..) => Ok(None),
+            Content::Packed(matrix) => matrix.groups(shards, rows),
+            Content::Narrow(source, scales, layout) => {
+                let numbers = rows.start * columns..rows.end * columns;
+                let place = layout.bytes(&numbers);
+                let scales = shards.read(*scales, place.start as u64, place.len())?;
+                let codes = shards.read(*source, numbers.start as u64, numbers.len())?;
+                Ok(Some(layout.groups(rows.start, codes, &scales)))
+            }
+        }
     }
 }
 
@@ -240,7 +250,7 @@ fn mxfp4(blocks: &Described, source: Source, scales: Option<&(Described, Source)
     let mut shape = groups.to_vec();
     let columns = shape.last_mut()?;
     *columns = columns.checked_mul(32)?;
-    Some(Entry { info: Info { format: Format::Mxfp4, shape }, source, scales: Some((*scales_source, Joined::Mxfp4)) })
+    Some(Entry { info: Info { format: Format::Mxfp4, shape }, content: Content::Mxfp4(source, *scales_source) })
 }
 
 /// The one tensor of a matrix of eight-bit floats and its scales.
@@ -248,11 +258,11 @@ fn narrow(matrix: &Described, source: Source, scales: Option<&(Described, Source
     let (scales, scales_source) = scales?;
     let layout = narrow::Scales::of(&matrix.shape.0, scales)?;
     let info = Info { format: Format::Bf16, shape: matrix.shape.0.clone() };
-    Some(Entry { info, source, scales: Some((*scales_source, Joined::Narrow(layout))) })
+    Some(Entry { info, content: Content::Narrow(source, *scales_source, layout) })
 }
 
 /// Does a tensor say something of a matrix of eight-bit floats alone?
-fn is_of_narrow(name: &str, tensors: &BTreeMap<String, (Described, Source)>) -> bool {
+fn is_of_narrow(name: &str, tensors: &Tensors) -> bool {
     let is_narrow = |name: &str| tensors.get(name).is_some_and(|(found, _)| found.dtype == narrow::DTYPE);
     let scales = narrow::SCALES.iter().filter_map(|end| name.strip_suffix(end));
     let of_inputs = narrow::OF_INPUTS.iter().filter_map(|end| name.strip_suffix(end));

@@ -39,6 +39,16 @@ pub(super) fn float(dtype: &str) -> Option<Format> {
     }
 }
 
+/// Bytes of a number; `None` of types that nothing here reads.
+fn size_of(dtype: &str) -> Option<usize> {
+    match dtype {
+        "U8" | "I8" | narrow::DTYPE => Some(1),
+        "I32" => Some(4),
+        "I64" => Some(8),
+        dtype => float(dtype).map(|format| format.block().1),
+    }
+}
+
 /// The header of a file of `size` bytes, and where its data begins.
 pub(super) fn header(file: &File, size: u64) -> Result<(Header, u64), String> {
     let mut length = [0; 8];
@@ -64,12 +74,9 @@ pub(super) fn tiles(header: &Header, size: u64) -> Result<(), String> {
         if begin > end || end > size {
             return Err(format!("tensor '{shown}' lies at {begin}..{end} of {size} bytes"));
         }
-        let bytes = match described.dtype.as_str() {
-            "U8" | narrow::DTYPE => described.shape.0.iter().try_fold(1usize, |product, dim| product.checked_mul(*dim)),
-            dtype => float(dtype).and_then(|format| format.bytes(&described.shape.0)),
-        };
-        let known = float(&described.dtype).is_some() || ["U8", narrow::DTYPE].contains(&described.dtype.as_str());
-        if known && bytes.is_none_or(|bytes| bytes as u64 != end - begin) {
+        let bytes = |size| described.shape.0.iter().try_fold(size, |product: usize, dim| product.checked_mul(*dim));
+        let size = size_of(&described.dtype);
+        if size.is_some_and(|size| bytes(size).is_none_or(|bytes| bytes as u64 != end - begin)) {
             return Err(format!("tensor '{shown}' of shape {:?} has {} bytes", described.shape.0, end - begin));
         }
         spans.push((begin, end, name));

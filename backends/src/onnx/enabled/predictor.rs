@@ -15,9 +15,6 @@ use std::ffi::{CStr, CString};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-/// Of calls that keep several threads busy, one for so many: with more they wait for each other at every node.
-const THREADS_OF_LONG: usize = 4;
-
 /// A graph that answers.
 pub(super) struct OnnxPredictor {
     groups: Vec<Group>,
@@ -112,9 +109,6 @@ impl OnnxPredictor {
             notes: opened.notes,
         };
         predictor.try_out(settings, &symbols)?;
-        if stated.is_none() && on_cpu && settings.onnx.warmup && predictor.trial.is_long() {
-            predictor.instances = options.pool.current_num_threads().div_ceil(THREADS_OF_LONG);
-        }
         predictor.steady = predictor.is_steady(source);
         Ok(predictor)
     }

@@ -16,11 +16,6 @@ pub(super) struct Trial {
 }
 
 impl Trial {
-    /// Does a row fill the processor by itself?
-    pub(super) fn is_long(&self) -> bool {
-        self.single_call > TOGETHER
-    }
-
     /// Rows worth computing together.
     pub(super) fn rows_together(&self) -> usize {
         let rows = TOGETHER.as_nanos() / self.single_call.as_nanos().max(1);

@@ -1,0 +1,128 @@
+//! The safetensors files of a model: one, or shards with an index. Opened, their headers checked, and read from; what
+//! their tensors mean is [`super::safetensors`]'s business.
+
+use super::safetensors_header::{Described, HEADER_BYTES_MAX, header, tiles};
+use crate::error::LoadError;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// Files of a model; each stays open.
+const SHARDS_MAX: usize = 512;
+
+/// A model's files.
+#[derive(Debug)]
+pub(super) struct Shards {
+    path: PathBuf,
+    files: Vec<File>,
+}
+
+/// The first byte of a tensor.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Source {
+    file: usize,
+    start: u64,
+}
+
+/// What headers say of each tensor, and where it is.
+pub(super) type Tensors = BTreeMap<String, (Described, Source)>;
+
+/// `model.safetensors.index.json`: the file of each tensor.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Shards {
+    /// Opens `model.safetensors.index.json` and its shards, or `model.safetensors`, in `directory`.
+    pub(super) fn open(directory: &Path) -> Result<(Self, Tensors), LoadError> {
+        let index = directory.join("model.safetensors.index.json");
+        if index.is_file() {
+            return Self::open_all(directory, &index);
+        }
+        Self::open_file(&directory.join("model.safetensors"))
+    }
+
+    /// Opens a single file.
+    pub(super) fn open_file(path: &Path) -> Result<(Self, Tensors), LoadError> {
+        let mut opened = Shards { path: path.to_path_buf(), files: Vec::new() };
+        let tensors = opened.add(path)?;
+        Ok((opened, tensors))
+    }
+
+    fn open_all(directory: &Path, path: &Path) -> Result<(Self, Tensors), LoadError> {
+        let refuse = |reason: String| LoadError::new(path, reason);
+        let mut text = Vec::new();
+        let file = File::open(path).map_err(|e| refuse(e.to_string()))?;
+        file.take(HEADER_BYTES_MAX + 1).read_to_end(&mut text).map_err(|e| refuse(e.to_string()))?;
+        if text.len() as u64 > HEADER_BYTES_MAX {
+            return Err(refuse(format!("has more than {HEADER_BYTES_MAX} bytes")));
+        }
+        let index: Index = serde_json::from_slice(&text).map_err(|e| refuse(e.to_string()))?;
+        let mut shards: Vec<&str> = index.weight_map.values().map(String::as_str).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        if shards.len() > SHARDS_MAX {
+            return Err(refuse(format!("names {} files; the limit is {SHARDS_MAX}", shards.len())));
+        }
+        let mut opened = Shards { path: directory.to_path_buf(), files: Vec::new() };
+        let mut tensors = BTreeMap::new();
+        for shard in shards {
+            let plain =
+                Path::new(shard).file_name().is_some_and(|name| name == shard) && shard.ends_with(".safetensors");
+            if !plain {
+                return Err(refuse(format!("names the file '{}', which is no plain name", shard.escape_debug())));
+            }
+            for (name, entry) in opened.add(&directory.join(shard))? {
+                if index.weight_map.get(&name).is_none_or(|file| file != shard) {
+                    let name = name.escape_debug();
+                    return Err(refuse(format!("does not place tensor '{name}' in {shard}, which holds it")));
+                }
+                tensors.insert(name, entry);
+            }
+        }
+        if let Some((name, shard)) = index.weight_map.iter().find(|(name, _)| !tensors.contains_key(*name)) {
+            return Err(refuse(format!("places tensor '{}' in {shard}, which lacks it", name.escape_debug())));
+        }
+        Ok((opened, tensors))
+    }
+
+    /// Opens another file; its tensors.
+    fn add(&mut self, path: &Path) -> Result<Tensors, LoadError> {
+        let refuse = |reason: String| LoadError::new(path, reason);
+        let file = File::open(path).map_err(|e| refuse(e.to_string()))?;
+        let metadata = file.metadata().map_err(|e| refuse(e.to_string()))?;
+        if !metadata.is_file() {
+            return Err(refuse("is no regular file".into()));
+        }
+        let (header, data) = header(&file, metadata.len()).map_err(refuse)?;
+        tiles(&header, metadata.len() - data).map_err(refuse)?;
+        let number = self.files.len();
+        self.files.push(file);
+        let place = |(name, described): (String, Described)| {
+            let start = data + described.data_offsets[0];
+            (name, (described, Source { file: number, start }))
+        };
+        Ok(header.0.into_iter().map(place).collect())
+    }
+
+    /// The file or directory, for errors.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The model is refused for a tensor.
+    pub(super) fn refuse(&self, name: &str, reason: impl std::fmt::Display) -> LoadError {
+        LoadError::new(&self.path, format!("tensor '{}' {reason}", name.escape_debug()))
+    }
+
+    /// Bytes of a tensor, from `offset` on. Whoever asks has held them against its size.
+    pub(super) fn read(&self, source: Source, offset: u64, length: usize) -> std::io::Result<Vec<u8>> {
+        let mut bytes = vec![0; length];
+        self.files[source.file].read_exact_at(&mut bytes, source.start + offset)?;
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,247 @@
+//! Weights that stay codes on a GPU, or in the emulator: models of every quantised type against the reference on the same
+//! weights widened, as near as the same model in bf16 comes, and smaller than it.
+
+use crate::cuda::{PLAIN, Variant, device, options, prompt_logprobs, run};
+use crate::driven::{log_probability, requests};
+use crate::reference::Reference;
+use backends::LoadError;
+use backends::llm::cuda::{CudaExecutor, weight_bytes};
+use backends::llm::engine::Overlap;
+use backends::llm::spec::DecoderSpec;
+use backends::llm::weights::blocks::dequantise;
+use backends::llm::weights::dummy::{Dummy, Init};
+use backends::llm::weights::{Format, Info, Weights};
+use half::f16;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+/// In standard deviations of the logits, as the other tests of the executor have it.
+const TOLERANCE: f64 = 0.02;
+
+/// Its rows are whole blocks of every type.
+fn spec() -> DecoderSpec {
+    let config = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 256,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+        "intermediate_size": 512, "vocab_size": 301, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
+        "rope_theta": 5e5, "tie_word_embeddings": false, "hidden_act": "silu", "attention_bias": false,
+        "torch_dtype": "bfloat16"}"#;
+    DecoderSpec::from_config(Path::new("config.json"), config.as_bytes()).unwrap()
+}
+
+/// A model nobody trained, whose projections are blocks of some type.
+struct Quantised {
+    rest: Dummy,
+    infos: BTreeMap<String, Info>,
+    format: fn(&str) -> Format,
+    /// Are they told as bf16?
+    widened: bool,
+}
+
+impl Quantised {
+    fn new(spec: &DecoderSpec, format: fn(&str) -> Format, widened: bool) -> Self {
+        let rest = Dummy::new(spec, Format::Bf16, Init::FanIn, 3).unwrap();
+        let projections = rest.names().into_iter().filter(|name| name.contains("_proj") || name.contains("lm_head"));
+        let info = |name: &str| {
+            let shape = rest.info(name).unwrap().shape.clone();
+            let format = if widened { Format::Bf16 } else { format(name) };
+            (name.to_owned(), Info { format, shape })
+        };
+        let infos = projections.map(info).collect();
+        Quantised { rest, infos, format, widened }
+    }
+}
+
+/// Block `index` of a tensor: any codes, and scales that give its numbers about the deviation `sigma` and the mean 0.
+fn block(format: Format, name: &str, index: usize, sigma: f32) -> Vec<u8> {
+    let mut state =
+        name.bytes().fold(index as u64 + 1, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    };
+    let mut bytes: Vec<u8> = (0..format.block().1).map(|_| next()).collect();
+    let mut put = |at: usize, number: f32| bytes[at..at + 2].copy_from_slice(&f16::from_f32(number).to_le_bytes());
+    match format {
+        Format::Q8_0 => put(0, sigma / 74.0),
+        Format::Q4_0 => put(0, sigma / 4.6),
+        Format::Q6K => put(208, sigma / 18.5 / 74.0),
+        Format::Q4K | Format::Q5K => {
+            let (deviation, mean) = if format == Format::Q4K { (4.6, 7.5) } else { (9.2, 15.5) };
+            put(0, sigma / deviation / 36.0);
+            put(2, sigma / deviation / 36.0 * mean);
+            // Minima of as many units as scales.
+            bytes.copy_within(4..8, 8);
+            bytes[12..16].iter_mut().for_each(|both| *both = (*both & 15) | *both << 4);
+        }
+        Format::Mxfp4 => bytes[0] = (127.0 + (sigma / 3.0).log2()) as u8 - (index % 2) as u8,
+        Format::F32 | Format::F16 | Format::Bf16 => unreachable!("not of blocks"),
+    }
+    bytes
+}
+
+impl Weights for Quantised {
+    fn file(&self) -> &Path {
+        self.rest.file()
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.rest.names()
+    }
+
+    fn info(&self, name: &str) -> Option<&Info> {
+        self.infos.get(name).or_else(|| self.rest.info(name))
+    }
+
+    fn read(&self, name: &str, range: Range<usize>) -> Result<Vec<u8>, LoadError> {
+        let Some(info) = self.infos.get(name) else { return self.rest.read(name, range) };
+        let format = (self.format)(name);
+        let (numbers, size) = format.block();
+        let unit = if self.widened { 2 * numbers } else { size };
+        let sigma = 1.0 / (info.shape[1] as f32).sqrt();
+        let blocks = range.start / unit..range.end.div_ceil(unit);
+        let bytes: Vec<u8> = blocks.clone().flat_map(|index| block(format, name, index, sigma)).collect();
+        let bytes = match self.widened {
+            true => {
+                let wide = dequantise(format, &bytes).into_iter();
+                wide.flat_map(|number| half::bf16::from_f32(number).to_le_bytes()).collect()
+            }
+            false => bytes,
+        };
+        let before = range.start - blocks.start * unit;
+        Ok(bytes[before..before + range.len()].to_vec())
+    }
+}
+
+const TOKENS: [u32; 40] = [
+    5, 299, 17, 4, 250, 33, 71, 8, 8, 190, 45, 2, 121, 300, 64, 77, 9, 210, 154, 31, 6, 88, 270, 19, 140, 3, 55, 201,
+    16, 92, 11, 233, 178, 29, 61, 100, 47, 285, 130, 7,
+];
+
+/// What the reference makes of the weights.
+fn wanted(spec: &DecoderSpec, weights: &dyn Weights) -> Vec<f32> {
+    let reference = Reference::new(spec.clone(), weights, TOKENS.len()).unwrap();
+    reference.forward(&TOKENS, &mut reference.cache()).unwrap().data
+}
+
+/// How far a prompt's probabilities are from it, and bytes of the weights.
+fn measured(spec: &DecoderSpec, weights: &dyn Weights, wanted: &[f32], chunk: usize) -> f64 {
+    let mut executor = CudaExecutor::load(spec.clone(), weights, device(), options(8, 64)).unwrap();
+    let told = prompt_logprobs(&mut executor, &TOKENS, chunk);
+    let mean = wanted.iter().map(|x| f64::from(*x)).sum::<f64>() / wanted.len() as f64;
+    let variance = wanted.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / wanted.len() as f64;
+    let next = TOKENS[1..].iter().zip(wanted.chunks_exact(spec.vocab));
+    let errors = told
+        .iter()
+        .zip(next)
+        .map(|(told, (token, logits))| (f64::from(told.logprob) - log_probability(logits, *token)).powi(2));
+    (errors.sum::<f64>() / told.len() as f64 / variance).sqrt()
+}
+
+/// The format of a tensor by its name.
+type FormatOf = fn(&str) -> Format;
+
+#[test]
+fn every_type_is_near_the_reference_and_small() {
+    let spec = spec();
+    // Bits of a number, scales and minima included; a factor of 32 bits for each of 256 inputs or more besides.
+    let types: [(&str, FormatOf, f64); 6] = [
+        ("Q8_0", |_| Format::Q8_0, 8.5),
+        ("Q4_0", |_| Format::Q4_0, 4.5),
+        ("Q4_K", |_| Format::Q4K, 5.0),
+        ("Q5_K", |_| Format::Q5K, 9.0),
+        ("Q6_K", |_| Format::Q6K, 9.0),
+        ("MXFP4", |_| Format::Mxfp4, 4.5),
+    ];
+    let projections = 2 * (256 * (256 + 2 * 128) + 256 * 256 + 3 * 256 * 512) + 301 * 256;
+    for (name, format, bits) in types {
+        let (stored, wide) = (Quantised::new(&spec, format, false), Quantised::new(&spec, format, true));
+        let wanted = wanted(&spec, &stored);
+        let as_bf16 = measured(&spec, &wide, &wanted, 40);
+        for chunk in [40, 1] {
+            let error = measured(&spec, &stored, &wanted, chunk);
+            println!("{name:6} chunks of {chunk:2} {error:.4}, as bf16 {as_bf16:.4}");
+            assert!(error < TOLERANCE && error < 1.5 * as_bf16 + 0.001, "{name}: {error}, as bf16 {as_bf16}");
+        }
+        let (small, large) = (weight_bytes(&spec, &stored).unwrap(), weight_bytes(&spec, &wide).unwrap());
+        let saved = (large - small) as f64 * 8.0 / f64::from(projections);
+        assert!((saved - (16.0 - bits)).abs() < 0.25, "{name}: {saved} bits of each number are saved");
+    }
+}
+
+/// Floats of eight bits, made up on the device and read as if from a file.
+#[test]
+fn eight_bit_floats_are_near_the_reference_and_small() {
+    let spec = spec();
+    let plain = Dummy::new(&spec, Format::Bf16, Init::FanIn, 3).unwrap();
+    let large = weight_bytes(&spec, &plain).unwrap();
+    let narrow = plain.in_eight_bits();
+    let wanted = wanted(&spec, &narrow);
+    let made_up = measured(&spec, &narrow, &wanted, 40);
+    let read = measured(&spec, &Read(&narrow), &wanted, 40);
+    println!("e4m3 {made_up:.4}");
+    assert!(made_up < TOLERANCE, "{made_up}");
+    assert!((made_up - read).abs() < 1e-12, "made where they are needed, or read: {read}");
+    let small = weight_bytes(&spec, &narrow).unwrap();
+    // The head stays as it is.
+    let projections = 2 * (256 * (256 + 2 * 128) + 256 * 256 + 3 * 256 * 512);
+    assert!((large - small).abs_diff(projections) < projections / 20, "{large} and {small}");
+}
+
+/// Weights as if from a file.
+struct Read<'a>(&'a Dummy);
+
+impl Weights for Read<'_> {
+    fn file(&self) -> &Path {
+        self.0.file()
+    }
+    fn names(&self) -> Vec<&str> {
+        self.0.names()
+    }
+    fn info(&self, name: &str) -> Option<&Info> {
+        self.0.info(name)
+    }
+    fn read(&self, name: &str, range: Range<usize>) -> Result<Vec<u8>, LoadError> {
+        self.0.read(name, range)
+    }
+    fn stored(&self, name: &str) -> Option<backends::llm::weights::groups::Stored> {
+        self.0.stored(name)
+    }
+    fn read_groups(
+        &self,
+        name: &str,
+        rows: Range<usize>,
+    ) -> Result<Option<backends::llm::weights::groups::Groups>, LoadError> {
+        self.0.read_groups(name, rows)
+    }
+}
+
+/// Files mix types, as llama.cpp's do: values and down projections have more bits than the rest.
+fn mixed(name: &str) -> Format {
+    if name.contains("v_proj") || name.contains("down_proj") { Format::Q6K } else { Format::Q4K }
+}
+
+/// Parts of one matrix that differ are widened, all others are not.
+#[test]
+fn mixed_types_are_served() {
+    let spec = spec();
+    let (stored, wide) = (Quantised::new(&spec, mixed, false), Quantised::new(&spec, mixed, true));
+    let wanted = wanted(&spec, &stored);
+    let (error, as_bf16) = (measured(&spec, &stored, &wanted, 40), measured(&spec, &wide, &wanted, 40));
+    assert!(error < 1.5 * as_bf16 + 0.001, "{error}, as bf16 {as_bf16}");
+    let (small, large) = (weight_bytes(&spec, &stored).unwrap(), weight_bytes(&spec, &wide).unwrap());
+    assert!(small < large * 3 / 4, "{small} of {large}");
+}
+
+/// Bit for bit: batched is alone, and graphs are what was captured.
+#[test]
+fn answers_do_not_depend_on_how_steps_were_made() {
+    let spec = spec();
+    let weights = Quantised::new(&spec, mixed, false);
+    let requests = requests(spec.vocab as u32);
+    let alone = run(&spec, &weights, PLAIN, &requests);
+    let ahead = Variant { running: 5, graphs: true, overlap: Overlap::Ahead, ..PLAIN };
+    assert!(run(&spec, &weights, ahead, &requests) == alone);
+}

@@ -1,0 +1,159 @@
+// Units of the work of decode attention (attention_decode.cu), and how what they have found becomes rows.
+//
+// A unit is an entry of `work` and a KV head. The grid may have any size, for the blocks go through the units in turn;
+// `n_work` lies in device memory, so that a captured launch serves any lengths. Who finishes the last of sixteen splits
+// of a row adds them up, and who finishes the last of these sums puts the row together, both in order of splits.
+#pragma once
+
+#include "attention.cuh"
+
+namespace attention {
+
+// Heads of a group at most.
+constexpr int GROUP = 16;
+// Splits that are added up together.
+constexpr int TOGETHER = 16;
+// Sums that a thread has under way then.
+constexpr int AT_ONCE = 8;
+
+template <class Number> struct Decode {
+    bf16 *out;
+    float *sums, *tops;
+    unsigned *counters;
+    const bf16 *queries;
+    Cache<Number> cache;
+    const int *slots, *positions, *work, *n_work;
+    const float *sinks;
+    int rows, most_work, heads, window;
+    float scale, soft_cap;
+
+    DEVICE int group() const { return heads / cache.kv_heads; }
+    // The first head of a KV head's group, of all heads of all rows (or of all entries of `work`).
+    DEVICE size_t head(int row, int kv_head) const { return size_t(row) * heads + kv_head * group(); }
+};
+
+// A KV head of an entry of `work`. One that leads to no row has nothing that is seen.
+struct Unit {
+    int item, kv_head, row, position, split;
+    Range seen;
+};
+
+template <class Number> DEVICE Unit unit_at(const Decode<Number> &job, int index) {
+    Unit unit;
+    unit.item = index / job.cache.kv_heads;
+    unit.kv_head = index % job.cache.kv_heads;
+    unit.row = job.work[2 * unit.item];
+    unit.split = job.work[2 * unit.item + 1];
+    bool there = unsigned(unit.row) < unsigned(job.rows) && unit.split >= 0;
+    unit.position = there ? job.positions[unit.row] : -1;
+    if (!there) unit.row = -1;
+    unit.seen = seen_of_split(unit.position, job.window, max(unit.split, 0));
+    return unit;
+}
+
+// ------------------------------------------------------------------------------------------------- from units to rows
+
+// Have all `count` that use this counter finished, with this block? By all threads, once each of them has written.
+DEVICE bool is_last(unsigned *counter, int count) {
+    SHARED int last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(counter, 1u) == unsigned(count - 1);
+        if (last) *counter = 0;
+    }
+    __syncthreads();
+    if (!last) return false;
+    __threadfence();
+    return true;
+}
+
+// Entries of `work` whose sums belong together: the first, and each `step` further on.
+struct Parts {
+    int first, step, count;
+};
+
+// Adds up what was found of a row, by all threads, and in the order of parts: to the row itself where that is `all`,
+// else to what stands for its first part from now on.
+template <class Number> DEVICE void add_up(const Decode<Number> &job, const Unit &unit, const Parts &parts, bool all) {
+    SHARED float largest[GROUP], factors[GROUP];
+    int lane = lane_index(), group = job.group(), count = parts.count, dim = job.cache.head_dim;
+    size_t found = job.head(parts.first, unit.kv_head);
+    float *tops = job.tops + found * 2, *sums = job.sums + found * dim;
+    size_t step = 2 * size_t(job.heads) * parts.step, stride = size_t(job.heads) * dim * parts.step;
+    for (int head = warp_index(); head < group; head += WARPS) {
+        float top = -INFINITY, sum = 0.0f;
+        for (int s = lane; s < count; s += WARP) top = fmaxf(top, load_fresh(tops + s * step + 2 * head));
+        top = warp_max(top);
+        for (int s = lane; s < count; s += WARP) {
+            float other = load_fresh(tops + s * step + 2 * head);
+            sum += load_fresh(tops + s * step + 2 * head + 1) * power_of_two(other - top);
+        }
+        sum = warp_sum(sum);
+        if (lane == 0) {
+            largest[head] = top;
+            factors[head] = sum;
+            if (all) {
+                float factor = last_factor(top, sum, job.sinks, unit.kv_head * group + head);
+                factors[head] = factor * job.cache.value_scale;
+            }
+        }
+    }
+    __syncthreads();
+    for (int at = 4 * threadIdx.x; at < group * dim; at += 4 * THREADS) {
+        int head = at / dim;
+        float out[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        for (int from = 0; from < count; from += AT_ONCE) {
+            Bytes16 part[AT_ONCE];
+            float other[AT_ONCE];
+            UNROLL
+            for (int i = 0; i < AT_ONCE; i++) {
+                int s = min(from + i, count - 1);
+                part[i] = load_fresh16(sums + s * stride + at);
+                other[i] = load_fresh(tops + s * step + 2 * head);
+            }
+            UNROLL
+            for (int i = 0; i < AT_ONCE; i++) {
+                float weight = from + i < count ? power_of_two(other[i] - largest[head]) : 0.0f;
+                out[0] += weight * bits_to_float(part[i].x), out[1] += weight * bits_to_float(part[i].y);
+                out[2] += weight * bits_to_float(part[i].z), out[3] += weight * bits_to_float(part[i].w);
+            }
+        }
+        if (all) {
+            UNROLL
+            for (int i = 0; i < 4; i++) out[i] *= factors[head];
+            store_four(job.out + job.head(unit.row, unit.kv_head) * dim + at, out);
+        } else {
+            store_four(sums + at, out);
+        }
+    }
+    if (all) return;
+    // Everyone has read them.
+    __syncthreads();
+    for (int head = threadIdx.x; head < group; head += THREADS) {
+        tops[2 * head] = largest[head];
+        tops[2 * head + 1] = factors[head];
+    }
+}
+
+// For a unit of a row that has others, after warp 0 has put what it found. Whoever finishes the last of TOGETHER splits
+// adds these up, and whoever finishes the last of those sums, the row: of a long context one block would read for long
+// while all others wait. Which are added up together follows from what the row sees alone.
+template <class Number> DEVICE void join(const Decode<Number> &job, const Unit &unit, const Range &splits) {
+    int count = splits.end - splits.first, before = unit.split - splits.first, first = unit.item - before;
+    if (first < 0 || first + count > job.most_work) return;
+    int begin = before / TOGETHER * TOGETHER, groups = (count + TOGETHER - 1) / TOGETHER;
+    Parts parts{first + begin, 1, min(TOGETHER, count - begin)};
+    // Splits count at their first entry; sums, whose row has then more than one, at its second.
+    int counter = parts.first;
+    ROLLED
+    for (bool all = groups == 1;; all = true) {
+        if (!is_last(job.counters + size_t(counter) * job.cache.kv_heads + unit.kv_head, parts.count)) return;
+        add_up(job, unit, parts, all);
+        if (all) return;
+        parts = Parts{first, TOGETHER, groups};
+        counter = first + 1;
+    }
+}
+
+} // namespace attention

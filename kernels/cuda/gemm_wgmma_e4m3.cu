@@ -1,0 +1,241 @@
+// Products of more than 64 rows with weights that are codes of eight bits, by the matrix units of compute capability
+// 9.0, which multiply such codes as they are: rows of x are rounded to them first. How, is said in gemm_wgmma.cuh; a
+// step is 128 inputs, and weights lie as stored.cuh says:
+//
+//     codes    [outputs / 32][inputs / 32][2][lane][16 bytes]: eight of output lane / 4, eight of the eighth after it
+//     scales   bf16, times 2^120 [outputs / 32][group][8][4 scales, 4 rests of them]: of outputs 8 apart. `1 << shift`
+//              inputs are a group
+//     factors  f32 [outputs / 32][32]
+//     x        [rows][inputs], each 32 in the order of the weights' codes; scales f32 [rows][inputs / 128]
+//
+// The unit adds up 128 inputs, with few bits; these sums, each times both its scales, are added up in 32 bits by
+// ascending inputs: the bits of a result depend on the number of parts alone.
+#include "gemm_wgmma.cuh"
+
+namespace {
+
+constexpr int DEEP = LINE; // inputs of a step
+
+#ifdef WARPGROUPS
+
+constexpr int WIDTH = 128;          // outputs of a tile
+constexpr int BLOCK = 32;           // outputs whose codes lie together
+constexpr int UNIT = BLOCK * 32;    // bytes of 32 inputs of them
+// What scales of groups are too large by, in two halves.
+constexpr float HALF = 0x1p-60f;
+
+// Scales and their rests of two neighbours, and of the outputs 8, 16 and 24 further on.
+struct ScalePairs {
+    Bytes16 of[2];
+
+    DEVICE float at(int eight, int second) const {
+        const Bytes16 &one = of[second];
+        uint32_t scales = eight < 2 ? one.x : one.y, rests = eight < 2 ? one.z : one.w;
+        return eight % 2 == 0 ? low_float(scales) + low_float(rests) : high_float(scales) + high_float(rests);
+    }
+};
+
+struct Coded : Product {
+    const unsigned char *scales;
+    const float *factors, *x_scales;
+    int shift;
+
+    DEVICE int groups() const { return ((line - 1) >> shift) + 1; }
+    // Those of a lane's outputs, from 32 on that begin with `output`.
+    DEVICE ScalePairs scales_of(int output, int group) const {
+        if (output >= outputs) return ScalePairs{};
+        const unsigned char *of_block = scales + (size_t(output / BLOCK) * groups() + group) * BLOCK * 4;
+        of_block += lane_index() % 4 * 32;
+        return ScalePairs{{load16(of_block), load16(of_block + 16)}};
+    }
+};
+
+// A thread's share of copying both matrices into stages, through all that the block works at.
+struct Copy {
+    const unsigned char *x, *weight;
+    int next, rows, outputs, left, x_to, weight_to;
+
+    DEVICE Copy(const Coded &product) {
+        x_to = matrix_place(threadIdx.x / ACROSS, threadIdx.x % ACROSS);
+        // Eight codes: `unit` of two, and of it those of a lane, for one of its two outputs.
+        int unit = threadIdx.x / 128, lane = threadIdx.x / 2 % 32;
+        int row = threadIdx.x / 64 % 2 * 16 + threadIdx.x % 2 * 8 + lane / 4;
+        weight_to = ROWS * LINE + matrix_place(row, unit * 2 + lane % 4 / 2) + lane % 2 * 8;
+        next = blockIdx.x;
+        begin(product);
+    }
+
+    // The next part of a tile, where there is one.
+    DEVICE void begin(const Coded &product) {
+        left = 0;
+        if (next >= Work<WIDTH>::tiles(product) * product.parts) return;
+        Work<WIDTH> work(product, next);
+        int row = threadIdx.x / ACROSS;
+        x = product.x + size_t(work.row + row) * product.line + work.first_step * LINE + threadIdx.x % ACROSS * 16;
+        weight = product.weight + size_t(work.output) * product.line + work.first_step * (4 * UNIT) + threadIdx.x * 8;
+        rows = product.rows - work.row - row;
+        outputs = product.outputs - work.output;
+        left = work.steps;
+        next += gridDim.x;
+    }
+
+    // Weights of a step that comes `later`.
+    DEVICE void copy_weight(const Coded &product, unsigned char *stage, int later) const {
+        UNROLL for (int first = 0; first < WIDTH; first += BLOCK)
+            UNROLL for (int half = 0; half < 2; half++)
+                copy_async8(stage + first * LINE + (weight_to ^ half * 64),
+                            weight + later * (4 * UNIT) + half * 2 * UNIT + size_t(first) * product.line,
+                            first < outputs);
+    }
+
+    // The next step, where there is one.
+    DEVICE void copy(const Coded &product, unsigned char *stage, bool with_weight) {
+        if (left == 0) begin(product);
+        if (left == 0) return;
+        UNROLL for (int first = 0; first < ROWS; first += COPIED)
+            copy_async16(stage + first * LINE + x_to, x + size_t(first) * product.line, first < rows);
+        if (with_weight) copy_weight(product, stage, 0);
+        x += LINE;
+        weight += 4 * UNIT;
+        left--;
+    }
+};
+
+// The scales of a step: of two rows of x, and of the weights where groups have their own.
+template <bool grouped> struct Scales {
+    float of_x[2];
+    ScalePairs of_weight[WIDTH / BLOCK];
+
+    DEVICE Scales(const Coded &product, const Work<WIDTH> &work, int step) {
+        int row = work.row + warp_index() * 16 + lane_index() / 4;
+        UNROLL for (int i = 0; i < 2; i++) {
+            const float *scale = product.x_scales + size_t(row + 8 * i) * product.steps() + step;
+            of_x[i] = row + 8 * i < product.rows ? (grouped ? *scale * HALF : *scale) : 0.0f;
+        }
+        if (grouped)
+            UNROLL for (int block = 0; block < WIDTH / BLOCK; block++)
+                of_weight[block] = product.scales_of(work.output + block * BLOCK, step * DEEP >> product.shift);
+    }
+
+    DEVICE void add(float (&sums)[WIDTH / 8][4], const float (&d)[WIDTH / 8][4]) const {
+        UNROLL for (int j = 0; j < WIDTH / 8; j++)
+            UNROLL for (int i = 0; i < 4; i++) {
+                float scale = of_x[i / 2];
+                if (grouped) scale *= of_weight[j / 4].at(j % 4, i % 2);
+                sums[j][i] = fmaf(d[j][i], scale, sums[j][i]);
+            }
+    }
+};
+
+// What is the same for all inputs of an output.
+template <bool grouped>
+DEVICE void scale_outputs(float (&sums)[WIDTH / 8][4], const Coded &product, const Work<WIDTH> &work) {
+    UNROLL for (int block = 0; block < WIDTH / BLOCK; block++) {
+        int first = work.output + block * BLOCK;
+        ScalePairs scales = grouped ? ScalePairs{} : product.scales_of(first, 0);
+        UNROLL for (int j = 0; j < BLOCK / 8; j++)
+            UNROLL for (int second = 0; second < 2; second++) {
+                int output = first + 8 * j + lane_index() % 4 * 2 + second;
+                float factor = output < product.outputs ? product.factors[output] : 0.0f;
+                factor *= grouped ? HALF : scales.at(j, second) * HALF * HALF;
+                sums[block * 4 + j][second] *= factor;
+                sums[block * 4 + j][2 + second] *= factor;
+            }
+    }
+}
+
+template <bool grouped, class Out> DEVICE void multiply(Out *y, const Coded &product) {
+    using Is = Ring<WIDTH>;
+    DYNAMIC_SHARED(memory);
+    let_next_start();
+    unsigned char *ring = matrix_aligned(memory);
+    Copy copy(product);
+    // Weights are nobody's output: they need not wait.
+    int early = min(Is::ahead, copy.left);
+    ROLLED for (int step = 0; step < early; step++) copy.copy_weight(product, ring + step * Is::stage_bytes, step);
+    wait_for_earlier();
+    ROLLED for (int step = 0; step < Is::ahead; step++) {
+        copy.copy(product, ring + step * Is::stage_bytes, step >= early);
+        copies_commit();
+    }
+
+    // The same in all lanes, as the compiler should know.
+    int group = __shfl_sync(ALL_LANES, int(threadIdx.x) / WARPGROUP, 0);
+    uint64_t x_at = matrix_at(ring + group * (ROWS / 2) * LINE), weight_at = matrix_at(ring + ROWS * LINE);
+    unsigned stage = 0, filled = Is::ahead * Is::stage_bytes;
+    int all = Work<WIDTH>::tiles(product) * product.parts;
+    for (int index = blockIdx.x; index < all; index += gridDim.x) {
+        Work<WIDTH> work(product, index);
+        float sums[WIDTH / 8][4] = {}, d[WIDTH / 8][4] = {};
+        int step = work.first_step, end = step + work.steps;
+        do {
+            copies_wait<Is::ahead - 1>();
+            show_copies();
+            // This step's stage is there, and all have waited for the products of those before.
+            __syncthreads();
+            warpgroup_begin();
+            UNROLL for (unsigned piece = 0; piece < LINE; piece += 32)
+                warpgroup_multiply<e4m3>(d, x_at + (stage + piece) / 16, weight_at + (stage + piece) / 16, piece > 0);
+            warpgroup_commit();
+            Scales<grouped> scales(product, work, step);
+            copy.copy(product, ring + filled, true);
+            copies_commit();
+            stage = Is::after(stage);
+            filled = Is::after(filled);
+            warpgroup_wait<0>();
+            settle(d);
+            scales.add(sums, d);
+        } while (++step < end);
+        if (product.parts > 1 && !add_parts(sums, product, work)) continue;
+        scale_outputs<grouped>(sums, product, work);
+        store(y, product, work, sums);
+    }
+}
+
+#define PRODUCT_OF_CODES(grouped)                                                                                      \
+    multiply<grouped>(y, Coded{{reinterpret_cast<const unsigned char *>(x),                                            \
+                                reinterpret_cast<const unsigned char *>(codes), bias, sums, counters, rows, outputs,   \
+                                inputs, parts},                                                                        \
+                               scales, factors, x_scales, shift})
+#else
+#define PRODUCT_OF_CODES(grouped) __trap()
+#endif
+
+} // namespace
+
+// Rows as codes, each 128 numbers by a scale of their own: a warp for them. Numbers so small that none matters are
+// zeros. Threads: 256, a block for every 8 scales.
+KERNEL(THREADS) quantise_rows(e4m3 *codes, float *scales, const bf16 *x, int rows, int inputs) {
+    wait_for_earlier();
+    let_next_start();
+    size_t group = size_t(blockIdx.x) * (THREADS / WARP) + warp_index();
+    if (group >= size_t(rows) * (inputs / DEEP)) return;
+    // A lane's codes are four neighbours; they are of two pairs of numbers, eight apart.
+    int lane = lane_index();
+    const uint32_t *from = reinterpret_cast<const uint32_t *>(x + group * DEEP) + lane / 8 * 16;
+    from += lane % 2 * 8 + lane % 8 / 2;
+    uint32_t first = from[0], second = from[4];
+    float a = low_float(first), b = high_float(first), c = low_float(second), d = high_float(second);
+    float most = warp_max(fmaxf(fmaxf(fabsf(a), fabsf(b)), fmaxf(fabsf(c), fabsf(d))));
+    float up = most > 1e-30f ? 448.0f / most : 0.0f;
+    uint32_t four = to_e4m3_pair(a * up, c * up) | to_e4m3_pair(b * up, d * up) << 16;
+    reinterpret_cast<uint32_t *>(codes)[group * (DEEP / 4) + lane] = four;
+    if (lane == 0) scales[group] = most / 448.0f;
+}
+EXPORT(quantise_rows)
+
+// Tiles of 128 x 128. Threads: 256. Dynamic shared memory: 1 KB, and the stages of Ring<128>. The grid is at most a
+// block for each part of a tile. `inputs` is a multiple of 128. With groups, shift is 7 or more; else all inputs are one.
+#define WGMMA_E4M3(name, grouped, Out)                                                                                 \
+    KERNEL_ABREAST(THREADS, 1)                                                                                         \
+    gemm_wgmma_e4m3_##name(Out *y, const e4m3 *x, const float *x_scales, const e4m3 *codes,                            \
+                           const unsigned char *scales, const float *factors, const float *bias, float *sums,          \
+                           int *counters, int parts, int rows, int outputs, int inputs, int shift) {                   \
+        PRODUCT_OF_CODES(grouped);                                                                                     \
+    }                                                                                                                  \
+    EXPORT(gemm_wgmma_e4m3_##name)
+
+WGMMA_E4M3(f32, false, float)
+WGMMA_E4M3(bf16, false, bf16)
+WGMMA_E4M3(groups_f32, true, float)
+WGMMA_E4M3(groups_bf16, true, bf16)

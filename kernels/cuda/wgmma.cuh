@@ -1,0 +1,158 @@
+// The matrix units of compute capability 9.0, which four warps use together: `wgmma`, with both operands in shared
+// memory and the sums in registers. Only in code for sm_90a, where WARPGROUPS is defined, and in the emulator.
+//
+// An operand is a matrix of rows of 128 bytes, one below the other, eight of which make a kilobyte that begins at a
+// multiple of one:
+//
+//     piece p  of sixteen bytes of row r lies in place p ^ (r % 8) of its row
+//
+// How one is used: copies land (`copies_wait`), the thread that made them shows them to the units (`show_copies`), a
+// barrier tells all that it has; then `warpgroup_begin`, products, `warpgroup_commit`; and nothing touches the sums,
+// nor writes where the operands are, before `warpgroup_wait`.
+#pragma once
+
+#include "device.cuh"
+
+#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define WARPGROUPS
+#endif
+
+constexpr int WARPGROUP = 128;        // threads
+constexpr int MATRIX_LINE = 128;      // bytes of an operand's row
+constexpr int MATRIX_ALIGNMENT = 1024; // of an operand's first row
+
+#ifndef __CUDACC__
+using emulator::shared_address;
+#endif
+
+// The first byte at or after `memory` where an operand may begin.
+DEVICE unsigned char *matrix_aligned(unsigned char *memory) {
+    return memory + (-shared_address(memory) & (MATRIX_ALIGNMENT - 1));
+}
+
+// Where piece `piece` of row `row` lies.
+DEVICE int matrix_place(int row, int piece) { return row * MATRIX_LINE + (piece ^ row % 8) * 16; }
+
+// What tells the units of an operand that begins with this row: its address, 1 (which means nothing here), 1,024 bytes
+// from eight rows to the next eight, pieces in places as above. For inputs further on in the rows, add a sixteenth of
+// their bytes.
+DEVICE uint64_t matrix_at(const unsigned char *first_row) {
+    uint64_t address = shared_address(first_row) >> 4 & 0x3fff;
+    return address | uint64_t(1) << 16 | uint64_t(MATRIX_ALIGNMENT >> 4) << 32 | uint64_t(1) << 62;
+}
+
+// Begins to copy eight bytes into shared memory, or zeros: as `copy_async16`, and through the first cache.
+DEVICE void copy_async8(void *shared, const void *global, bool there) {
+#ifdef __CUDACC__
+    int bytes = there ? 8 : 0;
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
+                 : "memory");
+#else
+    emulator::copy_async(shared, there ? global : nullptr, 8);
+#endif
+}
+
+// What this thread's copies brought, and it has waited for, can be read by the matrix units.
+DEVICE void show_copies() {
+#ifdef __CUDACC__
+#ifdef WARPGROUPS
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+#else
+    emulator::show_copies();
+#endif
+}
+
+// Before products: what was done with the registers of the sums is done.
+DEVICE void warpgroup_begin() {
+#ifdef __CUDACC__
+#ifdef WARPGROUPS
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+#else
+    emulator::warpgroup_begin();
+#endif
+}
+
+// Ends a group of products.
+DEVICE void warpgroup_commit() {
+#ifdef __CUDACC__
+#ifdef WARPGROUPS
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+#else
+    emulator::warpgroup_commit();
+#endif
+}
+
+// Waits until at most `pending` groups are under way. The sums of the others can be used after `settle`.
+template <int pending> DEVICE void warpgroup_wait() {
+#ifdef __CUDACC__
+#ifdef WARPGROUPS
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+#endif
+#else
+    emulator::warpgroup_wait(pending);
+#endif
+}
+
+// Nothing of what the compiler does with the sums moves past here.
+template <int wide> DEVICE void settle([[maybe_unused]] float (&d)[wide][4]) {
+#ifdef __CUDACC__
+    UNROLL for (int j = 0; j < wide; j++)
+        UNROLL for (int i = 0; i < 4; i++) asm volatile("" : "+f"(d[j][i])::"memory");
+#endif
+}
+
+#if defined(__CUDACC__) && defined(WARPGROUPS)
+// The registers of the sums, as text and as operands.
+#define SUMS_64                                                                                                        \
+    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "  \
+    "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, "   \
+    "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define SUMS_96                                                                                                        \
+    SUMS_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, "   \
+            "%84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define SUMS_128                                                                                                       \
+    SUMS_96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, "     \
+            "%113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define SUM_1(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
+#define SUM_4(j) SUM_1(j), SUM_1(j + 1), SUM_1(j + 2), SUM_1(j + 3)
+#define SUM_16(j) SUM_4(j), SUM_4(j + 4), SUM_4(j + 8), SUM_4(j + 12)
+// `x`, `y` and `sum` are the numbers of the operands after the sums.
+#define MULTIPLY(shape, types, sums, x, y, keep, end, ...)                                                             \
+    asm volatile("{\n.reg .pred kept;\nsetp.ne.b32 kept, %" keep ", 0;\n"                                              \
+                 "wgmma.mma_async.sync.aligned." shape ".f32." types " " sums "}, %" x ", %" y ", kept, 1, 1" end      \
+                 ";\n}"                                                                                                \
+                 : __VA_ARGS__                                                                                         \
+                 : "l"(a), "l"(b), "r"(int(kept)))
+#endif
+
+// d[64][8 wide] (+)= a[64][32 bytes] b[8 wide][32 bytes]^T in f32, of bf16 or e4m3; what d held counts where `kept`.
+// With g = lane / 4 and t = lane % 4, a lane of the group's warp w holds, of d, rows 16 w + g and 8 more, columns 8 j +
+// 2 t and the next:
+//     d[j] = {row g, next column, row g + 8, next column}
+template <class Number, int wide>
+DEVICE void warpgroup_multiply([[maybe_unused]] float (&d)[wide][4], [[maybe_unused]] uint64_t a,
+                               [[maybe_unused]] uint64_t b, [[maybe_unused]] bool kept) {
+    constexpr bool eight = sizeof(Number) == 1;
+    static_assert(wide == 16 || wide == 24 || wide == 32, "a shape that is written out below");
+#ifdef __CUDACC__
+#ifdef WARPGROUPS
+    if constexpr (wide == 16 && eight)
+        MULTIPLY("m64n128k32", "e4m3.e4m3", SUMS_64, "64", "65", "66", "", SUM_16(0));
+    else if constexpr (wide == 16)
+        MULTIPLY("m64n128k16", "bf16.bf16", SUMS_64, "64", "65", "66", ", 0, 0", SUM_16(0));
+    else if constexpr (wide == 24 && eight)
+        MULTIPLY("m64n192k32", "e4m3.e4m3", SUMS_96, "96", "97", "98", "", SUM_16(0), SUM_4(16), SUM_4(20));
+    else if constexpr (wide == 24)
+        MULTIPLY("m64n192k16", "bf16.bf16", SUMS_96, "96", "97", "98", ", 0, 0", SUM_16(0), SUM_4(16), SUM_4(20));
+    else if constexpr (eight)
+        MULTIPLY("m64n256k32", "e4m3.e4m3", SUMS_128, "128", "129", "130", "", SUM_16(0), SUM_16(16));
+    else
+        MULTIPLY("m64n256k16", "bf16.bf16", SUMS_128, "128", "129", "130", ", 0, 0", SUM_16(0), SUM_16(16));
+#endif
+#else
+    emulator::warpgroup_multiply(&d[0][0], wide, a, b, kept, eight);
+#endif
+}
