@@ -232,7 +232,8 @@ impl Inner {
     /// Would this request take less time than handing it over?
     fn cheap(&self, job: &Job) -> bool {
         let rows = rows(&job.inputs).min(1 << 20) as u32;
-        self.steady && self.bounds.row * rows <= self.options.inline
+        // Of inputs with different numbers of rows the first says little.
+        self.steady && self.bounds.row * rows <= self.options.inline && !self.is_alone(job)
     }
 
     /// Runs batches until nothing waits.

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 pub const LOST: u8 = 70;
 /// The exit code of one that gave up because its device does not answer: an error of the system, in the same words.
 pub const HUNG: u8 = 71;
-/// How long requests of a process that gives up have for their errors, and its log for the reason.
+/// How long requests of a process that gives up have to get their errors, and its log for the reason.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 /// How long leaving may take then.
 const LEAVING: Duration = Duration::from_secs(2);
@@ -22,8 +22,8 @@ const LEAVING: Duration = Duration::from_secs(2);
 static GIVING: AtomicU8 = AtomicU8::new(0);
 static GIVEN_UP: Notify = Notify::const_new();
 
-/// Ends the process soon with this code, because it cannot do its work any more: requests under way get their errors,
-/// and health says no. Returns at once.
+/// Ends the process soon with this code, because it cannot do its work any more: requests have a moment to get their
+/// errors, and health says no. Returns at once.
 pub fn give_up(code: u8, reason: &str) {
     if GIVING.compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire).is_err() {
         return;

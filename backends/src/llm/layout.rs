@@ -249,11 +249,32 @@ const NAMED: usize = 8;
 
 /// Has `weights` every tensor that the model needs, of the right shape, and no other?
 ///
-/// A tensor too many is refused, too: it is a bias or a norm that the forward pass would leave out.
+/// For files of which all is known. Those that are served may have other parts besides, such as an encoder of pictures:
+/// [`check_served`].
 ///
 /// # Errors
 /// Missing and unexpected tensors by name; for a wrong shape, both.
 pub fn check(spec: &DecoderSpec, weights: &dyn Weights) -> Result<(), LoadError> {
+    check_all(spec, weights, |_| true)
+}
+
+/// Has `weights` every tensor that the model needs, of the right shape, and in its layers no vector besides? That would be
+/// a bias or a norm that the forward pass leaves out.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_served(spec: &DecoderSpec, weights: &dyn Weights) -> Result<(), LoadError> {
+    let query = name(spec, Slot::Query).and_then(|(query, _)| query.split_once("{l}"));
+    let in_layers = |found: &str| {
+        let layer = query.and_then(|(before, _)| found.strip_prefix(before)?.split('.').next()?.parse::<usize>().ok());
+        layer.is_some_and(|layer| layer < spec.layers.len())
+    };
+    let is_vector = |name: &str| weights.info(name).is_some_and(|info| matches!(*info.shape, [size] if size > 1));
+    check_all(spec, weights, |name| in_layers(name) && is_vector(name))
+}
+
+/// `counts`: is an unexpected tensor of this name an error?
+fn check_all(spec: &DecoderSpec, weights: &dyn Weights, counts: impl Fn(&str) -> bool) -> Result<(), LoadError> {
     let refuse = |reason: String| LoadError::new(weights.file(), reason);
     let mut missing = BTreeSet::new();
     let mut expected = BTreeSet::new();
@@ -274,7 +295,8 @@ pub fn check(spec: &DecoderSpec, weights: &dyn Weights) -> Result<(), LoadError>
     let unexpected: Vec<_> = weights
         .names()
         .into_iter()
-        .filter(|name| !expected.contains(*name) && !is_ignored(spec, name) && !adds_nothing(spec, weights, name))
+        .filter(|name| !expected.contains(*name) && !is_ignored(spec, name) && counts(name))
+        .filter(|name| !adds_nothing(spec, weights, name))
         .map(|name| name.escape_debug().to_string())
         .collect();
     let list = |what: &str, names: Vec<String>| match names.len() {

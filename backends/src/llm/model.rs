@@ -16,6 +16,7 @@ use super::device::{self, Place};
 use super::engine::{Engine, Overlap};
 use super::executor::Executor;
 use super::generation::GenerationConfig;
+use super::layout;
 use super::request;
 use super::scheduler::{Scheduler, Settings};
 use super::spec::{DecoderSpec, FloatType};
@@ -275,6 +276,7 @@ fn assemble(path: &Path, files: Files, options: &LoadOptions) -> Result<Language
     let refuse = |reason: String| LoadError::new(path, reason);
     let wishes = &options.language;
     let Files { spec, mut weights, generation, tokens, platform } = files;
+    layout::check_served(&spec, weights.as_ref())?;
     if let Some(dtype) = wishes.dtype {
         weights = Box::new(Cast::new(weights, numbers(dtype)));
     }

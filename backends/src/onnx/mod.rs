@@ -52,10 +52,11 @@ impl Backend for OnnxBackend {
         artifact.settings().check_for(true).map_err(refuse)?;
         // Longer ones, which protobuf cannot count, are not even read.
         let model_bytes = options.limits.model_bytes.min(i32::MAX as u64);
-        let read = || artifact.read_model(&crate::Limits { model_bytes, ..options.limits });
-        // Both take their time, and neither needs the other.
-        let (bytes, ()) = options.pool.join(read, || runtime::prepare(options));
-        let bytes = bytes?;
+        // Both take their time, and neither needs the other. A file may be slow to come: no thread of the pool waits for it.
+        let bytes = options.pool.in_place_scope(|scope| {
+            scope.spawn(|_| runtime::prepare(options));
+            artifact.read_model(&crate::Limits { model_bytes, ..options.limits })
+        })?;
         let outline = outline::read(&bytes).map_err(refuse)?;
         let directory = path.parent().unwrap_or(std::path::Path::new("."));
         outline::check_external(&outline, directory)?;

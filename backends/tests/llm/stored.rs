@@ -5,13 +5,15 @@ use crate::cuda::{PLAIN, Variant, device, options, prompt_logprobs, run};
 use crate::driven::{log_probability, requests};
 use crate::reference::Reference;
 use backends::LoadError;
-use backends::llm::cuda::{CudaExecutor, weight_bytes};
+use backends::llm::cuda::{CudaExecutor, Options, weight_bytes};
 use backends::llm::engine::Overlap;
 use backends::llm::spec::DecoderSpec;
 use backends::llm::weights::blocks::dequantise;
 use backends::llm::weights::dummy::{Dummy, Init};
 use backends::llm::weights::{Format, Info, Weights};
 use half::f16;
+#[cfg(feature = "emulator")]
+use kernels::cuda::Units;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
@@ -244,4 +246,28 @@ fn answers_do_not_depend_on_how_steps_were_made() {
     let alone = run(&spec, &weights, PLAIN, &requests);
     let ahead = Variant { running: 5, graphs: true, overlap: Overlap::Ahead, ..PLAIN };
     assert!(run(&spec, &weights, ahead, &requests) == alone);
+}
+
+/// Weights in eight bits meet inputs in eight bits there, in steps of more than 64 rows, whatever room the longest step has.
+#[cfg(feature = "emulator")]
+#[test]
+fn eight_bits_meet_eight_bits_where_units_can() {
+    let spec = spec();
+    let weights = Dummy::new(&spec, Format::Bf16, Init::FanIn, 3).unwrap().in_eight_bits();
+    let tokens: Vec<u32> = (0..100).map(|at| at * 7 % spec.vocab as u32).collect();
+    for step_rows in [512, 128] {
+        let told = [Units::Warps, Units::Warpgroups { processors: 3 }].map(|units| {
+            let mut emulator = kernels::cuda::Emulator::with_units(units);
+            let log = emulator.log();
+            let options = Options { deterministic: false, step_rows, ..options(8, 512) };
+            let mut executor = CudaExecutor::load(spec.clone(), &weights, Box::new(emulator), options).unwrap();
+            let told = prompt_logprobs(&mut executor, &tokens, tokens.len());
+            let some = log.lock().unwrap().iter().any(|launch| launch.kernel().starts_with("gemm_wgmma_e4m3"));
+            assert_eq!(some, units != Units::Warps, "steps of {step_rows}");
+            told
+        });
+        let squares = told[0].iter().zip(&told[1]).map(|(one, four)| f64::from(one.logprob - four.logprob).powi(2));
+        let error = (squares.sum::<f64>() / told[0].len() as f64).sqrt();
+        assert!(error < 0.1, "steps of {step_rows}: {error}");
+    }
 }

@@ -184,13 +184,30 @@ pub struct Product {
     pub y: Output,
     /// For sums of parts of the inputs: see [`gemm::sums_len`] and [`gemm::counters_len`].
     pub workspace: Workspace,
-    /// Room for all weights as bf16, which more rows than [`SLICED_ROWS`] go through. Where there is none, or with
-    /// `deterministic`, weights are read once for every 64 rows.
+    /// Room for all weights as bf16, which more rows than [`SLICED_ROWS`] go through, or for rows as codes: see
+    /// [`wide_len`]. Where there is none, or with `deterministic`, weights are read once for every 64 rows.
     pub wide: Option<Slice<Bf16>>,
     /// Rows.
     pub rows: usize,
     /// Is a row to have the same bits however many there are?
     pub deterministic: bool,
+}
+
+/// Numbers of [`Product::wide`] that a product of so many rows has a use for, whatever the device.
+pub fn wide_len(layout: &Layout, outputs: usize, rows: usize) -> usize {
+    let weights = if rows > SLICED_ROWS { outputs * layout.inputs } else { 0 };
+    let is_rounded = rows > SKINNY_ROWS && can_round(layout, outputs);
+    weights.max(if is_rounded { rounded_bytes(rows, layout.inputs).div_ceil(Bf16::BYTES) } else { 0 })
+}
+
+/// Are these weights of a kind that codes of rows can be multiplied with?
+fn can_round(layout: &Layout, outputs: usize) -> bool {
+    layout.kind == Kind::E4m3 && wgmma::suits_coded(outputs, layout.inputs, layout.group)
+}
+
+/// Bytes of rows as codes, and their scales.
+fn rounded_bytes(rows: usize, inputs: usize) -> usize {
+    rows * inputs + Rounded::scales_len(rows, inputs) * f32::BYTES
 }
 
 /// The product by whatever kernels suit the number of rows. Up to [`SLICED_ROWS`], a row's bits do not depend on how
@@ -213,7 +230,7 @@ pub fn product_on(job: &Product, units: Units) -> Result<Vec<Launch>, Misuse> {
     if let Some(launches) = rounded(job, units)? {
         return Ok(launches);
     }
-    match job.wide.filter(|_| job.rows > SLICED_ROWS && !job.deterministic) {
+    match job.wide_weights() {
         Some(wide) => {
             let plain = gemm::Product {
                 x: job.x,
@@ -236,13 +253,12 @@ pub fn product_on(job: &Product, units: Units) -> Result<Vec<Launch>, Misuse> {
 /// room for wide weights.
 fn rounded(job: &Product, units: Units) -> Result<Option<Vec<Launch>>, Misuse> {
     let (Matrix { layout, outputs, codes, scales, factors }, rows) = (job.matrix, job.rows);
-    let Layout { kind, group, inputs } = layout;
-    let known = kind == Kind::E4m3 && wgmma::suits_coded(outputs, inputs, group);
-    let room = job.wide.filter(|_| known && rows > SKINNY_ROWS && !job.deterministic);
+    let Layout { group, inputs, .. } = layout;
+    let room = job.wide.filter(|_| can_round(&layout, outputs) && rows > SKINNY_ROWS && !job.deterministic);
     let (Some(room), Units::Warpgroups { processors }) = (room, units) else { return Ok(None) };
     let (of_codes, of_scales) = (rows * inputs, Rounded::scales_len(rows, inputs) * f32::BYTES);
     let bytes = room.cast::<u8>()?;
-    if bytes.len() < of_codes + of_scales {
+    if bytes.len() < rounded_bytes(rows, inputs) {
         return Ok(None);
     }
     let x =
@@ -393,7 +409,7 @@ fn shared(kind: Kind, most: usize) -> u32 {
 pub fn product_bytes(job: &Product) -> usize {
     let Matrix { layout, outputs, .. } = job.matrix;
     let once = layout.codes_len(outputs) + 2 * layout.scales_len(outputs) + 4 * layout.factors_len(outputs);
-    let weights = match job.wide.filter(|_| job.rows > SLICED_ROWS && !job.deterministic) {
+    let weights = match job.wide_weights() {
         Some(_) => once + 2 * outputs * layout.inputs * Bf16::BYTES,
         None => job.rows.div_ceil(SKINNY_ROWS) * once,
     };
@@ -402,6 +418,12 @@ pub fn product_bytes(job: &Product) -> usize {
 }
 
 impl Product {
+    /// Room for all weights, where they are widened.
+    fn wide_weights(&self) -> Option<Slice<Bf16>> {
+        let all = self.matrix.outputs * self.matrix.layout.inputs;
+        self.wide.filter(|wide| self.rows > SLICED_ROWS && !self.deterministic && wide.len() >= all)
+    }
+
     /// The same of at most 64 rows from `first` on.
     fn slice(&self, first: usize) -> Result<Product, Misuse> {
         let rows = (self.rows - first).min(SKINNY_ROWS);

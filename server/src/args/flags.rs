@@ -366,7 +366,7 @@ static LANGUAGE: &[Flag] = &[
         "TIME",
         "60s",
         |c| Field::Duration(&mut c.step_timeout),
-        "When a step on a GPU takes longer, the GPU hangs: the process ends with code 71. 0: it waits for ever.",
+        "When a step on a GPU takes longer, the GPU hangs: the process ends with code 71. 0: nothing ends it.",
     ),
 ];
 

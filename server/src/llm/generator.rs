@@ -28,7 +28,8 @@ pub type Matchers = Vec<Box<dyn Matcher>>;
 const INBOX: usize = 1024;
 /// Events of a sequence besides its tokens: its start, its end, and what is told of its prompt, chunk by chunk.
 const EVENTS: usize = 64;
-/// A step that takes so long will not end: large prompts are cut into chunks that take seconds.
+/// A step that takes so long will not end, unless a longer time is stated: large prompts are cut into chunks that take
+/// seconds.
 pub const OVERDUE: Duration = Duration::from_secs(180);
 /// How often a step is looked at before it is taken to hang.
 const LOOKS: u32 = 20;
@@ -51,6 +52,8 @@ impl Drop for Handle {
 
 #[derive(Debug)]
 struct Shared {
+    /// A step that takes so long is not over any more.
+    overdue: Duration,
     inbox: Mutex<Inbox>,
     changed: Condvar,
 }
@@ -138,7 +141,8 @@ impl Generator {
     /// The system gives no thread.
     pub fn start(name: &str, engine: Engine<BoxedExecutor>, step_timeout: Option<Duration>) -> Result<Self, String> {
         let inbox = Inbox { counters: engine.counters(), ..Inbox::default() };
-        let shared = Arc::new(Shared { inbox: Mutex::new(inbox), changed: Condvar::new() });
+        let overdue = step_timeout.map_or(OVERDUE, |longest| longest.max(OVERDUE));
+        let shared = Arc::new(Shared { overdue, inbox: Mutex::new(inbox), changed: Condvar::new() });
         if let Some(longest) = step_timeout {
             let watch = Watch { shared: Arc::downgrade(&shared), progress: engine.progress(), longest };
             threads::spawn(&format!("{name}-watch"), move || watch.run())?;
@@ -187,8 +191,9 @@ impl Generator {
 
     /// Has the engine ended, or does a step run at `now` that should long be over?
     pub fn is_stuck(&self, now: Instant) -> bool {
+        let overdue = self.0.0.overdue;
         let inbox = self.0.0.lock();
-        inbox.broken.is_some() || inbox.stepping.is_some_and(|since| now.saturating_duration_since(since) > OVERDUE)
+        inbox.broken.is_some() || inbox.stepping.is_some_and(|since| now.saturating_duration_since(since) > overdue)
     }
 }
 
@@ -208,12 +213,17 @@ impl Watch {
             std::thread::sleep(pause);
             let Some(shared) = self.shared.upgrade() else { return };
             let mut inbox = shared.lock();
+            if inbox.broken.is_some() {
+                return;
+            }
             // Looks are counted, and no time is measured: a process that was stopped for a while has hung in nothing.
             since = if inbox.stepping.is_some() && inbox.stepping == watched { since + pause } else { Duration::ZERO };
             watched = inbox.stepping;
             if since >= self.longest {
                 let reason = format!("a step takes longer than {:?}: {}", self.longest, self.progress.at());
                 inbox.broken = Some(reason.clone());
+                // Whoever waits to enter is told; answers under way are the stuck thread's, and end with the process.
+                inbox.admissions.clear();
                 drop(inbox);
                 process::give_up(process::HUNG, &format!("the device of a language model hangs: {reason}"));
                 return;
@@ -331,5 +341,7 @@ impl Thread {
         let mut inbox = self.shared.lock();
         inbox.broken = Some(reason.into());
         inbox.admissions.clear();
+        // Nothing runs any more that could hang.
+        inbox.stepping = None;
     }
 }

@@ -371,8 +371,7 @@ impl Forward {
                 gemm::product_on(&job, self.units)
             }
             Weight::Codes(matrix) => {
-                // The head is left out: few of a prompt's rows go through it.
-                let wide = Some(self.buffers.wide).filter(|wide| wide.len() >= outputs * inputs);
+                let wide = Some(self.buffers.wide).filter(|wide| linear.of_all_rows && !wide.is_empty());
                 let job = stored::Product { x, matrix, bias, y, workspace, wide, rows, deterministic };
                 stored::product_on(&job, self.units)
             }

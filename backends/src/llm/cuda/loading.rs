@@ -11,7 +11,7 @@ use crate::error::LoadError;
 use crate::llm::layout::{self, Part, Rows};
 use crate::llm::spec::DecoderSpec;
 use crate::llm::weights::{Format, MadeUp, Weights, blocks};
-use kernels::cuda::packing::{Plain, pack};
+use kernels::cuda::packing::{Packed, Plain, pack};
 use kernels::cuda::stored::{self, Layout, Matrix, TOGETHER};
 use kernels::cuda::{Bf16, Device, Misuse, Number, Slice, setup};
 use rayon::prelude::*;
@@ -22,6 +22,8 @@ use std::sync::Arc;
 
 /// Bytes of device memory that one thread fills at a time.
 const PIECE: usize = 4 << 20;
+/// Numbers that are under way at a time, but for a single piece: matrices that lie across in their file are read whole.
+const NUMBERS: usize = 256 << 20;
 
 /// Where rows go.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +37,12 @@ struct Piece<'a> {
     source: Arc<Rows<'a>>,
     rows: Range<usize>,
     target: Target,
+}
+
+impl Piece<'_> {
+    fn numbers(&self) -> usize {
+        self.rows.len().saturating_mul(self.source.shape().1)
+    }
 }
 
 /// Bytes and the memory they belong to.
@@ -125,15 +133,28 @@ impl<'a> Loader<'a> {
         for rows in pieces(&source, &target) {
             self.queue.push_back(Piece { source: source.clone(), rows, target });
         }
-        while self.queue.len() >= window() {
+        while self.queue.len() >= window() || self.queue.iter().map(Piece::numbers).sum::<usize>() >= NUMBERS {
             self.advance()?;
         }
         Ok(())
     }
 
+    /// The next pieces of the queue: as many as threads want, and of large ones fewer.
+    fn next(&mut self) -> Vec<Piece<'a>> {
+        let (mut count, mut numbers) = (0, 0);
+        for piece in self.queue.iter().take(window()) {
+            numbers += piece.numbers();
+            if count > 0 && numbers > NUMBERS {
+                break;
+            }
+            count += 1;
+        }
+        self.queue.drain(..count).collect()
+    }
+
     /// Reads the next pieces on all threads while what was read before is copied.
     fn advance(&mut self) -> Result<(), LoadError> {
-        let next: Vec<Piece<'a>> = self.queue.drain(..self.queue.len().min(window())).collect();
+        let next = self.next();
         let (ready, device, file) = (std::mem::take(&mut self.ready), &mut *self.device, self.weights.file());
         let read = || next.par_iter().map(|piece| piece.read(file)).collect::<Result<Vec<_>, _>>();
         let copy = || {
@@ -233,7 +254,7 @@ impl Piece<'_> {
                 let groups = self.source.read_groups(self.rows.clone())?;
                 let groups = groups.ok_or_else(|| LoadError::new(file, "has no codes where it said so"))?;
                 let plain = Plain { codes: &groups.codes, scales: &groups.scales, minima: &groups.minima };
-                let packed = pack(&to.layout, &plain).map_err(refuse)?;
+                let packed = pack_all(&to.layout, &plain).map_err(refuse)?;
                 let place = some(&to, self.rows.clone()).map_err(refuse)?;
                 let ready = |slice: Result<Slice<u8>, Misuse>, bytes: &[u8]| -> Result<Ready, LoadError> {
                     Ok((slice.map_err(refuse)?, bytes.to_vec()))
@@ -246,6 +267,29 @@ impl Piece<'_> {
             }
         }
     }
+}
+
+/// Packs on all threads, where there are many rows: a matrix that is read whole would keep one of them for long.
+fn pack_all(layout: &Layout, plain: &Plain<'_>) -> Result<Packed, Misuse> {
+    let (inputs, groups) = (layout.inputs.max(1), layout.groups());
+    let together = TOGETHER * (PIECE / (TOGETHER * inputs)).max(1);
+    let rows = plain.codes.len() / inputs;
+    if rows <= together || plain.scales.len() != rows * groups {
+        return pack(layout, plain);
+    }
+    let stretch = |(index, codes): (usize, &[u8])| {
+        let of_rows = index * together * groups..(index * together + codes.len() / inputs) * groups;
+        let minima = plain.minima.get(of_rows.clone()).unwrap_or_default();
+        pack(layout, &Plain { codes, scales: &plain.scales[of_rows], minima })
+    };
+    let parts = plain.codes.par_chunks(together * inputs).enumerate().map(stretch).collect::<Result<Vec<_>, _>>()?;
+    let mut all = Packed { codes: Vec::new(), scales: Vec::new(), factors: Vec::new() };
+    for mut part in parts {
+        all.codes.append(&mut part.codes);
+        all.scales.append(&mut part.scales);
+        all.factors.append(&mut part.factors);
+    }
+    Ok(all)
 }
 
 /// Numbers of any format, rounded to bf16.

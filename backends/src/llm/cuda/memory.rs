@@ -11,7 +11,7 @@ use kernels::cuda::attention;
 use kernels::cuda::experts;
 use kernels::cuda::gemm::{self, Workspace};
 use kernels::cuda::sampler::{CHOICE_WORDS, EDIT_WORDS, ROW_WORDS, scratch_bytes};
-use kernels::cuda::stored::SLICED_ROWS;
+use kernels::cuda::stored;
 use kernels::cuda::{Bf16, CacheNumbers, Device, E4m3, Fault, Misuse, Number, Slice};
 
 /// Positions of a block of the cache.
@@ -180,8 +180,11 @@ impl Lengths {
         };
         let dense = if spec.layers.iter().all(|layer| layer.mixture) { 0 } else { rows * spec.intermediate };
         let pairs = rows.min(MIXTURE_ROWS) * top_k;
-        let codes = model.layers.iter().flat_map(Layer::linears).filter(|of| matches!(of.weight, Weight::Codes(_)));
-        let wide = codes.map(|linear| linear.outputs * linear.inputs).max().unwrap_or(0);
+        let wide = |linear: Linear| match linear.weight {
+            Weight::Codes(matrix) if linear.of_all_rows => stored::wide_len(&matrix.layout, matrix.outputs, rows),
+            _ => 0,
+        };
+        let wide = model.layers.iter().flat_map(Layer::linears).map(wide).max().unwrap_or(0);
         let units = extent.units();
         Lengths {
             cache: extent.blocks * attention.kv_width() * BLOCK,
@@ -198,7 +201,7 @@ impl Lengths {
             attention_counters: attention::counters_len(units, attention.kv_heads),
             sums: most(gemm::sums_len, experts::sums_len),
             counters: most(gemm::counters_len, experts::counters_len),
-            wide: if rows > SLICED_ROWS { wide } else { 0 },
+            wide,
             pairs: [spec.rope.dims / 2, spec.rope_local.as_ref().map_or(0, |rope| rope.dims / 2)].map(|n| n.max(1)),
         }
     }

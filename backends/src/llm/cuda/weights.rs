@@ -27,6 +27,9 @@ pub(super) struct Linear {
     pub(super) inputs: usize,
     /// `[outputs]`
     pub(super) bias: Option<Slice<f32>>,
+    /// Do all rows of a step go through it, and does what it gives bear rounded inputs? Not so the head, which few of a
+    /// prompt's rows go through, and a router, whose choices tip over.
+    pub(super) of_all_rows: bool,
 }
 
 /// Weights of a norm, where there is one.
@@ -238,7 +241,7 @@ fn visit(spec: &DecoderSpec, visitor: &mut dyn Visitor) -> Result<Option<Model>,
     let (Some(embedding), Some(head), Some(layers)) = (embedding, head, layers.into_iter().collect()) else {
         return Ok(None);
     };
-    let head = Linear { weight: head, outputs: spec.vocab, inputs: spec.hidden, bias: None };
+    let head = Linear { weight: head, outputs: spec.vocab, inputs: spec.hidden, bias: None, of_all_rows: false };
     Ok(Some(Model { embedding, layers, norm, head, bytes: 0 }))
 }
 
@@ -314,6 +317,7 @@ impl Place<'_> {
         let inputs = layout::shape(spec, slots[0]).1.unwrap_or(1);
         let weight = self.visitor.projection(&parts(slots))?;
         let bias = if biased { self.visitor.vector(&parts(biases))? } else { None };
-        Ok(weight.map(|weight| Linear { weight, outputs, inputs, bias }))
+        let of_all_rows = slots != [Slot::Router];
+        Ok(weight.map(|weight| Linear { weight, outputs, inputs, bias, of_all_rows }))
     }
 }

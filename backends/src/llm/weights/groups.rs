@@ -18,7 +18,7 @@ use std::ops::Range;
 pub struct Groups {
     /// What a code means.
     pub code: Code,
-    /// Consecutive inputs that share a scale: 16, 32, 64, 128, or all columns.
+    /// Consecutive inputs that share a scale: a power of two from 16 on, or all columns.
     pub group: usize,
     /// Numbers of a row.
     pub columns: usize,
@@ -52,7 +52,7 @@ pub enum Code {
 pub struct Stored {
     /// What a code means.
     pub code: Code,
-    /// Consecutive inputs that share a scale: 16, 32, 64, 128, or all columns.
+    /// Consecutive inputs that share a scale: a power of two from 16 on, or all columns.
     pub group: usize,
     /// Are there minima?
     pub minima: bool,

@@ -157,6 +157,7 @@ impl OnnxPredictor {
         source.outline.unsteady.is_none()
             && on_cpu
             && inputs.all(closed)
+            && !self.spreads
             && (!open || self.batchable)
             && self.reshapes.is_empty()
     }

@@ -192,7 +192,7 @@ impl Matrix {
 
     /// How it is kept as codes; `None` where its groups are no stretches of inputs that devices know.
     pub(super) fn stored(&self) -> Option<Stored> {
-        let known = self.groups == 1 || [16, 32, 64, 128].contains(&self.group);
+        let known = self.groups == 1 || (self.group.is_power_of_two() && self.group >= 16);
         if !known || self.order.is_some() {
             return None;
         }
