@@ -131,6 +131,9 @@ pub struct Profile {
     pub single_call: Duration,
     /// Is that so for every row, whatever is in it? Only then a short call may run where a request is read.
     pub steady: bool,
+    /// Does a call compute on the thread that makes it, and for long? Such a thread is to stand back behind those that
+    /// answer. Others compute in the pool, whose threads do.
+    pub computes: bool,
     /// Rows worth computing together; more gain nothing. Of a graph, requests are put together up to as many.
     pub preferred_batch: usize,
     /// Where it runs: `cpu`, `cuda:0`.

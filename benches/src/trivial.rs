@@ -54,6 +54,7 @@ impl Predictor for Trivial {
             instances: 1,
             single_call: Duration::from_nanos(50),
             steady: true,
+            computes: false,
             preferred_batch: 64,
             device: "cpu".into(),
             notes: Vec::new(),

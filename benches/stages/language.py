@@ -23,7 +23,7 @@ import bodies
 import language_client
 from language_shape import write_config
 
-from stages import program
+from stages import machine, program
 from stages.tables import at_least, at_most, number, table
 
 KINDS = ("q4_k_m", "q8_0", "bf16")
@@ -31,6 +31,8 @@ MEASURES = {"prompt": "prompt of 512", "decode_1": "one sequence", "decode_16": 
 # How many times as fast as llama.cpp.
 BOUNDS = {"prompt": 1.3, "decode_1": 1.4, "decode_16": 1.5}
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
+# More than a server and its peer take of memory.
+START_BYTES = 3 << 30
 TREE = "tree"
 # Requests a second for the tree model: a tenth of what one core could do, so that only waiting shows.
 TREE_RATE = 100
@@ -142,6 +144,7 @@ def link(file, place):
 def compare(options, folder, kind, numbers):
     """Tokens/s of both, in turns, and the seconds from the start of both servers to their first tokens."""
     rounds = []
+    machine.fault_in(START_BYTES)
     with Server(options, repository(options, folder, kind)) as server:
         for _ in range(options.rounds):
             ours = {
@@ -159,6 +162,7 @@ def compare(options, folder, kind, numbers):
             print(kind, json.dumps(rounds[-1]), file=sys.stderr)
     starts = [(server.first_token, peer_start(options, kind))]
     for _ in range(2):
+        machine.fault_in(START_BYTES)
         with Server(options, folder / f"models-{kind}-False") as server:
             starts.append((server.first_token, peer_start(options, kind)))
     return {"rounds": rounds, "starts": starts}
@@ -170,6 +174,7 @@ def peer_start(options, kind):
     file = options.language_models / kind / "model.gguf"
     words = [options.llama_python, "-m", "llama_cpp.server", "--model", file, "--n_ctx", "2048", "--port", port]
     asked = json.dumps({"prompt": "a", "max_tokens": 1}).encode()
+    machine.fault_in(START_BYTES)
     begun = time.perf_counter()
     child = subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -1,5 +1,6 @@
 """What is measured on, and what else it does meanwhile."""
 
+import mmap
 import os
 import platform
 import re
@@ -41,6 +42,15 @@ def others(seconds=1.0):
     ticks = os.sysconf("SC_CLK_TCK") * (time.monotonic() - began)
     busy, stolen = ((after - was) / ticks for after, was in zip(cpu_times(), before, strict=True))
     return {"load_before": os.getloadavg(), "busy_before": busy, "stolen_before": stolen}
+
+
+def fault_in(size):
+    """Touches so many bytes, and frees them. A virtual machine gets its memory from the host when it is first touched, and
+    gives it back some seconds after it was freed: the start of a server is not to be the measure of that."""
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        # In large pages, which is what is there afterwards for everybody.
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        memory[:: mmap.PAGESIZE] = bytes(len(memory[:: mmap.PAGESIZE]))
 
 
 def commit():

@@ -20,18 +20,22 @@ from pathlib import Path
 import bodies
 import servers
 
-from stages import program
+from stages import machine, program
 from stages.serving import wait_for_port
 from stages.tables import HYPER, MB, OURS, at_least, at_most, number, rows_of, table
 
 PEER = Path(__file__).resolve().parent.parent / "peers" / "onnx_inprocess.py"
 BIG, SMALL = "resnet50", "small"
 MODELS = {BIG: "ResNet-50", "dense": "24 layers of 1,024 x 1,024", SMALL: "50-32-3"}
+# More than a start takes of memory.
+START_BYTES = 1 << 30
 # What starts are timed with: about 100 MB each.
 STARTED = (BIG, "dense")
 IN_PROCESS = "onnxruntime"
 # Rows of a request, and requests at a time for each thread: one alone, and enough that nobody waits.
 LOADS = ((1, 0), (1, 1), (1, 4), (8, 2))
+# A call has one thread, and as many calls run as there are threads: as two callers of the library that have one each.
+ONE_THREAD = "[onnx]\nintra_op_threads = 1\n\n[[instance_group]]\ncount = {threads}\n"
 SMALL_LOADS = (("binary", 1), ("json", 1), ("binary", 16), ("json", 16))
 
 
@@ -56,8 +60,8 @@ class Model:
         return ["--body", path, "--json", *(word for header in headers for word in ("--header", header))]
 
 
-def serve(options, folder, names):
-    """Our server with these models, every setting but the threads at its default."""
+def serve(options, folder, names, settings=""):
+    """Our server with these models, and with these settings for each: beside the threads, all else is at its default."""
     for name in names:
         target = folder / "models" / name / "model.onnx"
         target.parent.mkdir(parents=True)
@@ -66,6 +70,8 @@ def serve(options, folder, names):
             os.link(source.resolve(), target)
         except OSError:
             shutil.copyfile(source, target)
+        if settings:
+            (target.parent / "model.toml").write_text(settings, encoding="utf-8")
     http, grpc = servers.free_ports(2)
     command = [options.tensorgate, "serve", "--model-repository", folder / "models", "--host", "127.0.0.1",
                "--http-port", http, "--grpc-port", grpc, "--nthread", options.onnx_threads, "--drain-delay", "0s"]
@@ -146,16 +152,29 @@ class Bench:
                         self.add_rate(round_, IN_PROCESS, rows, callers, report["calls_per_second"], report)
                         self.version = report["version"]
                 self.check(running, model, "binary", rows, expected)
-                for concurrency in (max(1, each * threads) for count, each in LOADS if count == rows):
-                    report = self.load(running, model, "binary", rows, concurrency, *seconds)
-                    if report:
-                        self.add_rate(round_, OURS, rows, concurrency, report["requests_per_second"], report["latency"])
+                self.rates_of_ours(round_, running, model, rows)
+        settings = ONE_THREAD.format(threads=threads)
+        server = serve(options, new(self.folder), [BIG], settings)
+        with servers.Running(server, self.folder / "rates.log") as running:
+            for rows in dict.fromkeys(rows for rows, _ in LOADS):
+                self.rates_of_ours(round_, running, model, rows, one_thread=True)
 
-    def add_rate(self, round_, side, rows, at_a_time, calls, latency):
+    def rates_of_ours(self, round_, running, model, rows, one_thread=False):
+        """Requests of so many rows, ever more at a time; a thread for each is nothing for one alone."""
+        threads = self.options.onnx_threads
+        for concurrency in (max(1, each * threads) for count, each in LOADS if count == rows):
+            if one_thread and concurrency < threads:
+                continue
+            report = self.load(running, model, "binary", rows, concurrency, "--seconds", self.options.onnx_seconds)
+            if report:
+                rate, latency = report["requests_per_second"], report["latency"]
+                self.add_rate(round_, OURS, rows, concurrency, rate, latency, one_thread)
+
+    def add_rate(self, round_, side, rows, at_a_time, calls, latency, one_thread=False):
         """One measurement."""
         times = {key: latency[key] for key in ("p50_us", "p99_us")}
         found = {"round": round_, "side": side, "rows": rows, "at_a_time": at_a_time, "rows_per_second": calls * rows}
-        self.rates.append({**found, **times})
+        self.rates.append({**found, "one_thread": one_thread, **times})
         print("", side, rows, at_a_time, f"{calls * rows:.1f} rows/s", file=sys.stderr)
 
     def calls_of_round(self, round_):
@@ -202,6 +221,7 @@ class Bench:
         ours, theirs, resident = [], [], 0
         server = serve(options, new(self.folder), [name])
         for _ in range(options.onnx_starts):
+            machine.fault_in(START_BYTES)
             report, failure = program.run(
                 options, "ready", "--url", server.url(server.ready), "--repeat", 1,
                 "--timeout", servers.START_SECONDS, "--json", "--", *server.argv())
@@ -220,6 +240,7 @@ class Bench:
 def start_in_process(options, model):
     """Milliseconds of a new process: all of it until the model is loaded, and its parts."""
     command = [options.library_python, PEER, "load", model.folder, "--threads", options.onnx_threads]
+    machine.fault_in(START_BYTES)
     begun = time.perf_counter()
     with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as child:
         first = child.stdout.readline()
@@ -310,13 +331,13 @@ def rate_rows(result):
     """A row for each way of being asked, of all rounds the best."""
     best = {}
     for each in result["rates"]:
-        key = (each["rows"], each["side"], each["at_a_time"])
+        key = (each["rows"], each["side"], each["one_thread"], each["at_a_time"])
         if key not in best or each["rows_per_second"] > best[key]["rows_per_second"]:
             best[key] = each
-    for (rows, side, at_a_time), each in sorted(best.items()):
+    for (rows, side, one_thread, at_a_time), each in sorted(best.items()):
         who = f"{side}, {at_a_time} x {result['threads'] // at_a_time} threads"
         if side == OURS:
-            who = f"**{OURS}**, {at_a_time} at a time"
+            who = f"**{OURS}**, {at_a_time} at a time" + ", a thread each" * one_thread
         numbers = (each["rows_per_second"], each["p50_us"] / 1e3, each["p99_us"] / 1e3)
         yield [rows_of(rows), who, *map(number, numbers)]
 

@@ -7,3 +7,4 @@
 pub mod cuda;
 pub mod forest;
 pub mod llm;
+mod pages;

@@ -9,6 +9,7 @@
 use crate::batch::{Batch, Bounds, Joining, Place, Waiting, by_urgency};
 use crate::error::Error;
 use crate::stats::{Stats, Timing};
+use crate::threads;
 use backends::{Call, CancelFlag, Parameter, Parameters, Predictor, Tensor};
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -76,6 +77,8 @@ struct Inner {
     bounds: Bounds,
     /// Does a row always take as long?
     steady: bool,
+    /// Does a call compute on the thread that makes it, and for long?
+    computes: bool,
     /// Names of inputs that may be left out.
     optional: Vec<String>,
     queue: Mutex<Queue>,
@@ -113,6 +116,7 @@ impl Batcher {
             instances: profile.instances.max(1),
             bounds,
             steady: profile.steady,
+            computes: profile.computes,
             optional,
             queue: Mutex::default(),
             arrived: Condvar::new(),
@@ -177,7 +181,10 @@ impl Batcher {
         if queue.running < self.0.instances {
             queue.running += 1;
             let inner = self.0.clone();
-            tokio::task::spawn_blocking(move || inner.drain());
+            match self.0.computes {
+                true => threads::compute(move || inner.drain()),
+                false => drop(tokio::task::spawn_blocking(move || inner.drain())),
+            }
         }
         self.0.arrived.notify_all();
         Ok(answer)

@@ -387,6 +387,7 @@ mod tests {
                 instances: 1,
                 single_call: Duration::ZERO,
                 steady: true,
+                computes: false,
                 preferred_batch: 1,
                 device: self.device.into(),
                 bytes: 0,

@@ -1,7 +1,9 @@
 //! The only spawner of threads: each has a name, and failing to start is an error rather than a panic. Also: work that
 //! would keep a worker of the runtime from its other tasks.
 
+use std::sync::OnceLock;
 use std::thread::{Builder, JoinHandle};
+use tokio::runtime::Runtime;
 
 /// Starts `work` on a thread of its own.
 ///
@@ -19,7 +21,21 @@ const NICE: i32 = 10;
 pub fn stand_back() {
     // On Linux it is a thread, and not its process, that has a priority. Where it cannot be set, nothing is lost but time.
     if cfg!(target_os = "linux") {
-        let _ = rustix::process::setpriority_process(None, NICE);
+        let _ = rustix::process::nice(NICE);
+    }
+}
+
+/// Does `work`, which computes on the thread that makes its calls, on one of those that stand back. Threads come as they
+/// are needed, and go when they have long had nothing to do.
+pub fn compute(work: impl FnOnce() + Send + 'static) {
+    static THREADS: OnceLock<Option<Runtime>> = OnceLock::new();
+    let threads = THREADS.get_or_init(|| {
+        tokio::runtime::Builder::new_current_thread().thread_name("call").on_thread_start(stand_back).build().ok()
+    });
+    match threads {
+        Some(threads) => drop(threads.spawn_blocking(work)),
+        // It computes as well where it does not stand back.
+        None => drop(tokio::task::spawn_blocking(work)),
     }
 }
 

@@ -22,6 +22,7 @@ use disabled as runtime;
 #[cfg(feature = "onnx")]
 use enabled as runtime;
 use std::path::PathBuf;
+use std::thread;
 
 pub use outline::external_files;
 pub(crate) use outline::looks_like;
@@ -52,9 +53,10 @@ impl Backend for OnnxBackend {
         artifact.settings().check_for(true).map_err(refuse)?;
         // Longer ones, which protobuf cannot count, are not even read.
         let model_bytes = options.limits.model_bytes.min(i32::MAX as u64);
-        // Both take their time, and neither needs the other. A file may be slow to come: no thread of the pool waits for it.
-        let bytes = options.pool.in_place_scope(|scope| {
-            scope.spawn(|_| runtime::prepare(options));
+        // Both take their time, and neither needs the other.
+        let bytes = thread::scope(|scope| {
+            // Where the system gives no thread, what it would have prepared is made when it is needed.
+            let _ = thread::Builder::new().spawn_scoped(scope, || runtime::prepare(options));
             artifact.read_model(&crate::Limits { model_bytes, ..options.limits })
         })?;
         let outline = outline::read(&bytes).map_err(refuse)?;

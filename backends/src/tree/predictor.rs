@@ -196,6 +196,7 @@ impl<S: Scorer> Predictor for TreePredictor<S> {
             instances: self.pool.current_num_threads(),
             single_call: self.single_call,
             steady: true,
+            computes: false,
             preferred_batch: self.scorer.preferred_batch(),
             device: "cpu".into(),
             bytes: self.scorer.bytes(),

@@ -6,7 +6,8 @@
 #![allow(unsafe_code)]
 
 use super::interleave::{
-    K_SCALE_BYTES, K_SCALES, Q4_K_WORDS, Q5_K_HIGH, Q5_K_WORDS, Q6_K_HIGH, Q6_K_SCALES, Q6_K_WORDS,
+    K_SCALE_BYTES, K_SCALES, Q4_K_WORDS, Q5_K_GROUP, Q5_K_HIGH, Q5_K_HIGH_BYTES, Q6_K_GROUP, Q6_K_GROUPS, Q6_K_HALF,
+    Q6_K_HALF_WORDS, Q6_K_SCALES,
 };
 use super::math::each;
 use super::nibbles_avx2::{Factors, Nibbles};
@@ -218,8 +219,9 @@ impl Nibbles for Q5K {
     unsafe fn weights(block: *const u8, group: usize, sub: usize) -> [__m256i; 8] {
         // SAFETY: by the contract of the trait.
         unsafe {
-            let low = bits(block.add(Q5_K_WORDS + 1024 * group + 256 * (sub / 2)), (sub % 2 * 4, 0), 15);
-            join(low, bits(block.add(Q5_K_HIGH + 256 * group), (sub, 4), 16))
+            let group = block.add(Q5_K_HIGH + Q5_K_GROUP * group);
+            let low = bits(group.add(Q5_K_HIGH_BYTES + 256 * (sub / 2)), (sub % 2 * 4, 0), 15);
+            join(low, bits(group, (sub, 4), 16))
         }
     }
 
@@ -249,7 +251,7 @@ impl Nibbles for Q6K {
     #[inline(always)]
     unsafe fn head(block: *const u8, group: usize) -> (__m256, *const u8) {
         // SAFETY: by the contract of the trait.
-        unsafe { (halves(block.add(16 * group)), block.add(Q6_K_SCALES + 128 * group)) }
+        unsafe { (halves(block.add(16 * group)), block.add(Q6_K_GROUPS + Q6_K_GROUP * group)) }
     }
 
     #[inline(always)]
@@ -257,8 +259,9 @@ impl Nibbles for Q6K {
         let (n, t) = (sub / 4, sub % 4);
         // SAFETY: by the contract of the trait.
         unsafe {
-            let low = bits(block.add(Q6_K_WORDS + 1024 * group + 512 * n + 256 * (t % 2)), (t / 2 * 4, 0), 15);
-            join(low, bits(block.add(Q6_K_HIGH + 512 * group + 256 * n), (2 * t, 4), 0x30))
+            let half = block.add(Q6_K_GROUPS + Q6_K_GROUP * group + Q6_K_SCALES + Q6_K_HALF * n);
+            let low = bits(half.add(256 * (t % 2)), (t / 2 * 4, 0), 15);
+            join(low, bits(half.add(Q6_K_HALF_WORDS), (2 * t, 4), 0x30))
         }
     }
 

@@ -11,11 +11,11 @@
 //! Q8_0          [d: r]  [column pair 16][r][2]                                  64 + 1024 bytes a block of 32
 //! Q4_0          [d: r]  [g][word 4][l][4]                                       64 +  512
 //! Q4_K          [d: r][dmin: r]  [g][scales 96]  [g][word 32][l][4]             128 + 384 + 4096 a block of 256
-//! Q5_K          [d: r][dmin: r]  [g][scales 96]  [g][high 8][l][4]  [g][word 32][l][4]    + 1024
-//! Q6_K          [d: r]  [g][scale 16][l]  [g][word 32][l][4]  [g][high 16][l][4]          64 + 512 + 4096 + 2048
+//! Q5_K          [d: r][dmin: r]  [g][scales 96]  [g]([high 8][l][4] [word 32][l][4])      + 1024
+//! Q6_K          [d: r]  [g]([scale 16][l] [half 2]([word 16][l][4] [high 8][l][4]))       64 + 4 (128 + 2 (512 + 256))
 //! ```
 //!
-//! A word is 4 consecutive bytes of a row's block. Scales of a group are `[low 32][low of minima 32][high 32]`: byte
+//! What a group needs lies together, so that a product reads on and on. A word is 4 consecutive bytes of a row's block. Scales of a group are `[low 32][low of minima 32][high 32]`: byte
 //! `8 s + l` has sub-block s in its low nibble and s + 4 in its high one; the third part holds their upper two bits
 //! (scale s, scale s + 4, minimum s, minimum s + 4, from the lowest bits up).
 
@@ -32,13 +32,17 @@ pub(super) const K_SCALES: usize = 128;
 pub(super) const K_SCALE_BYTES: usize = 96;
 /// Where the words of Q4_K start.
 pub(super) const Q4_K_WORDS: usize = K_SCALES + 4 * K_SCALE_BYTES;
-/// Where the fifth bits of Q5_K start, and its words.
+/// Where the fifth bits of Q5_K start; their bytes, after which come a group's words; and bytes of a group.
 pub(super) const Q5_K_HIGH: usize = Q4_K_WORDS;
-pub(super) const Q5_K_WORDS: usize = Q5_K_HIGH + 4 * 256;
-/// Where scales, words and upper bits of Q6_K start.
-pub(super) const Q6_K_SCALES: usize = 64;
-pub(super) const Q6_K_WORDS: usize = Q6_K_SCALES + 4 * 128;
-pub(super) const Q6_K_HIGH: usize = Q6_K_WORDS + 4 * 1024;
+pub(super) const Q5_K_HIGH_BYTES: usize = 256;
+pub(super) const Q5_K_GROUP: usize = Q5_K_HIGH_BYTES + 1024;
+/// Where the groups of Q6_K start, the bytes of each, and of its scales. The rest of it are halves of a block: words,
+/// then upper bits.
+pub(super) const Q6_K_GROUPS: usize = 64;
+pub(super) const Q6_K_GROUP: usize = Q6_K_SCALES + 2 * Q6_K_HALF;
+pub(super) const Q6_K_SCALES: usize = 128;
+pub(super) const Q6_K_HALF: usize = Q6_K_HALF_WORDS + 256;
+pub(super) const Q6_K_HALF_WORDS: usize = 512;
 
 /// Columns that are packed at a time: a block, or for floating point what one cache line of a row holds.
 const fn step(format: Format) -> usize {
@@ -88,15 +92,20 @@ fn copies(format: Format, r: usize, length: usize, mut copy: impl FnMut(usize, u
             copy(2, 64 + 2 * r, 2);
         }
         Format::Q5K => {
-            words(16, Q5_K_HIGH + 256 * g, 8);
-            words(48, Q5_K_WORDS + 1024 * g, 32);
+            let group = Q5_K_HIGH + Q5_K_GROUP * g;
+            words(16, group, 8);
+            words(48, group + Q5_K_HIGH_BYTES, 32);
             copy(0, 2 * r, 2);
             copy(2, 64 + 2 * r, 2);
         }
         Format::Q6K => {
-            words(0, Q6_K_WORDS + 1024 * g, 32);
-            words(128, Q6_K_HIGH + 512 * g, 16);
-            (0..16).for_each(|i| copy(192 + i, Q6_K_SCALES + 128 * g + 8 * i + l, 1));
+            let group = Q6_K_GROUPS + Q6_K_GROUP * g;
+            for n in 0..2 {
+                let half = group + Q6_K_SCALES + Q6_K_HALF * n;
+                words(64 * n, half, 16);
+                words(128 + 32 * n, half + Q6_K_HALF_WORDS, 8);
+            }
+            (0..16).for_each(|i| copy(192 + i, group + 8 * i + l, 1));
             copy(208, 2 * r, 2);
         }
     }
@@ -184,8 +193,8 @@ mod tests {
         for format in Format::ALL {
             assert_eq!(tile_bytes(format, 1024), Some(32 * format.row_bytes(1024).unwrap()));
         }
-        assert_eq!(Q6_K_HIGH + 4 * 512, 32 * 210);
-        assert_eq!(Q5_K_WORDS + 4 * 1024, 32 * 176);
+        assert_eq!(Q6_K_GROUPS + 4 * Q6_K_GROUP, 32 * 210);
+        assert_eq!(Q5_K_HIGH + 4 * Q5_K_GROUP, 32 * 176);
         assert_eq!(Q4_K_WORDS + 4 * 1024, 32 * 144);
     }
 }

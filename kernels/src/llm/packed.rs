@@ -12,6 +12,7 @@
 use super::activations::{Activations, Operand};
 use super::blocks::Format;
 use super::interleave;
+use crate::pages;
 use std::ops::Range;
 
 /// Rows of a tile, the unit in which a product is divided.
@@ -122,7 +123,7 @@ impl Packed {
         let Some((tile_bytes, total)) = size else {
             return Err(format!("{rows} x {cols} weights in {format:?} are too many"));
         };
-        let data = vec![0; total];
+        let data = pages::zeros(total);
         let start = data.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
         Ok(Packed { format, rows, cols, tile_bytes, data, start })
     }

@@ -28,8 +28,10 @@ mod words;
 use super::{Refusal, Source};
 use crate::{LoadOptions, Predictor, Settings};
 
-/// Begins with what every graph needs, once. Where it fails, [`load`] says so.
+/// Begins with what every graph needs, once; in a thread of its own, whose priority those of the library inherit. Where
+/// it fails, [`load`] says so.
 pub(super) fn prepare(options: &LoadOptions) {
+    native::stand_back();
     drop(library::environment(&options.onnx, options.pool.current_num_threads()));
 }
 

@@ -24,6 +24,18 @@ pub(super) fn keep_little() {
     }
 }
 
+/// Has this thread, and those that it starts, go after others: half as far as the threads that make calls do. A thread
+/// that is held up with part of a node has a call spin for it, and two calls together leave a core of two to neither.
+#[expect(unsafe_code, reason = "a call of the C library")]
+pub(super) fn stand_back() {
+    const NICE: libc::c_int = 5;
+    #[cfg(target_os = "linux")]
+    // SAFETY: it takes no pointer. On Linux it is a thread that has a priority, and not its process.
+    unsafe {
+        libc::nice(NICE);
+    }
+}
+
 /// Gives memory that is free back to the system. The C library keeps it for what may come, even where it was the weights
 /// of a model that is gone.
 #[expect(unsafe_code, reason = "a call of the C library")]

@@ -15,6 +15,9 @@ use std::ffi::{CStr, CString};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+/// A call that computes for so long is not to hold up whoever answers others meanwhile.
+const LONG: Duration = Duration::from_millis(1);
+
 /// A graph that answers.
 pub(super) struct OnnxPredictor {
     groups: Vec<Group>,
@@ -329,6 +332,7 @@ impl Predictor for OnnxPredictor {
             instances: self.instances,
             single_call: self.trial.single_call,
             steady: self.steady,
+            computes: self.trial.single_call >= LONG && self.groups.iter().any(|group| group.device == "cpu"),
             preferred_batch: self.trial.rows_together(),
             device: devices.join(","),
             bytes: self.bytes,
