@@ -20,6 +20,8 @@
 //! (scale s, scale s + 4, minimum s, minimum s + 4, from the lowest bits up).
 
 use super::blocks::{Format, scale_and_min};
+#[cfg(target_arch = "x86_64")]
+use super::interleave_avx2;
 
 /// Rows of a tile.
 pub(super) const ROWS: usize = 32;
@@ -59,54 +61,62 @@ pub(super) fn tile_bytes(format: Format, cols: usize) -> Option<usize> {
     format.row_bytes(cols)?.checked_mul(ROWS)
 }
 
-/// Copies one row of one step: calls `copy(source, tile, bytes)` with offsets into both. `length` is the bytes of the
-/// row that are in this step.
+/// Pieces of a row that lie side by side, and in a tile at equal distances: piece `i`, of `unit` bytes, is at
+/// `from + unit i` of the one and `to + stride i` of the other. Of the rows of a group, pieces are side by side in the tile.
+pub(super) struct Strip {
+    pub(super) from: usize,
+    pub(super) to: usize,
+    pub(super) unit: usize,
+    pub(super) count: usize,
+    pub(super) stride: usize,
+}
+
+impl Strip {
+    /// Pieces that whole groups have interleaved together, from the first on.
+    pub(super) fn together(&self) -> usize {
+        if matches!(self.unit, 2 | 4) { self.count / GROUP * GROUP } else { 0 }
+    }
+}
+
+/// The strips of row `r` in one step. `length` is the bytes of the row that are in this step.
 #[inline(always)]
-fn copies(format: Format, r: usize, length: usize, mut copy: impl FnMut(usize, usize, usize)) {
+fn strips(format: Format, r: usize, length: usize, mut strip: impl FnMut(Strip)) {
     let (g, l) = (r / GROUP, r % GROUP);
-    let mut words = |source: usize, tile: usize, count: usize| {
-        for i in 0..count {
-            copy(source + 4 * i, tile + 32 * i + 4 * l, 4);
-        }
-    };
+    let mut put = |unit, count, from, to, stride| strip(Strip { from, to, unit, count, stride });
     match format {
-        Format::F32 => (0..length / 4).for_each(|i| copy(4 * i, 128 * i + 4 * r, 4)),
-        Format::F16 => (0..length / 2).for_each(|i| copy(2 * i, 64 * i + 2 * r, 2)),
+        Format::F32 => put(4, length / 4, 0, 4 * r, 128),
+        Format::F16 => put(2, length / 2, 0, 2 * r, 64),
         Format::Bf16 => {
-            (0..length / 4).for_each(|i| copy(4 * i, 128 * i + 4 * r, 4));
-            if length % 4 == 2 {
-                copy(length - 2, 128 * (length / 4) + 4 * r, 2);
-            }
+            put(4, length / 4, 0, 4 * r, 128);
+            put(2, length % 4 / 2, length / 4 * 4, 128 * (length / 4) + 4 * r, 0);
         }
         Format::Q8_0 => {
-            copy(0, 2 * r, 2);
-            (0..16).for_each(|i| copy(2 + 2 * i, 64 + 64 * i + 2 * r, 2));
+            put(2, 1, 0, 2 * r, 0);
+            put(2, 16, 2, 64 + 2 * r, 64);
         }
         Format::Q4_0 => {
-            words(2, 64 + 128 * g, 4);
-            copy(0, 2 * r, 2);
+            put(4, 4, 2, 64 + 128 * g + 4 * l, 32);
+            put(2, 1, 0, 2 * r, 0);
         }
         Format::Q4K => {
-            words(16, Q4_K_WORDS + 1024 * g, 32);
-            copy(0, 2 * r, 2);
-            copy(2, 64 + 2 * r, 2);
+            put(4, 32, 16, Q4_K_WORDS + 1024 * g + 4 * l, 32);
+            put(2, 2, 0, 2 * r, 64);
         }
         Format::Q5K => {
-            let group = Q5_K_HIGH + Q5_K_GROUP * g;
-            words(16, group, 8);
-            words(48, group + Q5_K_HIGH_BYTES, 32);
-            copy(0, 2 * r, 2);
-            copy(2, 64 + 2 * r, 2);
+            let group = Q5_K_HIGH + Q5_K_GROUP * g + 4 * l;
+            put(4, 8, 16, group, 32);
+            put(4, 32, 48, group + Q5_K_HIGH_BYTES, 32);
+            put(2, 2, 0, 2 * r, 64);
         }
         Format::Q6K => {
             let group = Q6_K_GROUPS + Q6_K_GROUP * g;
             for n in 0..2 {
-                let half = group + Q6_K_SCALES + Q6_K_HALF * n;
-                words(64 * n, half, 16);
-                words(128 + 32 * n, half + Q6_K_HALF_WORDS, 8);
+                let half = group + Q6_K_SCALES + Q6_K_HALF * n + 4 * l;
+                put(4, 16, 64 * n, half, 32);
+                put(4, 8, 128 + 32 * n, half + Q6_K_HALF_WORDS, 32);
             }
-            (0..16).for_each(|i| copy(192 + i, group + 8 * i + l, 1));
-            copy(208, 2 * r, 2);
+            put(1, 16, 192, group + l, 8);
+            put(2, 1, 208, 2 * r, 0);
         }
     }
 }
@@ -117,13 +127,32 @@ pub(super) fn pack(format: Format, rows: &[u8], row_bytes: usize, tile: &mut [u8
     for start in (0..row_bytes).step_by(bytes) {
         let length = bytes.min(row_bytes - start);
         let tile = &mut tile[start * ROWS..];
-        for (r, row) in rows.chunks_exact(row_bytes).enumerate() {
-            let source = &row[start..start + length];
-            copies(format, r, length, |from, to, n| tile[to..to + n].copy_from_slice(&source[from..from + n]));
-            if matches!(format, Format::Q4K | Format::Q5K) {
-                let scales = &mut tile[K_SCALES + r / GROUP * K_SCALE_BYTES..][..K_SCALE_BYTES];
-                pack_scales(&source[4..16], r % GROUP, scales);
+        for (g, rows) in rows.chunks(GROUP * row_bytes).enumerate() {
+            pack_group(format, g, (&rows[start..], row_bytes, length), tile);
+        }
+    }
+}
+
+/// Up to 8 rows of one step: `rows` starts with the first one's, and has the others' at every `row_bytes`.
+fn pack_group(format: Format, g: usize, (rows, row_bytes, length): (&[u8], usize, usize), tile: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    let together = rows.len() > (GROUP - 1) * row_bytes && is_x86_feature_detected!("avx2");
+    #[cfg(not(target_arch = "x86_64"))]
+    let together = false;
+    #[cfg(target_arch = "x86_64")]
+    if together {
+        strips(format, g * GROUP, length, |strip| interleave_avx2::interleave(rows, row_bytes, tile, &strip));
+    }
+    for (l, row) in rows.chunks(row_bytes).enumerate() {
+        strips(format, g * GROUP + l, length, |strip| {
+            let Strip { from, to, unit, count, stride } = strip;
+            for i in if together { strip.together() } else { 0 }..count {
+                tile[to + stride * i..][..unit].copy_from_slice(&row[from + unit * i..][..unit]);
             }
+        });
+        if matches!(format, Format::Q4K | Format::Q5K) {
+            let scales = &mut tile[K_SCALES + g * K_SCALE_BYTES..][..K_SCALE_BYTES];
+            pack_scales(&row[4..16], l, scales);
         }
     }
 }
@@ -133,7 +162,11 @@ pub(super) fn unpack(format: Format, tile: &[u8], r: usize, row: &mut [u8]) {
     let bytes = step(format) / format.block() * format.block_bytes();
     for (i, row) in row.chunks_mut(bytes).enumerate() {
         let tile = &tile[i * bytes * ROWS..];
-        copies(format, r, row.len(), |from, to, n| row[from..from + n].copy_from_slice(&tile[to..to + n]));
+        strips(format, r, row.len(), |Strip { from, to, unit, count, stride }| {
+            for i in 0..count {
+                row[from + unit * i..][..unit].copy_from_slice(&tile[to + stride * i..][..unit]);
+            }
+        });
         if matches!(format, Format::Q4K | Format::Q5K) {
             let scales = &tile[K_SCALES + r / GROUP * K_SCALE_BYTES..][..K_SCALE_BYTES];
             unpack_scales(scales, r % GROUP, &mut row[4..16]);

@@ -21,6 +21,8 @@ mod float_avx2;
 #[cfg(target_arch = "x86_64")]
 mod formats_avx2;
 mod interleave;
+#[cfg(target_arch = "x86_64")]
+mod interleave_avx2;
 pub mod math;
 #[cfg(target_arch = "x86_64")]
 mod nibbles_avx2;
