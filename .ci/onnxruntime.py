@@ -1,8 +1,9 @@
 """Gets ONNX Runtime's library: python onnxruntime.py FOLDER
 
 The official wheel, pinned by its hash in onnxruntime.txt beside this file, holds a library that needs no Python. That
-library is laid into FOLDER as libonnxruntime.so, with its licence and those of what it contains. The Makefile and
-Dockerfile.cpu both use this, so that what is tested is what is shipped. Needs pip, or venv, which brings it.
+library is laid into FOLDER as libonnxruntime.so, with its licence and those of what it contains. The Makefile,
+Dockerfile.cpu and Dockerfile.cuda all use this, so that what is tested is what is shipped. Needs pip, or venv, which
+brings it.
 """
 
 import importlib.util

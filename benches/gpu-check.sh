@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Does a GPU compute what it should? Under 8 minutes, on a machine that has a GPU and Python and needs no Rust: `make gpu`
-# builds gpu/, which is carried there with the tracked files.
+# Does a GPU compute what it should? 6 minutes at most, on a machine that has a GPU and Python 3.10 or later and needs
+# no Rust: `make gpu` builds gpu/, which is carried there with the tracked files.
 #
 #   benches/gpu-check.sh               all checks; 'benches/gpu-check.sh kernels assistant' does some
+#   benches/gpu-check.sh --minutes 9   more time: what is not done by then has failed
 #
 # A line for each check; with OUT set to a folder also $OUT/gpu-check.json. Exit status: 0 all passed, 1 some failed,
 # 2 there is no GPU, or no gpu/.

@@ -12,18 +12,26 @@ pub struct LoadError {
     pub reason: String,
     /// What whoever runs the server may know besides, and clients may not: it names files of the machine. Often empty.
     pub detail: String,
+    /// Is the device lost that it was to be computed on? Then no model is loaded on it any more in this process.
+    pub lost: bool,
 }
 
 impl LoadError {
     /// `file` is refused for `reason`.
     pub fn new(file: impl AsRef<Path>, reason: impl Into<String>) -> Self {
-        LoadError { file: file.as_ref().to_path_buf(), reason: reason.into(), detail: String::new() }
+        LoadError { file: file.as_ref().to_path_buf(), reason: reason.into(), detail: String::new(), lost: false }
     }
 
     /// The same with what clients are not told.
     #[must_use]
     pub fn with_detail(self, detail: impl Into<String>) -> Self {
         LoadError { detail: detail.into(), ..self }
+    }
+
+    /// The same where the device is lost, if it is.
+    #[must_use]
+    pub fn with_lost(self, lost: bool) -> Self {
+        LoadError { lost, ..self }
     }
 
     /// The detail as it stands behind the reason.
@@ -48,6 +56,9 @@ pub enum InferError {
     /// The deadline passed before the answer was ready.
     #[error("the request's deadline passed before its answer was ready")]
     Deadline,
+    /// There is not enough memory for it; says how much was asked for.
+    #[error("there is not enough memory for what this request asks: {0}")]
+    Memory(String),
     /// Nobody waits for the answer.
     #[error("the request was cancelled")]
     Cancelled,

@@ -126,12 +126,16 @@ def peers(rows, by):
 
 def others(rows):
     """What no goal was set for."""
-    known = {goal[0] for goal in GOALS} | {"copy", "matrix"}
+    known = {goal[0] for goal in GOALS} | {"copy", "matrix", SCALING}
     rest = [row for row in rows if row["what"] not in known and ":" not in row["what"] and row["value"] is not None]
     if not rest:
         return []
-    lines = [f"| {row['what']} | {number(row['value'])} | {number(row['limit'])} | {row['unit']} |" for row in rest]
-    return ["| besides | measured | limit | unit |", "|---|---:|---:|---|", *lines, ""]
+    lines = []
+    for row in rest:
+        limit, better_less = row["limit"], row["unit"] in LESS_IS_BETTER
+        reached = f"{share(row['value'], limit, better_less):.0%}" if limit and row["value"] else ""
+        lines.append(f"| {row['what']} | {number(row['value'])} | {number(limit)} | {reached} | {row['unit']} |")
+    return ["| besides | measured | limit | of the limit | unit |", "|---|---:|---:|---:|---|", *lines, ""]
 
 
 def main():

@@ -1,13 +1,15 @@
 #!/bin/sh
-# closure.sh BINARY DEST [LIBONNXRUNTIME]: lays into DEST the whole file system of the CPU image: the server, the
-# library that ONNX models need, the shared libraries that ldd names for both, the loader, and the few files that name
-# the user. Dockerfile.cpu and image-check.sh both use it, so what is checked is what is shipped.
+# closure.sh BINARY DEST [LIBONNXRUNTIME [LIBRARY...]]: lays into DEST the whole file system of an image: the server,
+# the library that ONNX models need, the shared libraries that ldd names for both, those of the C library that are named
+# besides (libdl.so.2), the loader, and the few files that name the user. Dockerfile.cpu, Dockerfile.cuda and
+# image-check.sh all use it, so what is checked is what is shipped.
 set -eu
 
-[ $# -eq 2 ] || [ $# -eq 3 ] || { echo "usage: closure.sh BINARY DEST [LIBONNXRUNTIME]" >&2; exit 2; }
+[ $# -ge 2 ] || { echo "usage: closure.sh BINARY DEST [LIBONNXRUNTIME [LIBRARY...]]" >&2; exit 2; }
 binary=$1
 dest=$2
 onnxruntime=${3:-}
+shift "$(($# < 3 ? $# : 3))"
 mkdir -p "$dest"
 [ -z "$(ls -A "$dest")" ] || { echo "closure.sh: $dest is not empty" >&2; exit 2; }
 
@@ -37,6 +39,12 @@ libraries() {
 }
 found=$(libraries "$binary")
 if [ -n "$onnxruntime" ]; then found="$found $(libraries "$onnxruntime")"; fi
+# What a driver that is mounted into the container needs of the C library. All lie where the C library does.
+libc=$(printf '%s\n' $found | grep '/libc\.so\.6$' | head -n 1)
+for library in "$@"; do
+    [ -e "${libc%/*}/$library" ] || { echo "closure.sh: there is no $library beside ${libc:-a C library}" >&2; exit 1; }
+    found="$found ${libc%/*}/$library"
+done
 
 # At the paths where they lie here: the loader looks there by itself, without a cache file. Copied, not linked.
 for library in $found; do

@@ -301,8 +301,9 @@ def dockerfile_complaints(text):
     last = text.split("FROM scratch")[-1]
     if re.findall(r"^(?:COPY|ADD|RUN) .*", last, re.M) != ["COPY --from=build /image /"]:
         wrong.append("the last stage is not /image alone")
-    if "closure.sh /tensorgate /image /onnxruntime/libonnxruntime.so\n" not in text:
-        wrong.append("closure.sh is not called with the server and ONNX Runtime's library")
+    besides = " libdl.so.2 librt.so.1 libpthread.so.0" if "--features cuda" in text else ""
+    if f"closure.sh /tensorgate /image /onnxruntime/libonnxruntime.so{besides}\n" not in text:
+        wrong.append(f"closure.sh is not called with the server and ONNX Runtime's library{besides and ', and' + besides}")
     if f"USER {NONROOT}:{NONROOT}" not in last or f'["{SERVER}"]' not in last:
         wrong.append("USER or ENTRYPOINT is another")
     if "--features cuda" in text:

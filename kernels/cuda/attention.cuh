@@ -1,4 +1,4 @@
-// What both attention kernels are made of: which positions a row sees, how a tile of the cache lies in shared memory,
+// What all attention kernels are made of: which positions a row sees, how a tile of the cache lies in shared memory,
 // and the online softmax of the rows of one warp.
 //
 //   cache     keys bf16 or e4m3 [block][kv_head][32][head_dim], values alike. Position p of slot s: line p % 32 of
@@ -165,7 +165,12 @@ template <class Number, int D, int M> struct Rows {
     // summed shrinks. Where a row sees nothing, its weights are 0, and all else stays, exactly.
     template <int N> DEVICE void weigh(float (&scores)[M][N][4], float unit) {
         float shrink[M][2];
-        bool shrinks = false;
+        weigh(scores, unit, shrink);
+        shrink_by(shrink);
+    }
+
+    // The same, and what is summed is left to `shrink_by`.
+    template <int N> DEVICE void weigh(float (&scores)[M][N][4], float unit, float (&shrink)[M][2]) {
         UNROLL
         for (int at = 0; at < 2 * M; at++) {
             int i = at / 2, half = at % 2;
@@ -177,7 +182,6 @@ template <class Number, int D, int M> struct Rows {
             largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 2));
             float base = largest == -INFINITY ? 0.0f : largest;
             shrink[i][half] = power_of_two((top[i][half] - base) * unit);
-            shrinks |= shrink[i][half] != 1.0f;
             top[i][half] = largest;
             base *= unit;
             float added = 0.0f;
@@ -190,6 +194,12 @@ template <class Number, int D, int M> struct Rows {
             }
             sum[i][half] = sum[i][half] * shrink[i][half] + added;
         }
+    }
+
+    DEVICE void shrink_by(const float (&shrink)[M][2]) {
+        bool shrinks = false;
+        UNROLL
+        for (int at = 0; at < 2 * M; at++) shrinks |= shrink[at / 2][at % 2] != 1.0f;
         // Most tiles bring no larger score.
         if (!__any_sync(ALL_LANES, shrinks)) return;
         UNROLL

@@ -1,13 +1,8 @@
-// Attention of stretches of prompts, over the paged cache that holds their keys and values already (see attention.cuh).
+// Attention of stretches of prompts (see attention_prompt.cuh) by matrix units that each warp uses by itself.
 //
-//   queries   bf16 [rows][heads * head_dim]; out alike
-//   tiles     i32 [n_tiles][4]: the first row, how many rows (tokens), the position of the first, the slot. The rows
-//             have consecutive positions; times the heads of a group they are at most ROWS
-//
-// Grid (kv_heads, n_tiles). A block's product has a row for each token and query head of the group, the heads of one
-// token side by side, M times sixteen of them for each warp. It goes through the context in tiles of KEYS positions,
-// counted from position 0, so that neither the cuts of a prompt nor the rows beside it matter. While one tile is worked
-// on, the next is loaded:
+// A warp has M times sixteen of the rows of a block's product. The block goes through the context in tiles of KEYS
+// positions, counted from position 0, so that neither the cuts of a prompt nor the rows beside it matter. While one
+// tile is worked on, the next is loaded:
 //
 //   shared    queries bf16 [ROWS][D], then twice keys and values, bf16 [2][KEYS][D] each
 //
@@ -15,7 +10,7 @@
 // it, once for all warps:
 //
 //   shared    queries bf16 [ROWS][D], keys and values bf16 [2][KEYS][D], keys and values e4m3 [2][KEYS][D]
-#include "attention.cuh"
+#include "attention_prompt.cuh"
 
 using namespace attention;
 
@@ -26,36 +21,10 @@ template <int D> constexpr int M = D <= 128 ? 2 : 1;
 template <int D> constexpr int ROWS = 16 * M<D> * WARPS;
 template <int D> constexpr int KEYS = D <= 128 ? 64 : 32;
 
-template <class Number> struct Prompt {
-    bf16 *out;
-    const bf16 *queries;
-    Cache<Number> cache;
-    const int *tiles;
-    const float *sinks;
-    int rows, heads, window;
-    float scale, soft_cap;
-};
+template <int D> using Task = attention::Task<WARPS, 16 * M<D>>;
 
-// What a block does: some tokens of one sequence, and one KV head with its `group` of query heads. It lies in shared
-// memory, for registers are few.
-struct Task {
-    int first_row, tokens, start, slot, kv_head, group;
-    // What some row sees.
-    Range seen;
-    Rule rule;
-    // Positions of each warp's first row and of its last; -1 where there is none.
-    int lowest[WARPS], highest[WARPS];
-
-    // Of the product's rows, which are tokens, and their position; -1 for those that are none.
-    DEVICE bool there(int row) const { return row < tokens * group; }
-    DEVICE int position(int row) const { return there(row) ? start + row / group : -1; }
-    // The query head of a row, of all heads of all rows.
-    DEVICE size_t head(int row, int heads) const {
-        return size_t(first_row + row / group) * heads + kv_head * group + row % group;
-    }
-};
-
-template <class Number, int D> DEVICE void load_queries(const Prompt<Number> &job, const Task &task, unsigned char *to) {
+template <class Number, int D>
+DEVICE void load_queries(const Prompt<Number> &job, const Task<D> &task, unsigned char *to) {
     constexpr int pieces = D / 8;
     int dim = job.cache.head_dim;
     UNROLL
@@ -75,7 +44,7 @@ template <class Number, int D> struct Loader {
     static constexpr bool EVEN = PAGE * pieces % THREADS == 0;
 
     const Prompt<Number> &job;
-    const Task &task;
+    const Task<D> &task;
     // The lane's entry of the sequence's table, of 32 that begin at a multiple of 32.
     int page;
 
@@ -154,82 +123,26 @@ DEVICE void multiply_keys(float (&scores)[M<D>][N][4], const unsigned char *quer
 template <int D> struct Strip {
     Rows<bf16, D, M<D>> rows;
 
-    DEVICE void hide_unseen(float (&scores)[M<D>][KEYS<D> / 8][4], const Task &task, int tile) const {
-        int widest = task.rule.window == 0 ? INT32_MAX : task.rule.window, key = tile * KEYS<D> + lane_index() % 4 * 2;
-        UNROLL
-        for (int i = 0; i < 2 * M<D>; i++) {
-            int position = task.position(warp_index() * 16 * M<D> + 8 * i + lane_index() / 4);
-            UNROLL
-            for (int at = 0; at < KEYS<D> / 4; at++) {
-                int distance = position - key - at / 2 * 8 - at % 2;
-                if (distance < 0 || distance >= widest) scores[i / 2][at / 2][i % 2 * 2 + at % 2] = -INFINITY;
-            }
-        }
-    }
-
-    DEVICE void take(const Task &task, const unsigned char *queries, const unsigned char *keys, int tile) {
-        int first = tile * KEYS<D>, end = first + KEYS<D>, window = task.rule.window;
-        int lowest = task.lowest[warp_index()], highest = task.highest[warp_index()];
+    DEVICE void take(const Task<D> &task, const unsigned char *queries, const unsigned char *keys, int tile) {
+        int first = tile * KEYS<D>, end = first + KEYS<D>;
         // What no row of the warp sees changes nothing.
-        if (first > highest || end <= first_seen(lowest, window)) return;
-        bool all = end <= lowest + 1 && first >= first_seen(highest, window);
+        if (!task.sees(warp_index(), first, end)) return;
         float scores[M<D>][KEYS<D> / 8][4];
         multiply_keys<D>(scores, queries, keys);
         cap(scores, task.rule);
-        if (!all) hide_unseen(scores, task, tile);
+        if (!task.sees_all(warp_index(), first, end)) hide_unseen(scores, task, first);
         rows.weigh(scores, task.rule.unit);
         rows.add(scores, keys + KEYS<D> * D * 2);
     }
-
-    template <class Number> DEVICE void put(const Prompt<Number> &job, const Task &task) {
-        rows.end(task.rule.unit);
-        UNROLL
-        for (int at = 0; at < 2 * M<D>; at++) {
-            int row = warp_index() * 16 * M<D> + 8 * at + lane_index() / 4, i = at / 2, half = at % 2;
-            if (!task.there(row)) continue;
-            int head = task.kv_head * task.group + row % task.group;
-            float factor = last_factor(rows.top[i][half], rows.sum[i][half], job.sinks, head);
-            factor *= job.cache.value_scale;
-            bf16 *out = job.out + task.head(row, job.heads) * job.cache.head_dim;
-            UNROLL
-            for (int n = 0; n < D / 8; n++) {
-                int column = 8 * n + lane_index() % 4 * 2;
-                const float(&four)[4] = rows.out[i][n];
-                if (column < job.cache.head_dim)
-                    *reinterpret_cast<uint32_t *>(out + column) =
-                        to_bf16_pair(four[2 * half] * factor, four[2 * half + 1] * factor);
-            }
-        }
-    }
 };
-
-// A tile that is none, for it leads outside the rows, has no tokens.
-template <class Number, int D> DEVICE void begin(Task &task, const Prompt<Number> &job) {
-    const int *tile = job.tiles + 4 * blockIdx.y;
-    if (threadIdx.x == 0) {
-        task.group = job.heads / job.cache.kv_heads;
-        int most = tile[0] < 0 || tile[2] < 0 ? 0 : min(ROWS<D> / task.group, job.rows - tile[0]);
-        task.tokens = max(min(tile[1], most), 0);
-        task.first_row = tile[0], task.start = task.tokens == 0 ? 0 : tile[2], task.slot = tile[3];
-        task.kv_head = blockIdx.x;
-        task.seen = Range{first_seen(task.start, job.window), task.start + task.tokens};
-        task.rule = rule_of(job.scale, job.soft_cap, job.window);
-        for (int warp = 0; warp < WARPS; warp++) {
-            int first = warp * 16 * M<D>, last = min(first + 16 * M<D>, task.tokens * task.group) - 1;
-            task.lowest[warp] = task.position(first);
-            task.highest[warp] = first > last ? -1 : task.position(last);
-        }
-    }
-    __syncthreads();
-}
 
 template <class Number, int D> DEVICE void prompt(const Prompt<Number> &job) {
     DYNAMIC_SHARED(memory);
-    SHARED Task task;
+    SHARED Task<D> task;
     constexpr int QUERY_BYTES = ROWS<D> * D * 2, TILE_BYTES = 2 * KEYS<D> * D * 2;
     wait_for_earlier();
     let_next_start();
-    begin<Number, D>(task, job);
+    task.begin(job);
     Loader<Number, D> loader{job, task, 0};
     int tile = task.seen.first / KEYS<D>;
     load_queries<Number, D>(job, task, memory);
@@ -254,7 +167,7 @@ template <class Number, int D> DEVICE void prompt(const Prompt<Number> &job) {
         if (WIDENS) __syncthreads();
         strip.take(task, queries, now, tile);
     }
-    strip.put(job, task);
+    put(job, task, strip.rows);
 }
 
 } // namespace

@@ -4,11 +4,13 @@ use crate::dataplane::{Infer, Servable};
 use crate::describe::{is_batched, most_rows};
 use crate::error::Error;
 use backends::{Limits, Parameter, Parameters, Port, Signature, Tensor};
+use std::collections::BTreeSet;
 
 /// Inputs as the model lists them, those that may be left out last: requests with the same inputs are alike, and their
 /// rows are those of the first.
 pub(crate) fn put_in_order(signature: &Signature, inputs: &mut [Tensor]) {
-    if signature.strict && inputs.len() > 1 {
+    // More of them than there are is an error in any order.
+    if signature.strict && (2..=signature.inputs.len()).contains(&inputs.len()) {
         inputs.sort_by_cached_key(|input| {
             let found = signature.inputs.iter().position(|port| port.name == input.name());
             // One that is not known comes last, where it is found soon enough.
@@ -22,25 +24,29 @@ pub(crate) fn put_in_order(signature: &Signature, inputs: &mut [Tensor]) {
 /// # Errors
 /// Says what is wrong with it, and what would be right.
 pub(crate) fn check(servable: &Servable, request: &Infer, limits: &Limits) -> Result<(), Error> {
-    if request.inputs.len() > limits.tensors || request.outputs.len() > limits.tensors {
-        return Err(Error::Invalid(format!("more than {} tensors in a request", limits.tensors)));
+    let Signature { inputs: takes, outputs: gives, .. } = &servable.signature;
+    for (count, known) in [(request.inputs.len(), takes.len()), (request.outputs.len(), gives.len())] {
+        // As many as the model has may always be there.
+        let most = limits.tensors.max(known);
+        if count > most {
+            return Err(Error::Invalid(format!("more than {most} tensors in a request")));
+        }
     }
     let reserved = |key: &&String| key.starts_with("triton_") && *key != "triton_enable_empty_final_response";
     if let Some(key) = request.parameters.keys().find(reserved) {
         return Err(Error::Invalid(format!("parameter keys starting with 'triton_' are reserved, got '{key}'")));
     }
     check_parameters(&request.parameters)?;
-    for (index, input) in request.inputs.iter().enumerate() {
-        if request.inputs[..index].iter().any(|earlier| earlier.name() == input.name()) {
-            return Err(Error::Invalid(format!("input '{}' already exists in request", input.name())));
-        }
+    if let Some(name) = repeated(request.inputs.iter().map(Tensor::name)) {
+        return Err(Error::Invalid(format!("input '{name}' already exists in request")));
     }
-    for (index, output) in request.outputs.iter().enumerate() {
-        if request.outputs[..index].iter().any(|earlier| earlier.name == output.name) {
-            return Err(Error::Invalid(format!("output '{}' already exists in request", output.name)));
-        }
-        if !servable.signature.outputs.iter().any(|port| port.name == output.name) {
-            let known: Vec<_> = servable.signature.outputs.iter().map(|port| port.name.as_str()).collect();
+    if let Some(name) = repeated(request.outputs.iter().map(|output| output.name.as_str())) {
+        return Err(Error::Invalid(format!("output '{name}' already exists in request")));
+    }
+    let mut known = Ports::of(gives);
+    for output in &request.outputs {
+        if known.find(&output.name).is_none() {
+            let known: Vec<_> = gives.iter().map(|port| port.name.as_str()).collect();
             return Err(Error::Invalid(format!(
                 "unexpected inference output '{}' for model '{}'; it has {}",
                 output.name,
@@ -98,8 +104,9 @@ fn check_parameters(parameters: &Parameters) -> Result<(), Error> {
 fn check_strictly(servable: &Servable, request: &Infer) -> Result<(), Error> {
     let (model, ports) = (&servable.name, &servable.signature.inputs);
     let required = ports.iter().filter(|port| !port.optional).count();
+    let (mut known, mut given) = (Ports::of(ports), vec![false; ports.len()]);
     for input in &request.inputs {
-        let Some(port) = ports.iter().find(|port| port.name == input.name()) else {
+        let Some((place, port)) = known.find(input.name()) else {
             let known: Vec<_> = ports.iter().map(|port| port.name.as_str()).collect();
             return Err(Error::Invalid(format!(
                 "unexpected inference input '{}' for model '{model}'; it has {}",
@@ -123,8 +130,11 @@ fn check_strictly(servable: &Servable, request: &Infer) -> Result<(), Error> {
                 bracketed(input.shape())
             )));
         }
+        if let Some(given) = given.get_mut(place) {
+            *given = true;
+        }
     }
-    let missing = missing(ports, &request.inputs);
+    let missing = missing(ports, &given);
     if request.inputs.len() < required {
         return Err(Error::Invalid(format!(
             "expected {required} inputs but got {} inputs for model '{model}': missing required input(s) {missing:?}",
@@ -160,10 +170,41 @@ fn needed<'a>(ports: &'a [Port], inputs: &'a [Tensor]) -> impl Iterator<Item = &
     inputs.iter().filter(move |input| !ports.iter().any(|port| port.optional && port.name == input.name()))
 }
 
-/// Inputs that a request lacks: there may be as many as are required, and one of these not among them.
-fn missing<'a>(ports: &'a [Port], inputs: &[Tensor]) -> Vec<&'a str> {
-    let given = |port: &&Port| inputs.iter().any(|input| input.name() == port.name);
-    ports.iter().filter(|port| !port.optional && !given(port)).map(|port| port.name.as_str()).collect()
+/// Inputs that a request lacks, of which it is known which are given: there may be as many as are required, and one of these
+/// not among them.
+fn missing<'a>(ports: &'a [Port], given: &[bool]) -> Vec<&'a str> {
+    let lacks = ports.iter().zip(given).filter(|(port, given)| !port.optional && !**given);
+    lacks.map(|(port, _)| port.name.as_str()).collect()
+}
+
+/// A name that is there twice.
+fn repeated<'a>(mut names: impl ExactSizeIterator<Item = &'a str>) -> Option<&'a str> {
+    if names.len() < 2 {
+        return None;
+    }
+    let mut seen = BTreeSet::new();
+    names.find(|name| !seen.insert(*name))
+}
+
+/// Ports that are looked for by their names. Who asks mostly asks in their order, and a model may have many of them.
+struct Ports<'a> {
+    ports: &'a [Port],
+    next: usize,
+}
+
+impl<'a> Ports<'a> {
+    fn of(ports: &'a [Port]) -> Self {
+        Ports { ports, next: 0 }
+    }
+
+    /// The port of this name, and its place.
+    fn find(&mut self, name: &str) -> Option<(usize, &'a Port)> {
+        let (before, after) = self.ports.split_at_checked(self.next)?;
+        let mut places = (self.next..).zip(after).chain((0..).zip(before));
+        let found = places.find(|(_, port)| port.name == name)?;
+        self.next = found.0 + 1;
+        Some(found)
+    }
 }
 
 /// `[-1,4]`, as Triton prints shapes.
@@ -197,14 +238,19 @@ mod tests {
             labels: Vec::new(),
         };
         let ports = [port("a", false), port("b", false), port("c", true)];
-        let given = |names: &[&str]| {
-            let tensor = |name: &&str| Tensor::from_vec(*name, vec![1], vec![0f32]).unwrap();
-            missing(&ports, &names.iter().map(tensor).collect::<Vec<_>>()).join(", ")
-        };
-        assert_eq!(given(&["b", "a"]), "");
-        assert_eq!(given(&["a", "b", "c"]), "");
-        assert_eq!(given(&["a", "c"]), "b");
-        assert_eq!(given(&["c"]), "a, b");
+        assert_eq!(missing(&ports, &[true, true, false]).join(", "), "");
+        assert_eq!(missing(&ports, &[true, true, true]).join(", "), "");
+        assert_eq!(missing(&ports, &[true, false, true]).join(", "), "b");
+        assert_eq!(missing(&ports, &[false, false, true]).join(", "), "a, b");
+        for names in [&["a", "b", "c"][..], &["c", "b", "a"], &["c", "c"]] {
+            let mut known = Ports::of(&ports);
+            for name in names {
+                assert_eq!(known.find(name).map(|(place, _)| ports[place].name.as_str()), Some(*name));
+            }
+            assert!(known.find("d").is_none());
+        }
+        assert_eq!(repeated(["a", "b", "c"].into_iter()), None);
+        assert_eq!(repeated(["a", "b", "a", "b"].into_iter()), Some("a"));
     }
 
     #[test]

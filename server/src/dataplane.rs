@@ -248,7 +248,7 @@ impl Dataplane {
                 Ok(Inferred { servable, id, outputs })
             }
             Err(error) => {
-                if let Error::Internal(what) = &error {
+                if let Error::Internal(what) | Error::Memory(what) = &error {
                     tracing::error!(model = servable.name, %what, "a request failed");
                 }
                 servable.stats.failed(total);

@@ -48,6 +48,8 @@ pub enum Error {
     Cancelled,
     /// No valid key.
     Unauthorized,
+    /// There is not enough memory for what the request asks.
+    Memory(String),
     /// The operation is not allowed in this mode.
     Forbidden(String),
     /// Something in the server failed; the client learns no more than that.
@@ -89,6 +91,7 @@ impl Error {
             Error::Cancelled => (499, code::CANCELLED),
             Error::Unauthorized => (401, code::UNAUTHENTICATED),
             Error::Forbidden(_) => (503, code::UNAVAILABLE),
+            Error::Memory(_) => (500, code::RESOURCE_EXHAUSTED),
             Error::Internal(_) => (500, code::INTERNAL),
         }
     }
@@ -117,6 +120,7 @@ impl Error {
             | Error::Unsupported(what)
             | Error::TooLarge(what)
             | Error::Overloaded(what)
+            | Error::Memory(what)
             | Error::Forbidden(what)
             | Error::UnsupportedEncoding(what) => what.clone(),
             Error::NoRoute => "Not Found".into(),
@@ -144,7 +148,7 @@ impl Error {
         match self {
             Error::Overloaded(_) | Error::Deadline | Error::Draining => "REJECTED",
             Error::Cancelled => "CANCELED",
-            Error::Internal(_) => "BACKEND",
+            Error::Internal(_) | Error::Memory(_) => "BACKEND",
             _ => "OTHER",
         }
     }
@@ -153,6 +157,7 @@ impl Error {
 impl From<InferError> for Error {
     fn from(error: InferError) -> Self {
         match error {
+            InferError::Memory(_) => Error::Memory(error.to_string()),
             InferError::Invalid(what) => Error::Refused(what),
             InferError::Unsupported(what) => Error::Unsupported(what),
             InferError::Deadline => Error::Deadline,

@@ -4,6 +4,7 @@ use mimalloc::MiMalloc;
 use server::args::{self, Command, UsageError, help};
 use server::cli::{config_show, manifests, run, validate};
 use server::config::{Config, LogFormat, Machine};
+use server::llm::trial;
 use server::probe;
 use server::telemetry::{self, Format};
 use std::process::ExitCode;
@@ -13,8 +14,10 @@ use tracing::level_filters::LevelFilter;
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
-    if std::env::args_os().nth(1).is_some_and(|word| word == probe::COMMAND) {
-        return probe::child();
+    match std::env::args_os().nth(1) {
+        Some(word) if word == probe::COMMAND => return probe::child(),
+        Some(word) if word == trial::COMMAND => return trial::child(),
+        _ => {}
     }
     match dispatch() {
         Ok(code) => ExitCode::from(code),

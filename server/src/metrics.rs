@@ -198,7 +198,8 @@ impl ModelMetrics {
 /// Where the engine of a language model stands, by the names that vLLM has and the Gateway API's inference extension
 /// reads.
 pub fn refresh_language(name: &str, counters: &Counters) {
-    let label = || [("model_name", name.to_owned())];
+    // vLLM numbers the engines of a process; here a model has one.
+    let label = || [("model_name", name.to_owned()), ("engine", ENGINE.to_owned())];
     let level = |metric: &'static str, value: f64| gauge!(metric, &label()).set(value);
     let count = |metric: &'static str, value: u64| counter!(metric, &label()).absolute(value);
     level("vllm:num_requests_running", counters.running.into());
@@ -210,7 +211,7 @@ pub fn refresh_language(name: &str, counters: &Counters) {
     count("vllm:prefix_cache_hits_total", counters.prefix_hits);
     let blocks = counters.blocks_total.to_string();
     gauge!("vllm:cache_config_info",
-        "model_name" => name.to_owned(), "block_size" => BLOCK_SIZE, "num_gpu_blocks" => blocks)
+        "model_name" => name.to_owned(), "engine" => ENGINE, "block_size" => BLOCK_SIZE, "num_gpu_blocks" => blocks)
     .set(1.0);
     // No adapter is served. Of several such series a scheduler takes the one with the latest time.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
@@ -218,6 +219,9 @@ pub fn refresh_language(name: &str, counters: &Counters) {
         "max_lora" => "0", "running_lora_adapters" => "", "waiting_lora_adapters" => "")
     .set(now.as_secs_f64());
 }
+
+/// The engine of a model, as vLLM calls its first.
+const ENGINE: &str = "0";
 
 /// Tokens of a block of keys and values: `BLOCK` of `backends/src/llm/model.rs`.
 const BLOCK_SIZE: &str = "32";

@@ -270,7 +270,7 @@ fn how(status: ExitStatus, complaints: &str) -> String {
 }
 
 /// Bytes of a process that lie in memory; 0 where that cannot be told.
-fn resident(process: u32) -> u64 {
+pub(crate) fn resident(process: u32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{process}/statm")).unwrap_or_default();
     let pages = text.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
     pages.unwrap_or(0).saturating_mul(PAGE)
@@ -304,7 +304,7 @@ pub fn child() -> ExitCode {
 }
 
 fn attempt(task: &Task) -> Outcome {
-    let refused = |LoadError { file, reason, detail }: LoadError| Outcome::Refused { file, reason, detail };
+    let refused = |LoadError { file, reason, detail, .. }: LoadError| Outcome::Refused { file, reason, detail };
     // Where a limit cannot be set, the parent's looks are all there is.
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     let limit = |bytes: u64| Rlimit { current: Some(bytes), maximum: Some(bytes) };

@@ -2,6 +2,7 @@
 //! many files it may open.
 
 use crate::threads;
+use backends::LoadError;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -41,6 +42,13 @@ pub fn give_up(code: u8, reason: &str) {
     };
     if threads::spawn("giving-up", end).is_err() {
         std::process::exit(code.into());
+    }
+}
+
+/// Gives up where a model could not be loaded because its device is lost: it does not come back to this process.
+pub fn give_up_if_lost(model: &str, error: &LoadError) {
+    if error.lost {
+        give_up(LOST, &format!("the device was lost while model '{model}' was loaded: {}", error.reason));
     }
 }
 

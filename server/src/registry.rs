@@ -6,6 +6,7 @@
 use crate::batcher;
 use crate::error::Error;
 use crate::probe::{Probe, Tried};
+use crate::process;
 use crate::repository::{Found, Repository, Survey, Version};
 use arc_swap::ArcSwap;
 use backends::{Format, LoadError, LoadOptions, Model, load};
@@ -391,6 +392,7 @@ impl Registry {
         let reason = self.relative(&error);
         let whole = format!("{reason}{}", error.aside());
         tracing::error!(model = name, version, reason = %whole, "model cannot be loaded");
+        process::give_up_if_lost(name, &error);
         self.update(|models| {
             let versions = models.entry(name.into()).or_default();
             match versions.get_mut(&version).filter(|entry| entry.is_ready()) {

@@ -105,7 +105,8 @@ impl Servable {
             labels: Vec::new(),
         };
         let signature = Signature {
-            // What Triton's backend for vLLM takes and gives.
+            // What Triton's backend for vLLM takes and gives, and the fields of completions that are asked for most: all
+            // of them are taken.
             inputs: vec![
                 port("text_input", DataType::Bytes),
                 port("stream", DataType::Bool),
@@ -115,6 +116,18 @@ impl Servable {
                 port("return_cumulative_logprob", DataType::Bool),
                 port("return_num_output_tokens", DataType::Bool),
                 port("return_num_input_tokens", DataType::Bool),
+                port("max_tokens", DataType::Int32),
+                port("min_tokens", DataType::Int32),
+                port("temperature", DataType::Fp32),
+                port("top_p", DataType::Fp32),
+                port("top_k", DataType::Int32),
+                port("min_p", DataType::Fp32),
+                port("seed", DataType::Int64),
+                Port { shape: vec![-1], ..port("stop", DataType::Bytes) },
+                port("repetition_penalty", DataType::Fp32),
+                port("presence_penalty", DataType::Fp32),
+                port("frequency_penalty", DataType::Fp32),
+                port("ignore_eos", DataType::Bool),
             ],
             outputs: vec![
                 port("text_output", DataType::Bytes),

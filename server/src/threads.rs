@@ -13,6 +13,15 @@ pub fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHan
     Builder::new().name(name.into()).spawn(work).map_err(|error| format!("thread {name}: {error}"))
 }
 
+/// The same with a stack of so many bytes, for work that recurses. They are addresses, and memory only once they are used.
+///
+/// # Errors
+/// The system gives no thread.
+pub fn spawn_deep(name: &str, stack: usize, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, String> {
+    let builder = Builder::new().name(name.into()).stack_size(stack);
+    builder.spawn(work).map_err(|error| format!("thread {name}: {error}"))
+}
+
 /// By how much threads that compute stand back.
 const NICE: i32 = 10;
 

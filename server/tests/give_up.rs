@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use backends::LoadError;
 use backends::llm::blocks::{BlockPool, PrefixKey};
 use backends::llm::engine::{Engine, Overlap};
 use backends::llm::request::{Draft, Limits, Request};
@@ -83,6 +84,21 @@ fn a_process_that_gives_up_ends_within_seconds() {
     let (output, took) = child("a_process_that_gives_up_ends_within_seconds");
     assert_eq!(output.status.code(), Some(process::LOST.into()));
     assert!(took < Duration::from_secs(30), "{took:?}");
+}
+
+#[test]
+fn a_device_that_is_lost_while_a_model_is_loaded_ends_the_process() {
+    let error = LoadError::new("model.safetensors", "the device is lost: an illegal address was read");
+    if is_child() {
+        process::give_up_if_lost("some", &error);
+        assert_eq!(process::giving_up(), None, "one that cannot be loaded is no reason");
+        process::give_up_if_lost("some", &error.with_lost(true));
+        assert_eq!(process::giving_up(), Some(process::LOST));
+        std::thread::sleep(Duration::from_secs(60));
+        return;
+    }
+    let (output, _) = child("a_device_that_is_lost_while_a_model_is_loaded_ends_the_process");
+    assert_eq!(output.status.code(), Some(process::LOST.into()));
 }
 
 #[test]

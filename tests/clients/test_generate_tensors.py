@@ -246,7 +246,7 @@ def test_the_ports_are_described(service):
     for port, ports in (("text_input", metadata["inputs"]), ("text_output", metadata["outputs"])):
         assert {"name": port, "datatype": "BYTES", "shape": ["1"]} in ports
     optional = {port["name"] for port in config["input"] if port.get("optional")}
-    assert {"stream", "sampling_parameters", "exclude_input_in_output"} <= optional
+    assert {"stream", "sampling_parameters", "exclude_input_in_output", "max_tokens", "temperature", "stop"} <= optional
     assert "text_input" in {port["name"] for port in config["input"]} - optional
     assert config.get("max_batch_size", 0) == 0, "prompts have no dimension for a batch"
     rest = requests.get(f"{service.url}{PATHS[0]}", timeout=10).json()

@@ -53,6 +53,7 @@ SERVED = {
     "toml-parallel": ("model.toml", "[onnx]\nparallel = true\ninter_op_threads = 2\nmemory_arena = false\n"),
     "toml-labels": ("model.toml", f"labels = {[f'class {n}' for n in range(10)]}\n"),
     "fallback": ("model.toml", '[onnx]\nproviders = ["cuda"]\nfallback = true\n'),
+    "fallback-pbtxt": ("config.pbtxt", parameter("fallback", "true") + " instance_group [ { kind: KIND_GPU } ]"),
 }  # fmt: skip
 
 # And the words of the reason.
@@ -78,8 +79,12 @@ REFUSED = {
     "no-level": ("config.pbtxt", batched("optimization { graph { level: 7 } }"), ["level", "7"]),
     "files-by-entry": ("config.pbtxt", parameter("session.optimized_model_filepath", "/tmp/x"), ["optimized_model"]),
     "other-format": ("model.toml", '[onnx.session]\n"session.load_model_format" = "ORT"\n', ["load_model_format"]),
-    "a-gpu": ("config.pbtxt", batched("instance_group [ { kind: KIND_GPU gpus: [ 0 ] } ]"), ["cuda"]),
-    "cuda": ("model.toml", '[onnx]\nproviders = ["cuda"]\n', ["cuda", "fallback"]),
+    "a-gpu": (
+        "config.pbtxt",
+        batched("instance_group [ { kind: KIND_GPU gpus: [ 0 ] } ]"),
+        ["cuda", 'key: "fallback"', "config.pbtxt"]),
+    "cuda": ("model.toml", '[onnx]\nproviders = ["cuda"]\n', ["cuda", "fallback = true", "model.toml"]),
+    "no-flag": ("config.pbtxt", parameter("fallback", "cpu"), ["fallback", "neither true nor false"]),
     "tensorrt": (
         "config.pbtxt",
         batched('optimization { execution_accelerators { gpu_execution_accelerator [ { name: "tensorrt" } ] } }'),

@@ -348,6 +348,11 @@ def test_tokenize_a_conversation(service, oracle):
         assert told["count"] == len(told["tokens"])
 
 
+def test_tokens_that_the_model_does_not_have(service):
+    error = refused(service, "/detokenize", {"model": "tiny", "tokens": [65, 4096]})
+    assert error["param"] == "tokens" and "4096" in error["message"]
+
+
 def test_tokens_of_unknown_models(service):
     refused(service, "/tokenize", {"model": "nobody", "prompt": "a"}, 404)
     refused(service, "/detokenize", {"model": "nobody", "tokens": [1]}, 404)

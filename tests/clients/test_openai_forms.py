@@ -113,7 +113,30 @@ def test_an_answer_that_cannot_go_on_harms_no_other(client):
 
     answers = asyncio.run(ask())
     assert all(answer.usage.completion_tokens == 40 for answer in answers[::2])
-    assert all(isinstance(answer, openai.APIStatusError) for answer in answers[1::2])
+    assert all(isinstance(answer, openai.BadRequestError) for answer in answers[1::2])
+
+
+# Tokens are bytes; 262 is the model's end of a text.
+EXCLUSIVE = {
+    "form, allowed": {"structured_outputs": {"regex": "[0-9]+"}, "allowed_token_ids": [0, 1, 2]},
+    "form, banned": {"structured_outputs": {"choice": ["yes"]}, "bad_words": ["y"]},
+    "allowed, banned": {"allowed_token_ids": [ord("y")], "bad_words": ["y"]},
+    "allowed, min_tokens": {"allowed_token_ids": [262], "min_tokens": 2},
+}
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("case", EXCLUSIVE)
+def test_wishes_that_exclude_each_other_are_named(client, case, temperature):
+    with pytest.raises(openai.BadRequestError, match="no token is left: .* exclude each other"):
+        complete(client, TEXT, max_tokens=8, temperature=temperature, extra_body=EXCLUSIVE[case])
+
+
+@pytest.mark.parametrize("more", [{"min_tokens": 6}, {"allowed_token_ids": [*b"yes"]}])
+def test_a_complete_form_ends_the_answer(client, more):
+    """Nothing else could come."""
+    reply = complete(client, TEXT, max_tokens=8, extra_body={"structured_outputs": {"choice": ["yes"]}, **more})
+    assert (reply.choices[0].text, reply.choices[0].finish_reason) == ("yes", "stop")
 
 
 WRONG = {

@@ -105,6 +105,29 @@ def test_logprobs_are_streamed(client):
     assert [each.logprob for each in pieces] == pytest.approx([each.logprob for each in whole], **CLOSE)
 
 
+def offsets_of(client, **more):
+    """Where tokens begin, streamed and whole."""
+    wish = {"max_tokens": 8, "logprobs": 0, **more}
+    chunks = [choice for chunk in complete(client, TEXT, **wish, stream=True) for choice in chunk.choices]
+    streamed = [offset for choice in chunks if choice.logprobs for offset in choice.logprobs.text_offset]
+    return streamed, complete(client, TEXT, **wish).choices[0].logprobs.text_offset
+
+
+def test_offsets_count_what_is_held_back(client):
+    """A stop string that begins in the text, and does not go on, keeps back what has come of it."""
+    text = complete(client, TEXT, max_tokens=8).choices[0].text
+    streamed, whole = offsets_of(client, stop=[text[1:4] + "\0"])
+    assert streamed == whole == sorted(whole) and whole[-1] > 5
+
+
+@pytest.mark.parametrize("left_out, expected", [(True, [0, 0, 0]), (False, [0, 12, 24])])
+def test_offsets_of_control_tokens(client, oracle, left_out, expected):
+    (mark,) = oracle.encode("<|im_start|>")
+    more = {"allowed_token_ids": [mark], "skip_special_tokens": left_out}
+    streamed, whole = offsets_of(client, max_tokens=3, extra_body=more)
+    assert streamed == whole == expected
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/openai/v1/completions"])
 def test_events_as_they_are_written(service, path):
     asked = {"prompt": TEXT} if path.endswith("/v1/completions") else {"messages": MESSAGES, "max_tokens": 16}

@@ -4,6 +4,7 @@ The first words are those of `deploy/llm`, which KServe's own template has as we
 """
 
 import re
+import shutil
 import subprocess
 import time
 
@@ -102,6 +103,21 @@ def test_without_a_name_it_is_called_as_it_was_given(start, directory, oracle):
     server = start("vllm", "serve", directory, "--port", "{http}", "--max-model-len", "auto", "-tp", "2", "-O3")
     assert_answers(server, oracle, [str(directory)])
     assert "accepted without effect: -O3, -tp" in server.tail()
+
+
+def test_a_configuration_is_enough_for_weights_that_are_made_up(start, directory, tmp_path):
+    """Without a tokenizer, tokens are bytes, and words that only the model writes."""
+    shutil.copy(directory / "config.json", tmp_path)
+    words = ["--served-model-name=qwen", "--load-format=dummy"]
+    server = start("vllm", "serve", tmp_path, "--port={http}", *words)
+    texts = [
+        connect(server).completions.create(**{**GREEDY, "model": "qwen"}, prompt=prompt, max_tokens=8, logprobs=0,
+                                           extra_body={"ignore_eos": True}).choices[0]
+        for prompt in (PROMPT, list(PROMPT.encode()))
+    ]
+    assert texts[0].text == texts[1].text and len(texts[0].logprobs.tokens) == 8
+    reply = requests.post(f"{server.url}/tokenize", json={"model": "qwen", "prompt": "hé"}, timeout=10)
+    assert reply.json()["tokens"] == list("hé".encode())
 
 
 def test_limits_are_those_of_vllms_flags(start, directory):
@@ -222,11 +238,11 @@ def test_metrics_that_kserves_scheduler_reads(server):
     """Those of the Gateway API's inference extension, on the port that serves."""
     completed(server, "qwen")
     for name in ("vllm:num_requests_waiting", "vllm:num_requests_running"):
-        assert [labels for labels, _ in samples(server, name)] == [{"model_name": "qwen"}]
+        assert [labels for labels, _ in samples(server, name)] == [{"model_name": "qwen", "engine": "0"}]
     ((_, usage),) = samples(server, "vllm:kv_cache_usage_perc")
     assert 0 <= usage <= 1
     ((cache, one),) = samples(server, "vllm:cache_config_info")
-    assert one == 1 and int(cache["block_size"]) > 0 and int(cache["num_gpu_blocks"]) > 0
+    assert one == 1 and cache["engine"] == "0" and int(cache["block_size"]) > 0 and int(cache["num_gpu_blocks"]) > 0
     ((adapters, when),) = samples(server, "vllm:lora_requests_info")
     assert adapters == {"max_lora": "0", "running_lora_adapters": "", "waiting_lora_adapters": ""}
     assert abs(when - time.time()) < 60

@@ -58,6 +58,7 @@ impl DecoderSpec {
         let context = fields.count("max_position_embeddings", CONTEXT_MAX)?.unwrap_or(2048);
         let attention = attention(fields, family, hidden)?;
         let (rope, rope_local) = ropes(fields, family, attention.head_dim, context)?;
+        let context = rope.scaling.context(context).min(CONTEXT_MAX);
         let mixture = mixture(fields, family)?;
         let intermediate = fields.needed("intermediate_size", WIDTH_MAX)?;
         Ok(DecoderSpec {

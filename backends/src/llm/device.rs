@@ -37,7 +37,7 @@ impl CacheFormat {
     pub(super) fn bytes(self, place: &Place) -> Result<usize, String> {
         let name = match (self, place) {
             #[cfg(feature = "cuda")]
-            (format, Place::Gpu(_)) => return Ok(format.on_gpus().bytes()),
+            (format, Place::Gpu) => return Ok(format.on_gpus().bytes()),
             (CacheFormat::Auto, Place::Cpu(_)) => return Ok(CacheType::F16.bytes()),
             (CacheFormat::Bf16, Place::Cpu(_)) => "bfloat16",
             (CacheFormat::Fp8, Place::Cpu(_)) => "fp8",
@@ -62,9 +62,9 @@ impl CacheFormat {
 pub(super) enum Place {
     /// The CPU; and why, where a GPU was thinkable.
     Cpu(Option<String>),
-    /// A GPU.
+    /// A GPU: the first of those that CUDA_VISIBLE_DEVICES leaves.
     #[cfg(feature = "cuda")]
-    Gpu(Box<kernels::cuda::Gpu>),
+    Gpu,
 }
 
 /// Where language models will be computed, in one line; `None` where that goes without saying.
@@ -177,19 +177,11 @@ pub(super) fn place(choice: Choice, spec: &DecoderSpec, dtype: Option<FloatType>
     match (unfit(spec, dtype), choice) {
         (Some(reason), Choice::Cuda) => Err(format!("--device cuda: {reason}")),
         (Some(reason), _) => Ok(Place::Cpu(Some(reason))),
-        (None, _) => open(),
+        #[cfg(feature = "cuda")]
+        (None, _) => Ok(Place::Gpu),
+        #[cfg(not(feature = "cuda"))]
+        (None, _) => Ok(Place::Cpu(None)),
     }
-}
-
-#[cfg(not(feature = "cuda"))]
-fn open() -> Result<Place, String> {
-    Ok(Place::Cpu(None))
-}
-
-#[cfg(feature = "cuda")]
-fn open() -> Result<Place, String> {
-    // The first of those that CUDA_VISIBLE_DEVICES leaves.
-    kernels::cuda::Gpu::open(0).map(|gpu| Place::Gpu(Box::new(gpu))).map_err(|fault| fault.to_string())
 }
 
 #[cfg(test)]

@@ -209,12 +209,12 @@ impl<E: Executor> Engine<E> {
         }
         let events = self.scheduler.commit(&plan, outcome);
         for event in &events {
-            if let Event::Token { sequence, token, .. } = event
-                && let Some(matcher) = self.matchers.get_mut(sequence)
-                && let Err(reason) = matcher.accept(*token)
-            {
-                self.scheduler.fail(*sequence, reason);
-            }
+            let Event::Token { sequence, token, .. } = event else { continue };
+            let Some(matcher) = self.matchers.get_mut(sequence) else { continue };
+            match matcher.accept(*token) {
+                Ok(()) => self.scheduler.complete(*sequence, *token),
+                Err(reason) => self.scheduler.fail(*sequence, reason),
+            };
         }
         events
     }

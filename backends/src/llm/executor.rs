@@ -124,6 +124,14 @@ impl Mask {
     pub fn allows(&self, token: u32) -> bool {
         self.0.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
     }
+
+    /// May some of `tokens` come next, and nothing else?
+    pub fn allows_only(&self, tokens: &[u32]) -> bool {
+        let bit = |index: usize, token: u32| u32::from(token as usize / 32 == index) << (token % 32);
+        let listed = |index: usize| tokens.iter().fold(0, |bits, token| bits | bit(index, *token));
+        let mut some = self.0.iter().enumerate().filter(|(_, word)| **word != 0).peekable();
+        some.peek().is_some() && some.all(|(index, word)| word & !listed(index) == 0)
+    }
 }
 
 /// The masks of a step.

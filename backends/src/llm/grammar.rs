@@ -10,22 +10,53 @@ use super::text::Vocabulary;
 use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory, regex_to_lark};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// What a text must be like.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub enum Form {
     /// Any JSON object.
     Object,
     /// JSON that a schema describes.
-    Schema(Value),
+    Schema(#[serde(with = "as_text")] Value),
     /// Text that a regular expression matches as a whole.
     Regex(String),
     /// One of these texts.
     Choice(Vec<String>),
     /// Text of a grammar in Lark's notation.
     Grammar(String),
+}
+
+/// Bytes of a list of choices that nobody need be afraid of.
+const FEW: usize = 4 << 10;
+
+impl Form {
+    /// Is it so small and so flat that compiling it is quick, whatever it says?
+    #[must_use]
+    pub fn is_harmless(&self) -> bool {
+        match self {
+            Form::Object => true,
+            Form::Choice(texts) => texts.iter().map(|text| text.len() + 1).sum::<usize>() <= FEW,
+            Form::Schema(_) | Form::Regex(_) | Form::Grammar(_) => false,
+        }
+    }
+}
+
+/// A schema as the text that it came as: inside another document it would be nested deeper than readers allow.
+mod as_text {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+    use serde_json::Value;
+
+    pub(super) fn serialize<S: Serializer>(schema: &Value, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(schema)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
+        serde_json::from_str(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
 }
 
 /// Between the parts of JSON: nothing, a space, or a new line and its indentation. Without a bound a model may write
@@ -50,16 +81,19 @@ impl Grammars {
     /// # Errors
     /// There is no end, or the vocabulary cannot be used.
     pub fn new(vocabulary: &Vocabulary, size: u32, ends: &[u32]) -> Result<Self, String> {
-        let ends: Arc<[u32]> = ends.iter().copied().filter(|end| *end < size).collect();
-        let end = *ends.first().ok_or("the model's files name no token that ends a text, so that no form could end")?;
         let word = |id: u32| match vocabulary.bytes(id) {
-            // Control tokens are no text, whatever they are called.
-            Some(bytes) if vocabulary.is_special(id) => [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes].concat(),
+            Some(bytes) if vocabulary.is_special(id) => control(bytes),
             Some(bytes) => bytes.to_vec(),
             None => Vec::new(),
         };
-        let words: Vec<Vec<u8>> = (0..size).map(word).collect();
-        let trie = TokTrie::from(&TokRxInfo::new(size, end), &words).with_eos_tokens(&ends);
+        Self::of(&(0..size).map(word).collect::<Vec<_>>(), ends)
+    }
+
+    fn of(words: &[Vec<u8>], ends: &[u32]) -> Result<Self, String> {
+        let size = u32::try_from(words.len()).map_err(|error| error.to_string())?;
+        let ends: Arc<[u32]> = ends.iter().copied().filter(|end| *end < size).collect();
+        let end = *ends.first().ok_or("the model's files name no token that ends a text, so that no form could end")?;
+        let trie = TokTrie::from(&TokRxInfo::new(size, end), words).with_eos_tokens(&ends);
         let environment: llguidance::toktrie::TokEnv = Arc::new(ApproximateTokEnv::new(trie));
         let mut factory = ParserFactory::new_simple(&environment).map_err(|error| error.to_string())?;
         factory.quiet();
@@ -85,6 +119,45 @@ impl Grammars {
             None => matcher.compute_mask_or_eos().map_err(|error| in_one_line(&error.to_string())).map(|_| ()),
         }?;
         Ok(Guide { matcher, ends: self.ends.clone(), over: false })
+    }
+}
+
+/// A control token: it is no text, whatever it is called.
+fn control(name: &[u8]) -> Vec<u8> {
+    [&[TokTrie::SPECIAL_TOKEN_MARKER], name].concat()
+}
+
+/// Of a vocabulary what a form may name, its control tokens; all other text is written byte by byte. A form that compiles
+/// for the vocabulary compiles for this as well, by the same steps, and this is made in a millisecond.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Outline {
+    size: u32,
+    ends: Vec<u32>,
+    controls: Vec<(u32, String)>,
+}
+
+impl Outline {
+    /// Of the same as [`Grammars::new`].
+    #[must_use]
+    pub fn new(vocabulary: &Vocabulary, size: u32, ends: &[u32]) -> Self {
+        let named = |id: u32| Some((id, String::from_utf8_lossy(vocabulary.bytes(id)?).into_owned()));
+        let controls = (0..size).filter(|id| vocabulary.is_special(*id)).filter_map(named).collect();
+        Outline { size, ends: ends.to_vec(), controls }
+    }
+
+    /// What forms are compiled for.
+    ///
+    /// # Errors
+    /// There is no end.
+    pub fn grammars(&self) -> Result<Grammars, String> {
+        let mut words = vec![Vec::new(); self.size as usize];
+        for (id, name) in &self.controls {
+            if let Some(word) = words.get_mut(*id as usize) {
+                *word = control(name.as_bytes());
+            }
+        }
+        words.extend((0..=u8::MAX).map(|byte| vec![byte]));
+        Grammars::of(&words, &self.ends)
     }
 }
 
@@ -184,5 +257,38 @@ impl engine::Matcher for Guide {
             .compute_mask_or_eos()
             .map_err(|error| format!("{STUCK}{}", in_one_line(&error.to_string())))?;
         Ok(Mask(mask.as_slice().into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_form_travels_however_deep_it_is() {
+        let deep = (0..120).fold(Value::Null, |inner, _| json!([inner]));
+        for form in [Form::Schema(deep), Form::Object, Form::Choice(vec!["a".into()]), Form::Regex("\\d".into())] {
+            let text = serde_json::to_string(&form).unwrap();
+            assert_eq!(serde_json::from_str::<Form>(&text).unwrap(), form);
+        }
+    }
+
+    #[test]
+    fn an_outline_has_what_a_form_may_name() {
+        let outline =
+            Outline { size: 1000, ends: vec![7], controls: vec![(7, "<|end|>".into()), (900, "<|call|>".into())] };
+        let grammars = outline.grammars().unwrap();
+        let compile = |lark: &str| grammars.compile(&Form::Grammar(lark.into()));
+        assert!(compile("start: <|call|> \"a\"").is_ok());
+        assert!(compile("start: <[998-999]> \"a\"").is_ok());
+        assert!(compile("start: <|other|> \"a\"").is_err());
+    }
+
+    #[test]
+    fn only_what_is_small_and_flat_is_harmless() {
+        assert!(Form::Object.is_harmless());
+        assert!(Form::Choice(vec!["yes".into(), "no".into()]).is_harmless());
+        assert!(!Form::Choice(vec!["x".repeat(FEW)]).is_harmless());
+        assert!(!Form::Regex("a".into()).is_harmless());
     }
 }

@@ -13,7 +13,7 @@
 use super::calibration;
 use super::spec::{DecoderSpec, Placement, QkNorm};
 use super::weights::groups::{Groups, Stored};
-use super::weights::{Format, Matrix, Weights};
+use super::weights::{Format, Matrix, Weights, put};
 use crate::error::LoadError;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -419,6 +419,20 @@ impl Rows<'_> {
         let stretch = ((rows.len() - 1) * step + 1) * self.row;
         let bytes = self.weights.read(name, begin..begin + stretch)?;
         Ok(if *step == 1 { bytes } else { bytes.chunks(self.row).step_by(*step).flatten().copied().collect() })
+    }
+}
+
+impl Rows<'_> {
+    /// The same as [`Rows::read`] where they are wanted; `to` is as long as they are.
+    ///
+    /// # Errors
+    /// The file cannot be read, or `to` is not so long.
+    pub fn read_into(&self, rows: Range<usize>, to: &mut [u8]) -> Result<(), LoadError> {
+        let Place { name, first, step, .. } = &self.place;
+        if self.place.transposed || *step != 1 || to.len() != rows.len() * self.row {
+            return put(self.weights.file(), &self.read(rows)?, to);
+        }
+        self.weights.read_into(name, self.start + (first + rows.start) * self.row, to)
     }
 }
 

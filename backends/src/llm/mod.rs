@@ -31,6 +31,7 @@ pub mod plan;
 pub mod progress;
 mod quantisation;
 pub mod request;
+mod room;
 pub mod rope;
 mod rope_config;
 pub mod sampler;

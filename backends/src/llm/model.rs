@@ -18,11 +18,12 @@ use super::executor::Executor;
 use super::generation::GenerationConfig;
 use super::layout;
 use super::request;
+use super::room::{BLOCK, Room};
 use super::scheduler::{Scheduler, Settings};
 use super::spec::{DecoderSpec, FloatType};
 use super::text::config::bytes;
 use super::text::output::{Choice, OutputFormat, ReasoningParser, ToolParser};
-use super::text::{self, ChatTemplates, MAX_TOKENIZER_BYTES, Tokenizer, TokenizerConfig};
+use super::text::{self, ChatTemplates, MAX_TOKENIZER_BYTES, Tokenizer, TokenizerConfig, made_up};
 use super::weights::cast::Cast;
 use super::weights::dummy::{Dummy, Init};
 use super::weights::gguf::{self, Gguf};
@@ -31,6 +32,8 @@ use super::weights::{Format as Numbers, Weights, gguf_spec};
 use crate::artifact::{Artifact, Format};
 use crate::error::LoadError;
 use crate::{Backend, LoadOptions, Model};
+#[cfg(feature = "cuda")]
+use kernels::cuda::{Fault, Gpu};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -137,8 +140,6 @@ impl std::fmt::Debug for LanguageModel {
 
 /// Bytes of a `config.json`, at most.
 const CONFIG_BYTES: u64 = 4 << 20;
-/// Positions of a block of keys and values.
-const BLOCK: u32 = 32;
 /// Bytes of text for each token of the context, at most: longer prompts are refused before they are taken apart.
 const BYTES_PER_TOKEN: usize = 32;
 /// What a byte of text is never fewer of: short contexts may have long templates.
@@ -209,7 +210,10 @@ impl Files {
         let mut generation = GenerationConfig::read(directory)?;
         generation.add_ends(map.get("eos_token_id")).map_err(refuse)?;
         let tokens = directory.join("tokenizer.json");
-        let tokenizer_json = bytes(&tokens, MAX_TOKENIZER_BYTES)?;
+        let tokenizer_json = match bytes(&tokens, MAX_TOKENIZER_BYTES)? {
+            None if options.language.dummy => Some(made_up::tokenizer_json(spec.vocab)),
+            found => found,
+        };
         Ok(Files {
             weights: weights(&spec, directory, options.language.dummy.then(|| is_fp8(&map)))?,
             spec,
@@ -242,11 +246,11 @@ impl Files {
 }
 
 impl Text {
-    /// `most` is the length of a text, in bytes; `vocab` the model's own number of tokens.
+    /// `vocab` is the model's own number of tokens.
     fn read(
         tokens: Tokens,
         mut generation: GenerationConfig,
-        (vocab, most): (usize, usize),
+        vocab: usize,
         wishes: &LanguageOptions,
     ) -> Result<Self, String> {
         let (json, config) = match tokens {
@@ -257,17 +261,26 @@ impl Text {
                 (found.tokenizer_json, found.config)
             }
         };
-        let tokenizer = Tokenizer::from_json(&json, &config, most);
+        let tokenizer = Tokenizer::from_json(&json, &config, TEXT_BYTES_MIN);
         let tokenizer = tokenizer.map_err(|reason| format!("its tokenizer: {reason}"))?;
         if let Some(end) = config.named("eos_token").and_then(|name| tokenizer.id(name)) {
             generation.add_ends(Some(&end.into()))?;
         }
         generation.end_tokens.retain(|token| (*token as usize) < vocab);
-        let templates = ChatTemplates::from_config(&config, most)?;
+        let templates = ChatTemplates::from_config(&config, TEXT_BYTES_MIN)?;
         let sources: Vec<&str> = templates.iter().flat_map(ChatTemplates::sources).collect();
         let parsers = (wishes.tool_parser, wishes.reasoning_parser);
         let format = OutputFormat::new(sources.iter().copied(), tokenizer.vocabulary(), parsers.0, parsers.1);
         Ok(Text { tokenizer, templates, format, generation })
+    }
+
+    /// Refuses what cannot fit into so many tokens.
+    fn bound(&mut self, context: u32) {
+        let most = (context as usize).saturating_mul(BYTES_PER_TOKEN).max(TEXT_BYTES_MIN);
+        self.tokenizer.set_max_text_bytes(most);
+        if let Some(templates) = &mut self.templates {
+            templates.set_max_prompt_bytes(most);
+        }
     }
 }
 
@@ -281,18 +294,19 @@ fn assemble(path: &Path, files: Files, options: &LoadOptions) -> Result<Language
         weights = Box::new(Cast::new(weights, numbers(dtype)));
     }
     let place = device::place(wishes.device, &spec, wishes.dtype).map_err(refuse)?;
-    let room = Room::of(&spec, weights.as_ref(), wishes, &place, path)?;
-    let text_bytes = (room.context as usize).saturating_mul(BYTES_PER_TOKEN).max(TEXT_BYTES_MIN);
     let vocab = spec.vocab;
-    // A tokenizer is built on one thread, which takes about as long as reading half a gigabyte of weights.
+    // A tokenizer is built on one thread, which takes about as long as opening a GPU, or as reading half a gigabyte of
+    // weights.
     let (text, computing) = options.pool.install(|| {
         rayon::join(
-            || Text::read(tokens, generation, (vocab, text_bytes), wishes),
-            || Computing::load(place, spec, weights.as_ref(), &room, options),
+            || Text::read(tokens, generation, vocab, wishes),
+            || Computing::load(place, spec, weights.as_ref(), options, path),
         )
     });
-    let Text { tokenizer, templates, format, generation } = text.map_err(refuse)?;
-    let Computing { mut executor, bytes, overlap, device, note } = computing?;
+    let Computing { mut executor, room, bytes, overlap, device, note } = computing?;
+    let mut text = text.map_err(refuse)?;
+    text.bound(room.context);
+    let Text { tokenizer, templates, format, generation } = text;
     executor.set_end_tokens(&generation.end_tokens);
 
     let key = PrefixKey::new(wishes.key);
@@ -327,6 +341,7 @@ fn assemble(path: &Path, files: Files, options: &LoadOptions) -> Result<Language
 /// What computes a model's steps.
 struct Computing {
     executor: BoxedExecutor,
+    room: Room,
     /// Weights, keys and values.
     bytes: usize,
     overlap: Overlap,
@@ -335,15 +350,18 @@ struct Computing {
 }
 
 impl Computing {
+    /// `path` is what errors name that are not of the weights.
     fn load(
         place: Place,
         spec: DecoderSpec,
         weights: &dyn Weights,
-        room: &Room,
         options: &LoadOptions,
+        path: &Path,
     ) -> Result<Self, LoadError> {
+        let (wishes, refuse) = (&options.language, |reason: String| LoadError::new(path, reason));
         match place {
             Place::Cpu(note) => {
+                let room = Room::on_cpu(&spec, wishes).map_err(refuse)?;
                 let cpu = cpu::Options {
                     cache: cpu::Shape { blocks: room.blocks, block_len: BLOCK, storage: CacheType::F16 },
                     context: room.context as usize,
@@ -355,26 +373,31 @@ impl Computing {
                 let executor = CpuExecutor::load(spec, weights, cpu)?;
                 let bytes = executor.weight_bytes() + room.bytes;
                 let executor = Box::new(executor);
-                Ok(Computing { executor, bytes, overlap: Overlap::InStep, device: "cpu", note })
+                Ok(Computing { executor, room, bytes, overlap: Overlap::InStep, device: "cpu", note })
             }
             #[cfg(feature = "cuda")]
-            Place::Gpu(gpu) => {
+            Place::Gpu => {
+                let lost = |fault: Fault| refuse(fault.to_string()).with_lost(fault.is_lost());
+                let gpu = Gpu::open(0).map_err(lost)?;
+                let free = gpu.memory_info().map_err(lost)?.0;
+                let taken = cuda::weight_bytes(&spec, weights)?;
+                let room = Room::on_gpu(&spec, wishes, (free as u64, taken as u64)).map_err(refuse)?;
                 let cuda = cuda::Options {
                     blocks: room.blocks,
-                    cache: options.language.cache.on_gpus(),
+                    cache: wishes.cache.on_gpus(),
                     context: room.context as usize,
                     slots: room.running as usize,
                     step_rows: room.step_tokens as usize,
                     end_tokens: Vec::new(),
                     pool: options.pool.clone(),
                     graphs: true,
-                    deterministic: options.language.deterministic,
+                    deterministic: wishes.deterministic,
                     poison: false,
                 };
-                let executor = cuda::CudaExecutor::load(spec, weights, gpu, cuda)?;
+                let executor = cuda::CudaExecutor::load(spec, weights, Box::new(gpu), cuda)?;
                 let (bytes, note) = (executor.bytes(), Some(format!("computed on {}", executor.device_name())));
                 let executor = Box::new(executor);
-                Ok(Computing { executor, bytes, overlap: Overlap::Ahead, device: "cuda:0", note })
+                Ok(Computing { executor, room, bytes, overlap: Overlap::Ahead, device: "cuda:0", note })
             }
         }
     }
@@ -409,83 +432,12 @@ fn settings(wishes: &LanguageOptions, room: &Room, generation: &GenerationConfig
         token_budget: room.step_tokens.max(room.running),
         chunk_tokens: room.step_tokens,
         max_running: room.running,
-        max_waiting: wishes.waiting.max(request::COPIES_MAX.into()),
+        max_waiting: wishes.waiting.max(1),
         max_waiting_tokens: u64::from(wishes.waiting).max(16) * u64::from(room.context),
         context: room.context,
         watermark: (room.blocks / 100).min(room.running),
         ageing: AGEING,
         prefix_cache: true,
         end_tokens: generation.end_tokens.as_slice().into(),
-    }
-}
-
-/// How much there is room for.
-#[derive(Debug)]
-struct Room {
-    context: u32,
-    /// Sequences at a time.
-    running: u32,
-    /// Rows of a step.
-    step_tokens: u32,
-    blocks: u32,
-    /// Of all blocks.
-    bytes: usize,
-}
-
-/// Sequences at a time, and rows of a step, that suit a CPU: more of them take longer and are not more per second.
-const CPU_STEP: (u32, u32) = (64, 256);
-/// The same for a GPU, which computes hundreds of rows in the time of one, and a prompt's thousands at its best rate.
-#[cfg(feature = "cuda")]
-const GPU_STEP: (u32, u32) = (256, 4096);
-
-impl Room {
-    // Of a CPU the weights are nobody's business here.
-    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
-    fn of(
-        spec: &DecoderSpec,
-        weights: &dyn Weights,
-        wishes: &LanguageOptions,
-        place: &Place,
-        config: &Path,
-    ) -> Result<Self, LoadError> {
-        let refuse = |reason: String| LoadError::new(config, reason);
-        let (cache_bytes, (running, step_tokens)) = match place {
-            Place::Cpu(_) => (wishes.cache_bytes, CPU_STEP),
-            #[cfg(feature = "cuda")]
-            Place::Gpu(gpu) => {
-                let left = gpu.memory_info().map_err(|fault| refuse(fault.to_string()))?.0 as u64;
-                let weights = cuda::weight_bytes(spec, weights)? as u64;
-                let rest = left
-                    .checked_sub(weights)
-                    .ok_or_else(|| refuse(format!("its weights take {weights} bytes, and the GPU has {left} left")))?;
-                (wishes.gpu_cache_bytes.unwrap_or(rest / 4), GPU_STEP)
-            }
-        };
-        let (running, step_tokens) = (wishes.running.unwrap_or(running), wishes.step_tokens.unwrap_or(step_tokens));
-        let made_for = u32::try_from(spec.context).unwrap_or(u32::MAX);
-        let number = wishes.cache.bytes(place).map_err(refuse)?;
-        let position = 2 * spec.layers.len() * spec.attention.kv_width() * number;
-        let block = (position as u64).saturating_mul(BLOCK.into()).max(1);
-        let affordable = cache_bytes / block;
-        let most = affordable.saturating_mul(BLOCK.into()).min(u32::MAX.into()) as u32;
-        if let Some(wanted) = wishes.context {
-            if wanted > made_for {
-                return Err(refuse(format!("max-model-len is {wanted}; the model was made for {made_for} tokens")));
-            }
-            if wanted > most {
-                let needed = u64::from(wanted.div_ceil(BLOCK)) * block;
-                return Err(refuse(format!(
-                    "max-model-len is {wanted}; kv-cache-bytes has room for {most} tokens, and would have to be {needed}"
-                )));
-            }
-        }
-        let context = wishes.context.unwrap_or(made_for.min(most));
-        if context < 2 {
-            return Err(refuse(format!("kv-cache-bytes has no room for a block of {BLOCK} tokens: {block} bytes")));
-        }
-        // More than all sequences that may run can fill is never touched.
-        let needed = u64::from(context.div_ceil(BLOCK)) * u64::from(running);
-        let blocks = affordable.min(needed).min(u32::MAX.into());
-        Ok(Room { context, running, step_tokens, blocks: blocks as u32, bytes: (blocks * block) as usize })
     }
 }

@@ -73,6 +73,17 @@ pub enum Scaling {
     },
 }
 
+impl Scaling {
+    /// Positions that angles are stretched to. Files of models that YaRN stretches state, in `max_position_embeddings`, the
+    /// context before or after; where other methods are used, the one after.
+    pub(super) fn context(&self, stated: usize) -> usize {
+        match self {
+            Scaling::Yarn { factor, original, .. } => stated.max((original * factor) as usize),
+            _ => stated,
+        }
+    }
+}
+
 impl Rope {
     /// What each pair turns by per position: `dims / 2` numbers.
     ///

@@ -10,7 +10,7 @@
 
 use super::executor::Mask;
 use super::plan::{Fill, Logprobs};
-use super::sampling::Sampling;
+use super::sampling::{NOTHING_LEFT, Sampling};
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 
@@ -99,35 +99,18 @@ impl Sampler {
         }
         let wanted = wish.sampling.logprobs;
         let told = wanted.map(|count| Told::of(logits, usize::from(count)));
-        self.restrict(logits, wish);
-        penalise(logits, wish);
-        let token = if wish.sampling.temperature == 0.0 { likeliest(logits) } else { self.draw(logits, wish) };
-        let token = token.ok_or("no token is allowed here")?;
-        Ok((token, told.map(|told| told.about(token))))
-    }
-
-    /// Takes out what must not come next.
-    fn restrict(&self, logits: &mut [f32], wish: &Wish<'_>) {
         let Wish { sampling, history, mask, .. } = wish;
-        if let Some(allowed) = &sampling.allowed {
-            let kept: Vec<(u32, f32)> = allowed.iter().map(|&token| (token, logits[token as usize])).collect();
-            logits.fill(f32::NEG_INFINITY);
-            kept.into_iter().for_each(|(token, logit)| logits[token as usize] = logit);
+        let allowed = allowed(sampling, history.generated, *mask, &self.end_tokens, logits.len());
+        if let Some(bits) = &allowed {
+            restrict(logits, bits);
         }
-        if let Some(mask) = mask {
-            for (token, logit) in (0..).zip(logits.iter_mut()) {
-                if !mask.allows(token) {
-                    *logit = f32::NEG_INFINITY;
-                }
-            }
-        }
-        let early = history.generated < sampling.min_tokens;
-        let ends = if early { self.end_tokens.iter().chain(&sampling.stop_tokens) } else { [].iter().chain(&[]) };
-        for token in sampling.banned.iter().chain(ends) {
-            if let Some(logit) = logits.get_mut(*token as usize) {
-                *logit = f32::NEG_INFINITY;
-            }
-        }
+        penalise(logits, wish);
+        let token = if sampling.temperature == 0.0 { likeliest(logits) } else { self.draw(logits, wish) };
+        let token = token.ok_or_else(|| match allowed.as_deref().is_some_and(leaves_none) {
+            true => nothing_left(sampling, history.generated, *mask),
+            false => NO_CHANCE.to_owned(),
+        })?;
+        Ok((token, told.map(|told| told.about(token))))
     }
 
     /// One of those that all filters leave.
@@ -220,6 +203,80 @@ impl Sampler {
 
 fn likelier(a: &Candidate, b: &Candidate) -> Ordering {
     b.logit.total_cmp(&a.logit).then(a.token.cmp(&b.token))
+}
+
+/// Why a model whose logits rule out all that its request allows goes no further.
+pub(super) const NO_CHANCE: &str = "no token is allowed here";
+
+/// The tokens that may come after so many generated ones, bit by bit; `None` where all may. `ends` end a text.
+///
+/// A form whose text is complete leaves nothing but the end, and that comes whatever else the request wishes: it has all
+/// that it asked for.
+pub(super) fn allowed(
+    sampling: &Sampling,
+    generated: u32,
+    mask: Option<&Mask>,
+    ends: &[u32],
+    vocab: usize,
+) -> Option<Vec<u32>> {
+    let early = generated < sampling.min_tokens;
+    let too_early = if early { ends.iter().chain(&sampling.stop_tokens) } else { [].iter().chain(&[]) };
+    let banned: Vec<u32> = sampling.banned.iter().chain(too_early).copied().collect();
+    if mask.is_none() && sampling.allowed.is_none() && banned.is_empty() {
+        return None;
+    }
+    let words = vocab.div_ceil(32);
+    let mut bits: Vec<u32> = match mask {
+        Some(Mask(grammar)) => grammar.iter().copied().chain(std::iter::repeat(0)).take(words).collect(),
+        None => vec![u32::MAX; words],
+    };
+    if let (Some(last), used @ 1..) = (bits.last_mut(), vocab % 32) {
+        *last &= (1 << used) - 1;
+    }
+    if mask.is_some_and(|mask| mask.allows_only(ends)) {
+        return Some(bits);
+    }
+    if let Some(allowed) = &sampling.allowed {
+        let Mask(listed) = Mask::of(allowed, vocab as u32);
+        bits.iter_mut().zip(listed.iter()).for_each(|(bits, listed)| *bits &= listed);
+    }
+    for token in banned.iter().filter(|token| (**token as usize) < vocab) {
+        bits[*token as usize / 32] &= !(1 << (token % 32));
+    }
+    Some(bits)
+}
+
+/// Is no token left?
+pub(super) fn leaves_none(bits: &[u32]) -> bool {
+    bits.iter().all(|word| *word == 0)
+}
+
+/// Why none is: the wishes of a request that exclude each other.
+pub(super) fn nothing_left(sampling: &Sampling, generated: u32, mask: Option<&Mask>) -> String {
+    let wishes = [
+        ("the form of the answer", mask.is_some()),
+        ("allowed_token_ids", sampling.allowed.is_some()),
+        ("bad_words", !sampling.banned.is_empty()),
+        ("min_tokens", generated < sampling.min_tokens),
+    ];
+    let wishes: Vec<&str> = wishes.into_iter().filter(|(_, wished)| *wished).map(|(wish, _)| wish).collect();
+    match &wishes[..] {
+        [others @ .., last] if !others.is_empty() => {
+            format!("{NOTHING_LEFT}{} and {last} exclude each other", others.join(", "))
+        }
+        alone => format!("{NOTHING_LEFT}{} excludes all of them", alone.concat()),
+    }
+}
+
+/// Takes out what must not come next.
+fn restrict(logits: &mut [f32], bits: &[u32]) {
+    for (logits, word) in logits.chunks_mut(32).zip(bits) {
+        for (bit, logit) in logits.iter_mut().enumerate() {
+            if word >> bit & 1 == 0 {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
 }
 
 /// Bias, and what occurred.

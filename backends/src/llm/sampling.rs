@@ -1,5 +1,6 @@
 //! How the next token is chosen: the parameters of a request, checked. The choosing is the executor's.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::ops::{Deref, RangeInclusive};
 
@@ -11,6 +12,10 @@ pub const TOKEN_LIST_MAX: usize = 16_384;
 pub const STOP_TOKENS_MAX: usize = 128;
 /// Most alternatives of `logprobs` and `prompt_logprobs`.
 pub const LOGPROBS_MAX: u8 = 20;
+
+/// What errors begin with that say which wishes of a request exclude each other, so that no token can be chosen. Some are
+/// seen when it comes, others in the middle of an answer.
+pub const NOTHING_LEFT: &str = "no token is left: ";
 
 /// What was asked for, not yet checked: [`Sampling::new`] checks. The default is the likeliest token, nothing else.
 #[derive(Clone, Debug, PartialEq)]
@@ -98,6 +103,8 @@ pub enum SamplingError {
     },
     /// `allowed` is an empty list: no token could be chosen.
     NothingAllowed,
+    /// All of `allowed` are in `banned`.
+    AllBanned,
 }
 
 impl fmt::Display for SamplingError {
@@ -106,6 +113,7 @@ impl fmt::Display for SamplingError {
             Self::OutOfRange { field, value, range } => write!(f, "{field} is {value}; expected a number {range}"),
             Self::TooMany { field, count, most } => write!(f, "{field}: {count}; at most {most} are possible"),
             Self::NothingAllowed => f.write_str("allowed is an empty list; expected at least one token, or no list"),
+            Self::AllBanned => write!(f, "{NOTHING_LEFT}allowed_token_ids and bad_words exclude each other"),
         }
     }
 }
@@ -148,6 +156,7 @@ impl Sampling {
         at_most("prompt_logprobs", p.prompt_logprobs.unwrap_or(0).into(), LOGPROBS_MAX.into())?;
         match &p.allowed {
             Some(allowed) if allowed.is_empty() => Err(SamplingError::NothingAllowed),
+            Some(allowed) if excludes(&p.banned, allowed) => Err(SamplingError::AllBanned),
             _ => Ok(Sampling(asked)),
         }
     }
@@ -163,6 +172,12 @@ impl Sampling {
         let biased = self.logit_bias.iter().map(|&(token, _)| ("logit_bias", token));
         listed.chain(biased).find(|&(_, token)| token >= vocabulary)
     }
+}
+
+/// Are all tokens banned that are allowed?
+fn excludes(banned: &[u32], allowed: &[u32]) -> bool {
+    let banned: HashSet<u32> = banned.iter().copied().collect();
+    allowed.iter().all(|token| banned.contains(token))
 }
 
 /// NaN is in no range.

@@ -115,6 +115,9 @@ pub struct Settings {
     pub groups: Vec<InstanceGroup>,
     /// The model file, where there could be others beside it.
     pub file: Option<String>,
+    /// Are they those of `config.pbtxt`?
+    #[serde(skip)]
+    pub from_pbtxt: bool,
     /// Fields that were read, and mean nothing here whatever the model is: each with the reason. All that mean nothing
     /// to the model that is there are [`Settings::notes`].
     #[serde(skip)]

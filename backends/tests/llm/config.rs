@@ -107,6 +107,16 @@ fn what_is_not_understood_is_refused_by_name() {
     assert!(reason.contains("is no JSON object"), "{reason}");
 }
 
+#[test]
+fn yarn_stretches_the_context() {
+    let context = |scaling: &str| read(&llama("rope_scaling", scaling)).unwrap().context;
+    assert_eq!(context(r#"{"type":"yarn","factor":4,"original_max_position_embeddings":128}"#), 512);
+    assert_eq!(context(r#"{"rope_type":"yarn","factor":4.0}"#), 512, "the file states the context before");
+    assert_eq!(context(r#"{"rope_type":"yarn","factor":4,"original_max_position_embeddings":32}"#), 128, "after");
+    assert_eq!(context(r#"{"rope_type":"yarn","factor":1e30}"#), 1 << 28);
+    assert_eq!(context(r#"{"type":"linear","factor":4}"#), 128);
+}
+
 /// The rotation of Llama 3.1 8B, as it was published.
 #[test]
 fn the_configuration_of_llama_3_1_is_read() {

@@ -1,11 +1,12 @@
 //! The CPU executor: every family against the goldens of the reference, and what must not depend on how requests were
 //! put into steps.
 
-use crate::driven::{Outcome, Setting, drive, log_probability, prompt_logprobs, requests};
+use crate::driven::{Outcome, Setting, drive_counting, log_probability, prompt_logprobs, requests};
 use crate::parity::{cases, goldens};
 use backends::llm::cpu::{CacheType, CpuExecutor, Options, Shape};
 use backends::llm::engine::Overlap;
 use backends::llm::sampling::Parameters;
+use backends::llm::scheduler::Counters;
 use backends::llm::spec::DecoderSpec;
 use backends::llm::weights::dummy::{Dummy, Init};
 use backends::llm::weights::{Format, Weights};
@@ -69,11 +70,11 @@ fn run(
     weights: &dyn Weights,
     variant: Variant,
     requests: &[(Vec<u32>, Parameters)],
-) -> Vec<Outcome> {
+) -> (Vec<Outcome>, Counters) {
     let Variant { blocks, block_len, chunk, running, cache, overlap } = variant;
     let executor = CpuExecutor::load(spec.clone(), weights, options(blocks, block_len, 512)).unwrap();
     let setting = Setting { blocks, block_len, chunk, running, cache, overlap, most: 24, vocab: spec.vocab as u32 };
-    drive(executor, setting, requests)
+    drive_counting(executor, setting, requests)
 }
 
 #[test]
@@ -83,7 +84,7 @@ fn answers_do_not_depend_on_how_steps_were_made() {
         for format in [Format::F32, Format::Bf16] {
             let weights = Dummy::new(&spec, format, Init::FanIn, 3).unwrap();
             let requests = requests(spec.vocab as u32);
-            let alone = run(&spec, &weights, PLAIN, &requests);
+            let (alone, _) = run(&spec, &weights, PLAIN, &requests);
             assert!(alone.iter().all(|outcome| outcome.len() == 24), "{case}");
             let variants = [
                 ("batched", Variant { running: 5, ..PLAIN }),
@@ -95,8 +96,10 @@ fn answers_do_not_depend_on_how_steps_were_made() {
                 ("preempted", Variant { running: 5, blocks: 11, block_len: 16, cache: true, ..PLAIN }),
             ];
             for (name, variant) in variants {
-                let outcomes = run(&spec, &weights, variant, &requests);
+                let (outcomes, counters) = run(&spec, &weights, variant, &requests);
                 assert!(outcomes == alone, "{case} {format:?} {name}: {outcomes:?} is not {alone:?}");
+                assert_eq!(counters.prefix_hits > 0, variant.cache, "{name}: {counters:?}");
+                assert_eq!(counters.preemptions > 0, name == "preempted", "{name}: {counters:?}");
             }
         }
     }

@@ -3,6 +3,7 @@
 
 use crate::driven::{self, Outcome, Setting, drive, log_probability, requests};
 use crate::parity::{Golden, cases, goldens};
+use crate::stored::Read;
 use backends::llm::cuda::{CacheType, CudaExecutor, Options, lacks};
 use backends::llm::engine::Overlap;
 use backends::llm::executor::{Executor, Failure, Masks};
@@ -176,6 +177,22 @@ fn answers_do_not_depend_on_how_steps_were_made() {
             assert!(outcomes == alone, "{case} {name}: {outcomes:?} is not {alone:?}");
         }
     }
+}
+
+/// Matrices that are read in pieces, over several rounds, are those that the device makes up itself.
+#[test]
+fn weights_of_many_pieces_arrive_whole() {
+    let mut spec = goldens("qwen3")[0].spec();
+    (spec.vocab, spec.tied) = (40_000, false);
+    let pieces = (spec.vocab * spec.hidden * 2) >> 20;
+    assert!(pieces > 3, "the embedding and the head are of {pieces} pieces each");
+    let weights = Dummy::new(&spec, Format::Bf16, Init::FanIn, 3).unwrap();
+    let tokens = [0, 1, 20_000, 39_999, 12_345, 31_000, 8_191, 8_192, 16_384];
+    let told = |weights: &dyn Weights| {
+        let mut executor = CudaExecutor::load(spec.clone(), weights, device(), options(8, 64)).unwrap();
+        prompt_logprobs(&mut executor, &tokens, tokens.len())
+    };
+    assert_eq!(told(&Read(&weights)), told(&weights));
 }
 
 /// The probabilities of a prompt are the same however it is cut.

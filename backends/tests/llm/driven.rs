@@ -7,7 +7,7 @@ use backends::llm::executor::{Executor, Masks};
 use backends::llm::plan::{Chunk, Fill, Input, Logprobs, Plan};
 use backends::llm::request::{Draft, Limits, Request};
 use backends::llm::sampling::{Parameters, Sampling};
-use backends::llm::scheduler::{Scheduler, Settings};
+use backends::llm::scheduler::{Counters, Scheduler, Settings};
 use backends::llm::sequence::{Event, GroupId, SequenceId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -73,11 +73,20 @@ pub(super) type Outcome = Vec<(u32, u32)>;
 
 /// All requests through one engine.
 pub(super) fn drive(executor: impl Executor, setting: Setting, requests: &[(Vec<u32>, Parameters)]) -> Vec<Outcome> {
+    drive_counting(executor, setting, requests).0
+}
+
+/// The same, with what the engine has counted.
+pub(super) fn drive_counting(
+    executor: impl Executor,
+    setting: Setting,
+    requests: &[(Vec<u32>, Parameters)],
+) -> (Vec<Outcome>, Counters) {
     let settings = Settings {
         token_budget: setting.chunk.max(8),
         chunk_tokens: setting.chunk,
         max_running: setting.running,
-        max_waiting: 64,
+        max_waiting: 256,
         max_waiting_tokens: 1 << 20,
         context: 512,
         watermark: 0,
@@ -107,7 +116,8 @@ pub(super) fn drive(executor: impl Executor, setting: Setting, requests: &[(Vec<
             }
         }
     }
-    groups.iter().map(|group| outcomes.remove(group).unwrap_or_default()).collect()
+    let outcomes = groups.iter().map(|group| outcomes.remove(group).unwrap_or_default()).collect();
+    (outcomes, engine.counters())
 }
 
 /// Prompts that share beginnings, some greedy and some drawn.

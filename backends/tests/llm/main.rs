@@ -11,6 +11,8 @@ mod cpu;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod cuda;
 mod driven;
+#[cfg(feature = "emulator")]
+mod faults;
 mod gguf;
 mod gguf_tokenizers;
 mod hazards;

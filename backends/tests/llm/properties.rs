@@ -154,7 +154,7 @@ impl Trace {
             Ok(group) => self.asked.extend((0..ask.copies).map(|copy| (group.copy(copy), ask.clone()))),
             Err(Rejected::NeverFits { .. }) => assert!(tokens > places + 1),
             Err(Rejected::QueueFull { sequences, sequences_max, .. }) => {
-                assert!(sequences + u32::from(ask.copies) > sequences_max);
+                assert!(sequences > 0 && sequences + u32::from(ask.copies) > sequences_max);
             }
         }
     }

@@ -7,7 +7,7 @@ use backends::llm::executor::Mask;
 use backends::llm::request::Draft;
 use backends::llm::sampling::Parameters;
 use backends::llm::scheduler::{Rejected, Scheduler};
-use backends::llm::sequence::{CancelReason, Event};
+use backends::llm::sequence::{CancelReason, Event, FinishReason};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,6 +48,21 @@ fn the_queue_is_bounded_by_sequences_and_by_tokens() {
     world.admit(draft(3, 85, 1));
     world.drain();
     assert_eq!(world.engine.counters().waiting_tokens, 0);
+}
+
+#[test]
+fn a_short_queue_is_as_short_as_was_said() {
+    let mut setup = Setup::default();
+    setup.settings.max_waiting = 2;
+    let mut world = setup.world();
+    world.admit(draft(1, 10, 1));
+    world.admit(draft(2, 10, 1));
+    assert!(matches!(world.engine.admit(world.now, request(draft(3, 10, 1))), Err(Rejected::QueueFull { .. })));
+    world.drain();
+    // All copies enter together, where nothing else waits.
+    world.admit(Draft { copies: 16, ..draft(4, 10, 1) });
+    assert!(matches!(world.engine.admit(world.now, request(draft(5, 10, 1))), Err(Rejected::QueueFull { .. })));
+    world.drain();
 }
 
 #[test]
@@ -179,6 +194,41 @@ impl Matcher for Upwards {
             true => Err("no way on".into()),
             false => Ok(Mask::of(&[self.next], crate::common::VOCABULARY)),
         }
+    }
+}
+
+#[test]
+fn a_complete_form_ends_before_min_tokens_and_not_where_ends_are_ignored() {
+    for overlap in [Overlap::Ahead, Overlap::InStep] {
+        let mut setup = Setup { overlap, ..Setup::default() };
+        setup.settings.end_tokens = Arc::from([12]);
+        for (ignore_eos, length) in [(false, 3), (true, 8)] {
+            let mut world = setup.world();
+            let parameters = Parameters { ignore_eos, min_tokens: 6, ..Parameters::default() };
+            let id = world.admit(Draft { sampling: sampling(parameters), ..draft(1, 10, 8) });
+            world.engine.constrain(id, Box::new(ThenEnds { next: 10, end: 12 }));
+            let events = world.drain();
+            assert_eq!(tokens_of(&events, id).len(), length);
+            let ended = Event::Finished { sequence: id, reason: FinishReason::Stop(12) };
+            assert_eq!(events.contains(&ended), !ignore_eos);
+        }
+    }
+}
+
+/// Allows `10, 11`, then the end alone.
+struct ThenEnds {
+    next: u32,
+    end: u32,
+}
+
+impl Matcher for ThenEnds {
+    fn accept(&mut self, token: u32) -> Result<(), String> {
+        assert_eq!(token, self.next);
+        self.next = self.end.min(token + 1);
+        Ok(())
+    }
+    fn mask(&mut self) -> Result<Mask, String> {
+        Ok(Mask::of(&[self.next], crate::common::VOCABULARY))
     }
 }
 

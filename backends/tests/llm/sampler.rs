@@ -3,7 +3,7 @@
 use backends::llm::executor::Mask;
 use backends::llm::plan::Fill;
 use backends::llm::sampler::{History, Sampler, Wish};
-use backends::llm::sampling::{Parameters, Sampling};
+use backends::llm::sampling::{NOTHING_LEFT, Parameters, Sampling, SamplingError};
 
 const LOGITS: [f32; 8] = [1.0, 0.2, -0.5, 2.1, 0.9, -3.0, 1.7, f32::NEG_INFINITY];
 const DRAWS: u32 = 40_000;
@@ -120,6 +120,34 @@ fn what_must_not_come_does_not() {
     assert_eq!(choose(&Parameters { presence_penalty: 0.5, ..greedy.clone() }, &said, None), Ok(6));
     assert_eq!(choose(&Parameters { frequency_penalty: 0.2, ..greedy.clone() }, &said, None), Ok(6));
     assert_eq!(choose(&Parameters { repetition_penalty: 3.0, ..greedy }, &said, None), Ok(0));
+}
+
+#[test]
+fn wishes_that_exclude_each_other_are_named() {
+    let (none, form) = (History::default(), Mask::of(&[0, 1], 8));
+    let allowed = |tokens: &[u32]| Parameters { allowed: Some(tokens.to_vec()), ..Parameters::default() };
+    let cases = [
+        (allowed(&[3]), Some(&form), "the form of the answer and allowed_token_ids exclude each other"),
+        (Parameters { banned: vec![1, 0], ..allowed(&[0, 1, 2]) }, Some(&form), "allowed_token_ids and bad_words"),
+        (Parameters { min_tokens: 2, ..allowed(&[3]) }, None, "allowed_token_ids and min_tokens exclude each other"),
+    ];
+    for (parameters, mask, what) in cases {
+        for temperature in [0.0, 1.0] {
+            let error = choose(&Parameters { temperature, ..parameters.clone() }, &none, mask).unwrap_err();
+            assert!(error.starts_with(NOTHING_LEFT) && error.contains(what), "{error}");
+        }
+    }
+    // Token 7 is allowed; that it is impossible is the model's doing.
+    assert!(!choose(&allowed(&[7]), &none, None).unwrap_err().starts_with(NOTHING_LEFT));
+    let both = Parameters { banned: vec![5, 4], ..allowed(&[4, 5]) };
+    assert_eq!(Sampling::new(both), Err(SamplingError::AllBanned));
+}
+
+#[test]
+fn a_form_that_is_complete_ends_whatever_else_is_wished() {
+    let parameters = Parameters { min_tokens: 9, allowed: Some(vec![1]), banned: vec![3], ..Parameters::default() };
+    assert_eq!(choose(&parameters, &History::default(), Some(&Mask::of(&[3], 8))), Ok(3));
+    assert!(choose(&parameters, &History::default(), Some(&Mask::of(&[3, 4], 8))).is_err(), "it may go on");
 }
 
 #[test]

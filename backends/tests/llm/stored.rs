@@ -193,7 +193,7 @@ fn eight_bit_floats_are_near_the_reference_and_small() {
 }
 
 /// Weights as if from a file.
-struct Read<'a>(&'a Dummy);
+pub(super) struct Read<'a>(pub(super) &'a Dummy);
 
 impl Weights for Read<'_> {
     fn file(&self) -> &Path {
@@ -262,8 +262,10 @@ fn eight_bits_meet_eight_bits_where_units_can() {
             let options = Options { deterministic: false, step_rows, ..options(8, 512) };
             let mut executor = CudaExecutor::load(spec.clone(), &weights, Box::new(emulator), options).unwrap();
             let told = prompt_logprobs(&mut executor, &tokens, tokens.len());
-            let some = log.lock().unwrap().iter().any(|launch| launch.kernel().starts_with("gemm_wgmma_e4m3"));
-            assert_eq!(some, units != Units::Warps, "steps of {step_rows}");
+            for kernel in ["gemm_wgmma_e4m3", "attention_wgmma_64"] {
+                let some = log.lock().unwrap().iter().any(|launch| launch.kernel().starts_with(kernel));
+                assert_eq!(some, units != Units::Warps, "{kernel} in steps of {step_rows}");
+            }
             told
         });
         let squares = told[0].iter().zip(&told[1]).map(|(one, four)| f64::from(one.logprob - four.logprob).powi(2));

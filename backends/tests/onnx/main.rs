@@ -136,6 +136,12 @@ fn rows_take_alike_only_where_nothing_but_shapes_says_how_long() {
         let ports = |name| value(name, FLOAT, &[Err("rows"), columns]);
         file(&graph::graph(&[node("Relu", &["x"], &["y"], &[])], &[], &[ports("x")], &[ports("y")]))
     };
+    let reshaped = graph::graph(
+        &[node("Reshape", &["x", "s"], &["y"], &[])],
+        &[],
+        &[value("x", FLOAT, &[Ok(1), Ok(6)]), value("s", INT64, &[Ok(2)])],
+        &[value("y", FLOAT, &[Err("a"), Err("b")])],
+    );
     for (what, bytes, steady) in [
         ("a product", product(Err("batch")), true),
         ("a product of one row", product(Ok(1)), true),
@@ -143,6 +149,7 @@ fn rows_take_alike_only_where_nothing_but_shapes_says_how_long() {
         ("rows of any length", rows(Err("columns")), false),
         ("rows that meet", over_rows("Softmax", &[attribute("axis", 0)]), false),
         ("a loop", endless(), false),
+        ("a shape that requests bring", file(&reshaped), false),
     ] {
         assert_eq!(predictor(&bytes).profile().steady, steady, "{what}");
     }
@@ -331,6 +338,40 @@ fn settings_that_can_only_be_mistakes_are_refused() {
     for settings in ["labels = ['a', 'b']", "labels = ['a']", "max_batch_size = 8"] {
         assert!(opened(&product(Err("n")), settings, &options()).is_ok(), "{settings}");
     }
+}
+
+#[test]
+fn what_makes_no_tensor_is_told_to_whoever_asks_and_when_it_is_loaded() {
+    let tensor = Message::default().within(1, &Message::default().whole(1, FLOAT));
+    let list = Message::default().within(4, &Message::default().within(1, &tensor));
+    let y = Message::default().text(1, "y").within(2, &list);
+    let port = |name, rows, columns| value(name, FLOAT, &[Err(rows), Ok(columns)]);
+    let pair = |columns| {
+        let nodes = [node("SequenceConstruct", &["x", "z"], &["y"], &[])];
+        file(&graph::graph(&nodes, &[], &[port("x", "n", 3), port("z", "m", columns)], std::slice::from_ref(&y)))
+    };
+    let told = "output 'y': its tensors differ in shape, and so make no tensor";
+    let notes = predictor(&pair(2)).profile().notes;
+    assert!(matches!(&notes[..], [note] if note.starts_with("its first run") && note.ends_with(told)), "{notes:?}");
+    let predictor = predictor(&pair(3));
+    assert_eq!(predictor.profile().notes, Vec::<String>::new());
+    assert_eq!(predictor.signature().outputs[0].shape, [-1, -1, -1]);
+    let unlike = [table(2, 0.0), table(1, 0.0).renamed("z")];
+    assert_eq!(run(&*predictor, &unlike, Wait::default()).unwrap_err(), InferError::Unsupported(told.into()));
+    let alike = [table(2, 0.0), table(2, 6.0).renamed("z")];
+    let outputs = run(&*predictor, &alike, Wait::default()).unwrap();
+    assert_eq!((outputs[0].shape(), outputs[0].to_f32().unwrap()[11]), (&[2, 2, 3][..], 11.0));
+}
+
+#[test]
+fn memory_that_a_request_asks_for_in_vain_is_told() {
+    let y = value("y", FLOAT, &[Err("a"), Err("b")]);
+    let nodes = [node("ConstantOfShape", &["n"], &["y"], &[])];
+    let predictor = predictor(&file(&graph::graph(&nodes, &[], &[value("n", INT64, &[Ok(2)])], &[y])));
+    let n = |length: i64| [Tensor::from_vec("n", vec![2], vec![length; 2]).unwrap()];
+    let error = run(&*predictor, &n(200_000), Wait::default()).unwrap_err();
+    assert!(matches!(&error, InferError::Memory(what) if what.contains("160000000000")), "{error}");
+    assert_eq!(run(&*predictor, &n(2), Wait::default()).unwrap()[0].shape(), [2, 2]);
 }
 
 #[test]

@@ -56,7 +56,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         let mut model = Model::load(args, QWEN, 1, 2 * context)?;
         model.decode(args, QWEN, context, &Decode { clients: 1, tokens: long })?;
     }
-    let rows = ["decode.llama-3.1-8b.", "ttft.llama-3.1-8b.", "engine.closed."];
+    let rows = ["decode.llama-3.1-8b.bf16.", "ttft.llama-3.1-8b.", "engine.closed."];
     if rows.iter().any(|row| args.wants(row)) {
         let mut model = Model::load(args, LLAMA, many, context + context / 4)?;
         for (clients, tokens) in [(1, long), (some, long), (many, longer)] {

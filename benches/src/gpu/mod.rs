@@ -3,15 +3,26 @@
 //! ```text
 //! shapes.rs      the models: their sizes, made-up weights, and what a step has to move
 //! engine.rs      tokens a second, and the time to the first one
-//! launches.rs    kernels: bytes or operations a second of device time
+//! launches.rs    kernels: bytes or operations a second of device time; which, the others say:
+//! between.rs     what stands between the products      attention.rs   attention
+//! products.rs    products with weights of sixteen bits stored.rs      the same with codes
+//! experts.rs     mixtures of experts                   sampler.rs     choosing tokens
+//! setup.rs       what is done once
 //! ```
 //! A row is printed as one line of JSON as soon as it is known, so that what was measured stays when time runs out. Its
 //! limit is what the sizes make of the rates that the caller measured on the same card. Without a GPU, and with feature
 //! `emulator`, the same code runs on the host: with `--small`, to see that it works.
 
+mod attention;
+mod between;
 mod engine;
+mod experts;
 mod launches;
+mod products;
+mod sampler;
+mod setup;
 mod shapes;
+mod stored;
 
 use crate::Failure;
 use kernels::cuda::Device;
@@ -59,13 +70,19 @@ struct Needs {
 }
 
 impl Args {
+    /// Is any of the rows wanted whose names begin so?
     fn wants(&self, what: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|begin| what.starts_with(begin) || begin.starts_with(what))
     }
 
+    /// Is this row wanted?
+    fn tells(&self, what: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|begin| what.starts_with(begin))
+    }
+
     /// Prints a row.
     fn tell(&self, what: String, value: f64, unit: &'static str, limit: Option<f64>) -> Result<(), Failure> {
-        if self.only.is_empty() || self.only.iter().any(|begin| what.starts_with(begin)) {
+        if self.tells(&what) {
             println!("{}", serde_json::to_string(&Row { what, value, unit, limit })?);
         }
         Ok(())

@@ -29,11 +29,12 @@ struct Copy {
     size_t bytes;
 };
 
-// What a product of four warps multiplies, as it was when the product began.
+// What a product of four warps multiplies, as it was when the product began. `registers`: `a` is in these, and `b` is
+// transposed.
 struct Operands {
     uint64_t a = 0, b = 0;
     int wide = 0;
-    bool eight = false, checked = false;
+    bool eight = false, registers = false, checked = false;
     std::vector<unsigned char> bytes;
     std::vector<float> numbers;
 };
@@ -42,6 +43,9 @@ struct Multiplication {
     std::shared_ptr<Operands> of;
     float *d;
     bool kept;
+    // This lane's part of the left factor, where that is in registers.
+    const uint32_t *from = nullptr;
+    uint32_t a[4] = {};
 };
 
 // Where all of a group wait until the last has come.
@@ -337,121 +341,6 @@ void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
     warp_barrier();
 }
 
-uint32_t shared_address(const void *pointer) {
-    return SHARED_BASE + uint32_t(static_cast<const unsigned char *>(pointer) - block->dynamic);
-}
-
-void show_copies() { thread->shown++; }
-void warpgroup_begin() { thread->begun = true; }
-
-static float eight_bits(unsigned char bits) {
-    uint32_t sign = uint32_t(bits & 0x80) << 24, rest = bits & 0x7f;
-    return bit_cast<float>(sign | (rest == 0x7f ? 0x7fc00000u : rest << 20)) * (rest == 0x7f ? 1.0f : 0x1p120f);
-}
-
-// The bytes of an operand's rows, by its descriptor.
-static void read_operand(std::vector<unsigned char> &bytes, uint64_t descriptor, int rows, bool first) {
-    uint32_t start = uint32_t(descriptor & 0x3fff) << 4, eight_rows = uint32_t(descriptor >> 32 & 0x3fff) << 4;
-    if (descriptor >> 62 != 1) return complain("an operand's pieces lie in places that are not known here");
-    if ((start >> 7 & 7) != (descriptor >> 49 & 7)) return complain("an operand begins at no multiple of 1,024 bytes");
-    for (int row = 0; row < rows; row++)
-        for (uint32_t piece = 0; piece < DEEP; piece += 16) {
-            uint32_t place = start + row / 8 * eight_rows + row % 8 * 128 + piece;
-            place = (place ^ (place >> 7 & 7) << 4) - SHARED_BASE;
-            if (place >= block->shared || place + 16 > block->shared)
-                return complain("an operand is not in the block's shared memory");
-            const Copied &copied = block->copied[place / 16];
-            if (first && copied.thread >= 0 && block->threads[copied.thread].shown == copied.shown)
-                return complain("an operand was copied and not shown to the matrix units");
-            bytes.insert(bytes.end(), block->dynamic + place, block->dynamic + place + 16);
-        }
-}
-
-static std::vector<unsigned char> read_operands(const Operands &of, bool first) {
-    std::vector<unsigned char> bytes;
-    read_operand(bytes, of.a, 64, first);
-    read_operand(bytes, of.b, of.wide * 8, first);
-    bytes.resize((64 + size_t(of.wide) * 8) * DEEP);
-    return bytes;
-}
-
-void warpgroup_multiply(float *d, int wide, uint64_t a, uint64_t b, bool kept, bool eight) {
-    Warpgroup &mine = block->warpgroups[thread->index / WARPGROUP];
-    if (!thread->begun) complain("products begin without `warpgroup_begin`");
-    bool leads = thread->index % WARPGROUP == 0;
-    if (leads) {
-        mine.operands = std::make_shared<Operands>();
-        mine.operands->a = a, mine.operands->b = b, mine.operands->wide = wide, mine.operands->eight = eight;
-    }
-    wait_at(mine.barrier, WARPGROUP);
-    std::shared_ptr<Operands> of = mine.operands;
-    if (of->a != a || of->b != b || of->wide != wide || of->eight != eight) complain("four warps, and not one product");
-    if (leads) {
-        of->bytes = read_operands(*of, true);
-        for (size_t at = 0; at < of->bytes.size(); at += eight ? 1 : 2) {
-            if (eight) {
-                of->numbers.push_back(eight_bits(of->bytes[at]));
-            } else {
-                uint32_t upper = uint32_t(of->bytes[at]) | uint32_t(of->bytes[at + 1]) << 8;
-                of->numbers.push_back(bit_cast<float>(upper << 16));
-            }
-        }
-    }
-    wait_at(mine.barrier, WARPGROUP);
-    std::vector<float> &sums = thread->sums[d];
-    if (sums.empty()) {
-        sums.assign(d, d + 4 * wide);
-        for (int at = 0; at < 4 * wide; at++) d[at] = bit_cast<float>(TAKEN);
-    }
-    for (int at = 0; at < 4 * wide; at++)
-        if (bit_cast<uint32_t>(d[at]) != TAKEN) complain("sums are written while products are under way");
-    thread->open_products.push_back(Multiplication{of, d, kept});
-}
-
-void warpgroup_commit() {
-    thread->products.push_back(std::move(thread->open_products));
-    thread->open_products.clear();
-}
-
-static void finish(const Multiplication &product) {
-    Operands &of = *product.of;
-    if (!of.checked && of.bytes != read_operands(of, false)) complain("operands change while products are under way");
-    of.checked = true;
-    int deep = of.eight ? DEEP : DEEP / 2, first_row = int(thread->index % WARPGROUP) / LANES * 16 + lane() / 4;
-    std::vector<float> &sums = thread->sums[product.d];
-    for (int at = 0; at < 4 * of.wide; at++) {
-        const float *left = &of.numbers[(first_row + at % 4 / 2 * 8) * deep];
-        const float *right = &of.numbers[(64 + at / 4 * 8 + lane() % 4 * 2 + at % 2) * deep];
-        float sum = 0;
-        for (int k = 0; k < deep; k++) sum += left[k] * right[k];
-        sums[at] = product.kept ? sums[at] + sum : sum;
-    }
-}
-
-void warpgroup_wait(int pending) {
-    thread->begun = false;
-    while (thread->products.size() > size_t(pending)) {
-        for (const Multiplication &product : thread->products.front()) finish(product);
-        thread->products.erase(thread->products.begin());
-    }
-    auto under_way = [](float *d) {
-        auto uses = [d](const Multiplication &product) { return product.d == d; };
-        auto some = [&](const auto &group) { return std::any_of(group.begin(), group.end(), uses); };
-        return some(thread->open_products) || std::any_of(thread->products.begin(), thread->products.end(), some);
-    };
-    for (auto at = thread->sums.begin(); at != thread->sums.end();) {
-        if (under_way(at->first)) {
-            ++at;
-        } else {
-            for (size_t i = 0; i < at->second.size(); i++) {
-                if (bit_cast<uint32_t>(at->first[i]) != TAKEN) complain("sums were written before the products' end");
-                at->first[i] = at->second[i];
-            }
-            at = thread->sums.erase(at);
-        }
-    }
-}
-
 uint16_t round_to_bf16(float number) {
     uint32_t bits = bit_cast<uint32_t>(number);
     if (number != number) return uint16_t(bits >> 16 | 0x40);
@@ -461,6 +350,8 @@ uint16_t round_to_bf16(float number) {
 Registration::Registration(const char *name, Call call) { kernels()[name] = call; }
 
 } // namespace emulator
+
+#include "warpgroups.hpp"
 
 // Runs a kernel to its end. `grid` has three numbers; `arguments` a pointer to each argument. 0 where all went well; 1
 // where there is no kernel of this name; 2 where it broke a rule of the device, which is said on the standard error.

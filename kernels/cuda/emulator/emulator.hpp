@@ -41,6 +41,8 @@ uint32_t shared_address(const void *pointer);
 void show_copies();
 void warpgroup_begin();
 void warpgroup_multiply(float *d, int wide, uint64_t a, uint64_t b, bool kept, bool eight);
+// The left factor is in registers, which must stay as they are; the right one is transposed.
+void warpgroup_multiply_registers(float *d, int wide, const uint32_t *a, uint64_t b);
 void warpgroup_commit();
 void warpgroup_wait(int pending);
 

@@ -3,8 +3,10 @@
 //!
 //! A row's result is the same, bit for bit, whatever rows stand beside it and however its prompt was cut.
 
+use super::attention_wgmma;
 use super::cache::CacheNumbers;
 pub use super::cache::PAGE;
+use super::device::Units;
 use super::elementwise::vectors;
 use super::launch::{Launch, blocks, int, long_enough, needs};
 use super::memory::{Bf16, Misuse, Number, Slice};
@@ -164,7 +166,7 @@ fn padded(head_dim: usize) -> usize {
 }
 
 /// Rows of a tile of [`prompt`]: tokens times query heads that share a key head.
-fn tile_rows(padded: usize) -> usize {
+pub(super) fn tile_rows(padded: usize) -> usize {
     if padded <= 128 { 128 } else { 64 }
 }
 
@@ -278,27 +280,51 @@ pub fn decode(job: &Decode) -> Result<Launch, Misuse> {
         .float(value_scale))
 }
 
+/// Attention of stretches of prompts by what a device multiplies matrices with.
+///
+/// # Errors
+/// A slice is too short, or a size is none that the kernel knows.
+pub fn prompt_on(job: &Prompt, units: Units) -> Result<Launch, Misuse> {
+    match units {
+        Units::Warpgroups { .. } if attention_wgmma::suits(job.cache.head_dim) => attention_wgmma::prompt(job),
+        _ => prompt(job),
+    }
+}
+
 /// Attention of stretches of prompts.
 ///
 /// # Errors
 /// A slice is too short, or a size is none that the kernel knows.
 pub fn prompt(job: &Prompt) -> Result<Launch, Misuse> {
+    let (numbers, size) = (&job.cache.numbers, padded(job.cache.head_dim));
+    let name = match size {
+        32 => numbers.either("attention_prompt_32", "attention_prompt_32_e4m3"),
+        64 => numbers.either("attention_prompt_64", "attention_prompt_64_e4m3"),
+        96 => numbers.either("attention_prompt_96", "attention_prompt_96_e4m3"),
+        128 => numbers.either("attention_prompt_128", "attention_prompt_128_e4m3"),
+        _ => numbers.either("attention_prompt_256", "attention_prompt_256_e4m3"),
+    };
+    prompt_by(job, &Kernel { name, threads: THREADS, shared: prompt_shared(size, numbers) })
+}
+
+/// One of the kernels that know what a [`Prompt`] is.
+pub(super) struct Kernel {
+    pub(super) name: &'static str,
+    pub(super) threads: u32,
+    /// Bytes.
+    pub(super) shared: usize,
+}
+
+/// Attention of stretches of prompts by one of the kernels.
+pub(super) fn prompt_by(job: &Prompt, kernel: &Kernel) -> Result<Launch, Misuse> {
     let (cache, rule) = (&job.cache, &job.rule);
     check(cache, rule, job.rows, [job.out, job.queries])?;
-    let (dim, count) = (cache.head_dim, job.tiles.len() / 4);
+    let count = job.tiles.len() / 4;
     needs((1..=TILES_MAX).contains(&count), || format!("{count} tiles"))?;
-    let kernel = match padded(dim) {
-        32 => cache.numbers.either("attention_prompt_32", "attention_prompt_32_e4m3"),
-        64 => cache.numbers.either("attention_prompt_64", "attention_prompt_64_e4m3"),
-        96 => cache.numbers.either("attention_prompt_96", "attention_prompt_96_e4m3"),
-        128 => cache.numbers.either("attention_prompt_128", "attention_prompt_128_e4m3"),
-        _ => cache.numbers.either("attention_prompt_256", "attention_prompt_256_e4m3"),
-    };
     let grid = [blocks("key heads", cache.kv_heads)?, blocks("tiles", count)?, 1];
     let [key_scale, value_scale] = cache.numbers.scales();
-    let shared = prompt_shared(padded(dim), &cache.numbers);
-    let launch = Launch::new(kernel, grid, THREADS, shared as u32).slice(job.out).slice(job.queries);
-    let launch = cache.numbers.operands(launch);
+    let launch = Launch::new(kernel.name, grid, kernel.threads, kernel.shared as u32);
+    let launch = cache.numbers.operands(launch.slice(job.out).slice(job.queries));
     Ok(launch
         .slice(cache.tables)
         .slice(job.tiles)
@@ -309,7 +335,7 @@ pub fn prompt(job: &Prompt) -> Result<Launch, Misuse> {
         .int(int("blocks", cache.blocks())?)
         .int(int("heads", rule.heads)?)
         .int(int("key heads", cache.kv_heads)?)
-        .int(int("a head", dim)?)
+        .int(int("a head", cache.head_dim)?)
         .int(rule.window()?)
         .float(rule.scale * key_scale)
         .float(rule.soft_cap.unwrap_or(0.0))

@@ -54,6 +54,16 @@ impl std::fmt::Display for Fault {
 
 impl std::error::Error for Fault {}
 
+impl Fault {
+    /// Is the device lost?
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Fault::Lost(_))
+    }
+}
+
+/// Writes into memory of the host what is to be copied to the device, one after the other for the slices it returns.
+pub type Fill<'a> = &'a mut dyn FnMut(&mut [u8]) -> Vec<Slice<u8>>;
+
 /// Runs launches one after the other.
 ///
 /// All calls come from one thread at a time. Everything given to it takes effect in order; `launch`, `upload`,
@@ -88,6 +98,24 @@ pub trait Device: Send {
     /// The slice is shorter, or the copy was refused.
     fn upload(&mut self, to: Slice<u8>, bytes: &[u8]) -> Result<(), Fault>;
 
+    /// Copies much to the device, round after round, until `fill` names nothing. It has `room` bytes of the host's memory
+    /// for each round, which a GPU copies out of by itself: while it does so, the next round is filled.
+    ///
+    /// # Errors
+    /// What `fill` names is longer than the room, or a copy was refused.
+    fn upload_rounds(&mut self, room: usize, fill: Fill<'_>) -> Result<(), Fault> {
+        let mut bytes = vec![0; room];
+        loop {
+            let targets = fill(&mut bytes);
+            if targets.is_empty() {
+                return Ok(());
+            }
+            for (to, part) in parts(&bytes, &targets)? {
+                self.upload(to, part)?;
+            }
+        }
+    }
+
     /// Begins to copy to the host.
     ///
     /// # Errors
@@ -99,6 +127,14 @@ pub trait Device: Send {
     /// # Errors
     /// Something since the last wait has failed.
     fn wait(&mut self, pending: Pending) -> Result<Vec<u8>, Fault>;
+
+    /// Sees to it that a kernel can be launched while a graph is captured, where it was never launched before.
+    ///
+    /// # Errors
+    /// There is no such kernel, or the device refuses.
+    fn prepare(&mut self, _launch: &Launch) -> Result<(), Fault> {
+        Ok(())
+    }
 
     /// Takes launches down instead of running them, until [`Device::end_capture`].
     ///
@@ -124,4 +160,20 @@ pub trait Device: Send {
     /// # Errors
     /// Those of `work`, and of what it began.
     fn seconds(&mut self, work: &mut dyn FnMut(&mut dyn Device) -> Result<(), Fault>) -> Result<f64, Fault>;
+}
+
+/// Where bytes go, and they.
+pub(super) type Part<'a> = (Slice<u8>, &'a [u8]);
+
+/// What belongs to each target, of bytes that stand one after the other.
+pub(super) fn parts<'a>(bytes: &'a [u8], targets: &[Slice<u8>]) -> Result<Vec<Part<'a>>, Fault> {
+    let (mut rest, mut found) = (bytes, Vec::with_capacity(targets.len()));
+    for to in targets {
+        let Some((part, others)) = rest.split_at_checked(to.len()) else {
+            return Err(Fault::Call(format!("{} bytes are to be copied, and {} are there", to.len(), rest.len())));
+        };
+        found.push((*to, part));
+        rest = others;
+    }
+    Ok(found)
 }

@@ -28,6 +28,12 @@ const GUARD_BYTE: u8 = 0xa5;
 /// What fresh memory holds: no numbers, as floats.
 const FRESH_BYTE: u8 = 0xff;
 
+/// Dynamic shared memory of a block, at most, where a kernel is not for one card alone: compute capability 8.6 has 99
+/// KiB, one of which is left to static arrays.
+const SHARED_MAX: u32 = 98 << 10;
+/// What the names of kernels for compute capability 9.0 alone have in them.
+const OF_HOPPER: &str = "wgmma";
+
 /// Launches that somebody else may look at.
 pub type Log = Arc<Mutex<Vec<Launch>>>;
 
@@ -72,6 +78,10 @@ impl Emulator {
     fn run(&mut self, launch: &Launch) -> Result<(), Fault> {
         if let Some(log) = &self.log {
             log.lock().unwrap_or_else(PoisonError::into_inner).push(launch.clone());
+        }
+        if launch.shared() > SHARED_MAX && !launch.kernel().contains(OF_HOPPER) {
+            let (kernel, wanted) = (launch.kernel(), launch.shared());
+            return Err(Fault::Call(format!("kernel '{kernel}' wants {wanted} bytes of shared memory for each block")));
         }
         let name = CString::new(launch.kernel()).map_err(|_| Fault::Call("a kernel's name has a zero".into()))?;
         let mut values = launch.arguments().to_vec();
@@ -201,5 +211,21 @@ impl Drop for Emulator {
             // SAFETY: allocated by `reserve` with this layout, and dropped once.
             unsafe { dealloc(address as *mut u8, layout) };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_for_all_cards_have_the_shared_memory_of_the_smallest() {
+        let refused = |kernel, shared| match Emulator::new().launch(&Launch::new(kernel, [1, 1, 1], 32, shared)) {
+            Err(Fault::Call(what)) => what,
+            other => panic!("{other:?}"),
+        };
+        assert!(refused("no_such_kernel", SHARED_MAX + 1).contains("bytes of shared memory"));
+        assert!(refused("no_such_kernel", SHARED_MAX).contains("there is no kernel"));
+        assert!(refused("no_such_wgmma", SHARED_MAX + 1).contains("there is no kernel"));
     }
 }

@@ -3,10 +3,11 @@
 
 #![allow(unsafe_code)]
 
-use super::device::{Device, Fault, Graph, Pending, Units};
+use super::context::{Context, Event, describe, fault};
+use super::device::{Device, Fault, Fill, Graph, Pending, Units, parts};
 use super::launch::Launch;
 use super::memory::Slice;
-use super::staging::{Landing, Staging, Waits};
+use super::staging::{Landing, Rounds, Staging, Waits};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use std::collections::HashMap;
@@ -57,7 +58,11 @@ pub fn driver() -> Driver {
 
 /// The GPUs that run the kernels; why there can be none.
 fn devices() -> Result<Vec<(sys::CUdevice, String)>, String> {
-    result::init().map_err(describe)?;
+    match result::init() {
+        // Where CUDA_VISIBLE_DEVICES leaves none, too.
+        Err(DriverError(sys::cudaError_enum::CUDA_ERROR_NO_DEVICE)) => return Ok(Vec::new()),
+        other => other.map_err(describe)?,
+    }
     let mut version = 0;
     // SAFETY: writes one number.
     unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(describe)?;
@@ -99,48 +104,6 @@ pub struct Gpu {
 // `&mut self` keeps two threads from using them at once.
 unsafe impl Send for Gpu {}
 
-/// A device's context, which all of this process that use the device share: it lives as long as one of them holds it.
-#[derive(Debug)]
-struct Context {
-    device: sys::CUdevice,
-    handle: sys::CUcontext,
-}
-
-impl Context {
-    /// Holds the context of one of the driver's devices.
-    fn hold(device: sys::CUdevice, waits: Waits) -> Result<Self, DriverError> {
-        use sys::CUctx_flags_enum as Flags;
-        let flags = match waits {
-            Waits::Asleep => Flags::CU_CTX_SCHED_BLOCKING_SYNC,
-            Waits::Awake => Flags::CU_CTX_SCHED_SPIN,
-        };
-        // SAFETY: the device is one of the driver's; `drop` lets go of the context.
-        unsafe {
-            // Where the driver does not let itself be told how to wait, it waits all the same.
-            let _ = sys::cuDevicePrimaryCtxSetFlags_v2(device, flags as u32);
-            Ok(Context { device, handle: result::primary_ctx::retain(device)? })
-        }
-    }
-
-    /// Makes it this thread's. Every call does so: the thread may have let go of it with another GPU since, and to make
-    /// sure costs no more than to find out.
-    fn enter(&self) -> Result<(), Fault> {
-        // SAFETY: the context lives until `drop`.
-        unsafe { result::ctx::set_current(self.handle) }.map_err(fault)
-    }
-}
-
-impl Drop for Context {
-    fn drop(&mut self) {
-        // Nothing can be done about errors here.
-        // SAFETY: the context was held once, and is let go once; from then on this thread has none.
-        unsafe {
-            let _ = result::ctx::set_current(std::ptr::null_mut());
-            let _ = result::primary_ctx::release(self.device);
-        }
-    }
-}
-
 #[derive(Clone, Copy, Debug)]
 struct Function {
     handle: sys::CUfunction,
@@ -151,48 +114,6 @@ struct Function {
     /// May it begin while the one before still ends? Its code then waits itself, which only that for sm_90 and later
     /// does, whatever the device.
     overlaps: bool,
-}
-
-/// An error in words, with CUDA's name for it.
-fn describe(error: DriverError) -> String {
-    let name = error.error_name().map(|name| name.to_string_lossy().into_owned());
-    let text = error.error_string().map(|text| text.to_string_lossy().into_owned());
-    match (name, text) {
-        (Ok(name), Ok(text)) => format!("{text} ({name})"),
-        _ => format!("CUDA's error {}", error.0 as u32),
-    }
-}
-
-/// What an error means for those who go on.
-fn fault(error: DriverError) -> Fault {
-    use sys::cudaError_enum as Code;
-    match error.0 {
-        Code::CUDA_ERROR_ILLEGAL_ADDRESS
-        | Code::CUDA_ERROR_LAUNCH_FAILED
-        | Code::CUDA_ERROR_LAUNCH_TIMEOUT
-        | Code::CUDA_ERROR_ECC_UNCORRECTABLE
-        | Code::CUDA_ERROR_HARDWARE_STACK_ERROR
-        | Code::CUDA_ERROR_ILLEGAL_INSTRUCTION
-        | Code::CUDA_ERROR_MISALIGNED_ADDRESS
-        | Code::CUDA_ERROR_INVALID_ADDRESS_SPACE
-        | Code::CUDA_ERROR_INVALID_PC
-        | Code::CUDA_ERROR_ASSERT
-        | Code::CUDA_ERROR_CONTAINED
-        | Code::CUDA_ERROR_NVLINK_UNCORRECTABLE
-        | Code::CUDA_ERROR_TENSOR_MEMORY_LEAK
-        | Code::CUDA_ERROR_EXTERNAL_DEVICE
-        | Code::CUDA_ERROR_MPS_CLIENT_TERMINATED
-        | Code::CUDA_ERROR_MPS_RPC_FAILURE
-        | Code::CUDA_ERROR_DEVICE_UNAVAILABLE
-        | Code::CUDA_ERROR_NO_DEVICE
-        | Code::CUDA_ERROR_INVALID_CONTEXT
-        | Code::CUDA_ERROR_NOT_INITIALIZED
-        | Code::CUDA_ERROR_SYSTEM_NOT_READY
-        | Code::CUDA_ERROR_CONTEXT_IS_DESTROYED
-        | Code::CUDA_ERROR_DEINITIALIZED
-        | Code::CUDA_ERROR_UNKNOWN => Fault::Lost(describe(error)),
-        _ => Fault::Call(describe(error)),
-    }
 }
 
 impl Gpu {
@@ -292,7 +213,9 @@ impl Gpu {
             }
             function.shared = wanted;
         }
-        self.functions.insert(launch.kernel(), function);
+        if known.is_none_or(|known| known.shared != function.shared) {
+            self.functions.insert(launch.kernel(), function);
+        }
         Ok(function)
     }
 
@@ -309,6 +232,26 @@ impl Gpu {
         let fixed = number(Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)? as u32;
         let shared = SHARED_FREE.saturating_sub(fixed);
         Ok(Function { handle, fixed, shared, overlaps: version >= OVERLAPPING_CODE })
+    }
+}
+
+impl Gpu {
+    fn copy_rounds(&mut self, rounds: &mut Rounds, fill: Fill<'_>) -> Result<(), Fault> {
+        loop {
+            self.context.enter()?;
+            let bytes = rounds.next().map_err(fault)?;
+            let targets = fill(bytes);
+            if targets.is_empty() {
+                return Ok(());
+            }
+            // Whoever has filled may have done other work meanwhile.
+            self.context.enter()?;
+            for (to, part) in parts(bytes, &targets)? {
+                // SAFETY: the piece is filled again only when the event after this copy has passed.
+                unsafe { result::memcpy_htod_async(to.address(), part, self.stream) }.map_err(fault)?;
+            }
+            rounds.sent(self.stream).map_err(fault)?;
+        }
     }
 }
 
@@ -386,6 +329,17 @@ impl Device for Gpu {
         self.staging.copy(self.stream, to.address(), bytes).map_err(fault)
     }
 
+    fn upload_rounds(&mut self, room: usize, fill: Fill<'_>) -> Result<(), Fault> {
+        let mut rounds = Rounds::new(room);
+        let done = self.copy_rounds(&mut rounds, fill);
+        // SAFETY: the stream has done all its work, or its context is lost and does none.
+        unsafe {
+            let ended = self.context.enter().and_then(|()| result::stream::synchronize(self.stream).map_err(fault));
+            rounds.free();
+            done.and(ended)
+        }
+    }
+
     fn download(&mut self, from: Slice<u8>) -> Result<Pending, Fault> {
         self.context.enter()?;
         self.landing.begin(self.stream, from.address(), from.len()).map(Pending).map_err(fault)
@@ -394,6 +348,13 @@ impl Device for Gpu {
     fn wait(&mut self, pending: Pending) -> Result<Vec<u8>, Fault> {
         self.context.enter()?;
         self.landing.take(pending.0).map_err(fault)
+    }
+
+    fn prepare(&mut self, launch: &Launch) -> Result<(), Fault> {
+        self.context.enter()?;
+        let function = self.function(launch)?;
+        // SAFETY: the function is of a loaded module.
+        unsafe { sys::cuFuncLoad(function.handle) }.result().map_err(fault)
     }
 
     fn begin_capture(&mut self) -> Result<(), Fault> {
@@ -432,33 +393,8 @@ impl Device for Gpu {
         let worked = work(self);
         self.context.enter()?;
         end.record(self.stream)?;
-        // SAFETY: both events live until the end of this function, and were recorded.
-        let milliseconds = unsafe {
-            result::event::synchronize(end.0).map_err(fault)?;
-            result::event::elapsed(begin.0, end.0).map_err(fault)?
-        };
-        worked.map(|()| f64::from(milliseconds) / 1e3)
-    }
-}
-
-/// A mark in a stream that notes the time.
-struct Event(sys::CUevent);
-
-impl Event {
-    fn new() -> Result<Self, Fault> {
-        result::event::create(sys::CUevent_flags_enum::CU_EVENT_DEFAULT).map(Event).map_err(fault)
-    }
-
-    fn record(&self, stream: sys::CUstream) -> Result<(), Fault> {
-        // SAFETY: the event lives, and the stream as long as its device.
-        unsafe { result::event::record(self.0, stream) }.map_err(fault)
-    }
-}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        // SAFETY: made by `new`, and dropped once.
-        let _ = unsafe { result::event::destroy(self.0) };
+        let seconds = begin.seconds_until(&end)?;
+        worked.map(|()| seconds)
     }
 }
 

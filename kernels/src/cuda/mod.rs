@@ -10,7 +10,10 @@
 //! whatever rows stand beside it.
 
 pub mod attention;
+pub mod attention_wgmma;
 pub mod cache;
+#[cfg(feature = "cuda")]
+mod context;
 pub mod device;
 pub mod elementwise;
 #[cfg(feature = "emulator")]
@@ -31,7 +34,7 @@ pub mod stored;
 pub mod wgmma;
 
 pub use cache::CacheNumbers;
-pub use device::{Device, Fault, Graph, Pending, Units};
+pub use device::{Device, Fault, Fill, Graph, Pending, Units};
 #[cfg(feature = "emulator")]
 pub use emulator::{Emulator, Log};
 #[cfg(feature = "cuda")]

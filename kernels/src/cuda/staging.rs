@@ -127,6 +127,53 @@ impl Staging {
     }
 }
 
+/// The way of much: two pieces, of which one is filled while the other is copied.
+#[derive(Debug)]
+pub(super) struct Rounds {
+    room: usize,
+    pieces: Vec<Pinned>,
+    /// The piece that is filled.
+    at: usize,
+}
+
+impl Rounds {
+    /// Pieces of so many bytes.
+    pub(super) fn new(room: usize) -> Self {
+        Rounds { room, pieces: Vec::new(), at: 0 }
+    }
+
+    /// A piece to fill, once nothing is copied out of it any more.
+    pub(super) fn next(&mut self) -> Result<&mut [u8], DriverError> {
+        if self.at == self.pieces.len() {
+            let piece = Pinned::new(self.room.max(1), Waits::Asleep)?;
+            // SAFETY: the memory is ours alone; what is lent below has been written to.
+            unsafe { piece.address.write_bytes(0, piece.bytes) };
+            self.pieces.push(piece);
+        }
+        let piece = &self.pieces[self.at];
+        // SAFETY: the copies before the event, where it was ever recorded, have passed; the memory lives until `free`.
+        unsafe {
+            result::event::synchronize(piece.event)?;
+            Ok(std::slice::from_raw_parts_mut(piece.address, piece.bytes))
+        }
+    }
+
+    /// Goes on to the other piece, now that the copies of this one are in the stream.
+    pub(super) fn sent(&mut self, stream: sys::CUstream) -> Result<(), DriverError> {
+        // SAFETY: event and stream live.
+        unsafe { result::event::record(self.pieces[self.at].event, stream) }?;
+        self.at = 1 - self.at;
+        Ok(())
+    }
+
+    /// # Safety
+    /// The stream has done all its work.
+    pub(super) unsafe fn free(&mut self) {
+        // SAFETY: each piece is freed once; the caller answers for the rest.
+        self.pieces.drain(..).for_each(|piece| unsafe { piece.free() });
+    }
+}
+
 /// The way back: one piece for each copy under way, used again later.
 #[derive(Debug)]
 pub(super) struct Landing {

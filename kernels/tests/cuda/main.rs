@@ -5,6 +5,7 @@
 #![cfg(any(feature = "cuda", feature = "emulator"))]
 
 mod attention;
+mod attention_wgmma;
 mod elementwise;
 mod experts;
 mod fp8;
@@ -14,6 +15,7 @@ mod sampler;
 mod setup;
 mod stored;
 mod wgmma;
+mod world;
 
 use kernels::cuda::{Bf16, Device, E4m3, Launch, Misuse, Number, Slice};
 

@@ -14,7 +14,7 @@ const BEYOND: usize = 3;
 const BLOCKS: u32 = 3;
 
 /// A device that has the units.
-fn able() -> Option<Box<dyn Device>> {
+pub fn able() -> Option<Box<dyn Device>> {
     let device = device();
     let able = device.name() == "emulator" || device.matrix_units() != Units::Warps;
     able.then_some(device)
@@ -288,7 +288,9 @@ fn check_coded(device: &mut dyn Device, [rows, outputs, inputs, group]: [usize; 
     let plan = Plan { width: 128, parts };
     let got = results(device, &coded(&job, plan, blocks).unwrap(), job.y, job.workspace);
     let error = nmse(&got, &wanted(&x, &codes.numbers, inputs, None));
-    assert!(error < 1e-11, "{rows} x {outputs} x {inputs}, groups of {group}, in 32 bits: {error:e}");
+    // The units keep some 14 bits of a step's sums of codes; the emulator keeps all.
+    let tolerance = if device.name() == "emulator" { 1e-11 } else { 1e-7 };
+    assert!(error < tolerance, "{rows} x {outputs} x {inputs}, groups of {group}, in 32 bits: {error:e}");
     (job.bias, job.y) = (Some(put(device, &bias)), Output::Bf16(put(device, &vec![Bf16(0x7fc0); rows * outputs])));
     let got = results(device, &coded(&job, plan, blocks).unwrap(), job.y, job.workspace);
     let error = nmse(&got, &wanted(&x, &codes.numbers, inputs, Some(&bias)));

@@ -331,7 +331,8 @@ static LANGUAGE: &[Flag] = &[
         "FORMAT",
         "auto",
         |c| Field::Choice(&mut c.load_format),
-        "auto: the weights beside config.json; dummy: weights made up from config.json alone, for benchmarks.",
+        "auto: the weights beside config.json; dummy: weights made up from config.json alone, for benchmarks. Where no \
+         tokenizer lies beside it, tokens are bytes.",
     ),
     Flag::new(
         "tool-call-parser",

@@ -40,6 +40,11 @@ pub fn validate(directory: &Path, onnxruntime: Option<&Path>) -> Result<(String,
     let mut report = Report { text: String::new(), good: !models.is_empty(), options, probe };
     if models.is_empty() {
         report.line(&format!("{}: no models", directory.display()));
+        let config = directory.join("config.json");
+        if config.is_file() {
+            let why = "says no `architectures` near its beginning, by which a language model is known";
+            report.line(&format!("{}: {why}", config.display()));
+        }
     }
     for note in notes {
         report.line(&note);
@@ -171,6 +176,16 @@ mod tests {
         let (text, good) = validate(&root.path().join("iris"), None).unwrap();
         assert!(text.starts_with("iris: its settings call it 'rose': serve it with --model-name rose\n"), "{text}");
         assert!(text.contains("rose version 2: ok") && good, "{text}");
+    }
+
+    #[test]
+    fn a_configuration_without_architectures_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("config.json"), r#"{"model_type": "llama"}"#).unwrap();
+        let (text, good) = validate(root.path(), None).unwrap();
+        let (first, second) = text.split_once('\n').unwrap();
+        assert!(first.ends_with(": no models") && second.contains("config.json: says no `architectures`"), "{text}");
+        assert!(!good);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::generator::Tokens;
 use crate::error::Error;
 use backends::llm::grammar::STUCK;
 use backends::llm::plan::Logprobs;
-use backends::llm::sampling::Sampling;
+use backends::llm::sampling::{NOTHING_LEFT, Sampling};
 use backends::llm::sequence::{CancelReason, Event, FinishReason};
 use backends::llm::text::output::{OutputParser, Part};
 use backends::llm::text::{Detokenizer, StopScanner};
@@ -277,8 +277,8 @@ impl Answer {
 
     fn failed(&mut self, reason: String) -> Error {
         self.ended = true;
-        match reason.find(STUCK) {
-            // The request brought the form.
+        match [STUCK, NOTHING_LEFT].iter().find_map(|begin| reason.find(begin)) {
+            // The request brought the form, and wishes that exclude each other.
             Some(at) => Error::Invalid(reason[at..].to_owned()),
             None => Error::Internal(format!("an answer could not be computed: {reason}")),
         }

@@ -8,6 +8,7 @@
 //! | `gather.rs` | several answers as one stream |
 //! | `said.rs` | what an answer says, put together |
 //! | `tally.rs` | counts requests |
+//! | `trial.rs` | a form compiled in a child process first |
 
 pub mod answer;
 pub mod gather;
@@ -15,6 +16,7 @@ pub mod generator;
 mod guides;
 pub mod said;
 pub mod tally;
+pub mod trial;
 
 use crate::error::Error;
 use answer::{Answer, Ends};
@@ -154,6 +156,11 @@ impl Language {
     /// Tokens of prompt and output together, at most.
     pub fn context(&self) -> u32 {
         self.context
+    }
+
+    /// Tokens that it knows: ids are below.
+    pub fn vocabulary(&self) -> u32 {
+        self.limits.vocabulary
     }
 
     /// When it began to serve, in seconds since 1970.

@@ -202,8 +202,13 @@ pub(super) async fn detokenize(State(rest): State<Rest>, headers: HeaderMap, bod
         let request = heavy(body.len(), || DetokenizeRequest::parse(body))?;
         noticed(&request.notices);
         let servable = rest.plane.language_model(request.model.as_deref())?;
-        let tokenizer = servable.language()?.tokenizer();
-        written(&DetokenizeReply { prompt: heavy(body.len(), || tokenizer.decode(&request.tokens, false)) })
+        let language = servable.language()?;
+        if let Some(token) = request.tokens.iter().find(|token| **token >= language.vocabulary()) {
+            let message = format!("token {token} is not one of the model's {}", language.vocabulary());
+            return Err(FieldError::invalid("tokens", message).into());
+        }
+        let prompt = heavy(body.len(), || language.tokenizer().decode(&request.tokens, false));
+        written(&DetokenizeReply { prompt })
     };
     finish(answered.await)
 }

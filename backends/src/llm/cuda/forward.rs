@@ -228,14 +228,15 @@ impl Forward {
             })?);
         }
         if shape.tiles > 0 {
-            sink(attention::prompt(&attention::Prompt {
+            let job = attention::Prompt {
                 out: buffers.mixed,
                 queries: buffers.queries,
                 cache: *cache,
                 rule: *rule,
                 rows: shape.rows,
                 tiles: inputs.tiles,
-            })?);
+            };
+            sink(attention::prompt_on(&job, self.units)?);
         }
         Ok(())
     }

@@ -24,7 +24,11 @@ impl CudaExecutor {
         self.eager(&nothing, &rows)?;
         self.warm_up_sampler()?;
         for _ in 0..EARLY_BUCKETS {
-            self.capture_next()?;
+            match self.capture_next() {
+                Err(lost @ Failure::Lost(_)) => return Err(lost),
+                Err(failure) => self.stop_capturing(&failure),
+                Ok(_) => {}
+            }
         }
         let pending = self.device.download(self.forward.buffers.last.cast()?)?;
         self.device.wait(pending)?;
@@ -54,6 +58,8 @@ impl CudaExecutor {
 
     /// Launches as one graph.
     pub(super) fn captured(&mut self, launches: &[Launch]) -> Result<Graph, Failure> {
+        // What a driver loads when it is first needed, it cannot load meanwhile.
+        launches.iter().try_for_each(|launch| self.device.prepare(launch))?;
         self.device.begin_capture()?;
         let launched = launches.iter().try_for_each(|launch| self.device.launch(launch));
         // A capture that failed has to end, too.

@@ -1,28 +1,33 @@
-//! Weights from their files to the device: pieces are read and put in order on all threads, while those before them are
-//! copied. Pieces of many tensors queue up, so that small ones are read together.
+//! Weights from their files to the device: pieces are read and put in order on all threads, into memory out of which the
+//! device copies by itself while the next ones are read. Pieces of many tensors make a round, so that small ones are read
+//! together.
 //!
 //! ```text
-//! queue of pieces --read, pack or round: all threads--> ready --upload: one thread--> device memory
+//! rounds of pieces --read, pack or round: all threads--> memory of the host --> device memory
 //! ```
 
 use super::arena::Arena;
+use super::memory::Error;
 use super::weights::{Kept, Visitor, Weight, kept};
 use crate::error::LoadError;
 use crate::llm::layout::{self, Part, Rows};
 use crate::llm::spec::DecoderSpec;
-use crate::llm::weights::{Format, MadeUp, Weights, blocks};
+use crate::llm::weights::{Format, MadeUp, Weights, blocks, put};
 use kernels::cuda::packing::{Packed, Plain, pack};
 use kernels::cuda::stored::{self, Layout, Matrix, TOGETHER};
 use kernels::cuda::{Bf16, Device, Misuse, Number, Slice, setup};
 use rayon::prelude::*;
-use std::collections::VecDeque;
-use std::fmt::Display;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Bytes of device memory that one thread fills at a time.
-const PIECE: usize = 4 << 20;
-/// Numbers that are under way at a time, but for a single piece: matrices that lie across in their file are read whole.
+const PIECE: usize = 1 << 20;
+/// Pieces of a round for each thread: several, so that no thread waits long for the last of the others.
+const PIECES: usize = 4;
+/// The same for all threads, at most: their memory is taken from everybody else.
+const PIECES_MAX: usize = 128;
+/// Numbers of a round, but for a single piece: matrices that lie across in their file are read whole.
 const NUMBERS: usize = 256 << 20;
 
 /// Where rows go.
@@ -36,17 +41,11 @@ enum Target {
 struct Piece<'a> {
     source: Arc<Rows<'a>>,
     rows: Range<usize>,
-    target: Target,
+    /// How their codes lie, where they go there as codes.
+    codes: Option<Layout>,
+    /// Where they go, one stretch after the other.
+    to: Vec<Slice<u8>>,
 }
-
-impl Piece<'_> {
-    fn numbers(&self) -> usize {
-        self.rows.len().saturating_mul(self.source.shape().1)
-    }
-}
-
-/// Bytes and the memory they belong to.
-type Ready = (Slice<u8>, Vec<u8>);
 
 /// Reads what it visits.
 pub(super) struct Loader<'a> {
@@ -54,8 +53,7 @@ pub(super) struct Loader<'a> {
     weights: &'a dyn Weights,
     device: &'a mut dyn Device,
     arena: Arena,
-    queue: VecDeque<Piece<'a>>,
-    ready: Vec<Ready>,
+    queue: Vec<Piece<'a>>,
 }
 
 impl Visitor for Loader<'_> {
@@ -113,11 +111,11 @@ impl<'a> Loader<'a> {
         device: &'a mut (dyn Device + 'static),
         arena: Arena,
     ) -> Self {
-        Loader { spec, weights, device, arena, queue: VecDeque::new(), ready: Vec::new() }
+        Loader { spec, weights, device, arena, queue: Vec::new() }
     }
 
-    fn refuse(&self, reason: impl Display) -> LoadError {
-        LoadError::new(self.weights.file(), reason.to_string())
+    fn refuse(&self, error: impl Into<Error>) -> LoadError {
+        error.into().refusal(self.weights.file(), "")
     }
 
     /// The next memory for a matrix of codes.
@@ -131,48 +129,30 @@ impl<'a> Loader<'a> {
     fn enqueue(&mut self, part: Part, target: Target) -> Result<(), LoadError> {
         let source = Arc::new(layout::rows(self.spec, self.weights, part)?);
         for rows in pieces(&source, &target) {
-            self.queue.push_back(Piece { source: source.clone(), rows, target });
-        }
-        while self.queue.len() >= window() || self.queue.iter().map(Piece::numbers).sum::<usize>() >= NUMBERS {
-            self.advance()?;
+            let (codes, to) = match target {
+                Target::Bf16(to) => (None, stretch(to, &rows, source.shape().1)),
+                Target::Codes(to) => (Some(to.layout), stretches(&to, &rows)),
+            };
+            let to = to.map_err(|error| self.refuse(error))?;
+            self.queue.push(Piece { source: source.clone(), rows, codes, to });
         }
         Ok(())
     }
 
-    /// The next pieces of the queue: as many as threads want, and of large ones fewer.
-    fn next(&mut self) -> Vec<Piece<'a>> {
-        let (mut count, mut numbers) = (0, 0);
-        for piece in self.queue.iter().take(window()) {
-            numbers += piece.numbers();
-            if count > 0 && numbers > NUMBERS {
-                break;
-            }
-            count += 1;
-        }
-        self.queue.drain(..count).collect()
-    }
-
-    /// Reads the next pieces on all threads while what was read before is copied.
-    fn advance(&mut self) -> Result<(), LoadError> {
-        let next = self.next();
-        let (ready, device, file) = (std::mem::take(&mut self.ready), &mut *self.device, self.weights.file());
-        let read = || next.par_iter().map(|piece| piece.read(file)).collect::<Result<Vec<_>, _>>();
-        let copy = || {
-            let mut copies = ready.iter();
-            copies.try_for_each(|(to, bytes)| device.upload(*to, bytes))
-        };
-        let (copied, read) = rayon::join(copy, read);
-        copied.map_err(|fault| self.refuse(fault))?;
-        self.ready = read?.into_iter().flatten().collect();
-        Ok(())
-    }
-
-    /// What is still under way.
-    pub(super) fn finish(mut self) -> Result<(), LoadError> {
-        while !(self.queue.is_empty() && self.ready.is_empty()) {
-            self.advance()?;
-        }
-        Ok(())
+    /// Reads all that was visited.
+    pub(super) fn finish(self) -> Result<(), LoadError> {
+        let (file, mut read) = (self.weights.file(), Ok(()));
+        let rounds = rounds(self.queue);
+        let room = rounds.iter().map(|round| round.iter().map(Piece::bytes).sum()).max().unwrap_or(0);
+        let mut rounds = rounds.into_iter();
+        let copied = self.device.upload_rounds(room, &mut |bytes| {
+            let round = rounds.next().unwrap_or_default();
+            read = read_round(&round, bytes, file);
+            // Where one could not be read, none is copied any more.
+            if read.is_ok() { round.into_iter().flat_map(|piece| piece.to).collect() } else { Vec::new() }
+        });
+        read?;
+        copied.map_err(|fault| Error::from(fault).refusal(file, ""))
     }
 
     /// How a part is made up where it is needed, and the index of its first number; `None` where it comes from files.
@@ -203,9 +183,43 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// Pieces that are read at a time.
-fn window() -> usize {
-    2 * rayon::current_num_threads()
+/// Rounds of pieces: of as many as threads want, and of large ones fewer.
+fn rounds(queue: Vec<Piece<'_>>) -> Vec<Vec<Piece<'_>>> {
+    let most = (PIECES * rayon::current_num_threads()).min(PIECES_MAX);
+    let (mut rounds, mut numbers): (Vec<Vec<_>>, _) = (Vec::new(), 0);
+    for piece in queue {
+        numbers += piece.numbers();
+        match rounds.last_mut() {
+            Some(round) if round.len() < most && numbers <= NUMBERS => round.push(piece),
+            _ => {
+                numbers = piece.numbers();
+                rounds.push(vec![piece]);
+            }
+        }
+    }
+    rounds
+}
+
+/// Reads pieces on all threads, one behind the other into `bytes`, which is as long as they are.
+fn read_round(round: &[Piece<'_>], bytes: &mut [u8], file: &Path) -> Result<(), LoadError> {
+    let (mut rest, mut work) = (bytes, Vec::with_capacity(round.len()));
+    for piece in round {
+        let (own, others) = std::mem::take(&mut rest).split_at_mut(piece.bytes());
+        work.push((piece, own));
+        rest = others;
+    }
+    work.into_par_iter().try_for_each(|(piece, own)| piece.read(own, file))
+}
+
+/// Where rows of numbers go.
+fn stretch(to: Slice<Bf16>, rows: &Range<usize>, columns: usize) -> Result<Vec<Slice<u8>>, Misuse> {
+    Ok(vec![to.part(rows.start * columns..rows.end * columns)?.cast()?])
+}
+
+/// Where rows of codes go: they, their scales and their factors.
+fn stretches(to: &Matrix, rows: &Range<usize>) -> Result<Vec<Slice<u8>>, Misuse> {
+    let place = some(to, rows.clone())?;
+    Ok(vec![place.codes, place.scales.cast()?, place.factors.cast()?])
 }
 
 /// Some rows of a matrix of codes: they begin where rows that lie together do.
@@ -241,31 +255,35 @@ fn pieces(source: &Rows<'_>, target: &Target) -> impl Iterator<Item = Range<usiz
 }
 
 impl Piece<'_> {
-    fn read(&self, file: &std::path::Path) -> Result<Vec<Ready>, LoadError> {
-        let refuse = |misuse: Misuse| LoadError::new(file, misuse.to_string());
-        match self.target {
-            Target::Bf16(to) => {
-                let bytes = as_bf16(self.source.format(), self.source.read(self.rows.clone())?);
-                let start = self.rows.start * self.source.shape().1;
-                let to = to.part(start..start + bytes.len() / Bf16::BYTES).and_then(|to| to.cast());
-                Ok(vec![(to.map_err(refuse)?, bytes)])
-            }
-            Target::Codes(to) => {
-                let groups = self.source.read_groups(self.rows.clone())?;
-                let groups = groups.ok_or_else(|| LoadError::new(file, "has no codes where it said so"))?;
-                let plain = Plain { codes: &groups.codes, scales: &groups.scales, minima: &groups.minima };
-                let packed = pack_all(&to.layout, &plain).map_err(refuse)?;
-                let place = some(&to, self.rows.clone()).map_err(refuse)?;
-                let ready = |slice: Result<Slice<u8>, Misuse>, bytes: &[u8]| -> Result<Ready, LoadError> {
-                    Ok((slice.map_err(refuse)?, bytes.to_vec()))
-                };
-                Ok(vec![
-                    (place.codes, packed.codes),
-                    ready(place.scales.cast(), bytemuck::cast_slice(&packed.scales))?,
-                    ready(place.factors.cast(), bytemuck::cast_slice(&packed.factors))?,
-                ])
-            }
+    fn numbers(&self) -> usize {
+        self.rows.len().saturating_mul(self.source.shape().1)
+    }
+
+    fn bytes(&self) -> usize {
+        self.to.iter().map(Slice::len).sum()
+    }
+
+    /// Reads its rows into `bytes`, as the device is to have them.
+    fn read(&self, bytes: &mut [u8], file: &Path) -> Result<(), LoadError> {
+        let (rows, format) = (self.rows.clone(), self.source.format());
+        let Some(layout) = &self.codes else {
+            return match format {
+                Format::Bf16 => self.source.read_into(rows, bytes),
+                _ => put(file, &as_bf16(format, &self.source.read(rows)?), bytes),
+            };
+        };
+        let groups = self.source.read_groups(rows)?;
+        let groups = groups.ok_or_else(|| LoadError::new(file, "has no codes where it said so"))?;
+        let plain = Plain { codes: &groups.codes, scales: &groups.scales, minima: &groups.minima };
+        let packed = pack_all(layout, &plain).map_err(|misuse| LoadError::new(file, misuse.to_string()))?;
+        let mut rest = bytes;
+        for part in [&packed.codes, bytemuck::cast_slice(&packed.scales), bytemuck::cast_slice(&packed.factors)] {
+            let length = part.len().min(rest.len());
+            let (own, others) = std::mem::take(&mut rest).split_at_mut(length);
+            put(file, part, own)?;
+            rest = others;
         }
+        Ok(())
     }
 }
 
@@ -293,10 +311,7 @@ fn pack_all(layout: &Layout, plain: &Plain<'_>) -> Result<Packed, Misuse> {
 }
 
 /// Numbers of any format, rounded to bf16.
-fn as_bf16(format: Format, bytes: Vec<u8>) -> Vec<u8> {
-    if format == Format::Bf16 {
-        return bytes;
-    }
-    let numbers = blocks::dequantise(format, &bytes);
+fn as_bf16(format: Format, bytes: &[u8]) -> Vec<u8> {
+    let numbers = blocks::dequantise(format, bytes);
     numbers.into_iter().flat_map(|number| Bf16::from_f32(number).0.to_le_bytes()).collect()
 }

@@ -5,6 +5,7 @@ use super::arena::{Arena, Sizes};
 use super::sampling;
 use super::step::Rows;
 use super::weights::{Layer, Linear, Model, Weight};
+use crate::error::LoadError;
 use crate::llm::sampling::LOGIT_BIAS_MAX;
 use crate::llm::spec::DecoderSpec;
 use kernels::cuda::attention;
@@ -13,6 +14,7 @@ use kernels::cuda::gemm::{self, Workspace};
 use kernels::cuda::sampler::{CHOICE_WORDS, EDIT_WORDS, ROW_WORDS, scratch_bytes};
 use kernels::cuda::stored;
 use kernels::cuda::{Bf16, CacheNumbers, Device, E4m3, Fault, Misuse, Number, Slice};
+use std::path::Path;
 
 /// Positions of a block of the cache.
 pub(super) const BLOCK: usize = 32;
@@ -334,6 +336,14 @@ impl Buffers {
 pub(super) enum Error {
     Fault(Fault),
     Misuse(Misuse),
+}
+
+impl Error {
+    /// A model is not loaded because of it; `what` it is of stands before it.
+    pub(super) fn refusal(&self, file: &Path, what: &str) -> LoadError {
+        let lost = matches!(self, Error::Fault(fault) if fault.is_lost());
+        LoadError::new(file, format!("{what}{self}")).with_lost(lost)
+    }
 }
 
 impl From<Fault> for Error {

@@ -179,11 +179,12 @@ impl CudaExecutor {
         let model = pool.install(|| Model::load(&spec, weights, device.as_mut()))?;
         let mut buffers = Buffers::reserve(&spec, &model, &extent, device.as_mut())
             .and_then(|buffers| buffers.zero(device.as_mut()).map(|()| buffers))
-            .map_err(|error| refuse(format!("its cache and its activations: {error}")))?;
+            .map_err(|error| error.refusal(weights.file(), "its cache and its activations: "))?;
         if cache == CacheType::Fp8 {
             buffers.calibrate(&calibration::scales(&spec, weights)?);
         }
-        let rotors = rotors(&spec, &buffers, context, device.as_mut()).map_err(|error| refuse(error.to_string()))?;
+        let rotors =
+            rotors(&spec, &buffers, context, device.as_mut()).map_err(|error| error.refusal(weights.file(), ""))?;
         let (processors, units) = (device.processors(), device.matrix_units());
         let forward = Forward { spec, model, buffers, rotors, processors, units, deterministic };
         let mut executor = CudaExecutor {
@@ -201,7 +202,10 @@ impl CudaExecutor {
             poison,
             steps: VecDeque::new(),
         };
-        executor.warm_up().map_err(|failure| refuse(failure.to_string()))?;
+        executor.warm_up().map_err(|failure| {
+            let lost = matches!(failure, Failure::Lost(_));
+            refuse(failure.to_string()).with_lost(lost)
+        })?;
         Ok(executor)
     }
 

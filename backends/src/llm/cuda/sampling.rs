@@ -4,7 +4,7 @@
 use super::{CudaExecutor, Step, floats, step};
 use crate::llm::executor::{Failure, Mask, Masks};
 use crate::llm::plan::{Chunk, Logprobs};
-use crate::llm::sampler::Wish;
+use crate::llm::sampler::{NO_CHANCE, Wish, allowed, leaves_none, nothing_left};
 use crate::llm::sampling::Sampling;
 use kernels::cuda::sampler::{self, Choice, Edit, HistoryBegin, Row, Status};
 use kernels::cuda::{Launch, Misuse, Slice};
@@ -70,29 +70,6 @@ fn is_typical(sampling: &Sampling) -> bool {
     sampling.temperature > 0.0 && sampling.typical_p < 1.0
 }
 
-/// The tokens that may come, bit by bit; `None` where all may.
-fn allowed(sampling: &Sampling, generated: u32, mask: Option<&Mask>, ends: &[u32], vocab: usize) -> Option<Vec<u32>> {
-    let early = generated < sampling.min_tokens;
-    let ends = if early { ends.iter().chain(&sampling.stop_tokens) } else { [].iter().chain(&[]) };
-    let banned: Vec<u32> = sampling.banned.iter().chain(ends).copied().collect();
-    if mask.is_none() && sampling.allowed.is_none() && banned.is_empty() {
-        return None;
-    }
-    let words = vocab.div_ceil(32);
-    let mut bits = match mask {
-        Some(Mask(grammar)) => grammar.iter().copied().chain(std::iter::repeat(0)).take(words).collect(),
-        None => vec![u32::MAX; words],
-    };
-    if let Some(allowed) = &sampling.allowed {
-        let Mask(listed) = Mask::of(allowed, vocab as u32);
-        bits.iter_mut().zip(listed.iter()).for_each(|(bits, listed)| *bits &= listed);
-    }
-    for token in banned.iter().filter(|token| (**token as usize) < vocab) {
-        bits[*token as usize / 32] &= !(1 << (token % 32));
-    }
-    Some(bits)
-}
-
 /// The launches of a sampler for so many rows. Rows that are greedy and report nothing need but the first.
 pub(super) fn launches(
     memory: &Memory,
@@ -144,7 +121,14 @@ impl CudaExecutor {
                 self.count(slot)?;
             }
             let generated = self.slots[slot].history.generated();
-            rows.push(told(chunk, generated, masks.of(*place), &self.end_tokens, vocab));
+            let told = told(chunk, generated, masks.of(*place), &self.end_tokens, vocab);
+            if told.mask.as_deref().is_some_and(leaves_none) {
+                // The device need not be asked.
+                step.chosen.push((*place, Err(nothing_left(&chunk.sampling, generated, masks.of(*place)))));
+                rows.push(Told::default());
+                continue;
+            }
+            rows.push(told);
         }
         let bucket = step::bucket(&step.plan, self.extent.slots).filter(|_| self.captures);
         rows.resize_with(bucket.unwrap_or(rows.len()), Told::default);
@@ -291,7 +275,7 @@ pub(super) type Chosen = Result<(u32, Option<Logprobs>), String>;
 fn outcome(sampling: &Sampling, choice: &Choice) -> Chosen {
     match choice.status {
         Status::NoNumber => return Err("the model computed logits that are no numbers".into()),
-        Status::NothingAllowed => return Err("no token is allowed here".into()),
+        Status::NothingAllowed => return Err(NO_CHANCE.into()),
         Status::Chosen => {}
     }
     let token = u32::try_from(choice.token).map_err(|_| "the sampler chose no token".to_owned())?;
@@ -358,6 +342,15 @@ mod tests {
             [1, 2],
             "no more words, no more tokens"
         );
+    }
+
+    #[test]
+    fn a_form_that_is_complete_ends() {
+        let parameters = Parameters { allowed: Some(vec![7]), banned: vec![1], min_tokens: 5, ..Parameters::default() };
+        let over = Mask::of(&[1, 33], 40);
+        assert_eq!(bits(&told(&chunk(parameters.clone()), 4, Some(&over), &[1, 33], 40)), [1, 33]);
+        let told = told(&chunk(parameters), 4, Some(&Mask::of(&[1, 2], 40)), &[1, 33], 40);
+        assert!(leaves_none(told.mask.as_ref().unwrap()), "the form goes on, with tokens that are not allowed");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use super::arena::{Arena, Sizes};
 use super::loading::Loader;
+use super::memory::Error;
 use crate::error::LoadError;
 use crate::llm::layout::{self, Part, Slot};
 use crate::llm::spec::{DecoderSpec, Placement, QkNorm};
@@ -215,7 +216,7 @@ impl Model {
         let mut counter = Counter { spec, weights, sizes: Sizes::default() };
         visit(spec, &mut counter)?;
         let arena = Arena::reserve(device, &counter.sizes)
-            .map_err(|fault| LoadError::new(weights.file(), format!("its weights: {fault}")))?;
+            .map_err(|fault| Error::from(fault).refusal(weights.file(), "its weights: "))?;
         let mut loader = Loader::new(spec, weights, device, arena);
         let mut model = visit(spec, &mut loader)?
             .ok_or_else(|| LoadError::new(weights.file(), "its weights were counted, not read".to_owned()))?;

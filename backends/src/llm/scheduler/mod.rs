@@ -24,7 +24,7 @@ pub use settings::{Counters, Rejected, Settings, SettingsError};
 
 use super::blocks::{BlockPool, Salt};
 use super::request::Request;
-use super::sequence::{CancelReason, Event, GroupId, Rank, Sequence, SequenceId, State};
+use super::sequence::{CancelReason, Event, FinishReason, GroupId, Rank, Sequence, SequenceId, State};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
@@ -142,6 +142,17 @@ impl Scheduler {
         self.end(id, Event::Failed { sequence: id, reason })
     }
 
+    /// A sequence that keeps to a form has chosen `token`. A form allows an end of the text only where it is complete, and
+    /// then allows nothing else: such a sequence ends, though it may have fewer tokens than it was to have. `false` where
+    /// it goes on, or had ended.
+    pub fn complete(&mut self, id: SequenceId, token: u32) -> bool {
+        let ignores = self.sequences.get(&id).is_none_or(|sequence| sequence.request.sampling().ignore_eos);
+        if ignores || !self.settings.end_tokens.contains(&token) {
+            return false;
+        }
+        self.end(id, Event::Finished { sequence: id, reason: FinishReason::Stop(token) })
+    }
+
     /// What happened since the last call of this or of `commit`.
     pub fn take_events(&mut self) -> Vec<Event> {
         std::mem::take(&mut self.events)
@@ -205,7 +216,8 @@ impl Scheduler {
         let copies = u32::from(request.copies());
         let sequences = self.waiting.len() as u32;
         let added = u64::from(request.prompt_tokens()) + u64::from(copies) - 1;
-        if sequences + copies > max_waiting || self.waiting_tokens + added > max_waiting_tokens {
+        let too_many = sequences > 0 && sequences + copies > max_waiting;
+        if too_many || self.waiting_tokens + added > max_waiting_tokens {
             return Err(Rejected::QueueFull {
                 sequences,
                 sequences_max: max_waiting,

@@ -14,7 +14,7 @@ pub struct Settings {
     pub chunk_tokens: u32,
     /// Sequences that run at the same time: the executor's slots.
     pub max_running: u32,
-    /// Sequences that wait, each copy counted.
+    /// Sequences that wait, each copy counted. A request with more copies is taken where nothing else waits.
     pub max_waiting: u32,
     /// Tokens that wait to be computed. The copies of a prompt after the first count as one token each.
     pub max_waiting_tokens: u64,
@@ -65,7 +65,7 @@ impl Settings {
             ("token_budget", budget, running, "each running sequence needs a row of every step"),
             ("chunk_tokens", self.chunk_tokens.into(), 1, "no prompt would advance"),
             ("context", context, 2, "a prompt token and an output token are the least"),
-            ("max_waiting", self.max_waiting.into(), COPIES_MAX.into(), "all copies of a request enter together"),
+            ("max_waiting", self.max_waiting.into(), 1, "no request would be taken"),
             ("max_waiting_tokens", self.max_waiting_tokens, context + u64::from(COPIES_MAX), "one request has to fit"),
             ("blocks", blocks.into(), 1, "there is nowhere to keep keys and values"),
         ];

@@ -15,6 +15,7 @@ mod gguf_merges;
 mod gguf_metadata;
 mod jinja;
 mod keep;
+pub(super) mod made_up;
 pub mod output;
 mod pretokenizers;
 mod rewrite;

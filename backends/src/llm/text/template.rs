@@ -120,6 +120,11 @@ impl ChatTemplates {
         Ok(ChatTemplates { environment, names, sources, tokens: tokens.to_vec(), max_prompt_bytes })
     }
 
+    /// Prompts longer than this will be refused from now on.
+    pub fn set_max_prompt_bytes(&mut self, most: usize) {
+        self.max_prompt_bytes = most;
+    }
+
     /// The templates' names.
     pub fn names(&self) -> &[String] {
         &self.names

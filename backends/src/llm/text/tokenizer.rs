@@ -64,6 +64,11 @@ impl Tokenizer {
         Ok(Tokenizer { inner, vocabulary, edges, max_text_bytes })
     }
 
+    /// Texts longer than this will be refused from now on.
+    pub fn set_max_text_bytes(&mut self, most: usize) {
+        self.max_text_bytes = most;
+    }
+
     /// The tokens of a text. Control tokens written out in it are recognised. `add_special` adds those at its edges (`<s>`),
     /// which prompts made by a chat template have already.
     ///

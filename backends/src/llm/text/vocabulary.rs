@@ -197,7 +197,7 @@ fn fallback_byte(token: &str) -> Option<u8> {
 }
 
 /// GPT-2's alphabet: printable bytes stand for themselves, the others for the characters from U+0100 on, in order.
-fn byte_level_alphabet() -> HashMap<char, u8> {
+pub(super) fn byte_level_alphabet() -> HashMap<char, u8> {
     let mut next = 0x100;
     (0..=255u8)
         .map(|byte| match byte {

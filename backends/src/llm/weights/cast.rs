@@ -1,7 +1,7 @@
 //! Weights in another float format than their file's: `--dtype`. Tensors in blocks stay as they are.
 
 use super::groups::{Groups, Stored};
-use super::{Format, Info, MadeUp, Weights, blocks};
+use super::{Format, Info, MadeUp, Weights, blocks, put};
 use crate::error::LoadError;
 use half::{bf16, f16};
 use std::collections::BTreeMap;
@@ -71,6 +71,13 @@ impl Weights for Cast {
             }
         }
         Ok(bytes)
+    }
+
+    fn read_into(&self, name: &str, start: usize, to: &mut [u8]) -> Result<(), LoadError> {
+        if !self.infos.contains_key(name) {
+            return self.from.read_into(name, start, to);
+        }
+        put(self.file(), &self.read(name, start..start.saturating_add(to.len()))?, to)
     }
 
     fn in_order(&self, name: &str) -> bool {

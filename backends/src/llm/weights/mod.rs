@@ -33,6 +33,13 @@ pub trait Weights: Send + Sync {
     /// # Errors
     /// There is no such tensor, it is shorter, or the file cannot be read (any more).
     fn read(&self, name: &str, range: Range<usize>) -> Result<Vec<u8>, LoadError>;
+    /// The same bytes from `start` on, as many as `to` is long, where they are wanted: from a file straight into it.
+    ///
+    /// # Errors
+    /// Those of [`Weights::read`].
+    fn read_into(&self, name: &str, start: usize, to: &mut [u8]) -> Result<(), LoadError> {
+        put(self.file(), &self.read(name, start..start.saturating_add(to.len()))?, to)
+    }
     /// Does reading some rows of a matrix read no others? Where it does, they are better read all at once.
     fn in_order(&self, _name: &str) -> bool {
         true
@@ -57,6 +64,15 @@ pub trait Weights: Send + Sync {
     fn made_up(&self, _name: &str) -> Option<MadeUp> {
         None
     }
+}
+
+/// Copies what was read of `file`, which is as much as was asked for.
+pub(super) fn put(file: &Path, bytes: &[u8], to: &mut [u8]) -> Result<(), LoadError> {
+    if bytes.len() != to.len() {
+        return Err(LoadError::new(file, format!("{} bytes were read of it, and {} wanted", bytes.len(), to.len())));
+    }
+    to.copy_from_slice(bytes);
+    Ok(())
 }
 
 /// How the numbers of a tensor are made up: see [`dummy`].

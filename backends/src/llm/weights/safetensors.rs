@@ -16,7 +16,7 @@ use super::narrow;
 use super::packed::{self, Scheme};
 use super::safetensors_header::{Described, float};
 use super::shards::{Shards, Source, Tensors};
-use super::{Format, Info, Weights};
+use super::{Format, Info, Weights, put};
 use crate::error::LoadError;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -90,6 +90,18 @@ impl Safetensors {
     }
 }
 
+impl Safetensors {
+    /// What a tensor is made of, where it has these bytes.
+    fn content(&self, name: &str, range: &Range<usize>) -> Result<&Content, LoadError> {
+        let entry = self.tensors.get(name).ok_or_else(|| self.shards.refuse(name, "is missing"))?;
+        let size = entry.info.format.bytes(&entry.info.shape).unwrap_or(0);
+        if range.start > range.end || range.end > size {
+            return Err(self.shards.refuse(name, format!("has {size} bytes, not {range:?}")));
+        }
+        Ok(&entry.content)
+    }
+}
+
 /// What a tensor is to all others, and called; `None` where it says something of another one alone.
 fn entry(
     shards: &Shards,
@@ -148,16 +160,21 @@ impl Weights for Safetensors {
     }
 
     fn read(&self, name: &str, range: Range<usize>) -> Result<Vec<u8>, LoadError> {
-        let entry = self.tensors.get(name).ok_or_else(|| self.shards.refuse(name, "is missing"))?;
-        let size = entry.info.format.bytes(&entry.info.shape).unwrap_or(0);
-        if range.start > range.end || range.end > size {
-            return Err(self.shards.refuse(name, format!("has {size} bytes, not {range:?}")));
-        }
+        let content = self.content(name, &range)?;
         if range.is_empty() {
             return Ok(Vec::new());
         }
-        let bytes = entry.content.read(&self.shards, range);
+        let bytes = content.read(&self.shards, range);
         bytes.map_err(|e| self.shards.refuse(name, format!("cannot be read: {e}")))
+    }
+
+    fn read_into(&self, name: &str, start: usize, to: &mut [u8]) -> Result<(), LoadError> {
+        let range = start..start.saturating_add(to.len());
+        let Content::Plain(source) = self.content(name, &range)? else {
+            return put(self.file(), &self.read(name, range)?, to);
+        };
+        let read = self.shards.read_into(*source, start as u64, to);
+        read.map_err(|e| self.shards.refuse(name, format!("cannot be read: {e}")))
     }
 
     fn stored(&self, name: &str) -> Option<Stored> {

@@ -122,7 +122,12 @@ impl Shards {
     /// Bytes of a tensor, from `offset` on. Whoever asks has held them against its size.
     pub(super) fn read(&self, source: Source, offset: u64, length: usize) -> std::io::Result<Vec<u8>> {
         let mut bytes = vec![0; length];
-        self.files[source.file].read_exact_at(&mut bytes, source.start + offset)?;
+        self.read_into(source, offset, &mut bytes)?;
         Ok(bytes)
+    }
+
+    /// The same into memory that is there.
+    pub(super) fn read_into(&self, source: Source, offset: u64, to: &mut [u8]) -> std::io::Result<()> {
+        self.files[source.file].read_exact_at(to, source.start + offset)
     }
 }

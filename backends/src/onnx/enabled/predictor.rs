@@ -2,7 +2,7 @@
 
 use super::session::Opened;
 use super::signature::{self, Given, Interface};
-use super::trial::{Trial, trial};
+use super::trial::{self, Trial};
 use super::words::words;
 use super::{native, run, values, watch};
 use crate::onnx::Source;
@@ -40,6 +40,10 @@ pub(super) struct OnnxPredictor {
     steady: bool,
     /// May inputs of one request have different numbers of rows?
     spreads: bool,
+    /// Why no input may be empty; `None` where each may.
+    full: Option<String>,
+    /// Names of dimensions, of each input.
+    symbols: Vec<Vec<String>>,
     bytes: usize,
     notes: Vec<String>,
 }
@@ -104,14 +108,18 @@ impl OnnxPredictor {
             reshapes,
             batched: settings.batched == Some(true),
             instances,
-            trial: Trial { single_call: Duration::from_secs(1), apart: None },
+            trial: Trial { single_call: Duration::from_secs(1), ..Trial::default() },
             batchable: false,
             steady: false,
             spreads: false,
+            full: full(source, on_cpu),
+            symbols: Vec::new(),
             bytes,
             notes: opened.notes,
         };
         predictor.try_out(settings, &symbols)?;
+        predictor.symbols = symbols;
+        trial::state_ranks(&mut predictor.signature, &predictor.trial);
         predictor.steady = predictor.is_steady(source);
         Ok(predictor)
     }
@@ -134,7 +142,9 @@ impl OnnxPredictor {
         let batch = named.next();
         self.spreads = settings.batched != Some(true) && named.any(|name| Some(name) != batch);
         if settings.onnx.warmup {
-            self.trial = trial(self, symbols, stackable, settings.batched == Some(true))?;
+            self.trial = trial::trial(self, symbols, stackable, settings.batched == Some(true))?;
+            let failed = |why| format!("its first run, on made up inputs, failed, as every request may: {why}");
+            self.notes.extend(self.trial.failure.take().map(failed));
         }
         // Where nothing could be tried, whoever states a batch size knows the graph.
         let stated = settings.batched == Some(true);
@@ -195,6 +205,30 @@ impl OnnxPredictor {
         all.filter(|&place| call.outputs.contains(&self.signature.outputs[place].name)).collect()
     }
 
+    /// Are inputs without elements such as do no harm? ONNX Runtime joins nodes into one, and does without a look at lengths
+    /// that the graph calls by one name: where one of them is 0 and another is not, that may end the process.
+    fn check_empty(&self, call: &Call<'_>) -> Result<(), InferError> {
+        let Some(empty) = call.inputs.iter().find(|tensor| tensor.is_empty()) else { return Ok(()) };
+        if let Some(why) = &self.full {
+            let (name, shape) = (empty.name(), empty.shape());
+            return Err(InferError::invalid(format!("input '{name}' is empty, of shape {shape:?}: {why}")));
+        }
+        let mut seen: BTreeMap<&str, bool> = BTreeMap::new();
+        for (port, names) in self.signature.inputs.iter().zip(&self.symbols) {
+            // Where settings give it another shape, the names are not of what a request has.
+            let plain = call.inputs.iter().filter(|_| !self.reshapes.contains_key(&port.name));
+            for tensor in plain.filter(|tensor| tensor.name() == port.name) {
+                for (name, length) in names.iter().zip(tensor.shape()).filter(|(name, _)| !name.is_empty()) {
+                    if seen.insert(name, *length == 0).is_some_and(|none| none != (*length == 0)) {
+                        let what = format!("the dimension '{name}' is 0 in one place of the inputs and not in another");
+                        return Err(InferError::invalid(what));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The inputs of a call, as the graph takes them.
     fn lend<'a>(&'a self, call: &Call<'a>) -> Result<Vec<(&'a CStr, SessionInputValue<'a>)>, InferError> {
         let mut inputs = Vec::with_capacity(call.inputs.len());
@@ -219,6 +253,7 @@ impl OnnxPredictor {
     /// As [`Predictor::predict`].
     pub(super) fn run(&self, call: &Call<'_>, group: Option<usize>) -> Result<Vec<Tensor>, InferError> {
         call.check()?;
+        self.check_empty(call)?;
         let inputs = self.lend(call)?;
         let wanted = self.wanted(call);
         let names: Vec<_> = wanted.iter().map(|&place| self.outputs[place].0.as_c_str()).collect();
@@ -257,7 +292,7 @@ impl OnnxPredictor {
             let what = format!("output '{}' has no value for these inputs, and an answer has one for each", port.name);
             return Err(InferError::Unsupported(what));
         };
-        let owner = values::Owner { session, lent: call.inputs };
+        let owner = values::Owner { session, call };
         let tensor = values::take(&port.name, &self.outputs[place].1, value, &owner)?;
         if !self.reshapes.contains_key(&port.name) {
             return Ok(tensor);
@@ -266,6 +301,16 @@ impl OnnxPredictor {
         let shape = signature::closed(&port.shape, tensor.len(), self.rows_of(&tensor)).map_err(internal)?;
         tensor.reshaped(shape).map_err(|misfit| internal(misfit.to_string()))
     }
+}
+
+/// Why a graph takes no empty inputs: some operators end the process with them, which no request is to.
+fn full(source: &Source, on_cpu: bool) -> Option<String> {
+    let why = match &source.outline.fragile {
+        Some(operator) => format!("ONNX Runtime's {operator}, which is in it, is not known to take them"),
+        None if on_cpu => return None,
+        None => "what its device makes of them is not known".to_owned(),
+    };
+    Some(format!("this model takes no input without elements, since {why}"))
 }
 
 /// Why settings cannot give a graph batches.
@@ -354,9 +399,8 @@ impl Predictor for OnnxPredictor {
 fn failure(error: &ort::Error, device: &str) -> InferError {
     let what = format!("ONNX Runtime: {}", words(error));
     match error.code() {
-        ErrorCode::InvalidArgument | ErrorCode::RuntimeException | ErrorCode::GenericFailure
-            if device == "cpu" && !of_memory(&what) =>
-        {
+        _ if of_memory(&what) => InferError::Memory(what),
+        ErrorCode::InvalidArgument | ErrorCode::RuntimeException | ErrorCode::GenericFailure if device == "cpu" => {
             InferError::Invalid(what)
         }
         _ => InferError::Internal(what),
@@ -364,7 +408,7 @@ fn failure(error: &ort::Error, device: &str) -> InferError {
 }
 
 /// Does a run's error say that there is not enough memory?
-pub(super) fn of_memory(what: &str) -> bool {
+fn of_memory(what: &str) -> bool {
     ["bad_alloc", "bad allocation", "Failed to allocate", "out of memory"].iter().any(|words| what.contains(words))
 }
 

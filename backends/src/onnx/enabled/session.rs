@@ -34,7 +34,14 @@ struct Making<'a> {
     onnx: &'a Onnx,
     /// Threads that all models share.
     threads: usize,
+    /// What says, in the file that the settings are of, that the next provider may serve where one does not load.
+    remedy: &'static str,
 }
+
+const REMEDIES: [&str; 2] = [
+    "`fallback = true` in [onnx] of model.toml",
+    "parameters { key: \"fallback\" value { string_value: \"true\" } } in config.pbtxt",
+];
 
 /// Opens the sessions that the settings ask for; without groups one, on the first of the stated providers. `threads`
 /// compute where the settings do not say how many.
@@ -47,7 +54,9 @@ pub(super) fn open(
     settings: &Settings,
     threads: usize,
 ) -> Result<Opened, String> {
-    let making = Making { environment, source, onnx: &settings.onnx, threads };
+    let [toml, pbtxt] = REMEDIES;
+    let remedy = if settings.from_pbtxt { pbtxt } else { toml };
+    let making = Making { environment, source, onnx: &settings.onnx, threads, remedy };
     let mut opened = Opened { groups: Vec::new(), notes: Vec::new() };
     if settings.groups.is_empty() {
         let (session, device) = one(&making, Device::Auto, &mut opened.notes)?;
@@ -61,7 +70,7 @@ pub(super) fn open(
 }
 
 fn one(making: &Making<'_>, device: Device, notes: &mut Vec<String>) -> Result<(Session, String), String> {
-    let Making { environment, source, onnx, threads } = *making;
+    let Making { environment, source, onnx, threads, remedy } = *making;
     let mut builder = Session::builder(environment).map_err(|e| plain(&e.to_string()))?;
     builder = configured(builder, onnx, threads).map_err(|e| words(&e))?;
     let folder = source.directory.to_str().ok_or("its directory's name is not UTF-8")?;
@@ -71,9 +80,7 @@ fn one(making: &Making<'_>, device: Device, notes: &mut Vec<String>) -> Result<(
         match register(&provider, &mut builder) {
             Ok(()) => used = used.or(Some(place(&provider))),
             Err(reason) if onnx.fallback => notes.push(reason),
-            Err(reason) => {
-                return Err(format!("{reason}; `fallback = true` in [onnx] of model.toml lets the next one serve"));
-            }
+            Err(reason) => return Err(format!("{reason}; {remedy} lets the next one serve")),
         }
     }
     let session = builder.commit_from_memory(&source.bytes).map_err(|e| refusal(&e))?;

@@ -1,18 +1,22 @@
 //! A first run on made up inputs: it warms the graph up, tells how long a call takes, and whether rows are apart, so that
 //! requests may be stacked.
 
-use super::predictor::{OnnxPredictor, of_memory};
-use crate::{Call, CancelFlag, DataType, InferError, Parameters, Port, Predictor, Tensor};
+use super::predictor::OnnxPredictor;
+use crate::{Call, CancelFlag, DataType, InferError, Parameters, Port, Predictor, Signature, Tensor};
 use half::{bf16, f16};
 use std::time::{Duration, Instant};
 
 /// What a trial showed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Trial {
     /// The fastest call of one row; of a graph that takes no made up input, a guess.
     pub(super) single_call: Duration,
     /// Do rows together give what they give alone? `None` where that was not tried.
     pub(super) apart: Option<bool>,
+    /// How many dimensions outputs have; none where there are none.
+    pub(super) ranks: Vec<usize>,
+    /// Why it failed, if it did.
+    pub(super) failure: Option<String>,
 }
 
 impl Trial {
@@ -49,9 +53,12 @@ pub(super) fn trial(
     stackable: bool,
     stated: bool,
 ) -> Result<Trial, String> {
-    let unknown = Trial { single_call: UNKNOWN, apart: None };
-    let Some((length, first, took)) = first_run(predictor, symbols)? else { return Ok(unknown) };
-    let Some(outputs) = first.1 else { return Ok(Trial { single_call: took, apart: None }) };
+    let mut failure = None;
+    let Some((length, first, took)) = first_run(predictor, symbols, &mut failure)? else {
+        return Ok(Trial { single_call: UNKNOWN, failure, ..Trial::default() });
+    };
+    let Some(outputs) = first.1 else { return Ok(Trial { single_call: took, ..Trial::default() }) };
+    let ranks = outputs.iter().map(|output| output.shape().len()).collect();
     // Each has a session of its own, and memory on its device.
     for group in 1..predictor.groups() {
         enough_memory(&run(predictor, &first.0, group))?;
@@ -68,14 +75,32 @@ pub(super) fn trial(
     }
     let tried = stackable && (stated || single_call <= TOGETHER);
     let apart = tried.then(|| rows_are_apart(predictor, symbols, length, (&first.0, &outputs))).flatten();
-    Ok(Trial { single_call, apart })
+    Ok(Trial { single_call, apart, ranks, failure: None })
 }
 
 /// Inputs, and what they gave; nothing where the run did not end in time.
 type Ran = (Vec<Tensor>, Option<Vec<Tensor>>);
 
-/// The first length that the graph takes, and its run.
-fn first_run(predictor: &OnnxPredictor, symbols: &[Vec<String>]) -> Result<Option<(usize, Ran, Duration)>, String> {
+/// Of outputs whose shape the graph does not state, says at least how many dimensions they have: as many as in the trial,
+/// where those of the inputs are stated.
+pub(super) fn state_ranks(signature: &mut Signature, trial: &Trial) {
+    if signature.inputs.iter().any(|port| port.any_shape) {
+        return;
+    }
+    for (port, &rank) in signature.outputs.iter_mut().zip(&trial.ranks) {
+        // A sequence of tensors of which nothing is known has the dimension of a sequence.
+        if port.shape.len() < rank && matches!(port.shape[..], [] | [-1]) {
+            port.shape = vec![-1; rank];
+        }
+    }
+}
+
+/// The first length that the graph takes, and its run; where there is none, why the last one was not taken.
+fn first_run(
+    predictor: &OnnxPredictor,
+    symbols: &[Vec<String>],
+    failure: &mut Option<String>,
+) -> Result<Option<(usize, Ran, Duration)>, String> {
     for length in LENGTHS {
         let Some(inputs) = made_up(&predictor.signature().inputs, symbols, length, 1) else { continue };
         let start = Instant::now();
@@ -84,7 +109,7 @@ fn first_run(predictor: &OnnxPredictor, symbols: &[Vec<String>]) -> Result<Optio
         match outcome {
             Ok(outputs) => return Ok(Some((length, (inputs, Some(outputs)), start.elapsed()))),
             Err(InferError::Deadline) => return Ok(Some((length, (inputs, None), start.elapsed()))),
-            Err(_) => {}
+            Err(error) => *failure = Some(error.to_string()),
         }
     }
     Ok(None)
@@ -93,8 +118,8 @@ fn first_run(predictor: &OnnxPredictor, symbols: &[Vec<String>]) -> Result<Optio
 /// An error where a run failed for want of memory; what else it failed of is no reason not to serve.
 fn enough_memory(outcome: &Result<Vec<Tensor>, InferError>) -> Result<(), String> {
     match outcome {
-        Err(error) if of_memory(&error.to_string()) => {
-            Err(format!("there is not enough memory for its first run, on one made up row: {error}"))
+        Err(InferError::Memory(what)) => {
+            Err(format!("there is not enough memory for its first run, on one made up row: {what}"))
         }
         _ => Ok(()),
     }

@@ -1,10 +1,10 @@
 //! Tensors to values of ONNX Runtime and back. Numbers are lent, both ways; text is copied, both ways.
 
-use super::flatten;
+use super::flatten::{self, Failure};
 use super::signature::Given;
 use super::words::words;
 use crate::tensor::Misfit;
-use crate::{DataType, Element, InferError, Tensor};
+use crate::{Call, DataType, Element, InferError, Tensor};
 use bytes::Bytes;
 use half::{bf16, f16};
 use ort::session::{Session, SessionInputValue};
@@ -87,33 +87,40 @@ fn refused(tensor: &Tensor, error: &ort::Error) -> InferError {
     InferError::invalid(format!("input '{}': {}", tensor.name(), words(error)))
 }
 
-/// An output as a tensor called `name`. Where it is one of the `lent` tensors itself, it is copied.
+/// An output as a tensor called `name`. Where it is one of the call's tensors itself, it is copied.
 ///
 /// # Errors
-/// It is of a kind or type that the signature did not announce.
+/// It is of a kind or type that the signature did not announce; or what is in a sequence or a map makes no tensor, which
+/// the graph may mean, and the request, too: whoever asked is told.
 pub(super) fn take(name: &str, given: &Given, value: DynValue, owner: &Owner<'_>) -> Result<Tensor, InferError> {
     let taken = match given {
-        Given::Tensor => borrow(name, value, owner),
+        Given::Tensor => {
+            let taken = borrow(name, value, owner);
+            return taken.map_err(|reason| InferError::Internal(format!("output '{name}': {reason}")));
+        }
         Given::Tensors => flatten::tensors(name, &value, owner),
-        Given::Maps(classes) => flatten::maps(name, &value, classes),
-        Given::Map(classes) => flatten::map(name, &value, classes),
+        Given::Maps(classes) => flatten::maps(name, &value, classes, owner.call),
+        Given::Map(classes) => flatten::map(name, &value, classes, owner.call),
     };
-    taken.map_err(|reason| InferError::Internal(format!("output '{name}': {reason}")))
+    taken.map_err(|failure| match failure {
+        Failure::Shapeless(reason) => InferError::Unsupported(format!("output '{name}': {reason}")),
+        Failure::Ended(error) => error,
+    })
 }
 
 /// Whose memory outputs may be.
 pub(super) struct Owner<'a> {
     /// The session's, which is kept.
     pub(super) session: &'a Arc<Session>,
-    /// The request's, which goes when it was answered.
-    pub(super) lent: &'a [Tensor],
+    /// The request's, whose tensors go when it was answered.
+    pub(super) call: &'a Call<'a>,
 }
 
 impl Owner<'_> {
     /// Do these bytes lie in a tensor that was lent?
     fn has_lent(&self, bytes: &[u8]) -> bool {
         let range = bytes.as_ptr_range();
-        self.lent.iter().any(|tensor| {
+        self.call.inputs.iter().any(|tensor| {
             let lent = tensor.bytes().as_ptr_range();
             range.start < lent.end && lent.start < range.end
         })

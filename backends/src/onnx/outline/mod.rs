@@ -12,9 +12,11 @@
 //! something else than is seen here is refused, not guessed: a message that stands twice, which protobuf joins; a wire
 //! type that the field does not have, which protobuf passes over.
 
+mod facts;
 mod files;
+mod flow;
 mod functions;
-mod steady;
+mod operators;
 mod tensor;
 mod types;
 mod walk;
@@ -46,6 +48,8 @@ pub(super) struct Outline {
     pub(super) nodes: usize,
     /// An operator whose time, or the size of whose outputs, depends on values; where there is none, rows take alike.
     pub(super) unsteady: Option<String>,
+    /// An operator that is not known to do well with empty tensors; where there is none, inputs may be empty.
+    pub(super) fragile: Option<String>,
 }
 
 /// A tensor whose values lie in another file.
@@ -123,6 +127,8 @@ fn shown(name: &str) -> String {
     format!("'{}{rest}'", beginning.escape_debug())
 }
 
+#[cfg(test)]
+mod flow_tests;
 #[cfg(test)]
 mod parts;
 #[cfg(test)]

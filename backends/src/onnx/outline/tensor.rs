@@ -72,9 +72,9 @@ impl Elements {
 #[derive(Default)]
 pub(super) struct Tensor<'a> {
     pub(super) name: &'a str,
-    data_type: i32,
+    pub(super) data_type: i32,
     /// One more than there may be, at most.
-    dims: Vec<i64>,
+    pub(super) dims: Vec<i64>,
     /// Raw bytes.
     raw: Option<u64>,
     /// Entries by the field that lists them.

@@ -1,8 +1,8 @@
 //! The walk through a model: graphs, nodes, attributes, functions. Finds every tensor, knows the operators that
 //! need no library, and names the place of what is wrong.
 
+use super::flow;
 use super::functions::{self, Body};
-use super::steady::is_steady;
 use super::tensor::{self, Tensor};
 use super::types::{types, value_info};
 use super::wire::{Field, Message, once, twice};
@@ -34,7 +34,7 @@ fn short(domain: &str) -> &str {
 }
 
 /// Domain, name, overload.
-type Operator<'a> = (&'a str, &'a str, &'a str);
+pub(super) type Operator<'a> = (&'a str, &'a str, &'a str);
 
 /// Parts of a model.
 #[derive(Default)]
@@ -85,7 +85,8 @@ pub(super) fn model(message: Message<'_>) -> Result<Outline, String> {
             return Err(format!("function {} stands twice", shown(operator.1)));
         }
     }
-    let graph = walk.graph(graph, 0)?;
+    let whole = graph;
+    let graph = walk.graph(whole, 0)?;
     let mut bodies = vec![std::mem::take(&mut walk.body)];
     for function in &model.functions {
         walk.function(*function)?;
@@ -96,6 +97,13 @@ pub(super) fn model(message: Message<'_>) -> Result<Outline, String> {
     for training in &model.training {
         walk.training(*training)?;
     }
+    let found = flow::follow(whole, !graph.unshaped.is_empty(), &model.functions, &walk.functions)?;
+    if let Some(node) = found.starved {
+        return Err(format!(
+            "{node} may be empty though the inputs of a request are not, and ONNX Runtime would end the server \
+             with it: export the model so that this tensor always has an element"
+        ));
+    }
     Ok(Outline {
         ir_version: model.ir_version,
         inputs: graph.inputs.into_iter().map(str::to_owned).collect(),
@@ -105,7 +113,8 @@ pub(super) fn model(message: Message<'_>) -> Result<Outline, String> {
         outputs: graph.outputs.into_iter().map(str::to_owned).collect(),
         external: walk.external,
         nodes: bodies.iter().map(|body| body.nodes).sum(),
-        unsteady: walk.unsteady.map(str::to_owned),
+        unsteady: found.unsteady.map(str::to_owned),
+        fragile: found.fragile.map(str::to_owned),
     })
 }
 
@@ -161,24 +170,23 @@ struct Graph<'a> {
 
 /// A node before its attributes.
 #[derive(Default)]
-struct Node<'a> {
+pub(super) struct Node<'a> {
     at: usize,
     name: &'a str,
-    operator: Operator<'a>,
-    inputs: Vec<&'a str>,
-    /// The first output.
-    output: Option<&'a str>,
-    attributes: Vec<Message<'a>>,
+    pub(super) operator: Operator<'a>,
+    pub(super) inputs: Vec<&'a str>,
+    pub(super) outputs: Vec<&'a str>,
+    pub(super) attributes: Vec<Message<'a>>,
 }
 
 impl<'a> Node<'a> {
-    fn read(message: Message<'a>) -> Result<Self, String> {
+    pub(super) fn read(message: Message<'a>) -> Result<Self, String> {
         let mut node = Node { at: message.at, ..Node::default() };
         for field in message.fields() {
             let field = field?;
             match field.number {
                 1 => node.inputs.push(field.text()?),
-                2 => node.output = node.output.or(Some(field.text()?)),
+                2 => node.outputs.push(field.text()?),
                 3 => node.name = field.text()?,
                 4 => node.operator.1 = field.text()?,
                 5 => node.attributes.push(field.message()?),
@@ -191,14 +199,27 @@ impl<'a> Node<'a> {
     }
 
     /// How messages call it.
-    fn label(&self) -> String {
+    pub(super) fn label(&self) -> String {
         let (op, name) = (shown(self.operator.1), shown(self.name));
         if self.name.is_empty() { format!("node {op} at byte {}", self.at) } else { format!("node {name} of {op}") }
     }
 
+    /// Graphs in its attributes.
+    pub(super) fn graphs(&self) -> Result<Vec<Message<'a>>, String> {
+        let mut graphs = Vec::new();
+        for field in self.attributes.iter().flat_map(|attribute| attribute.fields()) {
+            let field = field?;
+            if matches!(field.number, 6 | 11) {
+                graphs.push(field.message()?);
+            }
+        }
+        Ok(graphs)
+    }
+
     /// Names of classes, if this is a ZipMap.
     fn classes(&self) -> Result<Option<(&'a str, Vec<String>)>, String> {
-        let Some(output) = self.output.filter(|_| self.operator.0 == "ai.onnx.ml" && self.operator.1 == "ZipMap")
+        let Some(output) =
+            self.outputs.first().copied().filter(|_| self.operator.0 == "ai.onnx.ml" && self.operator.1 == "ZipMap")
         else {
             return Ok(None);
         };
@@ -243,8 +264,6 @@ struct Walk<'a> {
     constants: BTreeSet<&'a str>,
     /// Nodes that divide by an input without a look at it, and that input.
     divisions: Vec<(String, &'a str)>,
-    /// The first operator that is not steady.
-    unsteady: Option<&'a str>,
     /// Of the graph or function that is being walked.
     body: Body,
 }
@@ -340,11 +359,8 @@ impl<'a> Walk<'a> {
             self.body.calls.push(function);
             return Ok(());
         }
-        if !is_steady(domain, op) {
-            self.unsteady = self.unsteady.or(Some(op));
-        }
         if DOMAINS.contains(&domain) {
-            match (op, node.output, node.inputs.get(FRAME_LENGTH)) {
+            match (op, node.outputs.first(), node.inputs.get(FRAME_LENGTH)) {
                 ("Constant", Some(output), _) => drop(self.constants.insert(output)),
                 ("STFT", _, Some(length)) if !length.is_empty() => self.divisions.push((node.label(), length)),
                 _ => {}

@@ -29,6 +29,11 @@ impl<'a> Message<'a> {
         self.bytes.len() as u64
     }
 
+    /// What it consists of.
+    pub(super) fn bytes(self) -> &'a [u8] {
+        self.bytes
+    }
+
     /// It as text.
     pub(super) fn text(self) -> Result<&'a str, String> {
         std::str::from_utf8(self.bytes).map_err(|_| format!("byte {}: a name that is not UTF-8", self.at))

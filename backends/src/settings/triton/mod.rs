@@ -184,6 +184,7 @@ fn common(config: &Message, root: &Path) -> Result<Settings, String> {
         inputs: port::read(config, "input", root)?,
         outputs: port::read(config, "output", root)?,
         versions: version_policy(config)?,
+        from_pbtxt: true,
         ..Settings::default()
     };
     settings.adopt_ports();

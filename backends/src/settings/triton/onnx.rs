@@ -110,6 +110,8 @@ fn told(config: &Message, onnx: &mut Onnx, notes: &mut Vec<String>) -> Result<BT
             "execution_mode" => onnx.parallel = choice(key, value, &["sequential", "parallel"])? == "parallel",
             "enable_mem_arena" => onnx.memory_arena = flag(key, value)?,
             "enable_mem_pattern" => onnx.memory_pattern = flag(key, value)?,
+            // This server's own: Triton's backend always goes on without what does not load.
+            "fallback" => onnx.fallback = flag(key, value)?,
             "gpu_mem_limit" => {
                 let bytes: Result<u64, _> = value.parse();
                 let bytes = bytes.map_err(|_| format!("parameter '{key}' is '{value}', no number of bytes"))?;

@@ -215,6 +215,8 @@ fn what_does_nothing_on_the_devices_that_are_stated_is_named() {
     let threads = graph(&parameter("inter_op_thread_count", "2")).unwrap();
     assert_eq!(threads.onnx.inter_op_threads, None);
     assert_named(threads.notes(true), &["'inter_op_thread_count'"]);
+    assert!(!graph("").unwrap().onnx.fallback);
+    assert!(graph(&parameter("fallback", "true")).unwrap().onnx.fallback);
     let as_many_as_there_are = graph(&parameter("intra_op_thread_count", "0")).unwrap();
     assert_eq!(as_many_as_there_are, graph("").unwrap());
 }
@@ -256,6 +258,7 @@ const PARAMETERS_REFUSED: &[(&str, &str, &str)] = &[
     ("execution_mode", "2", "expected 0 (sequential) or 1 (parallel)"),
     ("arena_extend_strategy", "x", "expected 0 (kNextPowerOfTwo) or 1 (kSameAsRequested)"),
     ("enable_mem_arena", "2", "neither true nor false"),
+    ("fallback", "cpu", "neither true nor false"),
     ("gpu_mem_limit", "much", "no number of bytes"),
     ("intra_op_thread_count", "-1", "no number of threads"),
     ("intra_op_thread_count", "5000", "expected 1 to 1024"),

@@ -60,6 +60,8 @@ pub struct Telling {
     pub prompt_logprobs: Option<usize>,
     /// Tokens are told by their ids besides.
     pub token_ids: bool,
+    /// Control tokens are not in the text.
+    pub leaves_out_special: bool,
     /// In logprobs, tokens are written as `token_id:42`.
     pub tokens_as_ids: bool,
     /// The tokens of the prompt are part of the answer's logprobs.
@@ -225,6 +227,7 @@ pub(super) fn telling(common: &Common) -> Telling {
         logprobs: sampling.logprobs.map(number),
         prompt_logprobs: sampling.prompt_logprobs.map(number),
         token_ids: delivery.token_ids,
+        leaves_out_special: delivery.skip_special_tokens,
         tokens_as_ids: delivery.tokens_as_ids,
         ..Telling::default()
     }

@@ -55,7 +55,8 @@ async fn answers(
         None => None,
         Some((form, field)) => {
             let language = servable.language()?;
-            match language.guide(form).await {
+            let compiled = tokio::time::timeout_at(deadline.into(), language.guide(form)).await;
+            match compiled.map_err(|_| Error::Deadline)? {
                 Ok(guide) => Some(guide),
                 Err(error) => return Err(named(language, ask.schemas, about(field, error)).await),
             }

@@ -47,7 +47,7 @@ pub struct Events {
     kind: Kind,
     telling: Telling,
     prompts: Vec<Prompted>,
-    /// Characters of each choice so far.
+    /// Where the next token of each choice begins, in characters: some that were told may still be held back.
     offsets: Vec<usize>,
     /// Tokens of each choice so far.
     generated: Vec<u32>,
@@ -215,14 +215,13 @@ impl Events {
         let delta = CompletionDelta {
             index: choice as u32,
             text: &text,
-            logprobs: if told.is_empty() { None } else { teller.completion(told, self.offsets[choice]) },
+            logprobs: if told.is_empty() { None } else { teller.completion(told, &mut self.offsets[choice]) },
             finish_reason: end.map(|end| finish_reason(end, false)),
             stop_reason: end.and_then(stop_reason),
             prompt_token_ids: None,
             token_ids,
         };
         self.event(out, vec![delta], None, None);
-        self.offsets[choice] += text.chars().count();
     }
 
     fn last(&mut self, out: &mut Vec<u8>) {

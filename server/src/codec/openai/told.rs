@@ -52,14 +52,41 @@ impl Teller<'_> {
         }
     }
 
-    /// Of a completion, whose first token begins at the character `offset`; `None` where nobody asked.
-    pub fn completion(&self, told: &[Told], mut offset: usize) -> Option<CompletionLogprobs> {
+    /// The characters that a token adds to the text of a completion: none, where it is left out. Half a character
+    /// counts as one.
+    fn length(&self, token: u32, leaves_out_special: bool) -> usize {
+        if leaves_out_special && self.language.tokenizer().vocabulary().is_special(token) {
+            return 0;
+        }
+        String::from_utf8_lossy(self.bytes(token)).chars().count()
+    }
+
+    /// Of an echoed prompt with so many characters and of the tokens after it; `None` where nobody asked.
+    pub fn echoed(&self, prompt: &[Told], characters: usize, told: &[Told]) -> Option<CompletionLogprobs> {
+        // Control tokens that the tokenizer has put there are not in the prompt's text, those that the client wrote are.
+        let written: usize = prompt.iter().map(|told| self.length(told.id, false)).sum();
+        let mut lists = self.lists(prompt, &mut 0, written != characters)?;
+        let mut rest = self.completion(told, &mut { characters })?;
+        lists.text_offset.append(&mut rest.text_offset);
+        lists.token_logprobs.append(&mut rest.token_logprobs);
+        lists.tokens.append(&mut rest.tokens);
+        lists.top_logprobs.append(&mut rest.top_logprobs);
+        Some(lists)
+    }
+
+    /// Of a completion, whose next token begins at the character `offset`, which goes on by these tokens; `None` where
+    /// nobody asked.
+    pub fn completion(&self, told: &[Told], offset: &mut usize) -> Option<CompletionLogprobs> {
+        self.lists(told, offset, self.telling.leaves_out_special)
+    }
+
+    fn lists(&self, told: &[Told], offset: &mut usize, leaves_out_special: bool) -> Option<CompletionLogprobs> {
         let count = self.telling.logprobs?;
         let mut lists = CompletionLogprobs::default();
         for Told { id, logprobs } in told {
             let text = self.text(*id);
-            lists.text_offset.push(offset);
-            offset += String::from_utf8_lossy(self.bytes(*id)).chars().count();
+            lists.text_offset.push(*offset);
+            *offset += self.length(*id, leaves_out_special);
             lists.token_logprobs.push(logprobs.as_ref().map(|logprobs| logprobs.logprob));
             lists.top_logprobs.push(logprobs.as_ref().map(|logprobs| {
                 let mut best: Vec<_> =

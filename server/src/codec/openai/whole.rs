@@ -178,13 +178,14 @@ impl Answered<'_> {
         let choice = |(index, answer): (usize, &Whole)| {
             let Prompted { tokens, echo } = &self.prompts[index / telling.n];
             let text = format!("{}{}", echo.as_deref().unwrap_or_default(), answer.said.text);
+            let echoed = echo.as_ref().map_or(0, |echo| echo.chars().count());
             let logprobs = if telling.echoes_tokens {
                 let rest = answer.prompt_logprobs.iter().cloned().map(Some);
                 let prompt = tokens.iter().zip(std::iter::once(None).chain(rest));
-                let prompt = prompt.map(|(id, logprobs)| Told { id: *id, logprobs });
-                self.teller.completion(&prompt.chain(answer.told.iter().cloned()).collect::<Vec<_>>(), 0)
+                let prompt: Vec<_> = prompt.map(|(id, logprobs)| Told { id: *id, logprobs }).collect();
+                self.teller.echoed(&prompt, echoed, &answer.told)
             } else {
-                self.teller.completion(&answer.told, echo.as_ref().map_or(0, |echo| echo.chars().count()))
+                self.teller.completion(&answer.told, &mut { echoed })
             };
             CompletionChoice {
                 index: index as u32,

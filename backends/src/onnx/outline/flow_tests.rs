@@ -1,0 +1,188 @@
+//! Graphs put together byte by byte, and what is found of the tensors between their nodes.
+
+use super::parts::*;
+use super::*;
+
+/// A node with these inputs and outputs, which are divided by spaces.
+fn made(op: &str, inputs: &str, outputs: &str) -> Proto {
+    let node = inputs.split_whitespace().fold(Proto::new(), |node, name| node.bytes(1, name));
+    outputs.split_whitespace().fold(node, |node, name| node.bytes(2, name)).bytes(3, op).bytes(4, op)
+}
+
+fn numbers(name: &str, numbers: &[i64]) -> Proto {
+    let raw: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+    tensor(name, 7, &[numbers.len() as i64]).bytes(9, raw)
+}
+
+/// Of the inputs x and s, with some constants.
+fn graph_of(nodes: &[Proto]) -> Proto {
+    let start = Proto::new().bytes(2, "g").bytes(11, value("x")).bytes(11, value("s")).bytes(12, value("y"));
+    let graph = nodes.iter().fold(start, |graph, node| graph.bytes(1, node));
+    [("none", &[0][..]), ("one", &[1]), ("back", &[-1]), ("end", &[i64::MAX]), ("given", &[2, 3]), ("w", &[1; 65])]
+        .into_iter()
+        .fold(graph, |graph, (name, values)| graph.bytes(5, numbers(name, values)))
+}
+
+fn found(nodes: &[Proto]) -> Outline {
+    read(&model(&graph_of(nodes)).0).unwrap()
+}
+
+#[test]
+fn sizes_that_a_request_brings_make_a_graph_unsteady() {
+    let shape = |node: Proto, name: &str| [node, made("Reshape", &format!("x {name}"), "y")];
+    let known = [
+        shape(made("Relu", "x", "r"), "given"),
+        shape(made("Constant", "", "c").bytes(5, attribute("value", 5, numbers("", &[1, -1]))), "c"),
+        shape(made("Shape", "x", "c"), "c"),
+    ];
+    for nodes in known {
+        assert_eq!(found(&nodes).unsteady, None);
+    }
+    let chain = [
+        made("Shape", "x", "a"),
+        made("Gather", "a none", "b"),
+        made("Concat", "b one", "c"),
+        made("Reshape", "x c", "y"),
+    ];
+    assert_eq!(found(&chain).unsteady, None);
+    assert_eq!(found(&shape(made("Relu", "s", "c"), "c")).unsteady.as_deref(), Some("Reshape"));
+    for op in ["Reshape", "Split", "Squeeze", "Unsqueeze", "ReduceSum", "ReduceMax", "ReduceMean"] {
+        assert_eq!(found(&[made(op, "x given", "y")]).unsteady, None, "{op}");
+        assert_eq!(found(&[made(op, "x s", "y")]).unsteady.as_deref(), Some(op));
+        let mixed = [made("Add", "s one", "c"), made(op, "x c", "y")];
+        assert_eq!(found(&mixed).unsteady.as_deref(), Some(op));
+        // A request may have another value than the file.
+        let file = model(&graph_of(&[made(op, "x given", "y")]).bytes(11, value("given")));
+        assert_eq!(read(&file.0).unwrap().unsteady.as_deref(), Some(op));
+    }
+    // A function does not know what it is given.
+    let call = made("Mine", "x given", "y").bytes(7, "own");
+    let own = function("own", "Mine", &[made("Reshape", "a b", "c")]).bytes(4, "a").bytes(4, "b").bytes(5, "c");
+    let file = model(&graph_of(&[call])).bytes(25, own);
+    assert_eq!(read(&file.0).unwrap().unsteady.as_deref(), Some("Reshape"));
+}
+
+#[test]
+fn operators_that_empty_tensors_are_not_known_to_suit_are_found_everywhere() {
+    assert_eq!(found(&[made("MatMul", "x w", "y")]).fragile, None);
+    for (op, domain) in [("LSTM", ""), ("GRU", ""), ("Einsum", ""), ("Scan", ""), ("Inverse", "com.microsoft")] {
+        assert_eq!(found(&[made(op, "x", "y").bytes(7, domain)]).fragile.as_deref(), Some(op));
+    }
+    assert_eq!(found(&[made("Later", "x", "y")]).fragile.as_deref(), Some("Later"));
+    // Convolutions take no kernels without elements.
+    assert_eq!(found(&[made("Conv", "x w", "y")]).fragile, None);
+    assert_eq!(found(&[made("Transpose", "w", "k"), made("Conv", "x k", "y")]).fragile, None);
+    assert_eq!(found(&[made("Conv", "x s", "y")]).fragile.as_deref(), Some("Conv"));
+    let reason = read(&model(&graph_of(&[made("NonZero", "x", "k"), made("Conv", "x k", "y")])).0).unwrap_err();
+    assert!(reason.contains("'Conv': its input 'k' may be empty"), "{reason}");
+    let branch = |node: Proto| attribute("then_branch", 6, Proto::new().bytes(1, node).bytes(12, value("b")));
+    let choice = made("If", "s", "y").bytes(5, branch(made("GRU", "x", "b")));
+    assert_eq!(found(&[choice]).fragile.as_deref(), Some("GRU"));
+    let own = function("own", "Mine", &[made("LSTM", "a", "b")]).bytes(4, "a").bytes(5, "b");
+    let file = model(&graph_of(&[made("Mine", "x", "y").bytes(7, "own")])).bytes(25, own);
+    assert_eq!(read(&file.0).unwrap().fragile.as_deref(), Some("LSTM"));
+}
+
+/// Nodes that make t of full tensors, before one that must not have an empty one; is that refused?
+fn starves(nodes: &[Proto]) -> bool {
+    let nodes: Vec<Proto> = nodes.iter().cloned().chain([made("LSTM", "t w w", "y")]).collect();
+    match read(&model(&graph_of(&nodes)).0) {
+        Ok(outline) => {
+            assert_eq!(outline.fragile.as_deref(), Some("LSTM"));
+            false
+        }
+        Err(reason) => {
+            assert!(reason.contains("node 'LSTM' of 'LSTM': its input 't' may be empty"), "{reason}");
+            true
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_empty_goes_where_no_empty_tensor_may() {
+    let window = |numbers: [u8; 1]| attribute("kernel_shape", 8, numbers);
+    let strides = attribute("strides", 8, [2u8]);
+    for nodes in [
+        &[made("Transpose", "x", "t")][..],
+        &[made("Conv", "x w", "a"), made("Relu", "a", "t")],
+        &[made("Shape", "x", "a"), made("Gather", "a one", "b"), made("ConstantOfShape", "b", "t")],
+        &[made("Shape", "x", "a"), made("Concat", "one a", "b"), made("Expand", "x b", "t")],
+        &[made("Slice", "x none one", "t")],
+        &[made("Slice", "x back end", "t")],
+        &[made("Split", "x given", "t u")],
+        &[made("Range", "none one one", "t")],
+        &[made("MaxPool", "x", "t").bytes(5, window([2])).bytes(5, strides.clone())],
+        &[made("Resize", "x x x given", "t")],
+        &[made("Slice", "x one end", "a"), made("Concat", "a x", "t")],
+        &[made("Slice", "w one end", "t")],
+    ] {
+        assert!(!starves(nodes), "{nodes:?}");
+    }
+}
+
+#[test]
+fn what_may_be_empty_does_not() {
+    let window = |numbers: [u8; 1]| attribute("kernel_shape", 8, numbers);
+    for nodes in [
+        &[made("NonZero", "x", "t")][..],
+        &[made("Compress", "x s", "a"), made("Relu", "a", "t")],
+        &[made("Slice", "x one end", "t")],
+        &[made("Slice", "x none back", "t")],
+        &[made("Slice", "x none s", "t")],
+        &[made("Split", "x s", "t u")],
+        &[made("Split", "x", "t u").bytes(5, Proto::new().bytes(1, "num_outputs").number(3, 2))],
+        &[made("Resize", "x x s", "t")],
+        &[made("Expand", "x s", "t")],
+        &[made("ConstantOfShape", "s", "t")],
+        &[made("Range", "none s one", "t")],
+        &[made("NonMaxSuppression", "x x", "t")],
+        &[made("Gather", "x none", "a"), made("TopK", "a s", "t u")],
+        &[made("MaxPool", "x", "t").bytes(5, window([2]))],
+        &[made("Later", "x", "t")],
+        &[made("Slice", "x one end", "a"), made("Concat", "a a", "t")],
+        &[],
+    ] {
+        assert!(starves(nodes), "{nodes:?}");
+    }
+}
+
+/// A body whose state goes through this operator.
+fn body(op: &str) -> Proto {
+    let state = made(op, "state", "next");
+    let ports = ["number", "go", "state"].into_iter().fold(Proto::new(), |body, name| body.bytes(11, value(name)));
+    let body = ports.bytes(1, made("Identity", "go", "on")).bytes(1, state).bytes(1, made("Identity", "next", "part"));
+    ["on", "next", "part"].into_iter().fold(body, |body, name| body.bytes(12, value(name)))
+}
+
+#[test]
+fn graphs_within_a_graph_are_followed() {
+    let turns = |op: &str, outputs: &str| made("Loop", "s s x", outputs).bytes(5, attribute("body", 6, body(op)));
+    assert!(!starves(&[turns("Tanh", "t u")]));
+    assert!(starves(&[turns("NonZero", "t u")]));
+    // There may be no turn, and nothing to put together.
+    assert!(starves(&[turns("Tanh", "u t")]));
+    let branch = |op: &str| Proto::new().bytes(1, made(op, "x", op)).bytes(12, value(op));
+    let choice = |other: &str| {
+        let first = made("If", "s", "t").bytes(5, attribute("then_branch", 6, branch("Tanh")));
+        first.bytes(5, attribute("else_branch", 6, branch(other)))
+    };
+    assert!(!starves(&[choice("Relu")]));
+    assert!(starves(&[choice("NonZero")]));
+    // Within a loop, the second turn has what the first one made.
+    let inner = body("NonZero").bytes(1, made("GRU", "state", "g"));
+    let file = model(&graph_of(&[made("Loop", "s s x", "y u").bytes(5, attribute("body", 6, inner))]));
+    assert!(read(&file.0).unwrap_err().contains("node 'GRU' of 'GRU': its input 'state' may be empty"));
+}
+
+#[test]
+fn functions_are_given_nothing_empty() {
+    let own = function("own", "Mine", &[made("LSTM", "a", "b")]).bytes(4, "a").bytes(5, "b");
+    let outer = function("own", "Outer", &[made("Mine", "a", "b").bytes(7, "own")]).bytes(4, "a").bytes(5, "b");
+    for name in ["Mine", "Outer"] {
+        let call = |input: &str| made(name, input, "y").bytes(7, "own");
+        let file = |nodes: &[Proto]| model(&graph_of(nodes)).bytes(25, &outer).bytes(25, &own);
+        assert_eq!(read(&file(&[call("x")]).0).unwrap().fragile.as_deref(), Some("LSTM"));
+        let reason = read(&file(&[made("NonZero", "x", "n"), call("n")]).0).unwrap_err();
+        assert!(reason.contains("its input 'n' may be empty"), "{reason}");
+    }
+}

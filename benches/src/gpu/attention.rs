@@ -1,0 +1,92 @@
+//! Attention: many sequences that decode, and one prompt; keys and values of sixteen bits, and of eight.
+
+use super::Needs;
+use super::between::STRIDE;
+use super::launches::Bench;
+use super::stored;
+use crate::Failure;
+use kernels::cuda::attention::{self, Cache, Chunk, Decode, PAGE, Prompt, Rule};
+use kernels::cuda::stored::{Kind, Layout};
+use kernels::cuda::{CacheNumbers, E4m3, Slice, Units};
+
+/// Keys and values of sequences whose blocks lie scattered: of sixteen bits, and of eight; and what is computed.
+fn caches(bench: &mut Bench<'_>, sequences: usize) -> Result<([Cache; 2], Rule), Failure> {
+    let (width, head_dim) = (bench.spec.attention.kv_width(), bench.spec.attention.head_dim);
+    let stride = bench.sizes.context.div_ceil(PAGE);
+    let blocks = (sequences * stride).next_power_of_two();
+    let table: Vec<i32> = (0..sequences * stride).map(|block| (block * STRIDE % blocks) as i32).collect();
+    let (keys, values) = (bench.random(blocks * PAGE * width)?, bench.random(blocks * PAGE * width)?);
+    let wide = Cache {
+        numbers: CacheNumbers::Bf16 { keys, values },
+        tables: bench.put(&table)?,
+        table_stride: stride,
+        kv_heads: width / head_dim,
+        head_dim,
+    };
+    let [keys, values] = [narrow(bench, blocks * width)?, narrow(bench, blocks * width)?];
+    let numbers = CacheNumbers::E4m3 { keys, values, key_scale: 1.0 / 64.0, value_scale: 1.0 / 64.0 };
+    let heads = bench.spec.attention.query_width() / head_dim;
+    let rule = Rule { heads, scale: 0.1, window: None, soft_cap: None, sinks: None };
+    Ok(([wide, Cache { numbers, ..wide }], rule))
+}
+
+/// Random numbers of eight bits, around 64: so many for each position of a block.
+fn narrow(bench: &mut Bench<'_>, numbers: usize) -> Result<Slice<E4m3>, Failure> {
+    let layout = Layout { kind: Kind::E4m3, group: numbers, inputs: numbers };
+    Ok(stored::matrix(bench, layout, PAGE)?.codes.cast()?)
+}
+
+/// Rows that are one token each.
+pub(super) fn decode(bench: &mut Bench<'_>) -> Result<(), Failure> {
+    let (rows, width) = (bench.sizes.sequences, bench.spec.attention.query_width());
+    let ([wide, narrow], rule) = caches(bench, rows)?;
+    let positions = vec![bench.sizes.context as i32 - 1; rows];
+    let work = attention::work(&positions);
+    let most = work.len() / 2;
+    let job = Decode {
+        out: bench.room(rows * width)?,
+        queries: bench.random(rows * width)?,
+        cache: wide,
+        rule,
+        rows,
+        slots: bench.counted(rows)?,
+        positions: bench.put(&positions)?,
+        work: bench.put(&work)?,
+        work_len: bench.put(&[most as i32])?,
+        partials: bench.room(attention::partials_len(most, rule.heads, wide.head_dim))?,
+        counters: bench.zeros(attention::counters_len(most, wide.kv_heads))?,
+        processors: bench.device.processors(),
+    };
+    for (what, cache) in [("attention.decode.256x4k", wide), ("attention.decode.fp8.256x4k", narrow)] {
+        let launch = attention::decode(&Decode { cache, ..job })?;
+        bench.bandwidth(what, &[launch], attention::decode_bytes(&cache, &rule, &positions))?;
+    }
+    Ok(())
+}
+
+/// A prompt.
+pub(super) fn prompt(bench: &mut Bench<'_>) -> Result<(), Failure> {
+    let (rows, width) = (bench.sizes.context, bench.spec.attention.query_width());
+    let ([wide, narrow], rule) = caches(bench, 1)?;
+    let chunk = Chunk { row: 0, tokens: rows, start: 0, slot: 0 };
+    let tiles = attention::tiles(&[chunk], rule.heads / wide.kv_heads, wide.head_dim);
+    let job = Prompt {
+        out: bench.room(rows * width)?,
+        queries: bench.random(rows * width)?,
+        cache: wide,
+        rule,
+        rows,
+        tiles: bench.put(&tiles)?,
+    };
+    for (what, cache) in [("attention.prompt.1x4k", wide), ("attention.prompt.fp8.1x4k", narrow)] {
+        let operations = attention::prompt_operations(&cache, &rule, &[chunk]);
+        let needs = Needs { bytes: attention::prompt_bytes(&cache, &rule, &[chunk]), operations, alone: 0 };
+        let job = Prompt { cache, ..job };
+        bench.rate(what, &[attention::prompt(&job)?], operations, needs)?;
+        if let units @ Units::Warpgroups { .. } = bench.device.matrix_units() {
+            let what = what.replace("prompt.", "prompt.wgmma.");
+            bench.rate(&what, &[attention::prompt_on(&job, units)?], operations, needs)?;
+        }
+    }
+    Ok(())
+}

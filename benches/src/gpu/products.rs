@@ -1,0 +1,87 @@
+//! Products with a layer's matrices as bf16: each kind by itself, and all of them in the order of a step.
+
+use super::launches::{Bench, LAYERS};
+use super::{Needs, shapes};
+use crate::Failure;
+use kernels::cuda::gemm::{self, Output, Product, Workspace};
+use kernels::cuda::{Bf16, Slice, Units};
+
+/// A matrix of a layer, with what its product takes besides.
+#[derive(Clone, Copy)]
+pub(super) struct Kind {
+    /// As rows call it.
+    pub(super) name: &'static str,
+    pub(super) outputs: usize,
+    pub(super) inputs: usize,
+    /// Of as many rows as any product has.
+    pub(super) x: Slice<Bf16>,
+    pub(super) y: Output,
+    pub(super) workspace: Workspace,
+}
+
+/// All kinds, which share their memory.
+pub(super) fn kinds(bench: &mut Bench<'_>) -> Result<Vec<Kind>, Failure> {
+    let most = bench.sizes.few.iter().chain(bench.sizes.many).copied().max().unwrap_or(1);
+    let matrices = shapes::matrices(&bench.spec);
+    let max = |of: fn(usize, usize) -> usize| matrices.iter().map(|(_, o, i)| of(*o, *i)).max().unwrap_or(0).max(4);
+    let (sums, counters) = (bench.room(max(gemm::sums_len))?, bench.zeros(max(gemm::counters_len))?);
+    let workspace = Workspace { sums, counters };
+    let x = bench.random(most * max(|_, inputs| inputs))?;
+    let y = bench.room(most * max(|outputs, _| outputs))?;
+    let mut kinds = Vec::new();
+    for (name, outputs, inputs) in matrices {
+        // What goes on as numbers of a product is rounded, and what is added is not.
+        let y = if name == "gate-up" { Output::Bf16(y.cast()?.first(most * outputs)?) } else { Output::F32(y) };
+        kinds.push(Kind { name, outputs, inputs, x, y, workspace });
+    }
+    Ok(kinds)
+}
+
+/// Products of few rows and of many.
+pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), Failure> {
+    let mut products = Vec::new();
+    for Kind { name, outputs, inputs, x, y, workspace } in kinds(bench)? {
+        let mut of_kind = Vec::new();
+        for _ in 0..LAYERS {
+            let weight = bench.random(outputs * inputs)?;
+            let (bias, rows, deterministic) = (None, 0, false);
+            of_kind.push(Product { x, weight, bias, y, workspace, rows, outputs, inputs, deterministic });
+        }
+        products.push((name, of_kind));
+    }
+    for &rows in bench.sizes.few {
+        measure(bench, &products, &format!("gemm.skinny.m{rows}"), (rows, Units::Warps))?;
+    }
+    for &rows in bench.sizes.many {
+        measure(bench, &products, &format!("gemm.tiled.m{rows}"), (rows, Units::Warps))?;
+        if let units @ Units::Warpgroups { .. } = bench.device.matrix_units() {
+            measure(bench, &products, &format!("gemm.wgmma.m{rows}"), (rows, units))?;
+        }
+    }
+    Ok(())
+}
+
+fn measure(
+    bench: &mut Bench<'_>,
+    kinds: &[(&str, Vec<Product>)],
+    what: &str,
+    (rows, units): (usize, Units),
+) -> Result<(), Failure> {
+    let mut measure = |what: &str, products: &[Product]| -> Result<(), Failure> {
+        let products: Vec<Product> = products.iter().map(|product| Product { rows, ..*product }).collect();
+        let (mut launches, mut needs) = (Vec::new(), Needs::default());
+        for product in &products {
+            launches.extend(gemm::product_on(product, units)?);
+            needs.bytes += gemm::product_bytes(product);
+            needs.operations += gemm::product_flops(product);
+        }
+        match rows <= gemm::SKINNY_ROWS {
+            true => bench.bandwidth(what, &launches, needs.bytes),
+            false => bench.rate(what, &launches, needs.operations, needs),
+        }
+    };
+    let layers: Vec<Product> =
+        (0..LAYERS).flat_map(|layer| kinds.iter().map(move |(_, products)| products[layer])).collect();
+    measure(what, &layers)?;
+    kinds.iter().try_for_each(|(name, products)| measure(&format!("{what}.{name}"), products))
+}

@@ -1,0 +1,153 @@
+//! Compiling a form in a child process first. A schema or a grammar of a few kilobytes can make its compiler recurse until
+//! the stack ends, compute for hours or take all memory, and nothing stops a thread that does so: a process can be ended.
+//!
+//! ```text
+//! server ── spawn /proc/self/exe __form ──────> child: limits on itself, then compiles on a stack of its own
+//!        ── form and outline as JSON on stdin ─>
+//!        <── it ended by itself, or was ended ──
+//! ```
+//!
+//! What the compiler says of the form, the server finds out when it compiles it for the model's vocabulary: the child
+//! only shows that this ends, and fits the stack that it is done on.
+
+use crate::config::libraries::{own_program, search_paths};
+use crate::error::Error;
+use crate::{probe, threads};
+use backends::llm::grammar::{Form, Outline};
+use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
+use std::io::{Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// The word that makes the server's binary a child that compiles a form.
+pub const COMMAND: &str = "__form";
+
+/// How long that may take. Schemas in use take milliseconds, the largest some tenths of a second.
+const LONGEST: Duration = Duration::from_secs(2);
+/// Bytes that a child may hold.
+const MEMORY: u64 = 512 << 20;
+/// Bytes of stack that compiling may take: schemas that refer to each other hundreds deep.
+const STACK: usize = 8 << 20;
+/// The stack of the thread that compiles what passed. More than a child has: a larger vocabulary must not make it too
+/// small.
+pub(super) const AMPLE: usize = 8 * STACK;
+
+/// Between two looks at the child.
+const PERIOD: Duration = Duration::from_millis(1);
+/// Addresses that a child has besides its memory: what allocators reserve.
+const SPACE: u64 = 4 << 30;
+/// What is read of a child's last words.
+const WORDS: u64 = 4 << 10;
+/// What the runtime says when a stack is full, before it ends the process.
+const OVERFLOW: &str = "has overflowed its stack";
+/// What it says when there is no memory.
+const NO_MEMORY: &str = "memory allocation of";
+/// Signals of a process that had too much of a processor, and of one that the kernel ended for its memory.
+const XCPU: i32 = 24;
+const KILL: i32 = 9;
+
+/// The task of a child: this form, for a model of this outline.
+///
+/// # Errors
+/// Never, as far as is known.
+pub(super) fn task(form: &Form, outline: &Outline) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(&(form, outline)).map_err(|error| Error::Internal(error.to_string()))
+}
+
+/// Compiles a form in a child; takes as long as the child lives.
+///
+/// # Errors
+/// [`Error::Invalid`] says what it takes too much of; [`Error::Internal`] where no child can be had.
+pub(super) fn attempt(task: &[u8]) -> Result<(), Error> {
+    let start = Instant::now();
+    let mut child = spawn().map_err(|e| Error::Internal(format!("no process to compile a form in: {e}")))?;
+    // One that ended before it read this is told by how it ended.
+    let _ = child.stdin.take().map(|mut stdin| stdin.write_all(task));
+    let status = wait(&mut child, start).inspect_err(|_| {
+        let _ = child.kill();
+        let _ = child.wait();
+    })?;
+    if status.success() {
+        return Ok(());
+    }
+    let mut words = Vec::new();
+    let _ = child.stderr.take().map(|stderr| stderr.take(WORDS).read_to_end(&mut words));
+    Err(reason(status, &String::from_utf8_lossy(&words)))
+}
+
+fn spawn() -> std::io::Result<Child> {
+    let mut command = Command::new(own_program()?);
+    command.arg0("tensorgate").arg(COMMAND).env_clear().envs(search_paths());
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()
+}
+
+/// Waits until the child ends, or has had too much of something.
+fn wait(child: &mut Child, start: Instant) -> Result<ExitStatus, Error> {
+    loop {
+        if let Some(status) = child.try_wait().map_err(|error| Error::Internal(error.to_string()))? {
+            return Ok(status);
+        }
+        if probe::resident(child.id()) > MEMORY {
+            return Err(too_large());
+        }
+        if start.elapsed() > LONGEST {
+            return Err(too_long());
+        }
+        std::thread::sleep(PERIOD);
+    }
+}
+
+fn too_long() -> Error {
+    Error::Invalid(format!("it takes more than {} s to compile", LONGEST.as_secs()))
+}
+
+fn too_large() -> Error {
+    Error::Invalid(format!("it takes more than {} MiB of memory to compile", MEMORY >> 20))
+}
+
+/// Why a child did not end as it should.
+fn reason(status: ExitStatus, words: &str) -> Error {
+    match status.signal() {
+        Some(XCPU) => too_long(),
+        Some(KILL) => too_large(),
+        Some(_) if words.contains(NO_MEMORY) => too_large(),
+        Some(_) if words.contains(OVERFLOW) => Error::Invalid(format!(
+            "it is nested too deeply, in itself or by what it refers to: it takes more than {} MiB of stack to compile",
+            STACK >> 20
+        )),
+        Some(signal) => Error::Invalid(format!("it cannot be compiled: the compiler ended with signal {signal}")),
+        None => Error::Internal(format!("a process that was to compile a form ended with {status}: {words}")),
+    }
+}
+
+/// What the child does: nothing of this touches sockets or threads of a server.
+#[must_use]
+pub fn child() -> ExitCode {
+    // Where a limit cannot be set, the parent's looks are all there is.
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
+    let limit = |most: u64| Rlimit { current: Some(most), maximum: Some(most) };
+    let _ = setrlimit(Resource::Core, limit(0));
+    let _ = setrlimit(Resource::Cpu, limit(LONGEST.as_secs() + 1));
+    let _ = setrlimit(Resource::As, limit(MEMORY + SPACE));
+    // Where memory runs out, it is this process that has to go, and not the server.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+    let mut task = Vec::new();
+    let read = std::io::stdin().read_to_end(&mut task).map_err(|error| error.to_string());
+    let task = read.and_then(|_| serde_json::from_slice::<(Form, Outline)>(&task).map_err(|error| error.to_string()));
+    let compile = |(form, outline): (Form, Outline)| {
+        let work = move || drop(outline.grammars().and_then(|grammars| grammars.compile(&form)));
+        threads::spawn_deep("form", STACK, work)
+    };
+    match task.and_then(compile) {
+        // A panic is an answer, too, which the server will hear for itself.
+        Ok(thread) => {
+            let _ = thread.join();
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{COMMAND} is the server's own, and reads its task from standard input: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
