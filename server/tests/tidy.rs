@@ -224,8 +224,10 @@ fn queues(source: &Source<'_>) -> Vec<String> {
 }
 
 fn threads(source: &Source<'_>) -> Vec<String> {
-    // Runs of ONNX Runtime are ended from another thread, of which the server knows nothing.
-    if !source.is_product() || source.is_in(&["server/src/threads.rs", "backends/src/onnx/enabled/watch.rs"]) {
+    // Of two, the server knows nothing: one ends runs of ONNX Runtime, and one starts it, whose threads inherit its priority.
+    const ELSEWHERE: [&str; 3] =
+        ["server/src/threads.rs", "backends/src/onnx/enabled/watch.rs", "backends/src/onnx/mod.rs"];
+    if !source.is_product() || source.is_in(&ELSEWHERE) {
         return Vec::new();
     }
     source.naming(&["thread::spawn", "thread::Builder", "thread::scope"], "threads.rs alone starts threads")
