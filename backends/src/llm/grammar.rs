@@ -219,6 +219,7 @@ fn in_one_line(error: &str) -> String {
     if error.contains(NOTHING_FOLLOWS) {
         return "there is a place in it after which no text is allowed".to_owned();
     }
+    let error = error.split("<backtrace>").next().unwrap_or_default();
     let lines = error.lines().take(6).map(str::trim).filter(|line| !line.is_empty());
     lines.collect::<Vec<_>>().join(" ").chars().take(400).collect()
 }

@@ -19,10 +19,18 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Forms that are known to be harmless, and need not be tried again.
 const KNOWN: usize = 256;
 
+/// A task for a child, and the number by which it is known once it ended well.
+struct Trial {
+    task: Vec<u8>,
+    number: u64,
+}
+
 /// Compiles forms for one model.
 #[derive(Clone, Debug)]
 pub(super) struct Guides {
     shared: Arc<Shared>,
+    /// Turns of those that are tried first, which may take seconds, and of others.
+    trials: Arc<Semaphore>,
     permits: Arc<Semaphore>,
 }
 
@@ -51,7 +59,8 @@ impl Guides {
             known: Mutex::default(),
             numbers: RandomState::new(),
         };
-        Guides { shared: Arc::new(shared), permits: Arc::new(Semaphore::new(AT_ONCE)) }
+        let turns = || Arc::new(Semaphore::new(AT_ONCE));
+        Guides { shared: Arc::new(shared), trials: turns(), permits: turns() }
     }
 
     /// Compiles a form.
@@ -60,7 +69,10 @@ impl Guides {
     /// [`Error::Invalid`] says why it cannot be followed, or what it takes too much of; [`Error::Overloaded`] where too
     /// many wait.
     pub(super) async fn compile(&self, form: Form) -> Result<Guide, Error> {
-        let turn = tokio::time::timeout(PATIENCE, self.permits.clone().acquire_owned());
+        let trial = self.shared.trial(&form)?;
+        // What is known to end soon does not wait for what may not.
+        let permits = if trial.is_some() { &self.trials } else { &self.permits };
+        let turn = tokio::time::timeout(PATIENCE, permits.clone().acquire_owned());
         let busy = |_| Error::Overloaded("too many schemas and grammars are being compiled; try again later".into());
         let permit = turn.await.map_err(busy)?.map_err(|_| Error::Draining)?;
         let shared = self.shared.clone();
@@ -69,7 +81,7 @@ impl Guides {
             // Given back when nothing runs any more, whoever still waits.
             let _permit = permit;
             threads::stand_back();
-            let _ = tell.send(shared.compile(&form));
+            let _ = tell.send(shared.compile(&form, trial));
         };
         threads::spawn_deep("form", trial::AMPLE, work).map_err(Error::Internal)?;
         told.await.unwrap_or_else(|_| Err(Error::Invalid("it cannot be compiled: the compiler gave up".into())))
@@ -77,29 +89,28 @@ impl Guides {
 }
 
 impl Shared {
-    fn compile(&self, form: &Form) -> Result<Guide, Error> {
-        if !form.is_harmless() {
-            self.try_out(form)?;
+    fn compile(&self, form: &Form, trial: Option<Trial>) -> Result<Guide, Error> {
+        if let Some(Trial { task, number }) = trial {
+            trial::attempt(&task)?;
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.push_back(number);
+            if known.len() > KNOWN {
+                known.pop_front();
+            }
         }
         let grammars = self.grammars.get_or_init(|| Grammars::new(&self.vocabulary, self.size, &self.ends));
         grammars.as_ref().map_err(Clone::clone).and_then(|grammars| grammars.compile(form)).map_err(Error::Invalid)
     }
 
-    /// Does compiling this end, within its bounds?
-    fn try_out(&self, form: &Form) -> Result<(), Error> {
+    /// What has to be tried first, if anything.
+    fn trial(&self, form: &Form) -> Result<Option<Trial>, Error> {
+        if form.is_harmless() {
+            return Ok(None);
+        }
         let outline = self.outline.get_or_init(|| Outline::new(&self.vocabulary, self.size, &self.ends));
         let task = trial::task(form, outline)?;
         let number = self.numbers.hash_one(&task);
-        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known().contains(&number) {
-            return Ok(());
-        }
-        trial::attempt(&task)?;
-        let mut known = known();
-        known.push_back(number);
-        if known.len() > KNOWN {
-            known.pop_front();
-        }
-        Ok(())
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok((!known.contains(&number)).then_some(Trial { task, number }))
     }
 }

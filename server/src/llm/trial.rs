@@ -23,8 +23,10 @@ use std::time::{Duration, Instant};
 /// The word that makes the server's binary a child that compiles a form.
 pub const COMMAND: &str = "__form";
 
-/// How long that may take. Schemas in use take milliseconds, the largest some tenths of a second.
-const LONGEST: Duration = Duration::from_secs(2);
+/// The processor's time that it may take. Schemas in use take milliseconds, the largest some tenths of a second.
+const SECONDS: u64 = 2;
+/// How long it may take where others have the processor.
+const LONGEST: Duration = Duration::from_secs(10);
 /// Bytes that a child may hold.
 const MEMORY: u64 = 512 << 20;
 /// Bytes of stack that compiling may take: schemas that refer to each other hundreds deep.
@@ -43,9 +45,10 @@ const WORDS: u64 = 4 << 10;
 const OVERFLOW: &str = "has overflowed its stack";
 /// What it says when there is no memory.
 const NO_MEMORY: &str = "memory allocation of";
-/// Signals of a process that had too much of a processor, and of one that the kernel ended for its memory.
-const XCPU: i32 = 24;
-const KILL: i32 = 9;
+/// The signal of a process that had too much of a processor.
+const XCPU: i32 = Signal::XCPU.as_raw();
+/// Those by which others end one: a user, the kernel for want of memory, whoever stops the server.
+const OTHERS: [i32; 4] = [Signal::HUP.as_raw(), Signal::INT.as_raw(), Signal::KILL.as_raw(), Signal::TERM.as_raw()];
 
 /// The task of a child: this form, for a model of this outline.
 ///
@@ -92,14 +95,14 @@ fn wait(child: &mut Child, start: Instant) -> Result<ExitStatus, Error> {
             return Err(too_large());
         }
         if start.elapsed() > LONGEST {
-            return Err(too_long());
+            return Err(Error::Overloaded("too busy to compile schemas and grammars; try again later".into()));
         }
         std::thread::sleep(PERIOD);
     }
 }
 
 fn too_long() -> Error {
-    Error::Invalid(format!("it takes more than {} s to compile", LONGEST.as_secs()))
+    Error::Invalid(format!("it takes more than {SECONDS} s to compile"))
 }
 
 fn too_large() -> Error {
@@ -110,7 +113,9 @@ fn too_large() -> Error {
 fn reason(status: ExitStatus, words: &str) -> Error {
     match status.signal() {
         Some(XCPU) => too_long(),
-        Some(KILL) => too_large(),
+        Some(signal) if OTHERS.contains(&signal) => {
+            Error::Overloaded(format!("the process that compiled it was ended with signal {signal}; try again later"))
+        }
         Some(_) if words.contains(NO_MEMORY) => too_large(),
         Some(_) if words.contains(OVERFLOW) => Error::Invalid(format!(
             "it is nested too deeply, in itself or by what it refers to: it takes more than {} MiB of stack to compile",
@@ -127,8 +132,10 @@ pub fn child() -> ExitCode {
     // Where a limit cannot be set, the parent's looks are all there is.
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     let limit = |most: u64| Rlimit { current: Some(most), maximum: Some(most) };
+    // At its own limit the kernel says why it ends a process, and not at the hard one.
+    let processor = Rlimit { current: Some(SECONDS), maximum: Some(SECONDS + 1) };
     let _ = setrlimit(Resource::Core, limit(0));
-    let _ = setrlimit(Resource::Cpu, limit(LONGEST.as_secs() + 1));
+    let _ = setrlimit(Resource::Cpu, processor);
     let _ = setrlimit(Resource::As, limit(MEMORY + SPACE));
     // Where memory runs out, it is this process that has to go, and not the server.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");

@@ -99,6 +99,13 @@ impl OnnxPredictor {
             count: group.count.unwrap_or(1),
         });
         let groups: Vec<Group> = groups.collect();
+        let mut notes = opened.notes;
+        notes.extend(source.outline.starved.as_ref().map(|node| {
+            format!(
+                "{node} may be empty though the inputs of a request are not, as far as can be seen, and ONNX Runtime ends \
+                 the process then: whoever may send such requests must be trusted not to"
+            )
+        }));
         let mut predictor = OnnxPredictor {
             running: Mutex::new(vec![0; groups.len()]),
             groups,
@@ -115,7 +122,7 @@ impl OnnxPredictor {
             full: full(source, on_cpu),
             symbols: Vec::new(),
             bytes,
-            notes: opened.notes,
+            notes,
         };
         predictor.try_out(settings, &symbols)?;
         predictor.symbols = symbols;

@@ -170,7 +170,9 @@ impl<'a> Flow<'a, '_> {
         self.met |= deadly;
         if deadly && self.found.starved.is_none() {
             let first = usize::from(traits & FIRST != 0);
-            let empty = node.inputs.iter().skip(first).find(|name| self.fact(name).is_some_and(|fact| !fact.full));
+            let (first, count) = operators::minds(op).unwrap_or((first, usize::MAX));
+            let empty =
+                node.inputs.iter().skip(first).take(count).find(|name| self.fact(name).is_some_and(|fact| !fact.full));
             self.found.starved = empty.map(|name| format!("{}: its input {}", node.label(), shown(name)));
         }
         let outputs = match (own, op) {

@@ -50,6 +50,8 @@ pub(super) struct Outline {
     pub(super) unsteady: Option<String>,
     /// An operator that is not known to do well with empty tensors; where there is none, inputs may be empty.
     pub(super) fragile: Option<String>,
+    /// A node, and an input of it that may be empty though none of a request is, of which ONNX Runtime would end the process.
+    pub(super) starved: Option<String>,
 }
 
 /// A tensor whose values lie in another file.

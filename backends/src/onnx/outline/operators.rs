@@ -96,6 +96,16 @@ pub(super) fn traits(domain: &str, operator: &str) -> u8 {
     ROWS.iter().find(is_there).map_or(0, |row| row.traits)
 }
 
+/// Which inputs of a deadly operator end the process, the first and how many: of those that are not here, each. Tried one by
+/// one, with the others full.
+pub(super) fn minds(operator: &str) -> Option<(usize, usize)> {
+    match operator {
+        "GRU" | "LSTM" => Some((0, 1)),
+        "SkipLayerNormalization" | "SkipSimplifiedLayerNormalization" => Some((1, 1)),
+        _ => None,
+    }
+}
+
 /// The input of a steady operator whose values decide the shapes of outputs.
 pub(super) fn sizes(operator: &str) -> Option<usize> {
     match operator {

@@ -98,12 +98,6 @@ pub(super) fn model(message: Message<'_>) -> Result<Outline, String> {
         walk.training(*training)?;
     }
     let found = flow::follow(whole, !graph.unshaped.is_empty(), &model.functions, &walk.functions)?;
-    if let Some(node) = found.starved {
-        return Err(format!(
-            "{node} may be empty though the inputs of a request are not, and ONNX Runtime would end the server \
-             with it: export the model so that this tensor always has an element"
-        ));
-    }
     Ok(Outline {
         ir_version: model.ir_version,
         inputs: graph.inputs.into_iter().map(str::to_owned).collect(),
@@ -115,6 +109,7 @@ pub(super) fn model(message: Message<'_>) -> Result<Outline, String> {
         nodes: bodies.iter().map(|body| body.nodes).sum(),
         unsteady: found.unsteady.map(str::to_owned),
         fragile: found.fragile.map(str::to_owned),
+        starved: found.starved,
     })
 }
 

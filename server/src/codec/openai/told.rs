@@ -52,13 +52,13 @@ impl Teller<'_> {
         }
     }
 
-    /// The characters that a token adds to the text of a completion: none, where it is left out. Half a character
-    /// counts as one.
+    /// The characters that a token adds to the text of a completion: none, where it is left out. A character that several
+    /// tokens make counts for the first of them.
     fn length(&self, token: u32, leaves_out_special: bool) -> usize {
         if leaves_out_special && self.language.tokenizer().vocabulary().is_special(token) {
             return 0;
         }
-        String::from_utf8_lossy(self.bytes(token)).chars().count()
+        self.bytes(token).iter().filter(|byte| **byte & 0xc0 != 0x80).count()
     }
 
     /// Of an echoed prompt with so many characters and of the tokens after it; `None` where nobody asked.
