@@ -172,16 +172,7 @@ template <class Number, int D> DEVICE void prompt(const Prompt<Number> &job) {
 
 } // namespace
 
-#define PROMPT(name, Number, D, blocks)                                                                                \
-    KERNEL_ABREAST(THREADS, blocks)                                                                                    \
-    name(bf16 *out, const bf16 *queries, const Number *keys, const Number *values, const int *tables,                  \
-         const int *tiles, const float *sinks, int rows, int slot_count, int table_stride, int block_count, int heads, \
-         int kv_heads, int head_dim, int window, float scale, float soft_cap, float value_scale) {                     \
-        Cache<Number> cache{keys, values, tables, slot_count, table_stride, block_count, kv_heads, head_dim,           \
-                            value_scale};                                                                              \
-        prompt<Number, D>(Prompt<Number>{out, queries, cache, tiles, sinks, rows, heads, window, scale, soft_cap});    \
-    }                                                                                                                  \
-    EXPORT(name)
+#define PROMPT(name, Number, D, blocks) PROMPT_KERNEL(name, Number, D, THREADS, blocks)
 
 PROMPT(attention_prompt_32, bf16, 32, 3)
 PROMPT(attention_prompt_64, bf16, 64, 2)

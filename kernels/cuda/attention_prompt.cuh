@@ -110,3 +110,15 @@ DEVICE void put(const Prompt<Number> &job, const Task<warps, of_warp> &task, Row
 }
 
 } // namespace attention
+
+// A kernel of this name: `prompt<Number, D>` of whoever includes this, by blocks of so many threads, so many abreast.
+#define PROMPT_KERNEL(name, Number, D, threads, blocks)                                                                \
+    KERNEL_ABREAST(threads, blocks)                                                                                    \
+    name(bf16 *out, const bf16 *queries, const Number *keys, const Number *values, const int *tables,                  \
+         const int *tiles, const float *sinks, int rows, int slot_count, int table_stride, int block_count, int heads, \
+         int kv_heads, int head_dim, int window, float scale, float soft_cap, float value_scale) {                     \
+        Cache<Number> cache{keys, values, tables, slot_count, table_stride, block_count, kv_heads, head_dim,           \
+                            value_scale};                                                                              \
+        prompt<Number, D>(Prompt<Number>{out, queries, cache, tiles, sinks, rows, heads, window, scale, soft_cap});    \
+    }                                                                                                                  \
+    EXPORT(name)

@@ -291,16 +291,7 @@ template <class Number, int D> DEVICE void prompt(const Prompt<Number> &job) {
 } // namespace
 
 // Dynamic shared memory: 1 KB, and what is said above.
-#define PROMPT(name, Number, D, blocks)                                                                                \
-    KERNEL_ABREAST(BLOCK<D>, blocks)                                                                                   \
-    name(bf16 *out, const bf16 *queries, const Number *keys, const Number *values, const int *tables,                  \
-         const int *tiles, const float *sinks, int rows, int slot_count, int table_stride, int block_count, int heads, \
-         int kv_heads, int head_dim, int window, float scale, float soft_cap, float value_scale) {                     \
-        Cache<Number> cache{keys, values, tables, slot_count, table_stride, block_count, kv_heads, head_dim,           \
-                            value_scale};                                                                              \
-        prompt<Number, D>(Prompt<Number>{out, queries, cache, tiles, sinks, rows, heads, window, scale, soft_cap});    \
-    }                                                                                                                  \
-    EXPORT(name)
+#define PROMPT(name, Number, D, blocks) PROMPT_KERNEL(name, Number, D, BLOCK<D>, blocks)
 
 PROMPT(attention_wgmma_64, bf16, 64, 2)
 PROMPT(attention_wgmma_128, bf16, 128, 1)

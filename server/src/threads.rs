@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 /// # Errors
 /// The system gives no thread.
 pub fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, String> {
-    Builder::new().name(name.into()).spawn(work).map_err(|error| format!("thread {name}: {error}"))
+    start(Builder::new(), name, work)
 }
 
 /// The same with a stack of so many bytes, for work that recurses. They are addresses, and memory only once they are used.
@@ -18,8 +18,11 @@ pub fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHan
 /// # Errors
 /// The system gives no thread.
 pub fn spawn_deep(name: &str, stack: usize, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, String> {
-    let builder = Builder::new().name(name.into()).stack_size(stack);
-    builder.spawn(work).map_err(|error| format!("thread {name}: {error}"))
+    start(Builder::new().stack_size(stack), name, work)
+}
+
+fn start(builder: Builder, name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, String> {
+    builder.name(name.into()).spawn(work).map_err(|error| format!("thread {name}: {error}"))
 }
 
 /// By how much threads that compute stand back.

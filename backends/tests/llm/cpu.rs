@@ -1,7 +1,7 @@
 //! The CPU executor: every family against the goldens of the reference, and what must not depend on how requests were
 //! put into steps.
 
-use crate::driven::{Outcome, Setting, drive_counting, log_probability, prompt_logprobs, requests};
+use crate::driven::{Outcome, Setting, drive, log_probability, prompt_logprobs, requests};
 use crate::parity::{cases, goldens};
 use backends::llm::cpu::{CacheType, CpuExecutor, Options, Shape};
 use backends::llm::engine::Overlap;
@@ -74,7 +74,7 @@ fn run(
     let Variant { blocks, block_len, chunk, running, cache, overlap } = variant;
     let executor = CpuExecutor::load(spec.clone(), weights, options(blocks, block_len, 512)).unwrap();
     let setting = Setting { blocks, block_len, chunk, running, cache, overlap, most: 24, vocab: spec.vocab as u32 };
-    drive_counting(executor, setting, requests)
+    drive(executor, setting, requests)
 }
 
 #[test]

@@ -151,7 +151,7 @@ pub(super) fn run(
     let options = Options { graphs, cache: stored, ..options(blocks, 512) };
     let executor = CudaExecutor::load(spec.clone(), weights, device(), options).unwrap();
     let setting = Setting { blocks, block_len, chunk, running, cache, overlap, most: 12, vocab: spec.vocab as u32 };
-    drive(executor, setting, requests)
+    drive(executor, setting, requests).0
 }
 
 /// Bit for bit: batched is alone, ahead is in step, graphs are what was captured, and prompts may come in chunks, but

@@ -71,13 +71,8 @@ pub(super) struct Setting {
 /// What came of a request: its tokens, with bits of their probabilities.
 pub(super) type Outcome = Vec<(u32, u32)>;
 
-/// All requests through one engine.
-pub(super) fn drive(executor: impl Executor, setting: Setting, requests: &[(Vec<u32>, Parameters)]) -> Vec<Outcome> {
-    drive_counting(executor, setting, requests).0
-}
-
-/// The same, with what the engine has counted.
-pub(super) fn drive_counting(
+/// All requests through one engine; and what it has counted.
+pub(super) fn drive(
     executor: impl Executor,
     setting: Setting,
     requests: &[(Vec<u32>, Parameters)],

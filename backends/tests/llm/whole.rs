@@ -136,7 +136,7 @@ fn graphs_are_eager(name: &str, config: &str, stored: Stored, (sequences, most):
         let settings = Options { slots: 128, deterministic: false, cache: stored.cache(), graphs, ..settings };
         let executor = CudaExecutor::load(spec.clone(), &weights, device(), settings).unwrap();
         let (chunk, cache, overlap, vocab) = (512, false, Overlap::Ahead, spec.vocab as u32);
-        drive(executor, Setting { blocks, block_len, chunk, running, cache, overlap, most, vocab }, &requests)
+        drive(executor, Setting { blocks, block_len, chunk, running, cache, overlap, most, vocab }, &requests).0
     });
     assert!(eager.iter().all(|answer| answer.len() == most as usize), "{name}");
     let differ = eager.iter().zip(&captured).filter(|(eager, captured)| eager != captured).count();
