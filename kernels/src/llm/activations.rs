@@ -6,6 +6,8 @@
 
 /// Columns that share a scale.
 pub(super) const BLOCK: usize = 32;
+/// Rows that are quantised together: their places in a block lie side by side, and fill whole cache lines.
+pub(super) const TOGETHER: usize = 8;
 /// Most rows of an f32 panel: 6 rows x 2 vectors fill the registers of AVX2 with accumulators.
 pub(super) const PANEL: usize = 6;
 
@@ -30,8 +32,6 @@ pub struct Activations {
     pub(super) cols: usize,
     /// `[block][row][32]`.
     pub(super) quants: Vec<i8>,
-    /// As `quants`, in 16 bits: Q8_0 multiplies 16-bit pairs, since a pair of 8-bit products would overflow.
-    pub(super) wide: Vec<i16>,
     /// `[block][row]`: a.
     pub(super) scales: Vec<f32>,
     /// `[block][row]`: a x sum of q.
@@ -55,10 +55,13 @@ impl Activations {
                 assert!(cols.is_multiple_of(BLOCK), "{cols} columns are not blocks of {BLOCK}");
                 let blocks = self.rows * cols / BLOCK;
                 self.quants.resize(blocks * BLOCK, 0);
-                self.wide.resize(blocks * BLOCK, 0);
                 self.scales.resize(blocks, 0.0);
                 self.sums.resize(blocks, 0.0);
                 self.halves.resize(blocks, [0; 2]);
+                #[cfg(target_arch = "x86_64")]
+                if super::quantise_avx2::quantise_all(self, values) {
+                    return;
+                }
                 quantise_all(self, values);
             }
             Operand::Float => self.fill_floats(values),
@@ -129,44 +132,72 @@ impl Activations {
 
     fn fill_floats(&mut self, values: &[f32]) {
         let (cols, padded) = (self.cols, self.padded_cols());
-        self.floats.clear();
         self.floats.resize(self.rows * padded, 0.0);
         for panel in 0..self.panels() {
             let (first, width) = self.panel(panel);
             let out = &mut self.floats[first * padded..(first + width) * padded];
-            for (i, row) in values[first * cols..(first + width) * cols].chunks_exact(cols).enumerate() {
-                for (out, value) in out[i..].iter_mut().step_by(width).zip(row) {
-                    *out = *value;
-                }
+            let rows = &values[first * cols..(first + width) * cols];
+            match width {
+                1 => interleave::<1>(rows, cols, out),
+                2 => interleave::<2>(rows, cols, out),
+                3 => interleave::<3>(rows, cols, out),
+                4 => interleave::<4>(rows, cols, out),
+                5 => interleave::<5>(rows, cols, out),
+                _ => interleave::<PANEL>(rows, cols, out),
             }
         }
     }
 }
 
-super::math::compiled! {
-    /// Quantises every block of `values` into `to`, whose vectors have their lengths.
-    fn quantise_all(to: &mut Activations, values: &[f32]) = quantise_all_body;
+/// `W` rows of `cols` values as one panel; what is left of `out` is zeros.
+fn interleave<const W: usize>(rows: &[f32], cols: usize, out: &mut [f32]) {
+    let (columns, _) = out.as_chunks_mut::<W>();
+    let (columns, padding) = columns.split_at_mut(cols);
+    let mut all: [&[f32]; W] = [&[]; W];
+    for (row, values) in all.iter_mut().zip(rows.chunks_exact(cols)) {
+        *row = values;
+    }
+    for (k, column) in columns.iter_mut().enumerate() {
+        for (place, row) in column.iter_mut().zip(&all) {
+            *place = row[k];
+        }
+    }
+    padding.fill([0.0; W]);
 }
 
-#[inline(always)]
-fn quantise_all_body(to: &mut Activations, values: &[f32]) {
-    let rows = to.rows;
-    for (row, values) in values.chunks_exact(to.cols).enumerate() {
-        for (block, values) in values.as_chunks::<BLOCK>().0.iter().enumerate() {
-            let at = block * rows + row;
-            let (quants, _) = to.quants[at * BLOCK..].split_first_chunk_mut().expect("sized by `fill`");
-            let (wide, _) = to.wide[at * BLOCK..].split_first_chunk_mut().expect("sized by `fill`");
-            let (scale, halves) = quantise(values, quants, wide);
-            to.scales[at] = scale;
-            to.halves[at] = halves;
-            to.sums[at] = scale * f32::from(halves[0] + halves[1]);
+/// Quantises every block of `values` into `to`, whose vectors have their lengths: the specification of
+/// `quantise_avx2.rs`.
+fn quantise_all(to: &mut Activations, values: &[f32]) {
+    let (rows, cols) = (to.rows, to.cols);
+    for first in (0..rows).step_by(TOGETHER) {
+        for block in 0..cols / BLOCK {
+            for row in first..rows.min(first + TOGETHER) {
+                let at = block * rows + row;
+                let (values, _) = values[row * cols + block * BLOCK..].split_first_chunk().expect("sized by `fill`");
+                let (quants, _) = to.quants[at * BLOCK..].split_first_chunk_mut().expect("sized by `fill`");
+                let (scale, halves) = quantise(values, quants);
+                to.scales[at] = scale;
+                to.halves[at] = halves;
+                to.sums[at] = scale * f32::from(halves[0] + halves[1]);
+            }
         }
     }
 }
 
-/// One block: its scale, and the sums of its halves.
+/// The scale of a block whose largest magnitude this is, and what its values are multiplied with.
 #[inline(always)]
-fn quantise(values: &[f32; BLOCK], quants: &mut [i8; BLOCK], wide: &mut [i16; BLOCK]) -> (f32, [i16; 2]) {
+pub(super) fn scale_and_inverse(largest: f32) -> (f32, f32) {
+    let inverse = 127.0 / largest;
+    // Too small to invert (below 4e-37, zero included): the block is taken for zero.
+    match (largest.is_finite(), inverse.is_finite()) {
+        (true, true) => (largest / 127.0, inverse),
+        (true, false) => (0.0, 0.0),
+        (false, _) => (f32::NAN, 0.0),
+    }
+}
+
+/// One block: its scale, and the sums of its halves.
+fn quantise(values: &[f32; BLOCK], quants: &mut [i8; BLOCK]) -> (f32, [i16; 2]) {
     // As integers, magnitudes order like the floats they are, and NaN is above infinity.
     let mut lanes = [0u32; 8];
     for part in values.as_chunks::<8>().0 {
@@ -175,24 +206,17 @@ fn quantise(values: &[f32; BLOCK], quants: &mut [i8; BLOCK], wide: &mut [i16; BL
         }
     }
     let largest = f32::from_bits(lanes.into_iter().fold(0, u32::max));
-    let inverse = 127.0 / largest;
-    // Too small to invert (below 4e-37, zero included): the block is taken for zero.
-    let (scale, inverse) = match (largest.is_finite(), inverse.is_finite()) {
-        (true, true) => (largest / 127.0, inverse),
-        (true, false) => (0.0, 0.0),
-        (false, _) => (f32::NAN, 0.0),
-    };
+    let (scale, inverse) = scale_and_inverse(largest);
     // Adding 1.5 x 2^23 leaves the nearest integer, ties to even, in the low bits.
     const MAGIC: f32 = 12_582_912.0;
     let finite = largest.is_finite();
-    for ((value, q), wide) in values.iter().zip(quants).zip(wide.iter_mut()) {
+    for (value, q) in values.iter().zip(quants.iter_mut()) {
         let value = if finite { *value } else { 0.0 };
-        let integer = (value * inverse + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()) as i16;
-        *q = integer as i8;
-        *wide = integer;
+        *q = (value * inverse + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()) as i8;
     }
-    let (low, high) = wide.split_at(BLOCK / 2);
-    (scale, [low.iter().sum(), high.iter().sum()])
+    let (low, high) = quants.split_at(BLOCK / 2);
+    let sum = |half: &[i8]| half.iter().map(|&q| i16::from(q)).sum();
+    (scale, [sum(low), sum(high)])
 }
 
 #[cfg(test)]
@@ -219,8 +243,29 @@ mod tests {
                 let sum = |q: &[i8]| q.iter().map(|&q| i16::from(q)).sum::<i16>();
                 assert_eq!(*halves, [sum(&q[..16]), sum(&q[16..])]);
                 assert!(q.iter().any(|q| q.unsigned_abs() == 127) && !q.contains(&-128));
-                assert!(q.iter().zip(&a.wide[32 * at..]).all(|(&q, &w)| i16::from(q) == w));
             }
+        }
+    }
+
+    #[test]
+    fn every_machine_quantises_alike() {
+        let mut random = Random(3);
+        for (rows, cols) in [(1, 32), (3, 64), (9, 96), (17, 256)] {
+            let mut values: Vec<f32> = (0..rows * cols).map(|_| random.symmetric() * 100.0).collect();
+            // Halves of a step, the smallest and the largest there is, and what is no number.
+            values[..6].copy_from_slice(&[127.0, 0.5, -1.5, 2.5, -0.0, 63.5]);
+            for (block, value) in
+                values.chunks_exact_mut(32).zip([1e-40, f32::NAN, f32::MAX, f32::NEG_INFINITY]).skip(1)
+            {
+                block[7] = value;
+            }
+            let fast = Activations::new(Operand::Int8, &values, cols);
+            let mut plain = fast.clone();
+            plain.quants.fill(99);
+            quantise_all(&mut plain, &values);
+            let bits = |a: &[f32]| a.iter().map(|x| x.to_bits() & 0x7fff_ffff).collect::<Vec<_>>();
+            assert_eq!((&fast.quants, &fast.halves), (&plain.quants, &plain.halves));
+            assert_eq!((bits(&fast.scales), bits(&fast.sums)), (bits(&plain.scales), bits(&plain.sums)));
         }
     }
 

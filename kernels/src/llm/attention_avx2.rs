@@ -11,9 +11,9 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 /// Positions of a chunk.
-const CHUNK: usize = 32;
+pub(super) const CHUNK: usize = 32;
 /// Positions that lie one after the other in memory, since blocks are multiples of it.
-const RUN: usize = 4;
+pub(super) const RUN: usize = 4;
 /// Query rows of a panel.
 const PANEL: usize = 3;
 
@@ -33,12 +33,14 @@ trait Element: Copy {
     unsafe fn load(at: *const Self) -> __m256;
 }
 
+/// Half precision, as bits.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct Half(u16);
+pub(super) struct Half(u16);
+/// bf16, as bits.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct Brain(u16);
+pub(super) struct Brain(u16);
 
 impl Element for f32 {
     #[inline(always)]
@@ -88,31 +90,60 @@ pub(super) fn attend(job: &Job<'_>, scratch: &mut Scratch, out: &mut [f32]) {
 struct Scores([f32; CHUNK]);
 
 /// Where the runs of a chunk start.
-struct Chunk<E> {
-    keys: [*const E; CHUNK / RUN],
-    values: [*const E; CHUNK / RUN],
+pub(super) type Runs<E> = [*const E; CHUNK / RUN];
+
+/// Keys and values of a chunk.
+pub(super) struct Chunk<E> {
+    pub(super) keys: Runs<E>,
+    pub(super) values: Runs<E>,
+}
+
+impl<E> Chunk<E> {
+    pub(super) const NONE: Self =
+        Chunk { keys: [std::ptr::null(); CHUNK / RUN], values: [std::ptr::null(); CHUNK / RUN] };
+}
+
+/// Sums are zero, and rows have seen nothing but their sinks.
+pub(super) fn begin(job: &Job<'_>, scratch: &mut Scratch, out: &mut [f32]) {
+    out.fill(0.0);
+    scratch.state.clear();
+    scratch.state.extend((0..job.tile.positions.len()).map(|row| match job.tile.sinks.get(row) {
+        Some(&sink) => [sink, 1.0],
+        None => [f32::NEG_INFINITY, 0.0],
+    }));
+}
+
+/// Divides the sums of values by those of weights.
+#[inline(always)]
+pub(super) fn end(dim: usize, scratch: &Scratch, out: &mut [f32]) {
+    for (out, [_, sum]) in out.chunks_exact_mut(dim).zip(&scratch.state) {
+        let inverse = if *sum == 0.0 { 0.0 } else { 1.0 / sum };
+        out.iter_mut().for_each(|x| *x *= inverse);
+    }
+}
+
+/// What row `row` sees of chunk `number`.
+#[inline(always)]
+pub(super) fn seen(job: &Job<'_>, row: usize, number: usize) -> (usize, usize) {
+    let (position, start) = (job.tile.positions[row], number * CHUNK);
+    let clip = |p: usize| p.clamp(start, start + CHUNK) - start;
+    (clip(job.rule.first(position)), clip(position as usize + 1))
 }
 
 /// # Safety
 /// See [`attend`].
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn run<E: Element>(job: &Job<'_>, base: (*const E, *const E), scratch: &mut Scratch, out: &mut [f32]) {
-    let (rows, dim) = (job.tile.positions.len(), job.cache.head_dim);
-    out.fill(0.0);
-    scratch.state.clear();
-    scratch.state.extend((0..rows).map(|row| match job.tile.sinks.get(row) {
-        Some(&sink) => [sink, 1.0],
-        None => [f32::NEG_INFINITY, 0.0],
-    }));
-    let widen = rows > PANEL && size_of::<E>() < 4;
+    let dim = job.cache.head_dim;
+    begin(job, scratch, out);
+    let widen = job.tile.positions.len() > PANEL && size_of::<E>() < 4;
     if widen {
         scratch.wide.resize((2 * CHUNK * dim).max(scratch.wide.len()), 0.0);
     }
     for number in job.seen.start / CHUNK..job.seen.end.div_ceil(CHUNK) {
-        let seen = job.seen.start.max(number * CHUNK)..job.seen.end.min(number * CHUNK + CHUNK);
         // SAFETY: runs are in bounds by the contract; `wide` has two chunks.
         unsafe {
-            let chunk = locate(job, base, number, &seen);
+            let chunk = locate(job, base, number);
             fetch(&chunk, dim);
             if widen {
                 let wide = widen_chunk(&chunk, dim, scratch.wide.as_mut_ptr());
@@ -122,20 +153,19 @@ unsafe fn run<E: Element>(job: &Job<'_>, base: (*const E, *const E), scratch: &m
             }
         }
     }
-    for (out, [_, sum]) in out.chunks_exact_mut(dim).zip(&scratch.state) {
-        let inverse = if *sum == 0.0 { 0.0 } else { 1.0 / sum };
-        out.iter_mut().for_each(|x| *x *= inverse);
-    }
+    end(dim, scratch, out);
 }
 
-/// The runs of chunk `number` that hold a position of `seen`; the others are null.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-unsafe fn locate<E>(job: &Job<'_>, base: (*const E, *const E), number: usize, seen: &Range<usize>) -> Chunk<E> {
-    let mut chunk = Chunk { keys: [std::ptr::null(); CHUNK / RUN], values: [std::ptr::null(); CHUNK / RUN] };
+/// The runs of chunk `number` that hold a position that some row sees; the others are null.
+///
+/// # Safety
+/// See [`attend`].
+#[inline(always)]
+pub(super) unsafe fn locate<E>(job: &Job<'_>, base: (*const E, *const E), number: usize) -> Chunk<E> {
+    let mut chunk = Chunk::NONE;
     for i in 0..CHUNK / RUN {
         let position = number * CHUNK + i * RUN;
-        if position < seen.end && position + RUN > seen.start {
+        if position < job.seen.end && position + RUN > job.seen.start {
             let offset = job.cache.offset(job.tile, position);
             // SAFETY: within keys and values, by the contract of `attend`.
             unsafe { (chunk.keys[i], chunk.values[i]) = (base.0.add(offset), base.1.add(offset)) };
@@ -159,7 +189,7 @@ unsafe fn fetch<E>(chunk: &Chunk<E>, dim: usize) {
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 unsafe fn widen_chunk<E: Element>(chunk: &Chunk<E>, dim: usize, wide: *mut f32) -> Chunk<f32> {
-    let mut result = Chunk { keys: [std::ptr::null(); CHUNK / RUN], values: [std::ptr::null(); CHUNK / RUN] };
+    let mut result = Chunk::NONE;
     for i in 0..CHUNK / RUN {
         for (source, result, part) in
             [(chunk.keys[i], &mut result.keys[i], 0), (chunk.values[i], &mut result.values[i], CHUNK / RUN)]
@@ -207,13 +237,8 @@ unsafe fn panel<E: Element, const M: usize>(
     state: &mut [[f32; 2]],
     out: &mut [f32],
 ) {
-    let (dim, start) = (job.cache.head_dim, number * CHUNK);
-    // What each row sees of the chunk.
-    let visible: [(usize, usize); M] = each!((0, 0), |m| {
-        let position = job.tile.positions[first + m];
-        let clip = |p: usize| p.clamp(start, start + CHUNK) - start;
-        (clip(job.rule.first(position)), clip(position as usize + 1))
-    });
+    let dim = job.cache.head_dim;
+    let visible: [(usize, usize); M] = each!((0, 0), |m| seen(job, first + m, number));
     let low = visible.iter().map(|v| v.0).min().unwrap_or(0);
     let high = visible.iter().map(|v| v.1).max().unwrap_or(0);
     if visible.iter().all(|v| v.0 >= v.1) {
@@ -290,14 +315,11 @@ unsafe fn weigh(rule: &Rule, scores: &mut Scores, visible: (usize, usize), state
         let [a, b, c, d] = registers(scores);
         let top = lanes(_mm256_max_ps(_mm256_max_ps(a, b), _mm256_max_ps(c, d)));
         let largest = top.into_iter().fold(state[0], f32::max);
-        if largest == f32::NEG_INFINITY {
-            // Nothing seen so far, or only minus infinities.
-            scores.fill(0.0);
-            return 1.0;
-        }
-        let factor = exp(state[0] - largest);
+        // Nothing seen so far, or only minus infinities: weights are zero, but those of what is no number.
+        let shift = if largest == f32::NEG_INFINITY { 0.0 } else { largest };
+        let factor = exp(state[0] - shift);
         for score in scores.iter_mut() {
-            *score = exp(*score - largest);
+            *score = exp(*score - shift);
         }
         let [a, b, c, d] = registers(scores);
         let sum = tree(lanes(_mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d))));

@@ -177,6 +177,7 @@ pub fn f16_to_f32(bits: u16) -> f32 {
 }
 
 /// The half-precision number nearest to `value`, ties to even.
+#[inline(always)]
 pub fn f32_to_f16(value: f32) -> u16 {
     let bits = value.to_bits();
     let sign = (bits >> 16 & 0x8000) as u16;

@@ -5,6 +5,7 @@
 //! is the specification and gives equal bits. Sums go through 16 lanes (value i into lane i mod 16) and a fixed tree:
 //! a relative error of at most (n / 16 + 5) x 2^-24 for positive terms.
 
+use super::blocks::f32_to_f16;
 use super::math::{compiled, exp, tanh, tree};
 
 /// Lanes of a sum.
@@ -40,6 +41,9 @@ compiled! {
 
     /// The largest value; minus infinity for none. NaN is passed over.
     pub fn max(x: &[f32]) -> f32 = max_body;
+
+    /// The half-precision numbers nearest to `x`, as bits: what a cache keeps. Both have one length.
+    pub fn to_f16(x: &[f32], out: &mut [u16]) = to_f16_body;
 
     /// `x = exp(x - shift)`; returns the sum.
     pub fn exp_sum(x: &mut [f32], shift: f32) -> f32 = exp_sum_body;
@@ -212,6 +216,14 @@ fn max_body(x: &[f32]) -> f32 {
 }
 
 #[inline(always)]
+fn to_f16_body(x: &[f32], out: &mut [u16]) {
+    assert_eq!(x.len(), out.len(), "one length");
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = f32_to_f16(*x);
+    }
+}
+
+#[inline(always)]
 fn exp_sum_body(x: &mut [f32], shift: f32) -> f32 {
     for x in x.iter_mut() {
         *x = exp(*x - shift);
@@ -330,6 +342,18 @@ mod tests {
         let mut far = [-1e4, -100.0, 100.0, f32::MIN_POSITIVE];
         silu_mul(&mut far, &[1.0; 4]);
         assert_eq!(far[..3], [-0.0, -0.0, 100.0]);
+    }
+
+    #[test]
+    fn halves_are_the_nearest() {
+        let special =
+            [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 65519.0, 65520.0, -0.0, 1e-40, 3e-8, 2.98e-8, 6.1e-5];
+        each(|_, mut x| {
+            x.extend(special);
+            let mut halves = vec![0; x.len()];
+            to_f16(&x, &mut halves);
+            assert!(halves.iter().zip(&x).all(|(half, x)| *half == f32_to_f16(*x)));
+        });
     }
 
     #[test]

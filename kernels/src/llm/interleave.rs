@@ -2,22 +2,23 @@
 //! Pure data movement, and its inverse: every bit of the source is kept (only the 6-bit scales of Q4_K and Q5_K are
 //! shifted), and a tile takes exactly the bytes of its rows. Not here: arithmetic.
 //!
-//! A tile is a run of blocks along the columns. `g` is a group of 8 rows, `r` a row of the tile, `l` of its group:
+//! A tile is a run of blocks along the columns. `r` is a row of the tile, `h` a half of it, `l` a row of that half:
 //!
 //! ```text
 //! F32           [column][r]                       f32
 //! F16           [column][r]                       u16
 //! BF16          [column pair][r][2]               u16: a 32-bit lane holds an even and an odd column
-//! Q8_0          [d: r]  [column pair 16][r][2]                                  64 + 1024 bytes a block of 32
-//! Q4_0          [d: r]  [g][word 4][l][4]                                       64 +  512
-//! Q4_K          [d: r][dmin: r]  [g][scales 96]  [g][word 32][l][4]             128 + 384 + 4096 a block of 256
-//! Q5_K          [d: r][dmin: r]  [g][scales 96]  [g]([high 8][l][4] [word 32][l][4])      + 1024
-//! Q6_K          [d: r]  [g]([scale 16][l] [half 2]([word 16][l][4] [high 8][l][4]))       64 + 4 (128 + 2 (512 + 256))
+//! Q8_0          [d: r]  [word 8][r][4]                                          64 + 1024 bytes a block of 32
+//! Q4_0          [d: r]  [h][word 4][l][4]                                       64 +  512
+//! Q4_K          [d: r][dmin: r]  [h][scales 192]  [h][word 32][l][4]            128 + 384 + 4096 a block of 256
+//! Q5_K          [d: r][dmin: r]  [h][scales 192]  [h]([high 8][l][4] [word 32][l][4])     + 1024
+//! Q6_K          [d: r]  [h]([scale 16][l] [part 2]([word 16][l][4] [high 8][l][4]))       64 + 2 (256 + 2 (1024 + 512))
 //! ```
 //!
-//! What a group needs lies together, so that a product reads on and on. A word is 4 consecutive bytes of a row's block. Scales of a group are `[low 32][low of minima 32][high 32]`: byte
-//! `8 s + l` has sub-block s in its low nibble and s + 4 in its high one; the third part holds their upper two bits
-//! (scale s, scale s + 4, minimum s, minimum s + 4, from the lowest bits up).
+//! A word is 4 consecutive bytes of a row's block: words of 16 rows fill a cache line, and a register of AVX-512; AVX2 takes
+//! 8 of them. What a half needs lies together, so that a product reads on and on. Scales of a half are
+//! `[low 64][low of minima 64][high 64]`: byte `16 s + l` has sub-block s in its low nibble and s + 4 in its high one; the
+//! third part holds their upper two bits (scale s, scale s + 4, minimum s, minimum s + 4, from the lowest bits up).
 
 use super::blocks::{Format, scale_and_min};
 #[cfg(target_arch = "x86_64")]
@@ -25,26 +26,29 @@ use super::interleave_avx2;
 
 /// Rows of a tile.
 pub(super) const ROWS: usize = 32;
-/// Rows that share a vector register.
+/// Rows of a half of it, whose words lie side by side.
+pub(super) const HALF: usize = 16;
+/// Rows that are interleaved at a time, and share a register of AVX2.
 pub(super) const GROUP: usize = 8;
 
-/// Where the scales of group 0 start in a block of Q4_K or Q5_K.
+/// Where the scales of the first half start in a block of Q4_K or Q5_K.
 pub(super) const K_SCALES: usize = 128;
-/// Bytes of a group's scales there.
-pub(super) const K_SCALE_BYTES: usize = 96;
-/// Where the words of Q4_K start.
-pub(super) const Q4_K_WORDS: usize = K_SCALES + 4 * K_SCALE_BYTES;
-/// Where the fifth bits of Q5_K start; their bytes, after which come a group's words; and bytes of a group.
+/// Bytes of a half's scales there.
+pub(super) const K_SCALE_BYTES: usize = 192;
+/// Where the words of Q4_K start, and the bytes of a half's.
+pub(super) const Q4_K_WORDS: usize = K_SCALES + 2 * K_SCALE_BYTES;
+pub(super) const Q4_K_HALF: usize = 2048;
+/// Where the fifth bits of Q5_K start; their bytes, after which come a half's words; and bytes of a half.
 pub(super) const Q5_K_HIGH: usize = Q4_K_WORDS;
-pub(super) const Q5_K_HIGH_BYTES: usize = 256;
-pub(super) const Q5_K_GROUP: usize = Q5_K_HIGH_BYTES + 1024;
-/// Where the groups of Q6_K start, the bytes of each, and of its scales. The rest of it are halves of a block: words,
-/// then upper bits.
-pub(super) const Q6_K_GROUPS: usize = 64;
-pub(super) const Q6_K_GROUP: usize = Q6_K_SCALES + 2 * Q6_K_HALF;
-pub(super) const Q6_K_SCALES: usize = 128;
-pub(super) const Q6_K_HALF: usize = Q6_K_HALF_WORDS + 256;
-pub(super) const Q6_K_HALF_WORDS: usize = 512;
+pub(super) const Q5_K_HIGH_BYTES: usize = 512;
+pub(super) const Q5_K_HALF: usize = Q5_K_HIGH_BYTES + 2048;
+/// Where the halves of Q6_K start, the bytes of each, and of its scales. The rest of it are two parts of a block, of 128
+/// columns each: words, then upper bits.
+pub(super) const Q6_K_HALVES: usize = 64;
+pub(super) const Q6_K_HALF: usize = Q6_K_SCALES + 2 * Q6_K_PART;
+pub(super) const Q6_K_SCALES: usize = 256;
+pub(super) const Q6_K_PART: usize = Q6_K_PART_WORDS + 512;
+pub(super) const Q6_K_PART_WORDS: usize = 1024;
 
 /// Columns that are packed at a time: a block, or for floating point what one cache line of a row holds.
 const fn step(format: Format) -> usize {
@@ -81,7 +85,7 @@ impl Strip {
 /// The strips of row `r` in one step. `length` is the bytes of the row that are in this step.
 #[inline(always)]
 fn strips(format: Format, r: usize, length: usize, mut strip: impl FnMut(Strip)) {
-    let (g, l) = (r / GROUP, r % GROUP);
+    let (h, l) = (r / HALF, r % HALF);
     let mut put = |unit, count, from, to, stride| strip(Strip { from, to, unit, count, stride });
     match format {
         Format::F32 => put(4, length / 4, 0, 4 * r, 128),
@@ -91,31 +95,31 @@ fn strips(format: Format, r: usize, length: usize, mut strip: impl FnMut(Strip))
             put(2, length % 4 / 2, length / 4 * 4, 128 * (length / 4) + 4 * r, 0);
         }
         Format::Q8_0 => {
+            put(4, 8, 2, 64 + 4 * r, 128);
             put(2, 1, 0, 2 * r, 0);
-            put(2, 16, 2, 64 + 2 * r, 64);
         }
         Format::Q4_0 => {
-            put(4, 4, 2, 64 + 128 * g + 4 * l, 32);
+            put(4, 4, 2, 64 + 256 * h + 4 * l, 64);
             put(2, 1, 0, 2 * r, 0);
         }
         Format::Q4K => {
-            put(4, 32, 16, Q4_K_WORDS + 1024 * g + 4 * l, 32);
+            put(4, 32, 16, Q4_K_WORDS + Q4_K_HALF * h + 4 * l, 64);
             put(2, 2, 0, 2 * r, 64);
         }
         Format::Q5K => {
-            let group = Q5_K_HIGH + Q5_K_GROUP * g + 4 * l;
-            put(4, 8, 16, group, 32);
-            put(4, 32, 48, group + Q5_K_HIGH_BYTES, 32);
+            let half = Q5_K_HIGH + Q5_K_HALF * h + 4 * l;
+            put(4, 8, 16, half, 64);
+            put(4, 32, 48, half + Q5_K_HIGH_BYTES, 64);
             put(2, 2, 0, 2 * r, 64);
         }
         Format::Q6K => {
-            let group = Q6_K_GROUPS + Q6_K_GROUP * g;
+            let half = Q6_K_HALVES + Q6_K_HALF * h;
             for n in 0..2 {
-                let half = group + Q6_K_SCALES + Q6_K_HALF * n + 4 * l;
-                put(4, 16, 64 * n, half, 32);
-                put(4, 8, 128 + 32 * n, half + Q6_K_HALF_WORDS, 32);
+                let part = half + Q6_K_SCALES + Q6_K_PART * n + 4 * l;
+                put(4, 16, 64 * n, part, 64);
+                put(4, 8, 128 + 32 * n, part + Q6_K_PART_WORDS, 64);
             }
-            put(1, 16, 192, group + l, 8);
+            put(1, 16, 192, half + l, 16);
             put(2, 1, 208, 2 * r, 0);
         }
     }
@@ -151,8 +155,9 @@ fn pack_group(format: Format, g: usize, (rows, row_bytes, length): (&[u8], usize
             }
         });
         if matches!(format, Format::Q4K | Format::Q5K) {
-            let scales = &mut tile[K_SCALES + g * K_SCALE_BYTES..][..K_SCALE_BYTES];
-            pack_scales(&row[4..16], l, scales);
+            let r = g * GROUP + l;
+            let scales = &mut tile[K_SCALES + r / HALF * K_SCALE_BYTES..][..K_SCALE_BYTES];
+            pack_scales(&row[4..16], r % HALF, scales);
         }
     }
 }
@@ -168,26 +173,26 @@ pub(super) fn unpack(format: Format, tile: &[u8], r: usize, row: &mut [u8]) {
             }
         });
         if matches!(format, Format::Q4K | Format::Q5K) {
-            let scales = &tile[K_SCALES + r / GROUP * K_SCALE_BYTES..][..K_SCALE_BYTES];
-            unpack_scales(scales, r % GROUP, &mut row[4..16]);
+            let scales = &tile[K_SCALES + r / HALF * K_SCALE_BYTES..][..K_SCALE_BYTES];
+            unpack_scales(scales, r % HALF, &mut row[4..16]);
         }
     }
 }
 
-/// One row's 12 bytes of 6-bit scales and minima into its group's 96.
+/// One row's 12 bytes of 6-bit scales and minima into its half's 192.
 fn pack_scales(source: &[u8], l: usize, scales: &mut [u8]) {
     for s in 0..4 {
         let ((scale, min), (scale4, min4)) = (scale_and_min(source, s), scale_and_min(source, s + 4));
-        scales[8 * s + l] = (scale & 15) | (scale4 & 15) << 4;
-        scales[32 + 8 * s + l] = (min & 15) | (min4 & 15) << 4;
-        scales[64 + 8 * s + l] = scale >> 4 | scale4 >> 4 << 2 | min >> 4 << 4 | min4 >> 4 << 6;
+        scales[16 * s + l] = (scale & 15) | (scale4 & 15) << 4;
+        scales[64 + 16 * s + l] = (min & 15) | (min4 & 15) << 4;
+        scales[128 + 16 * s + l] = scale >> 4 | scale4 >> 4 << 2 | min >> 4 << 4 | min4 >> 4 << 6;
     }
 }
 
 /// The inverse of [`pack_scales`].
 fn unpack_scales(scales: &[u8], l: usize, row: &mut [u8]) {
     for s in 0..4 {
-        let (low, mins, high) = (scales[8 * s + l], scales[32 + 8 * s + l], scales[64 + 8 * s + l]);
+        let (low, mins, high) = (scales[16 * s + l], scales[64 + 16 * s + l], scales[128 + 16 * s + l]);
         let (scale, scale4) = ((low & 15) | (high & 3) << 4, low >> 4 | (high >> 2 & 3) << 4);
         let (min, min4) = ((mins & 15) | (high >> 4 & 3) << 4, mins >> 4 | high >> 6 << 4);
         row[s] = scale | scale4 >> 4 << 6;
@@ -226,8 +231,8 @@ mod tests {
         for format in Format::ALL {
             assert_eq!(tile_bytes(format, 1024), Some(32 * format.row_bytes(1024).unwrap()));
         }
-        assert_eq!(Q6_K_GROUPS + 4 * Q6_K_GROUP, 32 * 210);
-        assert_eq!(Q5_K_HIGH + 4 * Q5_K_GROUP, 32 * 176);
-        assert_eq!(Q4_K_WORDS + 4 * 1024, 32 * 144);
+        assert_eq!(Q6_K_HALVES + 2 * Q6_K_HALF, 32 * 210);
+        assert_eq!(Q5_K_HIGH + 2 * Q5_K_HALF, 32 * 176);
+        assert_eq!(Q4_K_WORDS + 2 * Q4_K_HALF, 32 * 144);
     }
 }

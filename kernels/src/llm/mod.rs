@@ -14,12 +14,18 @@ pub mod activations;
 pub mod attention;
 #[cfg(target_arch = "x86_64")]
 mod attention_avx2;
+#[cfg(target_arch = "x86_64")]
+mod attention_avx512;
 pub mod blocks;
 pub mod elementwise;
 #[cfg(target_arch = "x86_64")]
 mod float_avx2;
 #[cfg(target_arch = "x86_64")]
+mod float_avx512;
+#[cfg(target_arch = "x86_64")]
 mod formats_avx2;
+#[cfg(target_arch = "x86_64")]
+mod formats_avx512;
 mod interleave;
 #[cfg(target_arch = "x86_64")]
 mod interleave_avx2;
@@ -29,6 +35,12 @@ mod nibbles_avx2;
 pub mod packed;
 #[cfg(target_arch = "x86_64")]
 mod q8_avx2;
+#[cfg(target_arch = "x86_64")]
+mod quantise_avx2;
+#[cfg(target_arch = "x86_64")]
+mod softmax_avx512;
+#[cfg(target_arch = "x86_64")]
+mod vnni_avx512;
 
 pub use activations::{Activations, Operand};
 pub use blocks::Format;

@@ -11,19 +11,20 @@
 #![allow(unsafe_code)]
 
 use super::activations::{Activations, BLOCK};
-use super::interleave::{GROUP, ROWS};
+use super::interleave::{GROUP, HALF, ROWS};
 use super::packed::{Sink, Sums};
 use std::arch::x86_64::*;
 
-/// Groups of a tile.
-const GROUPS: usize = ROWS / GROUP;
+/// Halves of a tile, and groups of a half.
+const HALVES: usize = ROWS / HALF;
+const GROUPS: usize = HALF / GROUP;
 /// Rows of activations that pass at a time: their sums (8 KiB) and one block of theirs fit the first-level cache,
 /// and 64 rows of 3072 columns the second.
 const CHUNK: usize = 64;
 /// How far ahead many rows fetch, in bytes.
 const FAR: usize = 4096;
 /// How far ahead of the loads of a single row memory is fetched, in bytes.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 4096;
 
 /// What 8 rows x 32 columns are multiplied with after the sum of integers.
 #[derive(Clone, Copy)]
@@ -44,17 +45,17 @@ pub(super) trait Nibbles {
     const BYTES: usize;
     /// Has it minima?
     const MINS: bool;
-    /// What the sub-blocks of a group have in common.
+    /// What the sub-blocks of a half have in common.
     type Head: Copy;
 
     /// # Safety
-    /// For this and the others: there is AVX2, FMA and F16C; `block` is good for `BYTES`; `group < 4`,
+    /// For this and the others: there is AVX2, FMA and F16C; `block` is good for `BYTES`; `half < 2`, `group < 2`,
     /// `sub < SUBS`; `quants` is good for 32.
-    unsafe fn head(block: *const u8, group: usize) -> Self::Head;
-    /// The weights of a sub-block: register j has columns 4 j .. 4 j + 4 of 8 rows.
-    unsafe fn weights(block: *const u8, group: usize, sub: usize) -> [__m256i; 8];
+    unsafe fn head(block: *const u8, half: usize) -> Self::Head;
+    /// The weights of a sub-block: register j has columns 4 j .. 4 j + 4 of a group's 8 rows.
+    unsafe fn weights(block: *const u8, half_and_group: (usize, usize), sub: usize) -> [__m256i; 8];
     /// Their factors.
-    unsafe fn factors(head: &Self::Head, sub: usize) -> Factors;
+    unsafe fn factors(head: &Self::Head, group: usize, sub: usize) -> Factors;
     /// i32 x 8: the exact sum of 32 products, sub-scales and offset included, for each row.
     unsafe fn dot(weights: &[__m256i; 8], factors: &Factors, quants: *const i8, halves: i32) -> __m256i;
 }
@@ -93,37 +94,46 @@ unsafe fn step<F: Nibbles>(w: &[__m256i; 8], f: &Factors, a: &Activations, at: u
     }
 }
 
+/// Fetches share `part` of the bytes of a block, so many bytes ahead.
+#[inline(always)]
+fn fetch(block: *const u8, part: usize, (bytes, parts): (usize, usize), ahead: usize) {
+    for line in 0..bytes.div_ceil(64 * parts) {
+        let at = part * (bytes / parts) + 64 * line + ahead;
+        // SAFETY: fetching does no harm wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(at).cast()) };
+    }
+}
+
 /// # Safety
 /// As [`multiply`].
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn single<F: Nibbles>(tile: &[u8], a: &Activations, sink: &mut Sink<'_, '_>) {
-    let mut sums = [_mm256_setzero_ps(); GROUPS];
+    let mut sums = [[_mm256_setzero_ps(); GROUPS]; HALVES];
     // SAFETY: `block` runs through whole blocks of the tile; the rest by the contract of `multiply`.
     unsafe {
         for (b, block) in tile.chunks_exact(F::BYTES).enumerate() {
             let block = block.as_ptr();
-            for (g, sums) in sums.iter_mut().enumerate() {
-                for line in 0..F::BYTES / GROUPS / 64 {
-                    let at = g * (F::BYTES / GROUPS) + line * 64 + AHEAD;
-                    _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(at).cast());
+            for (h, sums) in sums.iter_mut().enumerate() {
+                let head = F::head(block, h);
+                for (g, sums) in sums.iter_mut().enumerate() {
+                    fetch(block, h * GROUPS + g, (F::BYTES, HALVES * GROUPS), AHEAD);
+                    // Unrolled by hand, which makes every shift a constant.
+                    let mut sum = *sums;
+                    macro_rules! unrolled {
+                        ($($sub:literal)*) => {$(
+                            if $sub < F::SUBS {
+                                let (w, f) = (F::weights(block, (h, g), $sub), F::factors(&head, g, $sub));
+                                sum = step::<F>(&w, &f, a, b * F::SUBS + $sub, sum);
+                            }
+                        )*};
+                    }
+                    unrolled!(0 1 2 3 4 5 6 7);
+                    *sums = sum;
                 }
-                let head = F::head(block, g);
-                // Unrolled by hand, which makes every shift a constant.
-                let mut sum = *sums;
-                macro_rules! unrolled {
-                    ($($sub:literal)*) => {$(
-                        if $sub < F::SUBS {
-                            let (w, f) = (F::weights(block, g, $sub), F::factors(&head, $sub));
-                            sum = step::<F>(&w, &f, a, b * F::SUBS + $sub, sum);
-                        }
-                    )*};
-                }
-                unrolled!(0 1 2 3 4 5 6 7);
-                *sums = sum;
             }
         }
         let mut out = [0.0; ROWS];
-        for (g, sums) in sums.into_iter().enumerate() {
+        for (g, sums) in sums.into_iter().flatten().enumerate() {
             _mm256_storeu_ps(out.as_mut_ptr().add(g * GROUP), sums);
         }
         sink.put(0, &out);
@@ -140,18 +150,17 @@ unsafe fn many<F: Nibbles>(tile: &[u8], a: &Activations, rows: std::ops::Range<u
     unsafe {
         for (b, block) in tile.chunks_exact(F::BYTES).enumerate() {
             let block = block.as_ptr();
-            for g in 0..GROUPS {
-                for line in 0..F::BYTES / GROUPS / 64 {
-                    let at = g * (F::BYTES / GROUPS) + line * 64 + FAR;
-                    _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(at).cast());
-                }
-                let head = F::head(block, g);
+            for h in 0..HALVES {
+                let head = F::head(block, h);
                 for sub in 0..F::SUBS {
+                    fetch(block, h * F::SUBS + sub, (F::BYTES, HALVES * F::SUBS), FAR);
                     let first = (b * F::SUBS + sub) * a.rows + rows.start;
-                    let (w, f) = (F::weights(block, g, sub), F::factors(&head, sub));
-                    for m in 0..count {
-                        let at = sums.0.as_mut_ptr().cast::<f32>().add(m * ROWS + g * GROUP);
-                        _mm256_storeu_ps(at, step::<F>(&w, &f, a, first + m, _mm256_loadu_ps(at)));
+                    for g in 0..GROUPS {
+                        let (w, f) = (F::weights(block, (h, g), sub), F::factors(&head, g, sub));
+                        for m in 0..count {
+                            let at = sums.0.as_mut_ptr().cast::<f32>().add(m * ROWS + h * HALF + g * GROUP);
+                            _mm256_storeu_ps(at, step::<F>(&w, &f, a, first + m, _mm256_loadu_ps(at)));
+                        }
                     }
                 }
             }

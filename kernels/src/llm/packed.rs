@@ -2,10 +2,11 @@
 //! here: where weights come from, and threads: a caller gives each thread its own range of tiles.
 //!
 //! The product is `out[m][n] = sum over k of a[m][k] w[n][k]`. The specification is [`Path::Scalar`]: weights
-//! dequantised to f32 by `blocks.rs`, activations as [`Activations::row`] has them, summed in f64. The AVX2 path is
+//! dequantised to f32 by `blocks.rs`, activations as [`Activations::row`] has them, summed in f64. The others are
 //! within a normalised mean squared error of 1e-11 of it: for quantised formats the sums over 16 or 32 columns are
 //! exact integers, and the scaled sums of blocks are added in f32 from the first column to the last; for
-//! floating-point formats products are fused and added in f32 in that order.
+//! floating-point formats products are fused and added in f32 in that order. The AVX-512 path has the bits of the AVX2
+//! path for floating-point formats.
 //!
 //! The order is the same for every number of rows, so each path gives a row the same bits in every batch.
 
@@ -30,13 +31,15 @@ pub enum Path {
     Scalar,
     /// AVX2, FMA and F16C; as [`Path::Scalar`] where they are missing.
     Avx2,
+    /// AVX-512 F, BW, VL and VNNI beside those; as [`Path::Avx2`] where they are missing.
+    Avx512,
 }
 
 impl Path {
     /// Every path, for tests and benchmarks.
-    pub const ALL: [Path; 3] = [Path::Auto, Path::Scalar, Path::Avx2];
+    pub const ALL: [Path; 4] = [Path::Auto, Path::Scalar, Path::Avx2, Path::Avx512];
 
-    /// What runs here: never [`Path::Auto`]. The place to choose AVX-512 (VNNI, BF16) or NEON once they exist.
+    /// What runs here: never [`Path::Auto`]. The place to choose NEON once it exists.
     pub(super) fn resolve(self) -> Path {
         #[cfg(target_arch = "x86_64")]
         if self != Path::Scalar
@@ -44,7 +47,11 @@ impl Path {
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c")
         {
-            return Path::Avx2;
+            let wide = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni");
+            return if wide && self != Path::Avx2 { Path::Avx512 } else { Path::Avx2 };
         }
         Path::Scalar
     }
@@ -208,6 +215,8 @@ impl Packed {
             match path {
                 #[cfg(target_arch = "x86_64")]
                 Path::Avx2 => avx2(self.format, self.tile(tile), a, &mut sink),
+                #[cfg(target_arch = "x86_64")]
+                Path::Avx512 => avx512(self.format, self.tile(tile), a, &mut sink),
                 _ => self.specification(tile, a, &mut sink),
             }
         }
@@ -251,6 +260,28 @@ fn avx2(format: Format, tile: &[u8], a: &Activations, sink: &mut Sink<'_, '_>) {
     }
 }
 
+/// Runs the AVX-512 kernel of `format` on one tile.
+#[cfg(target_arch = "x86_64")]
+fn avx512(format: Format, tile: &[u8], a: &Activations, sink: &mut Sink<'_, '_>) {
+    use super::float_avx512;
+    use super::formats_avx512::{Q4_0, Q4K, Q5K, Q6K, Q8_0};
+    use super::vnni_avx512::multiply;
+    // SAFETY: `Path::resolve` found AVX-512 F, BW, VL and VNNI; the rest as in `avx2`.
+    #[allow(unsafe_code)]
+    unsafe {
+        match format {
+            Format::F32 => float_avx512::multiply::<float_avx512::F32>(tile, a, sink),
+            Format::F16 => float_avx512::multiply::<float_avx512::F16>(tile, a, sink),
+            Format::Bf16 => float_avx512::multiply::<float_avx512::Bf16>(tile, a, sink),
+            Format::Q8_0 => multiply::<Q8_0>(tile, a, sink),
+            Format::Q4_0 => multiply::<Q4_0>(tile, a, sink),
+            Format::Q4K => multiply::<Q4K>(tile, a, sink),
+            Format::Q5K => multiply::<Q5K>(tile, a, sink),
+            Format::Q6K => multiply::<Q6K>(tile, a, sink),
+        }
+    }
+}
+
 /// Sums of `N` rows of activations with the rows of a tile. Aligned, so that no vector crosses a cache line.
 #[repr(align(64))]
 pub(super) struct Sums<const N: usize>(pub(super) [[f32; TILE]; N]);
@@ -267,6 +298,13 @@ pub(super) struct Sink<'a, 'b> {
 }
 
 impl Sink<'_, '_> {
+    /// Where [`Sink::put`] will write the sums of row `m`, to be fetched early: in a wide matrix each row's place is in
+    /// memory of its own.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn place(&self, m: usize) -> *const f32 {
+        self.out[m].as_ptr().wrapping_add(self.at)
+    }
+
     /// The sums of row `m` of the activations with the 32 rows of the tile.
     #[inline(always)]
     pub(super) fn put(&mut self, m: usize, sums: &[f32; TILE]) {

@@ -90,8 +90,10 @@ fn paths_agree_with_the_specification() {
             for m in [1, 2, 3, 5, 8, 13, 66, 75] {
                 let values = random.floats(m * cols);
                 let want = product(&packed, Path::Scalar, &values);
-                let error = nmse(&product(&packed, Path::Avx2, &values), &want);
-                assert!(error <= 1e-11, "{format:?} {rows} x {cols}, {m} rows: {error:e}");
+                for path in [Path::Avx2, Path::Avx512] {
+                    let error = nmse(&product(&packed, path, &values), &want);
+                    assert!(error <= 1e-11, "{format:?} {rows} x {cols}, {m} rows, {path:?}: {error:e}");
+                }
             }
         }
     }
@@ -130,7 +132,7 @@ fn a_row_has_the_same_bits_in_every_batch() {
         let rows = 70;
         let packed = Packed::new(format, rows, cols, &weights(format, rows, cols, &mut random)).unwrap();
         let values = random.floats(512 * cols);
-        for path in [Path::Scalar, Path::Avx2] {
+        for path in [Path::Scalar, Path::Avx2, Path::Avx512] {
             let most = if path == Path::Scalar { 3 } else { 24 };
             let alone: Vec<u32> = values[..most * cols]
                 .chunks_exact(cols)
@@ -191,9 +193,12 @@ fn extremes() {
             values.extend(vec![-1e30; cols]);
             values.extend((0..cols).map(|_| random.symmetric().signum()));
             values.extend(vec![0.0; cols]);
-            let (want, got) = (product(&packed, Path::Scalar, &values), product(&packed, Path::Avx2, &values));
-            for (want, got) in want.chunks_exact(33).zip(got.chunks_exact(33)) {
-                assert!(nmse(got, want) <= 1e-9, "{format:?} {fill:x}: {got:?} {want:?}");
+            let want = product(&packed, Path::Scalar, &values);
+            for path in [Path::Avx2, Path::Avx512] {
+                let got = product(&packed, path, &values);
+                for (want, got) in want.chunks_exact(33).zip(got.chunks_exact(33)) {
+                    assert!(nmse(got, want) <= 1e-9, "{format:?} {fill:x} {path:?}: {got:?} {want:?}");
+                }
             }
         }
     }

@@ -1,8 +1,9 @@
-//! Products with Q8_0 weights on AVX2. Pairs of 8-bit products would overflow 16 bits, so both sides are widened to
-//! 16 bits: `vpmaddwd` multiplies 8 rows x 2 columns at once, at the same rate as the two instructions that 8-bit
-//! operands would need with signs taken care of. Sums of 32 products are exact; they are scaled and added in f32.
+//! Products with Q8_0 weights on AVX2. `vpmaddubsw` wants one side unsigned: for up to three rows of activations, which
+//! stream through the tile, magnitudes of weights are multiplied with activations that took the weights' signs (two
+//! products are at most 2 x 128 x 127 = 32,512, so 16 bits hold them). More rows pass in panels of up to four against 16
+//! weight rows, both sides widened to 16 bits once for all of them: `vpmaddwd` then needs one instruction less.
 //!
-//! Up to three rows of activations stream through the tile. More pass in panels of up to four against 16 weight rows.
+//! Sums of 32 products are exact; they are scaled and added in f32.
 #![allow(unsafe_code)]
 
 use super::activations::{Activations, BLOCK};
@@ -11,9 +12,10 @@ use super::math::each;
 use super::packed::{Sink, Sums};
 use std::arch::x86_64::*;
 
-/// Bytes of a block of a tile: 32 scales, 16 column pairs of 32 rows.
+/// Bytes of a block of a tile: 32 scales, 8 words of 32 rows.
 const BYTES: usize = 64 + 1024;
-/// Column pairs in a block.
+/// Words of a row in a block, and column pairs.
+const WORDS: usize = BLOCK / 4;
 const PAIRS: usize = BLOCK / 2;
 /// Rows of activations that pass at a time; see `nibbles_avx2.rs`.
 const CHUNK: usize = 64;
@@ -22,7 +24,7 @@ const PANEL: usize = 4;
 /// How far ahead many rows fetch, in bytes.
 const FAR: usize = 16384;
 /// How far ahead few rows fetch, in bytes.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 4096;
 
 /// One tile.
 ///
@@ -41,7 +43,7 @@ pub(super) unsafe fn multiply(tile: &[u8], a: &Activations, sink: &mut Sink<'_, 
     }
 }
 
-/// Two activations, broadcast.
+/// Two activations of 16 bits, broadcast.
 ///
 /// # Safety
 /// As [`multiply`]; `at` is good for 4 bytes.
@@ -69,18 +71,24 @@ unsafe fn scaled(integers: __m256i, weight: __m256, activation: &f32, sums: __m2
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn few<const M: usize>(tile: &[u8], a: &Activations, sink: &mut Sink<'_, '_>) {
     let mut sums = [[_mm256_setzero_ps(); 4]; M];
+    let ones = _mm256_set1_epi16(1);
     // SAFETY: `block` runs through whole blocks of the tile, as many as `a` has.
     unsafe {
         for (b, block) in tile.chunks_exact(BYTES).enumerate() {
-            let (block, x) = (block.as_ptr(), a.wide.as_ptr().add(b * M * BLOCK));
+            let (block, x) = (block.as_ptr(), a.quants.as_ptr().add(b * M * BLOCK));
             let mut integers = [[_mm256_setzero_si256(); 4]; M];
-            for p in 0..PAIRS {
-                _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(64 * p + AHEAD).cast());
-                let x: [__m256i; M] = each!(_mm256_setzero_si256(), |m| pair(x.add(m * BLOCK + 2 * p)));
+            for j in 0..WORDS {
+                _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(128 * j + AHEAD).cast());
+                _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(128 * j + 64 + AHEAD).cast());
+                let x: [__m256i; M] = each!(_mm256_setzero_si256(), |m| {
+                    _mm256_set1_epi32(x.add(m * BLOCK + 4 * j).cast::<i32>().read_unaligned())
+                });
                 for g in 0..4 {
-                    let w = _mm256_cvtepi8_epi16(_mm_loadu_si128(block.add(64 + 64 * p + 16 * g).cast()));
+                    let w = _mm256_loadu_si256(block.add(64 + 128 * j + 32 * g).cast());
+                    let magnitudes = _mm256_abs_epi8(w);
                     for (integers, x) in integers.iter_mut().zip(x) {
-                        integers[g] = _mm256_add_epi32(integers[g], _mm256_madd_epi16(w, x));
+                        let pairs = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(x, w));
+                        integers[g] = _mm256_add_epi32(integers[g], _mm256_madd_epi16(pairs, ones));
                     }
                 }
             }
@@ -99,16 +107,48 @@ unsafe fn few<const M: usize>(tile: &[u8], a: &Activations, sink: &mut Sink<'_, 
     }
 }
 
-/// The weights of one block, widened: `[pair][32 rows][2]`.
+/// One block, widened: weights `[pair][32 rows][2]`, activations `[row][32]`.
 #[repr(align(64))]
-struct Wide([i16; PAIRS * 2 * ROWS]);
+struct Wide {
+    weights: [i16; PAIRS * 2 * ROWS],
+    activations: [i16; CHUNK * BLOCK],
+}
+
+impl Wide {
+    /// # Safety
+    /// As [`multiply`]; `block` is a block of a tile, and `quants` good for `rows` x 32.
+    #[inline(always)]
+    unsafe fn fill(&mut self, block: *const u8, quants: *const i8, rows: usize) {
+        // SAFETY: by the contract of this function; both arrays have the places that are written.
+        unsafe {
+            // The first and the second pair of each word, as the upper bytes of 16 bits.
+            let lane = |a, b| {
+                _mm_set_epi8(b + 13, -1, b + 12, -1, b + 9, -1, b + 8, -1, a + 5, -1, a + 4, -1, a + 1, -1, a, -1)
+            };
+            let masks = [0, 2].map(|at| _mm256_broadcastsi128_si256(lane(at, at)));
+            for j in 0..WORDS {
+                for g in 0..4 {
+                    let w = _mm256_loadu_si256(block.add(64 + 128 * j + 32 * g).cast());
+                    for (p, mask) in masks.into_iter().enumerate() {
+                        let to = self.weights.as_mut_ptr().add(2 * ROWS * (2 * j + p) + 16 * g);
+                        _mm256_store_si256(to.cast(), _mm256_srai_epi16::<8>(_mm256_shuffle_epi8(w, mask)));
+                    }
+                }
+            }
+            for i in 0..rows * 2 {
+                let x = _mm256_cvtepi8_epi16(_mm_loadu_si128(quants.add(16 * i).cast()));
+                _mm256_store_si256(self.activations.as_mut_ptr().add(16 * i).cast(), x);
+            }
+        }
+    }
+}
 
 /// # Safety
 /// As [`multiply`]; `rows` is within `a`, and at most [`CHUNK`] long.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn many(tile: &[u8], a: &Activations, rows: std::ops::Range<usize>, sink: &mut Sink<'_, '_>) {
     let mut sums = Sums::<CHUNK>::ZERO;
-    let mut wide = Wide([0; PAIRS * 2 * ROWS]);
+    let mut wide = Wide { weights: [0; _], activations: [0; _] };
     let count = rows.len();
     // SAFETY: as in `few`; panels end at `count`, for which there are sums.
     unsafe {
@@ -116,24 +156,22 @@ unsafe fn many(tile: &[u8], a: &Activations, rows: std::ops::Range<usize>, sink:
             for line in 0..BYTES / 64 {
                 _mm_prefetch::<_MM_HINT_T1>(block.as_ptr().wrapping_add(FAR + 64 * line).cast());
             }
-            for i in 0..PAIRS * 4 {
-                let w = _mm256_cvtepi8_epi16(_mm_loadu_si128(block.as_ptr().add(64 + 16 * i).cast()));
-                _mm256_store_si256(wide.0.as_mut_ptr().add(16 * i).cast(), w);
-            }
+            let first = b * a.rows + rows.start;
+            wide.fill(block.as_ptr(), a.quants.as_ptr().add(first * BLOCK), count);
             for half in 0..2 {
                 let scale = |g: usize| {
                     let at = block.as_ptr().add(32 * half + 16 * g);
                     _mm256_cvtph_ps(_mm_loadu_si128(at.cast()))
                 };
-                let weights = Half { scales: [scale(0), scale(1)], wide: wide.0.as_ptr().add(32 * half) };
+                let weights = Half { scales: [scale(0), scale(1)], wide: wide.weights.as_ptr().add(32 * half) };
                 for m in (0..count).step_by(PANEL) {
-                    let at = b * a.rows + rows.start + m;
+                    let x = (wide.activations.as_ptr().add(m * BLOCK), a.scales.as_ptr().add(first + m));
                     let sums = sums.0.as_mut_ptr().cast::<f32>().add(m * ROWS + 16 * half);
                     match count - m {
-                        1 => panel::<1>(&weights, a, at, sums),
-                        2 => panel::<2>(&weights, a, at, sums),
-                        3 => panel::<3>(&weights, a, at, sums),
-                        _ => panel::<4>(&weights, a, at, sums),
+                        1 => panel::<1>(&weights, x, sums),
+                        2 => panel::<2>(&weights, x, sums),
+                        3 => panel::<3>(&weights, x, sums),
+                        _ => panel::<4>(&weights, x, sums),
                     }
                 }
             }
@@ -151,15 +189,14 @@ struct Half {
     wide: *const i16,
 }
 
-/// `M` rows of activations from `at` on (of `[block][row]`) against 16 weight rows; `sums` are `[M]`, 32 apart.
+/// `M` rows of widened activations and their scales against 16 weight rows; `sums` are `[M]`, 32 apart.
 ///
 /// # Safety
 /// As [`multiply`]; all of that is within bounds.
 #[inline(always)]
-unsafe fn panel<const M: usize>(weights: &Half, a: &Activations, at: usize, sums: *mut f32) {
+unsafe fn panel<const M: usize>(weights: &Half, (x, scales): (*const i16, *const f32), sums: *mut f32) {
     // SAFETY: by the contract of this function.
     unsafe {
-        let x = a.wide.as_ptr().add(at * BLOCK);
         let mut integers = [[_mm256_setzero_si256(); 2]; M];
         for p in 0..PAIRS {
             let w: [__m256i; 2] =
@@ -174,8 +211,7 @@ unsafe fn panel<const M: usize>(weights: &Half, a: &Activations, at: usize, sums
         for (m, integers) in integers.into_iter().enumerate() {
             for (g, integers) in integers.into_iter().enumerate() {
                 let to = sums.add(m * ROWS + GROUP * g);
-                let activation = &*a.scales.as_ptr().add(at + m);
-                _mm256_storeu_ps(to, scaled(integers, weights.scales[g], activation, _mm256_loadu_ps(to)));
+                _mm256_storeu_ps(to, scaled(integers, weights.scales[g], &*scales.add(m), _mm256_loadu_ps(to)));
             }
         }
     }
