@@ -13,6 +13,7 @@
 use crate::error::LoadError;
 use crate::settings::{self, Settings};
 use crate::tensor::Limits;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs;
 use std::io::Read;
@@ -54,6 +55,18 @@ pub struct Artifact {
     model_path: PathBuf,
     format: Format,
     settings: Settings,
+    origin: Origin,
+}
+
+/// Where a model was looked for: what [`Artifact::open_file`] takes.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Origin {
+    /// Where the settings lie.
+    pub root: PathBuf,
+    /// Where the model file lies.
+    pub directory: PathBuf,
+    /// Its name, where whoever serves it has named it.
+    pub file: Option<String>,
 }
 
 /// Bytes that are looked at to tell a format.
@@ -97,7 +110,8 @@ impl Artifact {
         match (found.len(), &settings.file) {
             (1, _) => {
                 let (model_path, format) = found.remove(0);
-                Ok(Artifact { model_path, format, settings })
+                let origin = Origin { root: root.into(), directory: directory.into(), file: file.map(str::to_owned) };
+                Ok(Artifact { model_path, format, settings, origin })
             }
             (0, None) => Err(LoadError::new(directory, format!("{}{NO_MODEL}", unrecognised(&others)))),
             (0, Some(name)) => {
@@ -131,6 +145,11 @@ impl Artifact {
     /// The model file.
     pub fn model_path(&self) -> &Path {
         &self.model_path
+    }
+
+    /// Where it was looked for: there it is found again.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
     }
 
     /// What it is.

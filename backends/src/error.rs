@@ -62,6 +62,9 @@ pub enum InferError {
     /// Nobody waits for the answer.
     #[error("the request was cancelled")]
     Cancelled,
+    /// The model does not answer at the moment; it may do so soon. Says why.
+    #[error("{0}")]
+    Unavailable(String),
     /// The model is at fault.
     #[error("{0}")]
     Internal(String),

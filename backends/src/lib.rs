@@ -155,6 +155,10 @@ pub trait Predictor: Send + Sync + std::fmt::Debug {
     fn spreads_rows(&self) -> bool {
         false
     }
+    /// Would a call be answered now? Asked by whoever asks whether the model is ready.
+    fn is_ready(&self) -> bool {
+        true
+    }
     /// Computes the outputs of one call.
     ///
     /// # Errors

@@ -14,13 +14,14 @@ use crate::registry::Registry;
 use crate::repository::{Repository, watch};
 use crate::rest::{BodyLimits, Rest, Shortcut};
 use crate::summary::{self, Addresses};
+use crate::worker::Workers;
 use crate::{batcher, grpc, metrics, process, telemetry};
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
 use backends::llm::spec::FloatType;
 use backends::llm::{LanguageOptions, device};
-use backends::onnx::OnnxOptions;
+use backends::onnx::{OnnxOptions, Place};
 use backends::{Limits, LoadOptions};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -51,7 +52,8 @@ pub async fn run(config: Config) -> Result<u8, String> {
     });
     let registry = Registry::new(repository, load_options(&config)?, batching(&config))
         .with_aliases(config.aliases())
-        .with_probe(probe(&config));
+        .with_probe(probe(&config))
+        .with_workers(workers(&config));
     let registry = Arc::new(registry);
     let control = match config.model_control_mode {
         ControlMode::Explicit => Control::Explicit,
@@ -107,8 +109,22 @@ pub(crate) fn load_options(config: &Config) -> Result<LoadOptions, String> {
         limits: Limits::default(),
         conventions: profile(config).conventions(),
         language: language(config),
-        onnx: OnnxOptions { libraries: libraries::onnxruntime(config.onnxruntime_lib.as_deref()) },
+        onnx: OnnxOptions {
+            libraries: libraries::onnxruntime(config.onnxruntime_lib.as_deref()),
+            isolation: config.isolation,
+            place: Place::Here,
+        },
     })
+}
+
+/// What models are computed with that have a process of their own.
+fn workers(config: &Config) -> Workers {
+    Workers {
+        model: String::new(),
+        threads: config.nthread,
+        libraries: libraries::onnxruntime(config.onnxruntime_lib.as_deref()),
+        conventions: profile(config).conventions(),
+    }
 }
 
 /// How models are tried before they are loaded; `None`: not at all.

@@ -26,6 +26,8 @@ pub enum Error {
     UnknownVersion(String, String),
     /// The model exists but does not serve at the moment.
     NotReady(String),
+    /// The model serves, but not now: why.
+    Unavailable(String),
     /// A model that is to be loaded does not lie in the repository.
     NothingToLoad(String),
     /// A model was found, and cannot be loaded.
@@ -81,7 +83,9 @@ impl Error {
             }
             Error::NoRoute => (404, code::UNIMPLEMENTED),
             Error::UnknownModel(_) | Error::UnknownVersion(..) | Error::NothingToLoad(_) => (404, code::NOT_FOUND),
-            Error::NotReady(_) | Error::Draining | Error::LoadFailed(_) => (503, code::UNAVAILABLE),
+            Error::NotReady(_) | Error::Unavailable(_) | Error::Draining | Error::LoadFailed(_) => {
+                (503, code::UNAVAILABLE)
+            }
             Error::Unsupported(_) => (501, code::UNIMPLEMENTED),
             Error::TooLarge(_) => (413, code::RESOURCE_EXHAUSTED),
             Error::HeadTooLarge(_) => (431, code::RESOURCE_EXHAUSTED),
@@ -117,6 +121,7 @@ impl Error {
             | Error::Values(what)
             | Error::Refused(what)
             | Error::LoadFailed(what)
+            | Error::Unavailable(what)
             | Error::Unsupported(what)
             | Error::TooLarge(what)
             | Error::Overloaded(what)
@@ -140,7 +145,8 @@ impl Error {
 
     /// How long the client should wait before it tries again, where that makes sense.
     pub fn retry_after(&self) -> Option<Duration> {
-        matches!(self, Error::Overloaded(_) | Error::NotReady(_) | Error::Draining).then_some(Duration::from_secs(1))
+        matches!(self, Error::Overloaded(_) | Error::NotReady(_) | Error::Unavailable(_) | Error::Draining)
+            .then_some(Duration::from_secs(1))
     }
 
     /// The reason that metrics count it under, as Triton names them.
@@ -148,7 +154,7 @@ impl Error {
         match self {
             Error::Overloaded(_) | Error::Deadline | Error::Draining => "REJECTED",
             Error::Cancelled => "CANCELED",
-            Error::Internal(_) | Error::Memory(_) => "BACKEND",
+            Error::Internal(_) | Error::Memory(_) | Error::Unavailable(_) => "BACKEND",
             _ => "OTHER",
         }
     }
@@ -162,6 +168,7 @@ impl From<InferError> for Error {
             InferError::Unsupported(what) => Error::Unsupported(what),
             InferError::Deadline => Error::Deadline,
             InferError::Cancelled => Error::Cancelled,
+            InferError::Unavailable(what) => Error::Unavailable(what),
             InferError::Internal(what) => Error::Internal(what),
         }
     }

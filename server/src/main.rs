@@ -7,6 +7,7 @@ use server::config::{Config, LogFormat, Machine};
 use server::llm::trial;
 use server::probe;
 use server::telemetry::{self, Format};
+use server::worker;
 use std::process::ExitCode;
 use tracing::level_filters::LevelFilter;
 
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
     match std::env::args_os().nth(1) {
         Some(word) if word == probe::COMMAND => return probe::child(),
         Some(word) if word == trial::COMMAND => return trial::child(),
+        Some(word) if word == worker::COMMAND => return worker::child(),
         _ => {}
     }
     match dispatch() {

@@ -32,6 +32,11 @@ pub fn install() -> Result<PrometheusHandle, String> {
     Ok(handle)
 }
 
+/// Counts an end of the process of a model that was not asked to end.
+pub fn process_ended(model: &str) {
+    counter!("tensorgate_model_process_ends_total", "model" => model.to_owned()).increment(1);
+}
+
 fn describe() {
     describe_histogram!("request_preprocess_seconds", "pre-process request latency");
     describe_histogram!("request_postprocess_seconds", "post-process request latency");
@@ -57,6 +62,7 @@ fn describe() {
     describe_gauge!("tensorgate_tls_cert_expiry_seconds", "Unix time at which the TLS certificate expires");
     describe_counter!("tensorgate_log_dropped_total", "Log lines that nobody read in time");
     describe_counter!("tensorgate_spans_dropped_total", "Spans that did not reach the collector");
+    describe_counter!("tensorgate_model_process_ends_total", "Ends of processes of models that were not asked to end");
     describe_counter!("tensorgate_answers_total", "Answers by protocol and status; gRPC's is that of the head");
     describe_gauge!("vllm:num_requests_running", "Answers that are being generated");
     describe_gauge!("vllm:num_requests_waiting", "Answers that wait to be generated");

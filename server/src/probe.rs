@@ -11,22 +11,22 @@
 //! has had too much of a processor. Files that change while they are tried are tried again, so that none is loaded that
 //! was not.
 
-use crate::config::libraries::{own_program, search_paths};
+use crate::config::libraries::own_child;
 use crate::process::{PAGE, Process, available_bytes};
 use crate::repository::Found;
 use crate::stamp::Stamps;
 use crate::threads;
 use backends::llm::LanguageOptions;
-use backends::onnx::{OnnxOptions, external_files};
-use backends::settings::Onnx;
+use backends::onnx::{OnnxOptions, Place, external_files};
+use backends::settings::{Isolation, Onnx};
 use backends::{Artifact, Conventions, Format, Limits, LoadError, LoadOptions, load};
 use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
 use serde::{Deserialize, Serialize};
 use std::io::{Read, Write};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::process::{Child, ExitCode, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -37,7 +37,9 @@ pub const COMMAND: &str = "__probe";
 /// Between two looks at the child.
 const PERIOD: Duration = Duration::from_millis(5);
 /// What is kept of the child's words.
-const WORDS: u64 = 64 << 10;
+const WORDS: usize = 64 << 10;
+/// How long the last words of a process are waited for that has ended.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// Of the child's last words, what goes into a reason.
 const LAST_WORDS: usize = 300;
 /// A child may always have as much, so that small models are not refused for what others hold.
@@ -194,7 +196,7 @@ impl Probe {
 }
 
 /// Adds a graph and the files of its external data. What is wrong with these, the child finds out.
-fn add_graph(stamps: &mut Stamps, artifact: &Artifact) {
+pub(crate) fn add_graph(stamps: &mut Stamps, artifact: &Artifact) {
     let path = artifact.model_path();
     stamps.add(path.to_path_buf());
     let limits = Limits { model_bytes: i32::MAX as u64, ..Limits::default() };
@@ -213,35 +215,40 @@ fn left(machine: u64) -> u64 {
 }
 
 fn spawn() -> std::io::Result<Child> {
-    let mut command = Command::new(own_program()?);
-    command.arg0("tensorgate").arg(COMMAND).env_clear().envs(search_paths());
+    let mut command = own_child(COMMAND)?;
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
 }
 
 /// What comes out of a pipe, as long as it is open.
-struct Ear {
+pub(crate) struct Ear {
     thread: Option<JoinHandle<()>>,
     heard: Arc<Mutex<Vec<u8>>>,
 }
 
 /// Keeps what comes, up to a bound, and passes over the rest so that nobody waits.
-fn listen<R: Read + Send + 'static>(pipe: Option<R>) -> Ear {
+pub(crate) fn listen<R: Read + Send + 'static>(pipe: Option<R>) -> Ear {
     let heard = Arc::new(Mutex::new(Vec::new()));
     let kept = heard.clone();
     let hear = move |mut pipe: R| {
-        let mut bytes = Vec::new();
-        let _ = pipe.by_ref().take(WORDS).read_to_end(&mut bytes);
-        *kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = bytes;
-        let _ = std::io::copy(&mut pipe, &mut std::io::sink());
+        let mut bytes = [0; 4096];
+        while let Ok(count @ 1..) = pipe.read(&mut bytes) {
+            let mut kept = kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let room = WORDS - kept.len();
+            kept.extend_from_slice(&bytes[..count.min(room)]);
+        }
     };
     let thread = pipe.and_then(|pipe| threads::spawn("probe", move || hear(pipe)).ok());
     Ear { thread, heard }
 }
 
 impl Ear {
-    /// All that was heard, once the pipe is closed.
-    fn words(self) -> String {
-        let _ = self.thread.map(JoinHandle::join);
+    /// All that was heard, once the pipe is closed; of a process that has ended while others hold it open, what was heard
+    /// until then.
+    pub(crate) fn words(&self) -> String {
+        let start = Instant::now();
+        while self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) && start.elapsed() < PATIENCE {
+            std::thread::sleep(PERIOD);
+        }
         let heard = self.heard.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         String::from_utf8_lossy(&heard).into_owned()
     }
@@ -251,7 +258,7 @@ impl Ear {
 const XCPU: i32 = 24;
 
 /// How a process ended, and its last words.
-fn how(status: ExitStatus, complaints: &str) -> String {
+pub(crate) fn how(status: ExitStatus, complaints: &str) -> String {
     let end = match status.signal() {
         Some(signal) => {
             let names = [(4, "SIGILL"), (6, "SIGABRT"), (7, "SIGBUS"), (8, "SIGFPE"), (9, "SIGKILL"), (11, "SIGSEGV")];
@@ -287,7 +294,7 @@ fn computing(onnx: &Onnx) -> u64 {
 #[must_use]
 pub fn child() -> ExitCode {
     let mut text = String::new();
-    let read = std::io::stdin().take(WORDS).read_to_string(&mut text);
+    let read = std::io::stdin().take(WORDS as u64).read_to_string(&mut text);
     let task = read.map_err(|e| e.to_string()).and_then(|_| serde_json::from_str(&text).map_err(|e| e.to_string()));
     let outcome = match task {
         Ok(task) => attempt(&task),
@@ -330,7 +337,7 @@ fn attempt(task: &Task) -> Outcome {
         limits: Limits::default(),
         conventions: Conventions::Kserve,
         language: LanguageOptions::default(),
-        onnx: OnnxOptions { libraries: task.libraries.clone() },
+        onnx: OnnxOptions { libraries: task.libraries.clone(), isolation: Isolation::Never, place: Place::Own },
     };
     match std::panic::catch_unwind(AssertUnwindSafe(|| load(&artifact, &options).map(drop))) {
         Ok(Ok(())) => Outcome::Loaded,

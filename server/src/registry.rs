@@ -4,11 +4,14 @@
 //! is ready, and the old one lives until its last request is done. A load that fails leaves what served before.
 
 use crate::batcher;
+use crate::entry::{AWAITED, Entry, NO_PROCESS, UNLOADED, ready, unavailable};
 use crate::error::Error;
 use crate::probe::{Probe, Tried};
 use crate::process;
 use crate::repository::{Found, Repository, Survey, Version};
+use crate::worker::Workers;
 use arc_swap::ArcSwap;
+use backends::onnx::Place;
 use backends::{Format, LoadError, LoadOptions, Model, load};
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -18,25 +21,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tokio::sync::Semaphore;
 
+pub use crate::entry::State;
 pub use crate::servable::Servable;
-
-/// Where a version is in its life.
-#[derive(Clone, Debug)]
-pub enum State {
-    /// Being read.
-    Loading,
-    /// Serving.
-    Ready(Arc<Servable>),
-    /// Not serving: why.
-    Unavailable(String),
-}
-
-/// A version, and what became of the last try to load it again where it serves on in spite of that.
-#[derive(Clone, Debug)]
-struct Entry {
-    state: State,
-    trouble: String,
-}
 
 /// When a model is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +58,8 @@ pub struct Registry {
     load_options: LoadOptions,
     /// How models are tried before they are loaded.
     probe: Option<Probe>,
+    /// What those have that are computed in a process of their own; without it there are none.
+    workers: Option<Workers>,
     batching: batcher::Options,
     models: ArcSwap<Snapshot>,
     /// Held while the snapshot is replaced.
@@ -90,6 +78,7 @@ impl Registry {
             aliases: Vec::new(),
             load_options,
             probe: None,
+            workers: None,
             batching,
             models: ArcSwap::default(),
             writing: Mutex::new(()),
@@ -109,6 +98,12 @@ impl Registry {
     #[must_use]
     pub fn with_probe(self, probe: Option<Probe>) -> Self {
         Registry { probe, ..self }
+    }
+
+    /// The same, where models may be computed in processes of their own.
+    #[must_use]
+    pub fn with_workers(self, workers: Workers) -> Self {
+        Registry { workers: Some(workers), ..self }
     }
 
     /// Where models come from.
@@ -134,13 +129,14 @@ impl Registry {
         let models = self.models.load();
         let versions = self.versions(&models, name).ok_or_else(|| self.absent(name))?;
         let Some(version) = version.filter(|v| !v.is_empty()) else {
+            // An older version is another model: it does not answer in the place of one that cannot for a while.
             let latest = versions.values().rev().find_map(Entry::servable);
-            return latest.ok_or_else(|| unavailable(name, versions.values()));
+            return latest.ok_or_else(|| unavailable(name, versions.values())).and_then(ready);
         };
         let number = crate::repository::parse_version(version)
             .ok_or_else(|| Error::Invalid(format!("version '{version}' is not a positive whole number")))?;
         let entry = versions.get(&number).ok_or_else(|| Error::UnknownVersion(name.into(), version.into()))?;
-        entry.servable().ok_or_else(|| unavailable(name, [entry]))
+        entry.servable().ok_or_else(|| unavailable(name, [entry])).and_then(ready)
     }
 
     /// What is said of a model of which nothing is known.
@@ -152,7 +148,8 @@ impl Registry {
     /// Versions of a model that are ready.
     pub fn ready_versions(&self, name: &str) -> Vec<Version> {
         let models = self.models.load();
-        let ready = |(version, entry): (&Version, &Entry)| entry.is_ready().then_some(*version);
+        let answers = |entry: &Entry| entry.servable().is_some_and(|servable| servable.is_ready());
+        let ready = |(version, entry): (&Version, &Entry)| answers(entry).then_some(*version);
         self.versions(&models, name).map(|versions| versions.iter().filter_map(ready).collect()).unwrap_or_default()
     }
 
@@ -182,7 +179,8 @@ impl Registry {
         let (mut ready, mut failed) = (0, 0);
         for entry in models.values().flat_map(BTreeMap::values) {
             match entry.state {
-                State::Ready(_) => ready += 1,
+                State::Ready(ref servable) if servable.is_ready() => ready += 1,
+                State::Ready(_) => failed += 1,
                 State::Unavailable(_) if entry.is_unloaded() => {}
                 State::Unavailable(_) => failed += 1,
                 State::Loading => {}
@@ -202,6 +200,7 @@ impl Registry {
             for (version, entry) in versions {
                 let (state, reason) = match &entry.state {
                     State::Loading => ("LOADING", String::new()),
+                    State::Ready(servable) if !servable.is_ready() => ("UNAVAILABLE", NO_PROCESS.into()),
                     State::Ready(_) => ("READY", entry.trouble.clone()),
                     State::Unavailable(reason) => ("UNAVAILABLE", reason.clone()),
                 };
@@ -425,7 +424,7 @@ impl Registry {
         for note in settings.notes(artifact.format() == Format::Onnx) {
             tracing::warn!(model = name, version, "config.pbtxt: {note}");
         }
-        let model = load(artifact, &self.load_options)?;
+        let model = load(artifact, &self.options_for(name))?;
         tried.check()?;
         if let Model::Predictor(predictor) = &model {
             for note in predictor.profile().notes {
@@ -434,6 +433,14 @@ impl Registry {
         }
         Servable::new((name, version), model, settings, &self.batching)
             .map_err(|reason| LoadError::new(artifact.model_path(), reason))
+    }
+
+    fn options_for(&self, model: &str) -> LoadOptions {
+        let mut options = self.load_options.clone();
+        if let Some(workers) = &self.workers {
+            options.onnx.place = Place::Elsewhere(Arc::new(workers.of(model)));
+        }
+        options
     }
 
     fn is_awaited(&self, name: &str) -> bool {
@@ -457,39 +464,3 @@ impl Registry {
         self.models.store(Arc::new(models));
     }
 }
-
-impl From<State> for Entry {
-    fn from(state: State) -> Self {
-        Entry { state, trouble: String::new() }
-    }
-}
-
-impl Entry {
-    fn servable(&self) -> Option<Arc<Servable>> {
-        if let State::Ready(servable) = &self.state { Some(servable.clone()) } else { None }
-    }
-
-    fn is_ready(&self) -> bool {
-        matches!(self.state, State::Ready(_))
-    }
-
-    fn is_awaited(&self) -> bool {
-        matches!(&self.state, State::Unavailable(reason) if reason == AWAITED)
-    }
-
-    fn is_unloaded(&self) -> bool {
-        matches!(&self.state, State::Unavailable(reason) if reason == UNLOADED)
-    }
-}
-
-/// A model that was unloaded is gone; one that failed or is being loaded may come.
-fn unavailable<'a>(name: &str, entries: impl IntoIterator<Item = &'a Entry>) -> Error {
-    let gone = entries.into_iter().all(Entry::is_unloaded);
-    if gone { Error::UnknownModel(name.into()) } else { Error::NotReady(name.into()) }
-}
-
-/// The reason of a model whose files have yet to come.
-const AWAITED: &str = "its files are not there yet; they are waited for";
-
-/// The reason of a model that was taken out of service on request; it does not make the server unready.
-const UNLOADED: &str = "unloaded";

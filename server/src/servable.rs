@@ -191,6 +191,14 @@ impl Servable {
         }
     }
 
+    /// Would a request be answered now?
+    pub fn is_ready(&self) -> bool {
+        match &self.work {
+            Work::Predictor(batcher) => batcher.predictor().is_ready(),
+            Work::Language(_) => true,
+        }
+    }
+
     /// Does something run at `now` that should long have ended?
     pub fn is_stuck(&self, now: Instant) -> bool {
         match &self.work {

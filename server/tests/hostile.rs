@@ -146,6 +146,23 @@ proptest! {
     }
 
     #[test]
+    fn changed_answers_of_a_process_are_refused_or_tensors(at in 0usize..256, byte in any::<u8>(), cut in 0usize..256) {
+        let head = br#"{"Outputs":[{"name":"y","datatype":"FP32","shape":[2],"bytes":8},{"name":"z","datatype":"BYTES","shape":[1],"bytes":5}]}"#;
+        let mut bytes = Vec::from((head.len() as u32).to_le_bytes());
+        bytes.extend(16u64.to_le_bytes());
+        bytes.extend(head);
+        bytes.extend(b"\0\0\x80\x3f\0\0\0\x40\x01\0\0\0x\0\0\0");
+        prop_assert!(matches!(server::worker::answer(&mut &bytes[..]), Ok(Some(Ok(tensors))) if tensors.len() == 2));
+        if let Some(place) = bytes.get_mut(at) {
+            *place = byte;
+        }
+        bytes.truncate(bytes.len() - cut.min(bytes.len()) * usize::from(byte < 64));
+        if let Ok(Some(Ok(tensors))) = server::worker::answer(&mut &bytes[..]) {
+            prop_assert!(tensors.iter().map(|tensor| tensor.bytes().len()).sum::<usize>() <= 16);
+        }
+    }
+
+    #[test]
     fn any_bytes_are_refused_or_decoded(bytes in proptest::collection::vec(any::<u8>(), 0..64), length in proptest::option::of(0usize..64)) {
         let _ = decode(&bytes, length);
         let _ = codec::v1::decode(&bytes, &signature(DataType::Fp32, &[-1, 4]));

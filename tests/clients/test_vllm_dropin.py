@@ -120,6 +120,18 @@ def test_a_configuration_is_enough_for_weights_that_are_made_up(start, directory
     assert reply.json()["tokens"] == list("hé".encode())
 
 
+def test_chats_with_weights_and_tokens_that_are_made_up(start, directory, tmp_path):
+    """The configuration of the tokenizer has the template; the tokens that it names are not those of bytes."""
+    for name in ("config.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (directory / name).exists():
+            shutil.copy(directory / name, tmp_path)
+    server = start("vllm", "serve", tmp_path, "--port={http}", "--served-model-name=qwen", "--load-format=dummy")
+    messages = [{"role": "user", "content": PROMPT}]
+    body = {**GREEDY, "model": "qwen", "max_tokens": 4}
+    answer = connect(server).chat.completions.create(**body, messages=messages, extra_body={"ignore_eos": True})
+    assert answer.usage.completion_tokens == 4
+
+
 def test_limits_are_those_of_vllms_flags(start, directory):
     words = ["--served-model-name=qwen", "--max-model-len=0.1k", "--max-num-seqs=2", "--gpu-memory-utilization=0.5"]
     server = start("vllm", "serve", directory, "--port={http}", *words)

@@ -210,18 +210,20 @@ impl Files {
         let mut generation = GenerationConfig::read(directory)?;
         generation.add_ends(map.get("eos_token_id")).map_err(refuse)?;
         let tokens = directory.join("tokenizer.json");
-        let tokenizer_json = match bytes(&tokens, MAX_TOKENIZER_BYTES)? {
-            None if options.language.dummy => Some(made_up::tokenizer_json(spec.vocab)),
-            found => found,
+        let config = TokenizerConfig::read(directory)?;
+        let tokens = match bytes(&tokens, MAX_TOKENIZER_BYTES)? {
+            // Tokens that only the configuration knows would come after those of the model.
+            None if options.language.dummy => {
+                Tokens::Files(made_up::tokenizer_json(spec.vocab), config.without_tokens())
+            }
+            None => return Err(LoadError::new(&tokens, "is missing")),
+            Some(json) => Tokens::Files(json, config),
         };
         Ok(Files {
             weights: weights(&spec, directory, options.language.dummy.then(|| is_fp8(&map)))?,
             spec,
             generation,
-            tokens: Tokens::Files(
-                tokenizer_json.ok_or_else(|| LoadError::new(&tokens, "is missing"))?,
-                TokenizerConfig::read(directory)?,
-            ),
+            tokens,
             platform: "huggingface",
         })
     }

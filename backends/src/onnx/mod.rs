@@ -16,22 +16,51 @@ mod disabled;
 mod enabled;
 mod outline;
 
-use crate::{Artifact, Backend, Format, LoadError, LoadOptions, Model};
+use crate::settings::Isolation;
+use crate::{Artifact, Backend, Format, LoadError, LoadOptions, Model, Predictor};
 #[cfg(not(feature = "onnx"))]
 use disabled as runtime;
 #[cfg(feature = "onnx")]
 use enabled as runtime;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 
+use outline::Past;
 pub use outline::external_files;
 pub(crate) use outline::looks_like;
 
-/// Where ONNX Runtime is looked for.
+/// Where ONNX Runtime is looked for, and in whose process it computes.
 #[derive(Clone, Debug, Default)]
 pub struct OnnxOptions {
     /// Files, in order; a plain name is looked for where the system has its libraries.
     pub libraries: Vec<PathBuf>,
+    /// Which graphs have a process of their own, where their settings do not say.
+    pub isolation: Isolation,
+    /// What there is besides this process.
+    pub place: Place,
+}
+
+/// Where a graph is computed that may end the process that it is computed in. ONNX Runtime is native code: some of its operators end the process over a tensor without
+/// elements, and a graph may bring one about by itself.
+#[derive(Clone, Debug, Default)]
+pub enum Place {
+    /// In this process, which serves others, too: requests that may end it are refused, as far as they can be told.
+    #[default]
+    Here,
+    /// In this process, which is there for the graph alone: it takes every request.
+    Own,
+    /// What may end this process is computed in another.
+    Elsewhere(Arc<dyn Elsewhere>),
+}
+
+/// Whoever starts processes for graphs.
+pub trait Elsewhere: Send + Sync + std::fmt::Debug {
+    /// Loads a graph in a process of its own, and waits until it is ready. It lives as long as what is given back.
+    ///
+    /// # Errors
+    /// There is no process to be had, or it refuses the graph.
+    fn start(&self, artifact: &Artifact) -> Result<Box<dyn Predictor>, LoadError>;
 }
 
 /// ONNX graphs.
@@ -51,6 +80,14 @@ impl Backend for OnnxBackend {
         let path = artifact.model_path();
         let refuse = |reason: String| LoadError::new(path, reason);
         artifact.settings().check_for(true).map_err(refuse)?;
+        let isolation = artifact.settings().onnx.isolation.unwrap_or(options.onnx.isolation);
+        let elsewhere = match &options.onnx.place {
+            Place::Elsewhere(elsewhere) if isolation != Isolation::Never => Some(elsewhere),
+            _ => None,
+        };
+        if let Some(elsewhere) = elsewhere.filter(|_| isolation == Isolation::Always) {
+            return elsewhere.start(artifact).map(Model::Predictor);
+        }
         // Longer ones, which protobuf cannot count, are not even read.
         let model_bytes = options.limits.model_bytes.min(i32::MAX as u64);
         // Both take their time, and neither needs the other.
@@ -62,6 +99,10 @@ impl Backend for OnnxBackend {
         let outline = outline::read(&bytes).map_err(refuse)?;
         let directory = path.parent().unwrap_or(std::path::Path::new("."));
         outline::check_external(&outline, directory)?;
+        if let Some(elsewhere) = elsewhere.filter(|_| outline.starved.is_some() || outline.past == Past::Starves) {
+            drop(bytes);
+            return elsewhere.start(artifact).map(Model::Predictor);
+        }
         let source = Source { bytes, outline, directory: directory.to_path_buf() };
         let predictor = runtime::load(&source, artifact.settings(), options);
         let predictor = predictor.map_err(|why| LoadError::new(path, why.reason).with_detail(why.detail))?;

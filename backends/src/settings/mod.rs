@@ -10,7 +10,7 @@ mod port;
 mod provider;
 mod triton;
 
-pub use onnx::{Device, InstanceGroup, Onnx, Optimization};
+pub use onnx::{Device, InstanceGroup, Isolation, Onnx, Optimization};
 pub use port::{PortSettings, PortType};
 pub use provider::{Provider, ProviderKind};
 

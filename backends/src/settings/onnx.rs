@@ -33,6 +33,8 @@ pub struct Onnx {
     pub memory_pattern: bool,
     /// Is the model run once when it is loaded, so that the first request finds it warm?
     pub warmup: bool,
+    /// In whose process it is computed; `None`: as the server is told.
+    pub isolation: Option<Isolation>,
     /// Entries of a session's configuration, as ONNX Runtime spells them.
     #[serde(deserialize_with = "super::provider::texts")]
     pub session: BTreeMap<String, String>,
@@ -50,9 +52,23 @@ impl Default for Onnx {
             memory_arena: true,
             memory_pattern: true,
             warmup: true,
+            isolation: None,
             session: BTreeMap::new(),
         }
     }
+}
+
+/// Whether a graph is computed in a process of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// Where a request may end the process, as far as can be told before one comes.
+    #[default]
+    Auto,
+    /// In any case: what the graph does, it does to nobody else.
+    Always,
+    /// In no case: requests that may end the process are refused, as far as they can be told.
+    Never,
 }
 
 /// How far a graph is optimised when it is loaded.

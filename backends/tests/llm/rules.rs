@@ -1,12 +1,14 @@
 //! Rules of the engine that a trace of random requests would seldom meet, or not notice.
 
-use crate::common::{Setup, counting, draft, expected, is_planned, one_step, prompt_of, request, sampling, tokens_of};
+use crate::common::{
+    Setup, World, counting, draft, expected, is_planned, one_step, prompt_of, request, sampling, tokens_of,
+};
 use backends::llm::blocks::{BlockPool, PrefixKey};
 use backends::llm::engine::{Matcher, Overlap};
 use backends::llm::executor::Mask;
 use backends::llm::request::Draft;
 use backends::llm::sampling::Parameters;
-use backends::llm::scheduler::{Rejected, Scheduler};
+use backends::llm::scheduler::{Counters, Rejected, Scheduler};
 use backends::llm::sequence::{CancelReason, Event, FinishReason};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -38,11 +40,12 @@ fn a_deadline_ends_what_waits_and_what_runs() {
 fn the_queue_is_bounded_by_sequences_and_by_tokens() {
     let mut setup = Setup::default();
     (setup.settings.max_waiting, setup.settings.max_waiting_tokens) = (20, 4200);
+    setup.settings.max_running = 1;
     setup.blocks = 1024;
     let mut world = setup.world();
     world.admit(Draft { copies: 16, ..draft(1, 100, 1) });
     let full = |sequences, tokens| Err(Rejected::QueueFull { sequences, sequences_max: 20, tokens, tokens_max: 4200 });
-    assert_eq!(world.engine.admit(world.now, request(Draft { copies: 5, ..draft(1, 10, 1) })), full(16, 115));
+    assert_eq!(world.engine.admit(world.now, request(Draft { copies: 6, ..draft(1, 10, 1) })), full(16, 115));
     world.admit(draft(2, 4000, 1));
     assert_eq!(world.engine.admit(world.now, request(draft(3, 86, 1))), full(17, 4115));
     world.admit(draft(3, 85, 1));
@@ -53,11 +56,20 @@ fn the_queue_is_bounded_by_sequences_and_by_tokens() {
 #[test]
 fn a_short_queue_is_as_short_as_was_said() {
     let mut setup = Setup::default();
-    setup.settings.max_waiting = 2;
+    (setup.settings.max_waiting, setup.settings.max_running) = (2, 1);
     let mut world = setup.world();
-    world.admit(draft(1, 10, 1));
-    world.admit(draft(2, 10, 1));
-    assert!(matches!(world.engine.admit(world.now, request(draft(3, 10, 1))), Err(Rejected::QueueFull { .. })));
+    let refused = |world: &mut World, id| {
+        matches!(world.engine.admit(world.now, request(draft(id, 10, 1))), Err(Rejected::QueueFull { .. }))
+    };
+    // The first of three takes the seat that is free.
+    for id in 1..=3 {
+        world.admit(draft(id, 10, 1));
+    }
+    assert!(refused(&mut world, 4));
+    one_step(&mut world);
+    let Counters { running, waiting, .. } = world.engine.counters();
+    assert_eq!((running, waiting), (1, 2));
+    assert!(refused(&mut world, 4));
     world.drain();
     // All copies enter together, where nothing else waits.
     world.admit(Draft { copies: 16, ..draft(4, 10, 1) });

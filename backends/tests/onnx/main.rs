@@ -24,7 +24,7 @@ fn options() -> LoadOptions {
         limits: Limits::default(),
         conventions: Conventions::Kserve,
         language: LanguageOptions::default(),
-        onnx: OnnxOptions { libraries: vec![library.into()] },
+        onnx: OnnxOptions { libraries: vec![library.into()], ..OnnxOptions::default() },
     }
 }
 
@@ -218,7 +218,7 @@ fn a_provider_that_the_library_lacks_is_an_error_unless_another_may_serve() {
 #[test]
 fn without_a_library_the_reason_says_how_to_get_one() {
     let missing = Path::new("/nowhere/libonnxruntime.so").to_path_buf();
-    let options = LoadOptions { onnx: OnnxOptions { libraries: vec![missing] }, ..options() };
+    let options = LoadOptions { onnx: OnnxOptions { libraries: vec![missing], ..OnnxOptions::default() }, ..options() };
     let error = opened(&product(Err("n")), "", &options).unwrap_err();
     assert!(error.reason.contains("(libonnxruntime.so: there is no such file)"), "{error}");
     assert!(error.reason.contains("--onnxruntime-lib FILE"), "{error}");

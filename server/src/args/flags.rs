@@ -381,6 +381,14 @@ static ONNX: &[Flag] = &[
          where the system has its libraries. Without any, ONNX models fail and all others serve.",
     ),
     Flag::new(
+        "isolation",
+        "WHEN",
+        "auto",
+        |c| Field::Choice(&mut c.isolation),
+        "Compute an ONNX model in a process of its own, where its settings do not say. auto: where a request may end the \
+         process, as far as the graph tells; always; never.",
+    ),
+    Flag::new(
         "probe",
         "WHEN",
         "auto",
@@ -389,13 +397,7 @@ static ONNX: &[Flag] = &[
          starts, too; never.",
     ),
     Flag::new("probe-timeout", "TIME", "60s", |c| Field::Duration(&mut c.probe_timeout), "Longest time for that."),
-    Flag::new(
-        "probe-memory",
-        "SIZE",
-        "0",
-        |c| Field::Bytes(&mut c.probe_memory),
-        "Memory that such a process may take. 0: most of what is free.",
-    ),
+    Flag::new("probe-memory", "SIZE", "0", |c| Field::Bytes(&mut c.probe_memory), "Its memory. 0: what is free."),
 ];
 
 static LIMITS: &[Flag] = &[

@@ -68,6 +68,7 @@ const VALUES: &[(&str, &str)] = &[
     ("kv-cache-bytes", "21MiB"),
     ("kv-cache-dtype", "fp8"),
     ("onnxruntime-lib", "/o.so"),
+    ("isolation", "always"),
     ("probe", "always"),
     ("probe-timeout", "23s"),
     ("probe-memory", "24MiB"),

@@ -24,7 +24,7 @@ pub fn validate(directory: &Path, onnxruntime: Option<&Path>) -> Result<(String,
         limits: Limits::default(),
         conventions: Conventions::Kserve,
         language: LanguageOptions::default(),
-        onnx: OnnxOptions { libraries: libraries::onnxruntime(onnxruntime) },
+        onnx: OnnxOptions { libraries: libraries::onnxruntime(onnxruntime), ..OnnxOptions::default() },
     };
     let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let Survey { models, notes } =

@@ -1,7 +1,9 @@
 //! Where ONNX Runtime's library may be, and what else a process of our own is started with.
 
 use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Its name, as packages of systems have it, with and without the version of its interface.
 const NAMES: [&str; 2] = ["libonnxruntime.so", "libonnxruntime.so.1"];
@@ -22,14 +24,24 @@ pub fn onnxruntime(said: Option<&Path>) -> Vec<PathBuf> {
 ///
 /// # Errors
 /// The system does not tell.
-pub fn own_program() -> std::io::Result<PathBuf> {
+fn own_program() -> std::io::Result<PathBuf> {
     let own = Path::new("/proc/self/exe");
     if own.exists() { Ok(own.to_path_buf()) } else { std::env::current_exe() }
 }
 
+/// A child of our own that does what `word` says, and is told nothing but what it finds libraries by.
+///
+/// # Errors
+/// The system does not tell what runs.
+pub fn own_child(word: &str) -> std::io::Result<Command> {
+    let mut command = Command::new(own_program()?);
+    command.arg0("tensorgate").arg(word).env_clear().envs(search_paths());
+    Ok(command)
+}
+
 /// What a child that loads libraries finds them by, their locales, and the devices that are
 /// ours; it is told nothing else.
-pub fn search_paths() -> impl Iterator<Item = (&'static str, OsString)> {
+fn search_paths() -> impl Iterator<Item = (&'static str, OsString)> {
     ["LD_LIBRARY_PATH", "LOCPATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"]
         .into_iter()
         .filter_map(|name| Some((name, std::env::var_os(name)?)))

@@ -17,6 +17,7 @@ use crate::args::{Args, Origin, UsageError, file, flags};
 use crate::dropin::List;
 use backends::llm::device;
 use backends::llm::text::output::{Choice, ReasoningParser, ToolParser};
+use backends::settings::Isolation;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -96,6 +97,8 @@ pub struct Config {
     pub deterministic: bool,
     /// `None`: beside the binary, or where the system has its libraries.
     pub onnxruntime_lib: Option<PathBuf>,
+    /// Which ONNX models have a process of their own, where their settings do not say.
+    pub isolation: Isolation,
     /// Which loads are tried in a child process first.
     pub probe: ProbeWhen,
     /// Never zero.
@@ -349,6 +352,7 @@ impl Config {
             kv_cache_dtype: device::CacheFormat::Auto,
             deterministic: false,
             onnxruntime_lib: None,
+            isolation: Isolation::Auto,
             probe: ProbeWhen::Auto,
             probe_timeout: Duration::ZERO,
             probe_memory: 0,

@@ -3,6 +3,7 @@
 use crate::args::field::Named;
 use backends::llm::device;
 use backends::llm::text::output::{Choice, ReasoningParser, ToolParser};
+use backends::settings::Isolation;
 
 /// Whose behaviour is followed where KServe's servers and Triton differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +87,11 @@ pub enum ProbeWhen {
 impl Named for ProbeWhen {
     const ALL: &'static [(&'static str, Self)] =
         &[("auto", ProbeWhen::Auto), ("always", ProbeWhen::Always), ("never", ProbeWhen::Never)];
+}
+
+impl Named for Isolation {
+    const ALL: &'static [(&'static str, Self)] =
+        &[("auto", Isolation::Auto), ("always", Isolation::Always), ("never", Isolation::Never)];
 }
 
 /// The float format of a language model's weights.

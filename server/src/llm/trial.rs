@@ -10,14 +10,14 @@
 //! What the compiler says of the form, the server finds out when it compiles it for the model's vocabulary: the child
 //! only shows that this ends, and fits the stack that it is done on.
 
-use crate::config::libraries::{own_program, search_paths};
+use crate::config::libraries::own_child;
 use crate::error::Error;
 use crate::{probe, threads};
 use backends::llm::grammar::{Form, Outline};
 use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
 use std::io::{Read, Write};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// The word that makes the server's binary a child that compiles a form.
@@ -80,8 +80,7 @@ pub(super) fn attempt(task: &[u8]) -> Result<(), Error> {
 }
 
 fn spawn() -> std::io::Result<Child> {
-    let mut command = Command::new(own_program()?);
-    command.arg0("tensorgate").arg(COMMAND).env_clear().envs(search_paths());
+    let mut command = own_child(COMMAND)?;
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()
 }
 

@@ -3,7 +3,7 @@
 
 use crate::llm::spec::DecoderSpec;
 use kernels::llm::attention::{Cache as View, Storage};
-use kernels::llm::blocks::f32_to_f16;
+use kernels::llm::elementwise::to_f16;
 
 /// How keys and values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,10 +78,7 @@ impl Cache {
                 let start = ((block * self.kv_heads + head) * self.block_len + offset) * self.head_dim;
                 match numbers {
                     Numbers::F32(all) => all[start..start + self.head_dim].copy_from_slice(from),
-                    Numbers::F16(all) => {
-                        let to = all[start..start + self.head_dim].iter_mut();
-                        to.zip(from).for_each(|(to, from)| *to = f32_to_f16(*from));
-                    }
+                    Numbers::F16(all) => to_f16(from, &mut all[start..start + self.head_dim]),
                 }
             }
         }

@@ -20,7 +20,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Tokens of one sequence that one task attends with: enough to read the cache seldom.
-const TILE_TOKENS: usize = 8;
+const TILE_TOKENS: usize = 16;
 /// Rows from which on elementwise work is divided.
 const MANY_ROWS: usize = 8;
 

@@ -212,11 +212,13 @@ impl Scheduler {
         if tokens > tokens_max {
             return Err(Rejected::NeverFits { tokens, tokens_max });
         }
-        let Settings { max_waiting, max_waiting_tokens, .. } = self.settings;
+        let Settings { max_waiting, max_waiting_tokens, max_running, .. } = self.settings;
         let copies = u32::from(request.copies());
         let sequences = self.waiting.len() as u32;
         let added = u64::from(request.prompt_tokens()) + u64::from(copies) - 1;
-        let too_many = sequences > 0 && sequences + copies > max_waiting;
+        // Those that the next step takes in do not wait.
+        let seats = max_running.saturating_sub(self.running.len() as u32);
+        let too_many = sequences > 0 && sequences + copies > max_waiting.saturating_add(seats);
         if too_many || self.waiting_tokens + added > max_waiting_tokens {
             return Err(Rejected::QueueFull {
                 sequences,

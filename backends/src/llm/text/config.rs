@@ -92,6 +92,16 @@ impl TokenizerConfig {
         Ok(config)
     }
 
+    /// The same for a tokenizer that has none of these tokens; the templates stay.
+    #[must_use]
+    pub fn without_tokens(self) -> Self {
+        TokenizerConfig {
+            chat_templates: self.chat_templates,
+            model_max_length: self.model_max_length,
+            ..Self::default()
+        }
+    }
+
     /// The control token of that name (`eos_token`).
     pub fn named(&self, name: &str) -> Option<&str> {
         self.named_tokens.iter().find(|(known, _)| known == name).map(|(_, content)| content.as_str())

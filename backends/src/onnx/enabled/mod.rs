@@ -11,8 +11,10 @@
 //! | `words` | what ONNX Runtime says, without what only its own makers need |
 //! | `watch` | ends runs that nobody waits for any more |
 //! | `trial` | a first run, made up from the signature: warm-up, time of a call, whether rows are apart |
+//! | `empties` | which calls may end the process |
 //! | `predictor` | all of it behind the contract |
 
+mod empties;
 mod flatten;
 mod library;
 mod native;

@@ -1,11 +1,12 @@
 //! A graph behind the contract.
 
+use super::empties::Empties;
 use super::session::Opened;
 use super::signature::{self, Given, Interface};
 use super::trial::{self, Trial};
 use super::words::words;
 use super::{native, run, values, watch};
-use crate::onnx::Source;
+use crate::onnx::{Place, Source};
 use crate::{Call, DataType, InferError, LoadOptions, Port, Predictor, Profile, Settings, Signature, Tensor};
 use ort::error::ErrorCode;
 use ort::session::{RunOptions, Session, SessionInputValue};
@@ -40,10 +41,8 @@ pub(super) struct OnnxPredictor {
     steady: bool,
     /// May inputs of one request have different numbers of rows?
     spreads: bool,
-    /// Why no input may be empty; `None` where each may.
-    full: Option<String>,
-    /// Names of dimensions, of each input.
-    symbols: Vec<Vec<String>>,
+    /// Which calls may end the process.
+    empties: Empties,
     bytes: usize,
     notes: Vec<String>,
 }
@@ -99,11 +98,12 @@ impl OnnxPredictor {
             count: group.count.unwrap_or(1),
         });
         let groups: Vec<Group> = groups.collect();
+        let own = matches!(options.onnx.place, Place::Own);
         let mut notes = opened.notes;
-        notes.extend(source.outline.starved.as_ref().map(|node| {
+        notes.extend(source.outline.starved.as_ref().filter(|_| !own).map(|node| {
             format!(
                 "{node} may be empty though the inputs of a request are not, as far as can be seen, and ONNX Runtime ends \
-                 the process then: whoever may send such requests must be trusted not to"
+                 the process then: without a process of its own, whoever may send such requests must be trusted not to"
             )
         }));
         let mut predictor = OnnxPredictor {
@@ -119,13 +119,15 @@ impl OnnxPredictor {
             batchable: false,
             steady: false,
             spreads: false,
-            full: full(source, on_cpu),
-            symbols: Vec::new(),
+            empties: Empties::default(),
             bytes,
             notes,
         };
         predictor.try_out(settings, &symbols)?;
-        predictor.symbols = symbols;
+        if !own {
+            let reshaped = predictor.reshapes.keys().cloned().collect();
+            predictor.empties = Empties::of(&source.outline, on_cpu, symbols, reshaped);
+        }
         trial::state_ranks(&mut predictor.signature, &predictor.trial);
         predictor.steady = predictor.is_steady(source);
         Ok(predictor)
@@ -212,30 +214,6 @@ impl OnnxPredictor {
         all.filter(|&place| call.outputs.contains(&self.signature.outputs[place].name)).collect()
     }
 
-    /// Are inputs without elements such as do no harm? ONNX Runtime joins nodes into one, and does without a look at lengths
-    /// that the graph calls by one name: where one of them is 0 and another is not, that may end the process.
-    fn check_empty(&self, call: &Call<'_>) -> Result<(), InferError> {
-        let Some(empty) = call.inputs.iter().find(|tensor| tensor.is_empty()) else { return Ok(()) };
-        if let Some(why) = &self.full {
-            let (name, shape) = (empty.name(), empty.shape());
-            return Err(InferError::invalid(format!("input '{name}' is empty, of shape {shape:?}: {why}")));
-        }
-        let mut seen: BTreeMap<&str, bool> = BTreeMap::new();
-        for (port, names) in self.signature.inputs.iter().zip(&self.symbols) {
-            // Where settings give it another shape, the names are not of what a request has.
-            let plain = call.inputs.iter().filter(|_| !self.reshapes.contains_key(&port.name));
-            for tensor in plain.filter(|tensor| tensor.name() == port.name) {
-                for (name, length) in names.iter().zip(tensor.shape()).filter(|(name, _)| !name.is_empty()) {
-                    if seen.insert(name, *length == 0).is_some_and(|none| none != (*length == 0)) {
-                        let what = format!("the dimension '{name}' is 0 in one place of the inputs and not in another");
-                        return Err(InferError::invalid(what));
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// The inputs of a call, as the graph takes them.
     fn lend<'a>(&'a self, call: &Call<'a>) -> Result<Vec<(&'a CStr, SessionInputValue<'a>)>, InferError> {
         let mut inputs = Vec::with_capacity(call.inputs.len());
@@ -260,7 +238,6 @@ impl OnnxPredictor {
     /// As [`Predictor::predict`].
     pub(super) fn run(&self, call: &Call<'_>, group: Option<usize>) -> Result<Vec<Tensor>, InferError> {
         call.check()?;
-        self.check_empty(call)?;
         let inputs = self.lend(call)?;
         let wanted = self.wanted(call);
         let names: Vec<_> = wanted.iter().map(|&place| self.outputs[place].0.as_c_str()).collect();
@@ -308,16 +285,6 @@ impl OnnxPredictor {
         let shape = signature::closed(&port.shape, tensor.len(), self.rows_of(&tensor)).map_err(internal)?;
         tensor.reshaped(shape).map_err(|misfit| internal(misfit.to_string()))
     }
-}
-
-/// Why a graph takes no empty inputs: some operators end the process with them, which no request is to.
-fn full(source: &Source, on_cpu: bool) -> Option<String> {
-    let why = match &source.outline.fragile {
-        Some(operator) => format!("ONNX Runtime's {operator}, which is in it, is not known to take them"),
-        None if on_cpu => return None,
-        None => "what its device makes of them is not known".to_owned(),
-    };
-    Some(format!("this model takes no input without elements, since {why}"))
 }
 
 /// Why settings cannot give a graph batches.
@@ -397,6 +364,7 @@ impl Predictor for OnnxPredictor {
     }
 
     fn predict(&self, call: &Call<'_>) -> Result<Vec<Tensor>, InferError> {
+        self.empties.check(&self.signature, call).map_err(InferError::Invalid)?;
         self.run(call, None)
     }
 }

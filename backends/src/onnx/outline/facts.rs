@@ -8,17 +8,26 @@ use super::wire::Message;
 const VALUES_MAX: usize = 64;
 /// Where an exporter says "to the end".
 const FAR: i64 = i32::MAX as i64;
+/// Bits of numbers that no sum or product of them wraps: one fewer than INT64 has for them.
+const BITS_MAX: u8 = 62;
+/// Bits of the length of a dimension, at most: a tensor that is longer and not empty takes gigabytes.
+pub(super) const DIMENSION: u8 = 31;
 
 /// What is known of a tensor.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Fact {
     /// It has an element, unless an input of the model has none.
     pub(super) full: bool,
-    /// Whatever elements it has are 1 or more, unless an input of the model has none.
-    pub(super) counts: bool,
+    /// Whatever elements it has are 1 or more, and have at most so many bits, unless an input of the model has no element;
+    /// 0 where that is not known.
+    pub(super) counts: u8,
+    /// Its numbers are INT32, if whole.
+    pub(super) short: bool,
+    /// It has one dimension.
+    pub(super) vector: bool,
     /// Nothing but the shapes of inputs has a part in it.
     pub(super) fixed: bool,
-    /// It is in the file and has an element, or is computed of such alone.
+    /// It is in the file and has an element, or is computed of such alone by what keeps it so.
     pub(super) held: bool,
     /// Whole numbers of a short constant.
     pub(super) values: Option<Vec<i64>>,
@@ -30,7 +39,9 @@ impl Fact {
         let same = self.values == other.values;
         Fact {
             full: self.full && other.full,
-            counts: self.counts && other.counts,
+            counts: if self.counts.min(other.counts) == 0 { 0 } else { self.counts.max(other.counts) },
+            short: self.short || other.short,
+            vector: self.vector && other.vector,
             fixed: self.fixed && other.fixed,
             held: self.held && other.held,
             values: self.values.clone().filter(|_| same),
@@ -38,17 +49,30 @@ impl Fact {
     }
 
     /// Of a constant with these values.
-    fn of(full: bool, values: Option<Vec<i64>>) -> Fact {
-        let counts = values.as_ref().is_some_and(|values| values.iter().all(|value| *value >= 1));
-        Fact { full, counts, fixed: true, held: full, values }
+    fn of(full: bool, short: bool, values: Option<Vec<i64>>) -> Fact {
+        let counting = values.as_ref().filter(|values| values.iter().all(|value| *value >= 1));
+        let bits = |value: i64| (64 - value.leading_zeros()) as u8;
+        let counts = counting.map_or(0, |values| bounded(bits(values.iter().copied().max().unwrap_or(1)), false));
+        Fact { full, counts, short, vector: false, fixed: true, held: full, values }
     }
+}
+
+/// So many bits, where that is not too many to say; of INT32, where it holds them.
+pub(super) fn bounded(bits: u8, short: bool) -> u8 {
+    let most = if short { DIMENSION } else { BITS_MAX };
+    if bits <= most { bits } else { 0 }
 }
 
 /// Inputs of a node; `None` where one is left out.
 #[derive(Clone, Copy)]
 pub(super) struct Given<'b>(pub(super) &'b [Option<Fact>]);
 
-impl Given<'_> {
+impl<'b> Given<'b> {
+    /// Without the first, so many of them.
+    pub(super) fn after(&self, count: usize) -> Given<'b> {
+        Given(self.0.get(count..).unwrap_or_default())
+    }
+
     fn at(&self, place: usize) -> Option<&Fact> {
         self.0.get(place)?.as_ref()
     }
@@ -61,8 +85,12 @@ impl Given<'_> {
         self.at(place).is_some_and(|fact| fact.full)
     }
 
-    pub(super) fn counts(&self, place: usize) -> bool {
-        self.at(place).is_some_and(|fact| fact.counts)
+    pub(super) fn counts(&self, place: usize) -> u8 {
+        self.at(place).map_or(0, |fact| fact.counts)
+    }
+
+    pub(super) fn vector(&self, place: usize) -> bool {
+        self.at(place).is_some_and(|fact| fact.vector)
     }
 
     pub(super) fn fixed(&self, place: usize) -> bool {
@@ -77,8 +105,31 @@ impl Given<'_> {
         self.0.iter().flatten().all(|fact| fact.full)
     }
 
-    pub(super) fn all_counts(&self) -> bool {
-        self.0.iter().flatten().all(|fact| fact.counts)
+    /// Of the longest, where all count.
+    pub(super) fn all_count(&self) -> u8 {
+        self.counting().map_or(0, |bits| bits.max().unwrap_or(0))
+    }
+
+    /// Of their sum.
+    pub(super) fn sum_counts(&self) -> u8 {
+        let sum = |most: u8, bits: u8| most.max(bits).saturating_add(1);
+        self.counting().map_or(0, |bits| bounded(bits.fold(0, sum), self.short()))
+    }
+
+    /// Of their product.
+    pub(super) fn product_counts(&self) -> u8 {
+        self.counting().map_or(0, |bits| bounded(bits.fold(0, u8::saturating_add), self.short()))
+    }
+
+    /// Is one of them INT32?
+    pub(super) fn short(&self) -> bool {
+        self.0.iter().flatten().any(|fact| fact.short)
+    }
+
+    /// The bits of each, where all count.
+    fn counting(&self) -> Option<impl Iterator<Item = u8> + '_> {
+        let facts = || self.0.iter().flatten();
+        facts().all(|fact| fact.counts > 0).then(|| facts().map(|fact| fact.counts))
     }
 
     pub(super) fn all_fixed(&self) -> bool {
@@ -93,7 +144,7 @@ impl Given<'_> {
     /// Does a Slice with these inputs leave something of every length but 0? From the front, or up to the end.
     pub(super) fn slice_keeps(&self) -> bool {
         let (Some(starts), Some(ends)) = (self.values(1), self.values(2)) else { return false };
-        let forwards = !self.is_there(4) || self.counts(4);
+        let forwards = !self.is_there(4) || self.counts(4) > 0;
         let keeps = |(start, end): (&i64, &i64)| *start == 0 && *end >= 1 || *start < 0 && *end >= FAR;
         forwards && starts.len() == ends.len() && starts.iter().zip(ends).all(keeps)
     }
@@ -108,6 +159,25 @@ pub(super) struct Attribute {
     pub(super) counts: bool,
     list: Vec<i64>,
     pub(super) tensor: Option<Fact>,
+    text: Vec<u8>,
+}
+
+/// Is an attribute of it what its function is called with?
+pub(super) fn refers(node: &Node<'_>) -> Result<bool, String> {
+    for message in &node.attributes {
+        for field in message.fields() {
+            if field?.number == 21 {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// Is the attribute there, and does it say something else than these?
+pub(super) fn says_other(node: &Node<'_>, name: &str, these: &[&str]) -> Result<bool, String> {
+    let said = attribute(node, name)?;
+    Ok(said.is_some_and(|said| !these.iter().any(|word| said.text == word.as_bytes())))
 }
 
 /// The attribute of this name.
@@ -121,6 +191,7 @@ pub(super) fn attribute(node: &Node<'_>, name: &str) -> Result<Option<Attribute>
             let field = field?;
             match field.number {
                 3 => found.number = field.whole()?,
+                4 => found.text = field.message()?.bytes().to_vec(),
                 5 => found.tensor = Some(tensor(field.message()?)?.1),
                 8 => field.wholes(|number| {
                     if found.list.len() <= VALUES_MAX {
@@ -152,14 +223,14 @@ pub(super) fn constant(node: &Node<'_>) -> Result<Fact, String> {
         return Ok(fact);
     }
     if let Some(found) = attribute(node, "value_int")? {
-        return Ok(Fact::of(true, Some(vec![found.number])));
+        return Ok(Fact::of(true, false, Some(vec![found.number])));
     }
     if let Some(found) = attribute(node, "value_ints")? {
         let short = found.list.len() <= VALUES_MAX;
-        return Ok(Fact::of(!found.list.is_empty(), Some(found.list).filter(|_| short)));
+        return Ok(Fact::of(!found.list.is_empty(), false, Some(found.list).filter(|_| short)));
     }
     let scalar = attribute(node, "value_float")?.is_some() || attribute(node, "value_string")?.is_some();
-    Ok(Fact::of(scalar, None))
+    Ok(Fact::of(scalar, false, None))
 }
 
 /// The name of a tensor in the file, and what is known of it.
@@ -171,7 +242,7 @@ pub(super) fn tensor(message: Message<'_>) -> Result<(&str, Fact), String> {
         6 | 7 if count <= VALUES_MAX as i64 => whole_numbers(message, read.data_type)?,
         _ => None,
     };
-    Ok((read.name, Fact::of(full, values)))
+    Ok((read.name, Fact::of(full, read.data_type == 6, values)))
 }
 
 /// Of a tensor of INT32 or INT64, if they are few and in the file.
@@ -206,6 +277,12 @@ fn whole_numbers(message: Message<'_>, data_type: i32) -> Result<Option<Vec<i64>
 /// Does a pool leave something of every length but 0? Where its window is longer than what there is, division rounds to
 /// no output at a stride that the excess reaches.
 pub(super) fn pool_keeps(node: &Node<'_>) -> Result<bool, String> {
+    if says_other(node, "auto_pad", &["NOTSET"])? {
+        // With padding to the same size there is an output for each step that has begun.
+        return Ok(
+            !says_other(node, "auto_pad", &["SAME_UPPER", "SAME_LOWER"])? && attribute(node, "dilations")?.is_none()
+        );
+    }
     let list = |name: &str| attribute(node, name).map(|found| found.map(|found| found.list).unwrap_or_default());
     let (window, strides, pads, spread) = (list("kernel_shape")?, list("strides")?, list("pads")?, list("dilations")?);
     let at = |numbers: &[i64], place: usize, otherwise: i64| numbers.get(place).copied().unwrap_or(otherwise);

@@ -4,12 +4,12 @@
 //!
 //! Nodes are followed in the order in which they stand. Of what is not understood nothing is known, which is always right.
 
-use super::facts::{Fact, Given, attribute, constant, pool_keeps, tensor};
-use super::operators::{self, DEADLY, FIRST, KEEPS, SAFE, STEADY};
-use super::shown;
+use super::facts::{DIMENSION, Fact, Given, attribute, bounded, constant, pool_keeps, refers, says_other, tensor};
+use super::operators::{self, FIRST, KEEPS, SAFE, STEADY};
 use super::types::value_info;
-use super::walk::{Node, Operator};
+use super::walk::{DOMAINS, Node, Operator};
 use super::wire::Message;
+use super::{is_past, shown};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Nodes that are followed; those of loops may be followed twice, and loops within loops more often.
@@ -30,23 +30,26 @@ pub(super) struct Found<'a> {
 struct Flow<'a, 'b> {
     /// Those that the file has of its own.
     functions: &'b BTreeMap<Operator<'a>, usize>,
-    /// Does one of them hold an operator that ends the process?
+    /// Does one of them hold an operator that may end the process?
     deadly: bool,
     /// Has a function that is being followed one?
     met: bool,
-    /// Does an input have any number of dimensions, or none?
-    open: bool,
+    /// May inputs be empty that hold what a decoder remembers?
+    past: bool,
     facts: BTreeMap<&'a str, Fact>,
     /// Of operators that were met.
     traits: BTreeMap<(&'a str, &'a str), u8>,
     nodes: usize,
+    /// Names in the order in which they became known: those of a graph within a node are not known outside it.
+    known: Vec<&'a str>,
     found: Found<'a>,
 }
 
-/// Follows the nodes of a model: its functions, whose bodies these are, then its graph.
+/// Follows the nodes of a model: its functions, whose bodies these are, then its graph. No input is empty, but for those
+/// that hold what a decoder remembers where `past` says so.
 pub(super) fn follow<'a>(
     graph: Message<'a>,
-    open: bool,
+    past: bool,
     bodies: &[Message<'a>],
     functions: &BTreeMap<Operator<'a>, usize>,
 ) -> Result<Found<'a>, String> {
@@ -54,21 +57,22 @@ pub(super) fn follow<'a>(
         functions,
         deadly: false,
         met: false,
-        open,
+        past,
         facts: BTreeMap::new(),
         traits: BTreeMap::new(),
         nodes: 0,
+        known: Vec::new(),
         found: Found::default(),
     };
     // The second time it is known what the functions hold that they call.
     for _ in 0..2 {
         for body in bodies {
-            flow.facts.clear();
+            flow.forget(0);
             flow.function(*body)?;
         }
         flow.deadly = flow.met;
     }
-    flow.facts.clear();
+    flow.forget(0);
     flow.graph(graph, None)?;
     Ok(flow.found)
 }
@@ -81,7 +85,20 @@ impl<'a> Flow<'a, '_> {
 
     /// Of a name that stands for several tensors, only what is so of all is known.
     fn define(&mut self, name: &'a str, fact: Fact) {
-        self.facts.entry(name).and_modify(|known| *known = known.meet(&fact)).or_insert(fact);
+        match self.facts.get_mut(name) {
+            Some(known) => *known = known.meet(&fact),
+            None => {
+                self.known.push(name);
+                self.facts.insert(name, fact);
+            }
+        }
+    }
+
+    /// Forgets names but for so many, which were known first.
+    fn forget(&mut self, all_but: usize) {
+        for name in self.known.drain(all_but..) {
+            self.facts.remove(name);
+        }
     }
 
     /// Whoever calls it with what may be empty is told; so its inputs are not.
@@ -94,15 +111,24 @@ impl<'a> Flow<'a, '_> {
         }
         for field in body.fields() {
             let field = field?;
-            if field.number == 7 {
-                self.node(&Node::read(field.message()?)?)?;
+            match field.number {
+                7 => self.node(&Node::read(field.message()?)?)?,
+                // What an attribute is where a call does not say.
+                11 => self.graphs(&Node::of(field.message()?))?,
+                _ => {}
             }
         }
         Ok(())
     }
 
+    /// Of graphs in attributes, of whose inputs nothing is known.
+    fn graphs(&mut self, node: &Node<'a>) -> Result<(), String> {
+        node.graphs()?.into_iter().try_for_each(|graph| self.graph(graph, Some(&[])).map(|_| ()))
+    }
+
     /// What is known of the outputs of a graph. Without facts of its inputs it is the model's, whose inputs are full.
     fn graph(&mut self, graph: Message<'a>, given: Option<&[Fact]>) -> Result<Vec<Fact>, String> {
+        let outside = self.known.len();
         let mut inputs = BTreeSet::new();
         for field in graph.fields() {
             let field = field?;
@@ -110,7 +136,7 @@ impl<'a> Flow<'a, '_> {
                 let name = value_info(field.message()?, "input")?.0;
                 let fact = match given {
                     Some(facts) => facts.get(inputs.len()).cloned().unwrap_or_default(),
-                    None => Fact { full: true, ..Fact::default() },
+                    None => Fact { full: !(self.past && is_past(name)), ..Fact::default() },
                 };
                 self.define(name, fact);
                 inputs.insert(name);
@@ -144,7 +170,9 @@ impl<'a> Flow<'a, '_> {
                 _ => {}
             }
         }
-        Ok(outputs.into_iter().map(|name| self.fact(name).unwrap_or_default()).collect())
+        let outputs = outputs.into_iter().map(|name| self.fact(name).unwrap_or_default()).collect();
+        self.forget(outside);
+        Ok(outputs)
     }
 
     fn node(&mut self, node: &Node<'a>) -> Result<(), String> {
@@ -152,7 +180,8 @@ impl<'a> Flow<'a, '_> {
         let (domain, op, _) = node.operator;
         let inputs: Vec<Option<Fact>> = node.inputs.iter().map(|name| self.fact(name)).collect();
         let inputs = Given(&inputs);
-        let own = self.functions.contains_key(&node.operator);
+        // Where ONNX Runtime has an operator of that name, it does not look at the function.
+        let own = self.functions.contains_key(&node.operator) && !DOMAINS.contains(&domain);
         // The same few stand for most nodes.
         let traits = *self.traits.entry((domain, op)).or_insert_with(|| operators::traits(domain, op));
         let held = traits & FIRST != 0 && inputs.held_from(1);
@@ -166,7 +195,8 @@ impl<'a> Flow<'a, '_> {
                 self.found.fragile = self.found.fragile.or(Some(op));
             }
         }
-        let deadly = if own { self.deadly } else { traits & (DEADLY | FIRST) != 0 && !held };
+        // Of what is not known, the worst is assumed.
+        let deadly = if own { self.deadly } else { traits & SAFE == 0 && !held };
         self.met |= deadly;
         if deadly && self.found.starved.is_none() {
             let first = usize::from(traits & FIRST != 0);
@@ -177,13 +207,15 @@ impl<'a> Flow<'a, '_> {
         }
         let outputs = match (own, op) {
             _ if self.nodes > NODES_MAX => Vec::new(),
-            (true, _) => Vec::new(),
+            (true, _) => {
+                // The function may run them.
+                self.graphs(node)?;
+                Vec::new()
+            }
             (_, "If") => self.branches(node, inputs)?,
             (_, "Loop" | "Scan") => self.turns(node, inputs)?,
             _ => {
-                for graph in node.graphs()? {
-                    self.graph(graph, Some(&[]))?;
-                }
+                self.graphs(node)?;
                 vec![self.made(node, inputs, traits)?; node.outputs.len()]
             }
         };
@@ -204,7 +236,8 @@ impl<'a> Flow<'a, '_> {
             });
         }
         let fixed = inputs.fixed(0);
-        Ok(known.unwrap_or_default().into_iter().map(|fact| Fact { fixed: fixed && fact.fixed, ..fact }).collect())
+        let either = |fact: Fact| Fact { fixed: fixed && fact.fixed, held: false, ..fact };
+        Ok(known.unwrap_or_default().into_iter().map(either).collect())
     }
 
     /// Of a Loop or a Scan: what goes from turn to turn is full if it begins so and stays so.
@@ -252,67 +285,101 @@ impl<'a> Flow<'a, '_> {
     fn made(&self, node: &Node<'a>, inputs: Given<'_>, traits: u8) -> Result<Fact, String> {
         let (domain, op, _) = node.operator;
         let fixed = traits & STEADY != 0 && inputs.all_fixed();
-        // What is computed of the file alone is what it was in the first run.
-        let held = !inputs.0.is_empty() && inputs.held_from(0);
-        let full = held || traits & KEEPS != 0 && inputs.all_full();
-        let keeps = Fact { full, fixed, held, ..Fact::default() };
-        let first = Fact { full: inputs.full(0), counts: inputs.counts(0), fixed, held, values: None };
+        // What is not said here, whoever calls says.
+        if refers(node)? {
+            return Ok(Fact { fixed, ..Fact::default() });
+        }
+        let keeps = traits & KEEPS != 0;
+        let held = keeps && !inputs.0.is_empty() && inputs.held_from(0);
+        let keeps = Fact { full: keeps && inputs.all_full(), short: inputs.short(), fixed, held, ..Fact::default() };
+        let first = Fact { full: inputs.full(0), counts: inputs.counts(0), ..keeps.clone() };
         // Whose sizes are in this input.
-        let sized = |place: usize| Fact { full: first.full && inputs.counts(place), ..first.clone() };
+        let sized = |place: usize| Fact { full: first.full && inputs.counts(place) > 0, ..first.clone() };
         if !domain.is_empty() {
             return Ok(keeps);
         }
-        let fact = match op {
+        Ok(match op {
             "Constant" => constant(node)?,
-            "Shape" => {
-                let part = attribute(node, "start")?.is_some() || attribute(node, "end")?.is_some();
-                Fact { full: !self.open && !part, counts: inputs.full(0), fixed: true, held: false, values: None }
+            "Shape" | "Size" | "ConstantOfShape" | "Range" | "Cast" => sizes(node, inputs, first)?,
+            "Expand" | "Tile" => sized(1),
+            "TopK" | "OneHot" => Fact { counts: 0, ..sized(1) },
+            "Resize" => {
+                let stretched = !says_other(node, "keep_aspect_ratio_policy", &["stretch"])?;
+                let sized = sized(3);
+                Fact { full: sized.full && stretched, counts: 0, ..sized }
             }
-            "Size" => Fact { full: true, counts: inputs.full(0), fixed: true, held: false, values: None },
-            "ConstantOfShape" => {
-                let value = attribute(node, "value")?.and_then(|found| found.tensor);
-                let counts = value.is_some_and(|fact| fact.counts);
-                Fact { full: inputs.counts(0), counts, fixed, held: false, values: None }
+            "Reshape" | "Squeeze" | "Unsqueeze" | "Transpose" | "Flatten" => first,
+            "Identity" => Fact { vector: inputs.vector(0), ..first },
+            // An index is refused where there is nothing to take.
+            "Gather" => {
+                let full = inputs.full(1) && (inputs.full(0) || inputs.vector(0));
+                Fact { full, counts: inputs.counts(0), ..keeps }
             }
-            "Expand" | "Tile" | "TopK" | "OneHot" => {
-                let counts = first.counts && matches!(op, "Expand" | "Tile");
-                Fact { counts, ..sized(1) }
+            "Slice" => {
+                let full = first.full && inputs.slice_keeps();
+                Fact { full, vector: inputs.vector(0), ..first }
             }
-            "Resize" => Fact { counts: false, ..sized(3) },
-            "Reshape" | "Squeeze" | "Unsqueeze" | "Identity" | "Transpose" | "Flatten" => first,
-            "Cast" => {
-                // To numbers that hold what sizes are.
-                let wide = attribute(node, "to")?.is_some_and(|found| matches!(found.number, 1 | 6 | 7 | 11));
-                Fact { counts: first.counts && wide, ..first }
-            }
-            "Gather" => Fact { counts: inputs.counts(0), ..keeps },
-            "Slice" => Fact { full: inputs.full(0) && inputs.slice_keeps(), ..first },
             "Split" => {
                 let listed = attribute(node, "split")?.is_none_or(|found| found.counts);
                 let uneven = attribute(node, "num_outputs")?.is_some();
-                let given = if inputs.is_there(1) { inputs.counts(1) } else { listed && !uneven };
-                Fact { full: inputs.full(0) && given, ..first }
+                let given = if inputs.is_there(1) { inputs.counts(1) > 0 } else { listed && !uneven };
+                Fact { full: first.full && given, ..first }
             }
             "Pad" => {
                 let grows = inputs.values(1).is_some_and(|pads| pads.iter().all(|pad| *pad >= 0));
-                Fact { full: inputs.full(0) && grows, counts: false, ..first }
-            }
-            "Range" => {
-                let from = inputs.values(0).is_some_and(|from| from.iter().all(|from| *from <= 0));
-                let by_one = inputs.values(2) == Some(&[1][..]);
-                Fact { full: from && by_one && inputs.counts(1), fixed, ..Fact::default() }
+                Fact { full: first.full && grows, counts: 0, ..first }
             }
             "AveragePool" | "LpPool" | "MaxPool" => {
-                Fact { full: inputs.full(0) && pool_keeps(node)?, fixed, ..Fact::default() }
+                Fact { full: first.full && pool_keeps(node)?, fixed, ..Fact::default() }
             }
-            "Where" => Fact { counts: inputs.counts(1) && inputs.counts(2), ..keeps },
+            "Where" => Fact { counts: inputs.after(1).all_count(), ..keeps },
             "Concat" => {
-                let full = (0..node.inputs.len()).any(|place| inputs.full(place));
-                Fact { full, counts: inputs.all_counts(), ..keeps }
+                let mut places = 0..node.inputs.len();
+                let full = places.clone().any(|place| inputs.full(place));
+                // All have as many dimensions.
+                Fact { full, vector: places.any(|place| inputs.vector(place)), counts: inputs.all_count(), ..keeps }
             }
-            "Add" | "Mul" | "Max" | "Min" => Fact { counts: inputs.all_counts(), ..keeps },
+            "Max" | "Min" => Fact { counts: inputs.all_count(), ..keeps },
+            "Add" => Fact { counts: inputs.sum_counts(), ..keeps },
+            "Mul" => Fact { counts: inputs.product_counts(), ..keeps },
             _ => keeps,
-        };
-        Ok(Fact { full: fact.full || held, ..fact })
+        })
     }
+}
+
+/// What is known of what makes sizes, and numbers of sizes; `first` is what the first input passes on.
+fn sizes(node: &Node<'_>, inputs: Given<'_>, first: Fact) -> Result<Fact, String> {
+    let fixed = first.fixed;
+    Ok(match node.operator.1 {
+        "Shape" => {
+            let counts = if inputs.full(0) { DIMENSION } else { 0 };
+            // Of a tensor without dimensions it is empty.
+            Fact { counts, vector: true, fixed: true, ..Fact::default() }
+        }
+        "Size" => {
+            let counts = if inputs.full(0) { DIMENSION + DIMENSION } else { 0 };
+            Fact { full: true, counts, fixed: true, ..Fact::default() }
+        }
+        "ConstantOfShape" => {
+            let value = attribute(node, "value")?.and_then(|found| found.tensor);
+            let counts = value.map_or(0, |fact| fact.counts);
+            Fact { full: inputs.counts(0) > 0, counts, fixed, ..Fact::default() }
+        }
+        "Cast" => {
+            // To numbers that hold what sizes are; floats round up to the next power of two at most.
+            let to = attribute(node, "to")?.map(|found| found.number);
+            let short = to == Some(6);
+            let counts = match (to, first.counts) {
+                (Some(1 | 11), 1..) => bounded(first.counts + 1, false),
+                (Some(6 | 7), _) => bounded(first.counts, short),
+                _ => 0,
+            };
+            Fact { counts, short, vector: inputs.vector(0), ..first }
+        }
+        _ => {
+            let from = inputs.values(0).is_some_and(|from| from.iter().all(|from| *from <= 0));
+            let by_one = inputs.values(2) == Some(&[1][..]);
+            Fact { full: from && by_one && inputs.counts(1) > 0, fixed, ..Fact::default() }
+        }
+    })
 }

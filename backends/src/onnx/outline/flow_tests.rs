@@ -101,6 +101,7 @@ fn starves(nodes: &[Proto]) -> bool {
 
 #[test]
 fn what_cannot_be_empty_goes_where_no_empty_tensor_may() {
+    let padding = |how: &str| attribute("auto_pad", 4, how);
     let window = |numbers: [u8; 1]| attribute("kernel_shape", 8, numbers);
     let strides = attribute("strides", 8, [2u8]);
     for nodes in [
@@ -115,7 +116,8 @@ fn what_cannot_be_empty_goes_where_no_empty_tensor_may() {
         &[made("MaxPool", "x", "t").bytes(5, window([2])).bytes(5, strides.clone())],
         &[made("Resize", "x x x given", "t")],
         &[made("Slice", "x one end", "a"), made("Concat", "a x", "t")],
-        &[made("Slice", "w one end", "t")],
+        &[made("Shape", "x", "a"), made("Mul", "a a", "b"), made("Expand", "x b", "t")],
+        &[made("MaxPool", "x", "t").bytes(5, window([2])).bytes(5, padding("SAME_UPPER"))],
     ] {
         assert!(!starves(nodes), "{nodes:?}");
     }
@@ -123,6 +125,10 @@ fn what_cannot_be_empty_goes_where_no_empty_tensor_may() {
 
 #[test]
 fn what_may_be_empty_does_not() {
+    let padding = |how: &str| attribute("auto_pad", 4, how);
+    let inner = Proto::new().bytes(1, made("Relu", "x", "t")).bytes(12, value("t"));
+    let policy = attribute("keep_aspect_ratio_policy", 4, "not_larger");
+    let strides = attribute("strides", 8, [2u8]);
     let window = |numbers: [u8; 1]| attribute("kernel_shape", 8, numbers);
     for nodes in [
         &[made("NonZero", "x", "t")][..],
@@ -141,6 +147,29 @@ fn what_may_be_empty_does_not() {
         &[made("MaxPool", "x", "t").bytes(5, window([2]))],
         &[made("Later", "x", "t")],
         &[made("Slice", "x one end", "a"), made("Concat", "a a", "t")],
+        // A constant is in the file, and what is cut out of it may be nothing.
+        &[made("Slice", "w one end", "t")],
+        // Of a scalar, the shape is empty.
+        &[made("Squeeze", "x", "a"), made("Shape", "a", "t")],
+        &[made("Resize", "x x x given", "t").bytes(5, policy)],
+        &[made("MaxPool", "x", "t").bytes(5, window([2])).bytes(5, strides).bytes(5, padding("VALID"))],
+        // A product of many sizes has no bound.
+        &[made("Shape", "x", "a"), made("Mul", "a a", "b"), made("Mul", "b b", "c"), made("Expand", "x c", "t")],
+        // Of INT32, two sizes are too much.
+        &[
+            made("Shape", "x", "a"),
+            made("Cast", "a", "b").bytes(5, Proto::new().bytes(1, "to").number(3, 6)),
+            made("Mul", "b b", "c"),
+            made("Expand", "x c", "t"),
+        ],
+        // A name within a branch is another's.
+        &[
+            made("If", "s", "u").bytes(5, attribute("then_branch", 6, inner)),
+            made("LSTM", "t w w", "v"),
+            made("Compress", "x s", "t"),
+        ],
+        // What a function is called with is not known in it.
+        &[made("Split", "x", "t u").bytes(5, Proto::new().bytes(1, "split").bytes(21, "sizes"))],
         &[],
     ] {
         assert!(starves(nodes), "{nodes:?}");
@@ -186,4 +215,33 @@ fn functions_are_given_nothing_empty() {
         let starved = read(&file(&[made("NonZero", "x", "n"), call("n")]).0).unwrap().starved;
         assert!(starved.is_some_and(|told| told.ends_with("its input 'n'")));
     }
+    // ONNX Runtime has its own of this name.
+    let hidden = function("", "LSTM", &[made("Relu", "a", "b")]).bytes(4, "a").bytes(5, "b");
+    let file = model(&graph_of(&[made("NonZero", "x", "n"), made("LSTM", "n", "y")])).bytes(25, hidden);
+    assert!(read(&file.0).unwrap().starved.is_some());
+    // A graph that a function is called with.
+    let turns = function("own", "Turns", &[made("Loop", "a a a", "b")]).bytes(4, "a").bytes(5, "b");
+    let inner = Proto::new().bytes(1, made("NonZero", "x", "n")).bytes(1, made("LSTM", "n", "b")).bytes(12, value("b"));
+    let call = made("Turns", "x", "y").bytes(7, "own").bytes(5, attribute("body", 6, inner));
+    let file = model(&graph_of(&[call])).bytes(25, turns);
+    assert!(read(&file.0).unwrap().starved.is_some());
+}
+
+#[test]
+fn decoders_may_begin_without_a_past() {
+    let past = |nodes: &[Proto]| {
+        let start = Proto::new().bytes(2, "g").bytes(11, value("x")).bytes(11, value("past_0")).bytes(12, value("y"));
+        let graph = nodes.iter().fold(start, |graph, node| graph.bytes(1, node));
+        let outline = read(&model(&graph).0).unwrap();
+        assert_eq!(outline.starved, None);
+        outline.past
+    };
+    assert_eq!(found(&[made("Einsum", "x", "y")]).past, Past::None);
+    let joined = made("Concat", "past_0 x", "all");
+    assert_eq!(past(&[joined.clone(), made("Einsum", "all", "y")]), Past::Fits);
+    assert_eq!(past(&[made("Relu", "past_0", "y")]), Past::Fits);
+    assert_eq!(past(&[made("Einsum", "past_0", "y")]), Past::Starves);
+    let grouped = |inputs: &str| made("GroupQueryAttention", inputs, "y").bytes(7, "com.microsoft");
+    assert_eq!(past(&[grouped("x x x past_0 past_0 x x")]), Past::Fits);
+    assert_eq!(past(&[grouped("x past_0 x x x x x")]), Past::Starves);
 }

@@ -50,8 +50,23 @@ pub(super) struct Outline {
     pub(super) unsteady: Option<String>,
     /// An operator that is not known to do well with empty tensors; where there is none, inputs may be empty.
     pub(super) fragile: Option<String>,
+    /// What there is to say of inputs that hold what a decoder remembers.
+    pub(super) past: Past,
     /// A node, and an input of it that may be empty though none of a request is, of which ONNX Runtime would end the process.
     pub(super) starved: Option<String>,
+}
+
+/// What may happen where inputs are empty that hold what a decoder remembers of earlier steps ([`is_past`]), and no others
+/// are: at the first step there is nothing to remember.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Past {
+    /// There are no such inputs.
+    #[default]
+    None,
+    /// Nothing: no node that minds has an empty tensor then.
+    Fits,
+    /// It may end the process.
+    Starves,
 }
 
 /// A tensor whose values lie in another file.
@@ -96,6 +111,12 @@ pub(super) fn read(data: &[u8]) -> Result<Outline, String> {
 /// The file is refused, as it is when it is loaded.
 pub fn external_files(data: &[u8]) -> Result<BTreeSet<String>, String> {
     Ok(read(data)?.external.into_iter().map(|external| external.location).collect())
+}
+
+/// Does an input of this name hold keys and values of earlier steps? So exporters of decoders call them:
+/// `past_key_values.0.key`, `past_0`.
+pub(super) fn is_past(input: &str) -> bool {
+    input.starts_with("past")
 }
 
 /// Is this the beginning of an ONNX file? The version of the format stands first, as every library writes it, and the

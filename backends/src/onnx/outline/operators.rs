@@ -79,8 +79,8 @@ const ROWS: [Row; 14] = [
     Row {
         domain: MICROSOFT,
         traits: KEEPS | DEADLY,
-        operators: "DynamicQuantizeLSTM Inverse MultiHeadAttention QAttention RotaryEmbedding SkipLayerNormalization \
-                    SkipSimplifiedLayerNormalization",
+        operators: "DynamicQuantizeLSTM GroupQueryAttention Inverse MultiHeadAttention QAttention RotaryEmbedding \
+                    SkipLayerNormalization SkipSimplifiedLayerNormalization",
     },
     Row { domain: MICROSOFT, traits: FIRST | KEEPS, operators: "FusedConv" },
     Row {
@@ -101,6 +101,7 @@ pub(super) fn traits(domain: &str, operator: &str) -> u8 {
 pub(super) fn minds(operator: &str) -> Option<(usize, usize)> {
     match operator {
         "GRU" | "LSTM" => Some((0, 1)),
+        "GroupQueryAttention" => Some((0, 3)),
         "SkipLayerNormalization" | "SkipSimplifiedLayerNormalization" => Some((1, 1)),
         _ => None,
     }

@@ -6,7 +6,7 @@ use super::functions::{self, Body};
 use super::tensor::{self, Tensor};
 use super::types::{types, value_info};
 use super::wire::{Field, Message, once, twice};
-use super::{External, Outline, shown};
+use super::{External, Outline, Past, is_past, shown};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Graphs within graphs.
@@ -15,7 +15,7 @@ const GRAPHS_DEEP: usize = 16;
 const EXTERNAL_MAX: usize = 100_000;
 
 /// Domains of ONNX Runtime's own operators, with the short name of the first.
-const DOMAINS: [&str; 10] = [
+pub(super) const DOMAINS: [&str; 10] = [
     "",
     "ai.onnx.ml",
     "ai.onnx.preview",
@@ -97,7 +97,13 @@ pub(super) fn model(message: Message<'_>) -> Result<Outline, String> {
     for training in &model.training {
         walk.training(*training)?;
     }
-    let found = flow::follow(whole, !graph.unshaped.is_empty(), &model.functions, &walk.functions)?;
+    let follow = |past| flow::follow(whole, past, &model.functions, &walk.functions);
+    let found = follow(false)?;
+    let past = match graph.inputs.iter().any(|name| is_past(name)) {
+        false => Past::None,
+        true if found.fragile.is_none() || follow(true)?.starved.is_none() => Past::Fits,
+        true => Past::Starves,
+    };
     Ok(Outline {
         ir_version: model.ir_version,
         inputs: graph.inputs.into_iter().map(str::to_owned).collect(),
@@ -109,6 +115,7 @@ pub(super) fn model(message: Message<'_>) -> Result<Outline, String> {
         nodes: bodies.iter().map(|body| body.nodes).sum(),
         unsteady: found.unsteady.map(str::to_owned),
         fragile: found.fragile.map(str::to_owned),
+        past,
         starved: found.starved,
     })
 }
@@ -175,6 +182,11 @@ pub(super) struct Node<'a> {
 }
 
 impl<'a> Node<'a> {
+    /// One of nothing but an attribute.
+    pub(super) fn of(attribute: Message<'a>) -> Self {
+        Node { attributes: vec![attribute], ..Node::default() }
+    }
+
     pub(super) fn read(message: Message<'a>) -> Result<Self, String> {
         let mut node = Node { at: message.at, ..Node::default() };
         for field in message.fields() {
@@ -350,16 +362,20 @@ impl<'a> Walk<'a> {
                 "holds or names a model that was compiled for one device; serve the model it was made from".into()
             );
         }
-        if let Some(&function) = self.functions.get(&node.operator) {
-            self.body.calls.push(function);
-            return Ok(());
-        }
+        let own = self.functions.get(&node.operator);
+        self.body.calls.extend(own);
         if DOMAINS.contains(&domain) {
             match (op, node.outputs.first(), node.inputs.get(FRAME_LENGTH)) {
+                ("Constant", ..) if node.attributes.len() > 1 => {
+                    return Err(format!("has {} attributes; a Constant has one, its value", node.attributes.len()));
+                }
                 ("Constant", Some(output), _) => drop(self.constants.insert(output)),
                 ("STFT", _, Some(length)) if !length.is_empty() => self.divisions.push((node.label(), length)),
                 _ => {}
             }
+            return Ok(());
+        }
+        if own.is_some() {
             return Ok(());
         }
         Err(format!(
@@ -374,6 +390,7 @@ impl<'a> Walk<'a> {
         for field in message.fields() {
             let field = field?;
             match field.number {
+                1 if !name.is_empty() => return Err(twice(&field)),
                 1 => name = field.text()?,
                 // Tensor, graph, type, sparse tensor; then lists of these.
                 5 | 6 | 14 | 22 if inner.iter().any(|other| other.number == field.number) => return Err(twice(&field)),

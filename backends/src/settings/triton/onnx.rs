@@ -4,7 +4,7 @@
 use super::{COMMON, Fields, Reading, accelerator, flag, group, note, parameters, port, sort};
 use crate::pbtxt::Message;
 use crate::settings::onnx::is_entry;
-use crate::settings::{Device, InstanceGroup, Onnx, Optimization, Settings};
+use crate::settings::{Device, InstanceGroup, Isolation, Onnx, Optimization, Settings};
 use std::collections::BTreeMap;
 
 /// Fields that mean something else to other models.
@@ -100,6 +100,14 @@ fn level(optimization: &Message, notes: &mut Vec<String>) -> Result<Option<Optim
     }
 }
 
+fn isolation(key: &str, value: &str) -> Result<Isolation, String> {
+    Ok(match choice(key, value, &["auto", "always", "never"])? {
+        "always" => Isolation::Always,
+        "never" => Isolation::Never,
+        _ => Isolation::Auto,
+    })
+}
+
 /// The parameters. Those that are options of CUDA are given back: whether it is used is not known yet.
 fn told(config: &Message, onnx: &mut Onnx, notes: &mut Vec<String>) -> Result<BTreeMap<String, String>, String> {
     let mut cuda = BTreeMap::new();
@@ -112,6 +120,7 @@ fn told(config: &Message, onnx: &mut Onnx, notes: &mut Vec<String>) -> Result<BT
             "enable_mem_pattern" => onnx.memory_pattern = flag(key, value)?,
             // This server's own: Triton's backend always goes on without what does not load.
             "fallback" => onnx.fallback = flag(key, value)?,
+            "isolation" => onnx.isolation = Some(isolation(key, value)?),
             "gpu_mem_limit" => {
                 let bytes: Result<u64, _> = value.parse();
                 let bytes = bytes.map_err(|_| format!("parameter '{key}' is '{value}', no number of bytes"))?;

@@ -58,7 +58,7 @@ async fn answers(
             let compiled = tokio::time::timeout_at(deadline.into(), language.guide(form)).await;
             match compiled.map_err(|_| Error::Deadline)? {
                 Ok(guide) => Some(guide),
-                Err(error) => return Err(named(language, ask.schemas, about(field, error)).await),
+                Err(error) => return Err(named(language, ask.schemas, about(field, error), deadline).await),
             }
         }
     };
@@ -76,7 +76,7 @@ async fn answers(
 
 /// Why a form could not be compiled, with the tool whose schema is the reason: all of them are parts of one form, whose
 /// compiler does not know which is whose. `error` stays where each can be followed alone, and where none is its reason.
-async fn named(language: &Language, schemas: Vec<(String, Form)>, error: Refusal) -> Refusal {
+async fn named(language: &Language, schemas: Vec<(String, Form)>, error: Refusal, deadline: Instant) -> Refusal {
     if !matches!(error, Refusal::Field(_)) {
         return error;
     }
@@ -88,7 +88,8 @@ async fn named(language: &Language, schemas: Vec<(String, Form)>, error: Refusal
         }
         None
     };
-    match tokio::time::timeout(LONGEST_LOOK, look).await {
+    let deadline = deadline.min(Instant::now() + LONGEST_LOOK);
+    match tokio::time::timeout_at(deadline.into(), look).await {
         Ok(Some(found)) => found.into(),
         Ok(None) | Err(_) => error,
     }

@@ -7,6 +7,7 @@ use backends::llm::plan::Logprobs;
 use protocol::openai::logprobs::{
     Alternatives, ChatLogprobs, CompletionLogprobs, PromptLogprob, PromptLogprobs, TokenLogprob, TopLogprob,
 };
+use std::collections::BTreeSet;
 
 /// Writes tokens.
 #[derive(Clone, Copy, Debug)]
@@ -63,9 +64,10 @@ impl Teller<'_> {
 
     /// Of an echoed prompt with so many characters and of the tokens after it; `None` where nobody asked.
     pub fn echoed(&self, prompt: &[Told], characters: usize, told: &[Told]) -> Option<CompletionLogprobs> {
-        // Control tokens that the tokenizer has put there are not in the prompt's text, those that the client wrote are.
-        let written: usize = prompt.iter().map(|told| self.length(told.id, false)).sum();
-        let mut lists = self.lists(prompt, &mut 0, written != characters)?;
+        let lengths: Vec<usize> = prompt.iter().map(|told| self.length(told.id, false)).collect();
+        let special = |place: usize| self.length(prompt[place].id, true) == 0;
+        let added = added(&lengths, special, characters);
+        let mut lists = self.lists(prompt, &mut 0, |place| !added.contains(&place))?;
         let mut rest = self.completion(told, &mut { characters })?;
         lists.text_offset.append(&mut rest.text_offset);
         lists.token_logprobs.append(&mut rest.token_logprobs);
@@ -77,16 +79,18 @@ impl Teller<'_> {
     /// Of a completion, whose next token begins at the character `offset`, which goes on by these tokens; `None` where
     /// nobody asked.
     pub fn completion(&self, told: &[Told], offset: &mut usize) -> Option<CompletionLogprobs> {
-        self.lists(told, offset, self.telling.leaves_out_special)
+        let counts = |place: usize| self.length(told[place].id, self.telling.leaves_out_special) > 0;
+        self.lists(told, offset, counts)
     }
 
-    fn lists(&self, told: &[Told], offset: &mut usize, leaves_out_special: bool) -> Option<CompletionLogprobs> {
+    /// The places of tokens that are in the text are those of which `counts` says so.
+    fn lists(&self, told: &[Told], offset: &mut usize, counts: impl Fn(usize) -> bool) -> Option<CompletionLogprobs> {
         let count = self.telling.logprobs?;
         let mut lists = CompletionLogprobs::default();
-        for Told { id, logprobs } in told {
+        for (place, Told { id, logprobs }) in told.iter().enumerate() {
             let text = self.text(*id);
             lists.text_offset.push(*offset);
-            *offset += self.length(*id, leaves_out_special);
+            *offset += if counts(place) { self.length(*id, false) } else { 0 };
             lists.token_logprobs.push(logprobs.as_ref().map(|logprobs| logprobs.logprob));
             lists.top_logprobs.push(logprobs.as_ref().map(|logprobs| {
                 let mut best: Vec<_> =
@@ -116,5 +120,39 @@ impl Teller<'_> {
         };
         let rest = prompt.iter().skip(1).zip(logprobs).map(of);
         Some(std::iter::once(None).chain(rest).collect())
+    }
+}
+
+/// The places of control tokens that the tokenizer has put around a prompt of so many characters: they are not in its
+/// text, those that the client wrote are. `lengths` are of all tokens. Where nothing at the edges makes up for what is
+/// too much, all control tokens are taken for the tokenizer's.
+fn added(lengths: &[usize], special: impl Fn(usize) -> bool, characters: usize) -> BTreeSet<usize> {
+    let (count, more) = (lengths.len(), lengths.iter().sum::<usize>().saturating_sub(characters));
+    let first = (0..count).take_while(|place| special(*place)).count();
+    let last = (first..count).rev().take_while(|place| special(*place)).count();
+    for begin in 0..=first {
+        for end in count - last..=count {
+            let (before, after) = (&lengths[..begin], &lengths[end..]);
+            if before.iter().chain(after).sum::<usize>() == more {
+                return (0..begin).chain(end..count).collect();
+            }
+        }
+    }
+    (0..count).filter(|place| special(*place)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::added;
+
+    #[test]
+    fn what_the_tokenizer_adds_stands_at_the_edges() {
+        // Of a beginning, two words, a control token between them, and an end.
+        let lengths = [3, 5, 7, 5, 4];
+        let special = |place: usize| matches!(place, 0 | 2 | 4);
+        for (characters, places) in [(24, &[][..]), (21, &[0]), (17, &[0, 4]), (20, &[4]), (10, &[0, 2, 4])] {
+            let found: Vec<usize> = added(&lengths, special, characters).into_iter().collect();
+            assert_eq!(found, places, "{characters}");
+        }
     }
 }
