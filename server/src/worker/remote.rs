@@ -126,12 +126,16 @@ impl Remote {
         drop(turn);
         // Nobody waits for one that was ended because it went on after its deadline.
         call.check()?;
-        if !alone && (lost.before || lost.ended.calls > 1) {
-            self.attempt(call, true)
-        } else {
-            Err(verdict(&lost.ended))
-        }
+        // What somebody ended, the request did not bring about; and a process that was ended is not gone at once.
+        let others = lost.before || lost.ended.calls > 1 || !is_fault(lost.ended.signal);
+        if others && !alone { self.attempt(call, true) } else { Err(verdict(&lost.ended)) }
     }
+}
+
+/// Is it a signal that a process brings on itself?
+fn is_fault(signal: Option<i32>) -> bool {
+    let faults = [Signal::ILL, Signal::ABORT, Signal::BUS, Signal::FPE, Signal::SEGV].map(Signal::as_raw);
+    signal.is_some_and(|signal| faults.contains(&signal))
 }
 
 /// A call without an answer, since its process has ended.
@@ -145,9 +149,8 @@ struct Lost {
 /// bring about again.
 fn verdict(ended: &Ended) -> InferError {
     let how = &ended.told;
-    let faults = [Signal::ILL, Signal::ABORT, Signal::BUS, Signal::FPE, Signal::SEGV].map(Signal::as_raw);
     match ended.signal {
-        Some(signal) if faults.contains(&signal) => InferError::Invalid(format!(
+        signal if is_fault(signal) => InferError::Invalid(format!(
             "ONNX Runtime ended the model's process with {how} over this request; it is started again"
         )),
         Some(signal) if signal == Signal::KILL.as_raw() => InferError::Memory(format!(
