@@ -202,6 +202,9 @@ fn lack(path: &Path) -> Option<&'static str> {
             "it does not begin with the line 'tree', as LightGBM's text does"
         }
         ("txt", _) => "it breaks off in its first line",
+        (_, Some(b'{')) if file_name(path) == "config.json" => {
+            "near its beginning its outermost object has no key \"architectures\", by which a language model is known"
+        }
         (_, Some(b'{')) => {
             "its outermost object has no key \"learner\", as XGBoost's JSON and UBJSON have: it is cut off, or no model"
         }
@@ -384,6 +387,11 @@ mod tests {
         for (name, text, what) in [
             ("model.json", "", "model.json is there, but it is empty; no model file"),
             ("model.json", "{\"version\":[3,0", "model.json is there, but its outermost object has no key \"learner\""),
+            (
+                "config.json",
+                "{\"model_type\":\"llama\"}",
+                "config.json is there, but near its beginning its outermost object has no key \"architectures\"",
+            ),
             ("model.json", "[]", "model.json is there, but it does not begin with '{'"),
             ("model.ubj", "x", "model.ubj is there, but it does not begin with '{'"),
             ("model.txt", "treacle", "model.txt is there, but it does not begin with the line 'tree'"),

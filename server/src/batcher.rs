@@ -171,7 +171,7 @@ impl Batcher {
         }
         if queue.waiting.len() >= self.0.options.queue {
             return Err(Error::Overloaded(format!(
-                "{} requests wait for this model already; try again later",
+                "{} requests wait for this model already (--queue-size); try again later",
                 queue.waiting.len()
             )));
         }

@@ -24,7 +24,9 @@ impl Budget {
     fn take(&self, pages: usize) -> Result<OwnedSemaphorePermit, Error> {
         let pages = u32::try_from(pages).unwrap_or(u32::MAX);
         self.pages.clone().try_acquire_many_owned(pages).map_err(|_| {
-            Error::Overloaded("the server holds as many bytes of requests as it may; try again later".into())
+            Error::Overloaded(
+                "the server holds as many bytes of requests as it may (--inflight-bytes); try again later".into(),
+            )
         })
     }
 }

@@ -337,7 +337,8 @@ fn attempt(task: &Task) -> Outcome {
         limits: Limits::default(),
         conventions: Conventions::Kserve,
         language: LanguageOptions::default(),
-        onnx: OnnxOptions { libraries: task.libraries.clone(), isolation: Isolation::Never, place: Place::Own },
+        // As in the server's process, where most are computed; one that has its own ends nothing but that.
+        onnx: OnnxOptions { libraries: task.libraries.clone(), isolation: Isolation::Never, place: Place::Here },
     };
     match std::panic::catch_unwind(AssertUnwindSafe(|| load(&artifact, &options).map(drop))) {
         Ok(Ok(())) => Outcome::Loaded,

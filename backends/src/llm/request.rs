@@ -105,7 +105,9 @@ impl fmt::Display for RequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::EmptyPrompt => f.write_str("the prompt has no tokens; expected at least 1"),
-            Self::PromptTooLong { tokens, most } => write!(f, "the prompt has {tokens} tokens; the limit is {most}"),
+            Self::PromptTooLong { tokens, most } => {
+                write!(f, "the prompt has {tokens} tokens; the model's context has room for {most}")
+            }
             Self::UnknownToken { field, token, vocabulary } => {
                 write!(f, "token {token} of {field} is not one of the model's {vocabulary}")
             }
@@ -113,7 +115,7 @@ impl fmt::Display for RequestError {
             Self::Copies { copies, most } => write!(f, "{copies} copies are asked for; expected 1 to {most}"),
             Self::OutputTooLong { copies, max_tokens, most } => {
                 let product = u64::from(*copies) * u64::from(*max_tokens);
-                write!(f, "{copies} copies of {max_tokens} tokens are {product}; the limit is {most}")
+                write!(f, "{copies} copies of {max_tokens} tokens are {product}; one request may generate {most}")
             }
             Self::MinTokens { min_tokens, max_tokens } => {
                 write!(f, "min_tokens is {min_tokens}, but max_tokens is {max_tokens}")

@@ -91,7 +91,7 @@ impl Backend for OnnxBackend {
         // Longer ones, which protobuf cannot count, are not even read.
         let model_bytes = options.limits.model_bytes.min(i32::MAX as u64);
         // Both take their time, and neither needs the other.
-        let bytes = thread::scope(|scope| {
+        let mut bytes = thread::scope(|scope| {
             // Where the system gives no thread, what it would have prepared is made when it is needed.
             let _ = thread::Builder::new().spawn_scoped(scope, || runtime::prepare(options));
             artifact.read_model(&crate::Limits { model_bytes, ..options.limits })
@@ -102,6 +102,9 @@ impl Backend for OnnxBackend {
         if let Some(elsewhere) = elsewhere.filter(|_| outline.starved.is_some() || outline.past == Past::Starves) {
             drop(bytes);
             return elsewhere.start(artifact).map(Model::Predictor);
+        }
+        if !matches!(options.onnx.place, Place::Own) {
+            outline::conceal(&mut bytes, &outline.stated);
         }
         let source = Source { bytes, outline, directory: directory.to_path_buf() };
         let predictor = runtime::load(&source, artifact.settings(), options);

@@ -40,10 +40,8 @@ pub fn validate(directory: &Path, onnxruntime: Option<&Path>) -> Result<(String,
     let mut report = Report { text: String::new(), good: !models.is_empty(), options, probe };
     if models.is_empty() {
         report.line(&format!("{}: no models", directory.display()));
-        let config = directory.join("config.json");
-        if config.is_file() {
-            let why = "says no `architectures` near its beginning, by which a language model is known";
-            report.line(&format!("{}: {why}", config.display()));
+        if let Err(why) = Artifact::open(directory, directory) {
+            report.line(&why.to_string());
         }
     }
     for note in notes {
@@ -184,7 +182,10 @@ mod tests {
         fs::write(root.path().join("config.json"), r#"{"model_type": "llama"}"#).unwrap();
         let (text, good) = validate(root.path(), None).unwrap();
         let (first, second) = text.split_once('\n').unwrap();
-        assert!(first.ends_with(": no models") && second.contains("config.json: says no `architectures`"), "{text}");
+        assert!(
+            first.ends_with(": no models") && second.contains("config.json is there, but near its beginning"),
+            "{text}"
+        );
         assert!(!good);
     }
 

@@ -116,8 +116,9 @@ impl Services {
 
     /// What is answered when there are too many connections.
     fn reserved(&self) -> Self {
-        let refuse =
-            || async { crate::rest::refuse(&Error::Overloaded("too many connections; try again later".into())) };
+        let refuse = || async {
+            crate::rest::refuse(&Error::Overloaded("too many connections (--max-connections); try again later".into()))
+        };
         let rest = self.reserve.clone().fallback(refuse);
         Services { grpc: self.grpc_reserve.clone(), rest, infer: None, ..self.clone() }
     }

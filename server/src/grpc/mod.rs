@@ -111,7 +111,7 @@ async fn unknown(uri: http::Uri) -> Response {
 }
 
 async fn busy() -> Response {
-    status(&Error::Overloaded("too many connections; try again later".into())).into_http()
+    status(&Error::Overloaded("too many connections (--max-connections); try again later".into())).into_http()
 }
 
 /// Characters of a method that an error repeats.

@@ -292,7 +292,7 @@ impl GrpcInferenceService for Service {
 /// A message over the limit is OUT_OF_RANGE to the library, and too large in the table of errors.
 pub(super) fn of_the_table(broken: Status) -> Status {
     if broken.code() == Code::OutOfRange {
-        return status(&Error::TooLarge(broken.message().into()));
+        return status(&Error::TooLarge(format!("{} (--max-body-size)", broken.message())));
     }
     broken
 }

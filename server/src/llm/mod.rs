@@ -218,13 +218,15 @@ impl Language {
         if room == 0 {
             let most = self.context - 1;
             return Err(Error::Invalid(format!(
-                "the prompt has {length} tokens; this model's context of {} tokens has room for {most}",
+                "the prompt has {length} tokens; this model's context of {} tokens (--max-model-len) has \
+                 room for {most}",
                 self.context
             )));
         }
         if let Some(most) = max_tokens.filter(|most| *most > room) {
             return Err(Error::Invalid(format!(
-                "max_tokens is {most} and the prompt has {length} tokens; this model's context has room for {} together",
+                "max_tokens is {most} and the prompt has {length} tokens; this model's context (--max-model-len) has \
+                 room for {} together",
                 self.context
             )));
         }

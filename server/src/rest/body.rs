@@ -28,7 +28,7 @@ fn stopped() -> Error {
 }
 
 fn too_large(limits: &BodyLimits) -> Error {
-    Error::TooLarge(format!("the request is larger than the limit of {} bytes", limits.bytes))
+    Error::TooLarge(format!("the request is larger than the limit of {} bytes (--max-body-size)", limits.bytes))
 }
 
 /// Reads a whole body and unpacks it.

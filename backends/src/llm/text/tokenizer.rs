@@ -77,7 +77,9 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, InferError> {
         if text.len() > self.max_text_bytes {
             let (length, most) = (text.len(), self.max_text_bytes);
-            return Err(InferError::invalid(format!("the text has {length} bytes; at most {most} are allowed")));
+            return Err(InferError::invalid(format!(
+                "the text has {length} bytes; a prompt that fits into the model's context has at most {most}"
+            )));
         }
         let by_processor = add_special && matches!(self.edges, Edges::PostProcessor);
         let encoding = self.inner.encode_fast(text, by_processor);

@@ -119,15 +119,11 @@ impl OnnxPredictor {
             batchable: false,
             steady: false,
             spreads: false,
-            empties: Empties::default(),
+            empties: if own { Empties::default() } else { Empties::of(&source.outline, on_cpu, &symbols) },
             bytes,
             notes,
         };
         predictor.try_out(settings, &symbols)?;
-        if !own {
-            let reshaped = predictor.reshapes.keys().cloned().collect();
-            predictor.empties = Empties::of(&source.outline, on_cpu, symbols, reshaped);
-        }
         trial::state_ranks(&mut predictor.signature, &predictor.trial);
         predictor.steady = predictor.is_steady(source);
         Ok(predictor)
@@ -238,6 +234,10 @@ impl OnnxPredictor {
     /// As [`Predictor::predict`].
     pub(super) fn run(&self, call: &Call<'_>, group: Option<usize>) -> Result<Vec<Tensor>, InferError> {
         call.check()?;
+        // What is made up for a trial may be empty, too: a graph may state that an input is.
+        self.empties
+            .check(&self.signature, call, |tensor, port| self.shape(tensor, port))
+            .map_err(InferError::Invalid)?;
         let inputs = self.lend(call)?;
         let wanted = self.wanted(call);
         let names: Vec<_> = wanted.iter().map(|&place| self.outputs[place].0.as_c_str()).collect();
@@ -364,7 +364,6 @@ impl Predictor for OnnxPredictor {
     }
 
     fn predict(&self, call: &Call<'_>) -> Result<Vec<Tensor>, InferError> {
-        self.empties.check(&self.signature, call).map_err(InferError::Invalid)?;
         self.run(call, None)
     }
 }

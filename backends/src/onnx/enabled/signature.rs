@@ -2,7 +2,7 @@
 
 use super::flatten::Classes;
 use super::values::datatype;
-use crate::onnx::outline::Outline;
+use crate::onnx::outline::{Dimension, Outline};
 use crate::settings::PortSettings;
 use crate::{DataType, Port, Settings, Signature};
 use ort::session::Session;
@@ -57,7 +57,8 @@ pub(super) fn interface(session: &Session, outline: &Outline, settings: &Setting
     }
     for outlet in session.outputs() {
         let classes = outline.classes.get(outlet.name()).cloned();
-        let (port, how, names) = output(outlet.name(), outlet.dtype(), classes)?;
+        let stated = outline.shapes.get(outlet.name()).map(Vec::as_slice);
+        let (port, how, names) = output(outlet.name(), outlet.dtype(), classes, stated)?;
         outputs.push(port);
         given.push(how);
         symbols.push(names);
@@ -85,7 +86,12 @@ fn input(name: &str, kind: &ValueType, optional: bool) -> Result<(Port, Vec<Stri
     }
 }
 
-fn output(name: &str, kind: &ValueType, classes: Classes) -> Result<(Port, Given, Vec<String>), String> {
+fn output(
+    name: &str,
+    kind: &ValueType,
+    classes: Classes,
+    stated: Option<&[Dimension]>,
+) -> Result<(Port, Given, Vec<String>), String> {
     let known = |element| {
         datatype(element)
             .ok_or_else(|| format!("output '{name}' is of type {element}, which the protocol does not have"))
@@ -94,9 +100,10 @@ fn output(name: &str, kind: &ValueType, classes: Classes) -> Result<(Port, Given
     let labels = classes.clone().unwrap_or_default();
     match kind {
         ValueType::Tensor { ty, shape, dimension_symbols } => {
-            Ok((port(name, known(*ty)?, shape.to_vec()), Given::Tensor, dimension_symbols.to_vec()))
+            let (shape, symbols) = joined(shape, dimension_symbols, stated);
+            Ok((port(name, known(*ty)?, shape), Given::Tensor, symbols))
         }
-        ValueType::Optional(inner) => output(name, inner, classes),
+        ValueType::Optional(inner) => output(name, inner, classes, stated),
         ValueType::Map { value, .. } => {
             let port = Port { labels, ..port(name, table(name, *value)?, vec![columns]) };
             Ok((port, Given::Map(classes), vec![String::new()]))
@@ -106,14 +113,30 @@ fn output(name: &str, kind: &ValueType, classes: Classes) -> Result<(Port, Given
                 let port = Port { labels, ..port(name, table(name, *value)?, vec![-1, columns]) };
                 Ok((port, Given::Maps(classes), vec![String::new(), String::new()]))
             }
-            ValueType::Tensor { ty, shape, .. } => {
-                let shape: Vec<i64> = std::iter::once(-1).chain(shape.iter().copied()).collect();
+            ValueType::Tensor { ty, shape, dimension_symbols } => {
+                let (shape, _) = joined(shape, dimension_symbols, stated);
+                let shape: Vec<i64> = std::iter::once(-1).chain(shape).collect();
                 let symbols = vec![String::new(); shape.len()];
                 Ok((port(name, known(*ty)?, shape), Given::Tensors, symbols))
             }
             other => Err(format!("output '{name}' is a sequence of {other}, which makes no tensor")),
         },
     }
+}
+
+/// The shape of an output, and the names of its dimensions: what ONNX Runtime found, which it was not told, and where it
+/// found nothing what the file states.
+fn joined(found: &[i64], symbols: &[String], stated: Option<&[Dimension]>) -> (Vec<i64>, Vec<String>) {
+    let stated = stated.filter(|stated| found.is_empty() || found.len() == stated.len()).unwrap_or_default();
+    let places = 0..found.len().max(stated.len());
+    let one = |place: usize| {
+        let (length, name) = (found.get(place).copied().unwrap_or(-1), symbols.get(place).map(String::as_str));
+        match stated.get(place) {
+            Some(dimension) if length < 0 => (dimension.length, dimension.name.clone()),
+            _ => (length, name.unwrap_or_default().to_owned()),
+        }
+    };
+    places.map(one).unzip()
 }
 
 /// The type of a table of a map's values.

@@ -1,7 +1,7 @@
 //! Facts about a tensor between nodes, and those that its values tell where the file has them.
 
+use super::node::Node;
 use super::tensor::Tensor;
-use super::walk::Node;
 use super::wire::Message;
 
 /// Values of a constant that are looked at.

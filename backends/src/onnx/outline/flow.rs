@@ -5,9 +5,10 @@
 //! Nodes are followed in the order in which they stand. Of what is not understood nothing is known, which is always right.
 
 use super::facts::{DIMENSION, Fact, Given, attribute, bounded, constant, pool_keeps, refers, says_other, tensor};
+use super::node::{DOMAINS, Node, Operator};
 use super::operators::{self, FIRST, KEEPS, SAFE, STEADY};
+use super::stated;
 use super::types::value_info;
-use super::walk::{DOMAINS, Node, Operator};
 use super::wire::Message;
 use super::{is_past, shown};
 use std::collections::{BTreeMap, BTreeSet};
@@ -126,17 +127,20 @@ impl<'a> Flow<'a, '_> {
         node.graphs()?.into_iter().try_for_each(|graph| self.graph(graph, Some(&[])).map(|_| ()))
     }
 
-    /// What is known of the outputs of a graph. Without facts of its inputs it is the model's, whose inputs are full.
+    /// What is known of the outputs of a graph. Without facts of its inputs it is the model's, whose inputs are full
+    /// unless it states that one is empty.
     fn graph(&mut self, graph: Message<'a>, given: Option<&[Fact]>) -> Result<Vec<Fact>, String> {
         let outside = self.known.len();
         let mut inputs = BTreeSet::new();
         for field in graph.fields() {
             let field = field?;
             if field.number == 11 {
-                let name = value_info(field.message()?, "input")?.0;
+                let info = field.message()?;
+                let name = value_info(info, "input")?.0;
                 let fact = match given {
                     Some(facts) => facts.get(inputs.len()).cloned().unwrap_or_default(),
-                    None => Fact { full: !(self.past && is_past(name)), ..Fact::default() },
+                    // Of one that is stated to be empty each request is to bring nothing.
+                    None => Fact { full: !(self.past && is_past(name)) && !stated::is_empty(info)?, ..Fact::default() },
                 };
                 self.define(name, fact);
                 inputs.insert(name);

@@ -245,3 +245,55 @@ fn decoders_may_begin_without_a_past() {
     assert_eq!(past(&[grouped("x x x past_0 past_0 x x")]), Past::Fits);
     assert_eq!(past(&[grouped("x past_0 x x x x x")]), Past::Starves);
 }
+
+#[test]
+fn shapes_of_what_is_computed_are_found() {
+    // The graph's own output alone.
+    assert_eq!(found(&[made("Relu", "x", "y")]).stated.len(), 1);
+    let body = |kind: &str| {
+        let graph = Proto::new().bytes(2, "b").bytes(11, value("i")).bytes(12, value("o")).bytes(13, value("t"));
+        let node = made(kind, "x", "y").bytes(5, attribute("body", 6, graph));
+        found(&[node]).stated.len()
+    };
+    // Its input, output and what is between them; of a Loop both lengths of its ports, each.
+    assert_eq!((body("If"), body("Loop"), body("Scan")), (1 + 3, 1 + 5, 1 + 5));
+    let own = function("own", "Mine", &[made("Relu", "a", "c")]).bytes(4, "a").bytes(5, "c").bytes(12, value("t"));
+    let file = model(&graph_of(&[made("Mine", "x", "y").bytes(7, "own")])).bytes(25, own);
+    let outline = read(&file.0).unwrap();
+    assert_eq!(outline.stated.len(), 2);
+    let lengths: Vec<_> = outline.shapes["y"].iter().map(|dimension| (dimension.length, &dimension.name[..])).collect();
+    assert_eq!(lengths, [(-1, "N"), (3, "")]);
+    let mut hidden = file.0.clone();
+    conceal(&mut hidden, &outline.stated);
+    let outline = read(&hidden).unwrap();
+    assert!(outline.stated.is_empty() && outline.shapes.is_empty(), "{outline:?}");
+}
+
+#[test]
+fn an_input_that_is_stated_to_be_empty_is() {
+    let shape =
+        |length: i64| Proto::new().bytes(1, Proto::new().number(1, length)).bytes(1, Proto::new().bytes(2, "N"));
+    let input = |length| typed("z", Proto::new().bytes(1, Proto::new().number(1, 1).bytes(2, shape(length))));
+    let starved = |length| {
+        let graph = graph_of(&[made("LSTM", "z w w", "y")]).bytes(11, input(length));
+        read(&model(&graph).0).unwrap().starved
+    };
+    assert_eq!(starved(1), None);
+    assert!(starved(0).unwrap().ends_with("its input 'z'"));
+}
+
+#[test]
+fn a_type_that_stands_twice_is_refused() {
+    let kind = || Proto::new().number(1, 1).bytes(2, Proto::new());
+    let twice = [
+        Proto::new().bytes(1, kind()).bytes(1, kind()),
+        Proto::new().bytes(1, kind()).bytes(4, Proto::new()),
+        Proto::new().bytes(1, kind().bytes(2, Proto::new())),
+        Proto::new().bytes(4, Proto::new().bytes(1, Proto::new().bytes(1, kind())).bytes(1, Proto::new())),
+    ];
+    for kind in twice {
+        let graph = graph_of(&[made("Relu", "x", "y")]).bytes(13, typed("t", kind));
+        let error = read(&model(&graph).0).unwrap_err();
+        assert!(error.contains("stands twice"), "{error}");
+    }
+}

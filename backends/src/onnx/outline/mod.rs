@@ -16,13 +16,16 @@ mod facts;
 mod files;
 mod flow;
 mod functions;
+mod node;
 mod operators;
+mod stated;
 mod tensor;
 mod types;
 mod walk;
 mod wire;
 
 pub(super) use files::check_external;
+pub(super) use stated::{Dimension, conceal};
 
 use std::collections::{BTreeMap, BTreeSet};
 use wire::Message;
@@ -38,6 +41,10 @@ pub(super) struct Outline {
     pub(super) unshaped: BTreeSet<String>,
     /// Outputs of the graph, in order.
     pub(super) outputs: Vec<String>,
+    /// Shapes that are stated of outputs: of tensors, or of those in a sequence.
+    pub(super) shapes: BTreeMap<String, Vec<Dimension>>,
+    /// Where the file states shapes of what is computed, which ONNX Runtime would believe ([`conceal`]).
+    pub(super) stated: Vec<usize>,
     /// Tensors of the graph that have values: an input of the same name may be left out.
     pub(super) initializers: BTreeSet<String>,
     /// Tensors whose values lie outside the file, wherever in it they are named.

@@ -4,7 +4,7 @@ use super::shown;
 use super::wire::{Message, once};
 
 /// Types within types.
-const TYPES_DEEP: usize = 8;
+pub(super) const TYPES_DEEP: usize = 8;
 
 /// The name of an input, an output or a value between nodes, whose type is in order; and whether a tensor's shape is
 /// stated, be it that of a scalar.
@@ -39,8 +39,12 @@ pub(super) fn types(message: Message<'_>, depth: usize) -> Result<(), String> {
     if depth > TYPES_DEEP {
         return Err(format!("a type is nested more than {TYPES_DEEP} deep"));
     }
+    let mut one = None;
     for field in message.fields() {
         let field = field?;
+        if matches!(field.number, 1 | 4 | 5 | 8 | 9) {
+            once(&mut one, &field)?;
+        }
         // Where the inner type is: what is in a map stands behind the type of its keys.
         let inner = match field.number {
             1 | 8 => {
@@ -51,9 +55,11 @@ pub(super) fn types(message: Message<'_>, depth: usize) -> Result<(), String> {
             5 => 2,
             _ => continue,
         };
+        let mut one = None;
         for field in field.message()?.fields() {
             let field = field?;
             if field.number == inner {
+                once(&mut one, &field)?;
                 types(field.message()?, depth + 1)?;
             }
         }
@@ -63,11 +69,13 @@ pub(super) fn types(message: Message<'_>, depth: usize) -> Result<(), String> {
 
 /// The type of a tensor: of its elements, and its dimensions.
 fn shape(message: Message<'_>) -> Result<(), String> {
+    let mut one = None;
     for field in message.fields() {
         let field = field?;
         if field.number != 2 {
             continue;
         }
+        once(&mut one, &field)?;
         for field in field.message()?.fields() {
             let field = field?;
             if field.number == 1 {

@@ -3,6 +3,8 @@
 
 use super::flow;
 use super::functions::{self, Body};
+use super::node::{DOMAINS, Node, Operator, short};
+use super::stated::{self, Dimension, Hidden, Places};
 use super::tensor::{self, Tensor};
 use super::types::{types, value_info};
 use super::wire::{Field, Message, once, twice};
@@ -13,28 +15,6 @@ use std::collections::{BTreeMap, BTreeSet};
 const GRAPHS_DEEP: usize = 16;
 /// Tensors outside the file.
 const EXTERNAL_MAX: usize = 100_000;
-
-/// Domains of ONNX Runtime's own operators, with the short name of the first.
-pub(super) const DOMAINS: [&str; 10] = [
-    "",
-    "ai.onnx.ml",
-    "ai.onnx.preview",
-    "ai.onnx.preview.training",
-    "ai.onnx.training",
-    "com.microsoft",
-    "com.microsoft.experimental",
-    "com.microsoft.nchwc",
-    "com.ms.internal.nhwc",
-    "org.pytorch.aten",
-];
-
-/// The short name of a domain.
-fn short(domain: &str) -> &str {
-    if domain == "ai.onnx" { "" } else { domain }
-}
-
-/// Domain, name, overload.
-pub(super) type Operator<'a> = (&'a str, &'a str, &'a str);
 
 /// Parts of a model.
 #[derive(Default)]
@@ -86,7 +66,7 @@ pub(super) fn model(message: Message<'_>) -> Result<Outline, String> {
         }
     }
     let whole = graph;
-    let graph = walk.graph(whole, 0)?;
+    let graph = walk.graph(whole, Place::default())?;
     let mut bodies = vec![std::mem::take(&mut walk.body)];
     for function in &model.functions {
         walk.function(*function)?;
@@ -111,6 +91,8 @@ pub(super) fn model(message: Message<'_>) -> Result<Outline, String> {
         initializers: graph.initializers.into_iter().map(str::to_owned).collect(),
         classes: classes(graph.classes, &graph.outputs),
         outputs: graph.outputs.into_iter().map(str::to_owned).collect(),
+        shapes: graph.shapes.into_iter().map(|(name, shape)| (name.to_owned(), shape)).collect(),
+        stated: walk.stated,
         external: walk.external,
         nodes: bodies.iter().map(|body| body.nodes).sum(),
         unsteady: found.unsteady.map(str::to_owned),
@@ -165,108 +147,35 @@ struct Graph<'a> {
     inputs: Vec<&'a str>,
     unshaped: Vec<&'a str>,
     outputs: Vec<&'a str>,
+    /// Of outputs, where they are stated.
+    shapes: Vec<(&'a str, Vec<Dimension>)>,
     initializers: BTreeSet<&'a str>,
     /// Of the outputs of ZipMap nodes.
     classes: Vec<(&'a str, Vec<String>)>,
 }
 
-/// A node before its attributes.
-#[derive(Default)]
-pub(super) struct Node<'a> {
-    at: usize,
-    name: &'a str,
-    pub(super) operator: Operator<'a>,
-    pub(super) inputs: Vec<&'a str>,
-    pub(super) outputs: Vec<&'a str>,
-    pub(super) attributes: Vec<Message<'a>>,
-}
-
-impl<'a> Node<'a> {
-    /// One of nothing but an attribute.
-    pub(super) fn of(attribute: Message<'a>) -> Self {
-        Node { attributes: vec![attribute], ..Node::default() }
-    }
-
-    pub(super) fn read(message: Message<'a>) -> Result<Self, String> {
-        let mut node = Node { at: message.at, ..Node::default() };
-        for field in message.fields() {
-            let field = field?;
-            match field.number {
-                1 => node.inputs.push(field.text()?),
-                2 => node.outputs.push(field.text()?),
-                3 => node.name = field.text()?,
-                4 => node.operator.1 = field.text()?,
-                5 => node.attributes.push(field.message()?),
-                7 => node.operator.0 = short(field.text()?),
-                8 => node.operator.2 = field.text()?,
-                _ => {}
-            }
-        }
-        Ok(node)
-    }
-
-    /// How messages call it.
-    pub(super) fn label(&self) -> String {
-        let (op, name) = (shown(self.operator.1), shown(self.name));
-        if self.name.is_empty() { format!("node {op} at byte {}", self.at) } else { format!("node {name} of {op}") }
-    }
-
-    /// Graphs in its attributes.
-    pub(super) fn graphs(&self) -> Result<Vec<Message<'a>>, String> {
-        let mut graphs = Vec::new();
-        for field in self.attributes.iter().flat_map(|attribute| attribute.fields()) {
-            let field = field?;
-            if matches!(field.number, 6 | 11) {
-                graphs.push(field.message()?);
-            }
-        }
-        Ok(graphs)
-    }
-
-    /// Names of classes, if this is a ZipMap.
-    fn classes(&self) -> Result<Option<(&'a str, Vec<String>)>, String> {
-        let Some(output) =
-            self.outputs.first().copied().filter(|_| self.operator.0 == "ai.onnx.ml" && self.operator.1 == "ZipMap")
-        else {
-            return Ok(None);
-        };
-        let (mut texts, mut numbers) = (Vec::new(), Vec::new());
-        for attribute in &self.attributes {
-            labels(*attribute, &mut texts, &mut numbers).map_err(|e| format!("{}: {e}", self.label()))?;
-        }
-        let names = if texts.is_empty() { numbers } else { texts };
-        Ok((!names.is_empty()).then_some((output, names)))
-    }
-}
-
-/// Adds the labels of an attribute of a ZipMap.
-fn labels(attribute: Message<'_>, texts: &mut Vec<String>, numbers: &mut Vec<String>) -> Result<(), String> {
-    let mut name = "";
-    for field in attribute.fields() {
-        let field = field?;
-        if field.number == 1 {
-            name = field.text()?;
-        }
-    }
-    for field in attribute.fields() {
-        let field = field?;
-        match (name, field.number) {
-            ("classlabels_int64s", 8) => field.wholes(|label| numbers.push(label.to_string()))?,
-            ("classlabels_strings", 9) => texts.push(field.text()?.to_owned()),
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
 /// The input of STFT that ONNX Runtime divides by: 0 ends the process.
 const FRAME_LENGTH: usize = 3;
+
+/// A graph in what a function's attribute is where a call does not say.
+const BODY: Place = Place { depth: 1, hidden: Hidden::Whole };
+
+/// Where a graph stands.
+#[derive(Clone, Copy, Debug, Default)]
+struct Place {
+    /// In how many others.
+    depth: usize,
+    /// What is hidden of the shapes that it states of its own inputs and outputs.
+    hidden: Hidden,
+}
 
 #[derive(Default)]
 struct Walk<'a> {
     /// The body of each.
     functions: BTreeMap<Operator<'a>, usize>,
     external: Vec<External>,
+    /// Where shapes are stated of what is computed.
+    stated: Places,
     /// Outputs of Constant nodes, wherever they are.
     constants: BTreeSet<&'a str>,
     /// Nodes that divide by an input without a look at it, and that input.
@@ -291,7 +200,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn graph(&mut self, message: Message<'a>, depth: usize) -> Result<Graph<'a>, String> {
+    fn graph(&mut self, message: Message<'a>, place: Place) -> Result<Graph<'a>, String> {
         let mut name = "";
         for field in message.fields() {
             let field = field?;
@@ -300,18 +209,19 @@ impl<'a> Walk<'a> {
             }
         }
         let within = |e: String| format!("graph {}: {e}", shown(name));
-        if depth > GRAPHS_DEEP {
+        if place.depth > GRAPHS_DEEP {
             return Err(within(format!("is nested more than {GRAPHS_DEEP} deep")));
         }
         let mut graph = Graph::default();
         for field in message.fields() {
-            self.part(&field?, depth, &mut graph).map_err(within)?;
+            self.part(&field?, place, &mut graph).map_err(within)?;
         }
         Ok(graph)
     }
 
     /// A field of a graph.
-    fn part(&mut self, field: &Field<'a>, depth: usize, graph: &mut Graph<'a>) -> Result<(), String> {
+    fn part(&mut self, field: &Field<'a>, place: Place, graph: &mut Graph<'a>) -> Result<(), String> {
+        let Place { depth, hidden } = place;
         match field.number {
             1 => {
                 let node = Node::read(field.message()?)?;
@@ -325,12 +235,24 @@ impl<'a> Walk<'a> {
                 graph.initializers.insert(self.tensor(field.message()?, "initializer")?);
             }
             11 => {
-                let (name, shaped) = port(field.message()?, "input", depth)?;
+                let message = field.message()?;
+                let (name, shaped) = port(message, "input", depth)?;
+                if depth > 0 {
+                    stated::hide(message, hidden, &mut self.stated)?;
+                }
                 graph.inputs.push(name);
                 graph.unshaped.extend((!shaped).then_some(name));
             }
-            12 => graph.outputs.push(port(field.message()?, "output", depth)?.0),
-            13 => value_info(field.message()?, "value_info").map(|_| ())?,
+            12 => {
+                let message = field.message()?;
+                let name = port(message, "output", depth)?.0;
+                graph.outputs.push(name);
+                if depth == 0 {
+                    graph.shapes.extend(stated::shape(message)?.map(|shape| (name, shape)));
+                }
+                stated::hide(message, hidden, &mut self.stated)?;
+            }
+            13 => self.between(field.message()?)?,
             15 => {
                 graph.initializers.insert(self.sparse(field.message()?, "sparse initializer")?);
             }
@@ -339,11 +261,19 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
+    /// What is stated of a value between nodes.
+    fn between(&mut self, message: Message<'a>) -> Result<(), String> {
+        value_info(message, "value_info")?;
+        stated::hide(message, Hidden::Whole, &mut self.stated)
+    }
+
     fn node(&mut self, node: &Node<'a>, depth: usize) -> Result<(), String> {
         self.body.nodes += 1;
         let first = self.external.len();
         let walked = self.operator(node);
-        let walked = walked.and_then(|()| node.attributes.iter().try_for_each(|part| self.attribute(*part, depth)));
+        let hidden = if matches!(node.operator.1, "Loop" | "Scan") { Hidden::Lengths } else { Hidden::Whole };
+        let within = Place { depth: depth + 1, hidden };
+        let walked = walked.and_then(|()| node.attributes.iter().try_for_each(|part| self.attribute(*part, within)));
         walked.map_err(|e| format!("{}: {e}", node.label()))?;
         for external in self.external[first..].iter_mut().filter(|external| external.tensor.is_empty()) {
             external.tensor = node.label();
@@ -385,7 +315,8 @@ impl<'a> Walk<'a> {
         ))
     }
 
-    fn attribute(&mut self, message: Message<'a>, depth: usize) -> Result<(), String> {
+    /// `within` is where its graphs stand.
+    fn attribute(&mut self, message: Message<'a>, within: Place) -> Result<(), String> {
         let (mut name, mut inner) = ("", Vec::<Field<'a>>::new());
         for field in message.fields() {
             let field = field?;
@@ -402,9 +333,9 @@ impl<'a> Walk<'a> {
             let message = field.message()?;
             match field.number {
                 5 | 10 => self.tensor(message, "tensor").map(|_| ()),
-                6 | 11 => self.graph(message, depth + 1).map(|_| ()),
+                6 | 11 => self.graph(message, within).map(|_| ()),
                 22 | 23 => self.sparse(message, "sparse tensor").map(|_| ()),
-                _ => types(message, 1),
+                _ => types(message, 1).and_then(|()| stated::hide_in(message, Hidden::Whole, &mut self.stated, 1)),
             }
         });
         walked.map_err(|e| format!("attribute {}: {e}", shown(name)))
@@ -439,8 +370,8 @@ impl<'a> Walk<'a> {
             let walked = match field.number {
                 7 => field.message().and_then(Node::read).and_then(|node| self.node(&node, 0)),
                 9 => field.message().and_then(opset),
-                11 => field.message().and_then(|attribute| self.attribute(attribute, 0)),
-                12 => field.message().and_then(|info| value_info(info, "value_info").map(|_| ())),
+                11 => field.message().and_then(|attribute| self.attribute(attribute, BODY)),
+                12 => field.message().and_then(|info| self.between(info)),
                 _ => Ok(()),
             };
             walked.map_err(within)?;
@@ -460,7 +391,7 @@ impl<'a> Walk<'a> {
             }
         }
         let graphs = [initialization, algorithm].into_iter().flatten();
-        graphs.map(|graph| self.graph(graph, 0)).try_for_each(|graph| graph.map(|_| ()))
+        graphs.map(|graph| self.graph(graph, Place::default())).try_for_each(|graph| graph.map(|_| ()))
     }
 }
 
