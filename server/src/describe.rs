@@ -18,13 +18,18 @@ pub fn metadata(servable: &Servable, versions: &[u64]) -> Value {
         ports.iter().map(port).collect()
     };
     let versions: Vec<String> = versions.iter().map(u64::to_string).collect();
-    json!({
+    let mut told = json!({
         "name": servable.name,
         "versions": versions,
         "platform": servable.signature.platform,
         "inputs": ports(&servable.signature.inputs),
         "outputs": ports(&servable.signature.outputs),
-    })
+    });
+    // The protocol's place for what a server adds. Over gRPC it stays empty: MLServer's clients have messages in that field.
+    if is_graph(servable) || is_language(servable) {
+        told["properties"] = json!({"device": servable.device()});
+    }
+    told
 }
 
 /// Triton's name of an element type.

@@ -168,6 +168,7 @@ def test_metadata(onnx_server, name):
     assert over_rest["name"] == over_grpc.name == name
     assert over_rest["versions"] == list(over_grpc.versions) == ["1"]
     assert over_rest["platform"] == over_grpc.platform == PLATFORM
+    assert over_rest["properties"] == {"device": "cpu"}
     for kind, expected in zip(("inputs", "outputs"), ports(name)):
         assert [each["name"] for each in over_rest[kind]] == list(expected)
         for each, message in zip(over_rest[kind], getattr(over_grpc, kind), strict=True):
