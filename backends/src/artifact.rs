@@ -183,20 +183,54 @@ const NO_MODEL: &str = "no model file: expected one XGBoost (.json, .ubj, .bst, 
 /// Files that lie beside a model and are none.
 const COMPANIONS: [&str; 3] = ["model.toml", "config.pbtxt", "expected.json"];
 
+/// Files that lie beside the `config.json` of a language model, and are its parts.
+const PARTS: [&str; 7] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+    "added_tokens.json",
+    "vocab.json",
+];
+
+/// Parts that are named; of shards there may be hundreds.
+const SHOWN_PARTS: usize = 3;
+
 /// What each of these files, which may have been meant for the model, lacks to be one; sentences to go before another.
 fn unrecognised(files: &[PathBuf]) -> String {
     let meant = files.iter().filter(|path| !COMPANIONS.contains(&file_name(path).as_str()));
-    meant.filter_map(|path| Some(format!("{} is there, but {}; ", file_name(path), lack(path)?))).collect()
+    let (parts, others): (Vec<_>, Vec<_>) = meant.partition(|path| is_part(path));
+    let mut text: String =
+        others.iter().filter_map(|path| Some(format!("{} is there, but {}; ", file_name(path), lack(path)?))).collect();
+    // One that is there, and is none, has been told of.
+    let configured = others.iter().any(|path| file_name(path) == "config.json");
+    if !configured && !parts.is_empty() {
+        let names: Vec<_> = parts.iter().take(SHOWN_PARTS).map(|path| file_name(path)).collect();
+        let more = if parts.len() > SHOWN_PARTS { ", ..." } else { "" };
+        let are = if parts.len() > 1 { "are" } else { "is" };
+        text += &format!(
+            "{}{more} {are} there, but no config.json, without which it is no language model; ",
+            names.join(", ")
+        );
+    }
+    text
+}
+
+/// Is it called as parts of language models are?
+fn is_part(path: &Path) -> bool {
+    path.extension().is_some_and(|kind| kind == "safetensors") || PARTS.contains(&file_name(path).as_str())
 }
 
 /// What a file that was not recognised lacks; `None` where its name does not say that it is a model.
 fn lack(path: &Path) -> Option<&'static str> {
     let extension = path.extension()?.to_str()?.to_ascii_lowercase();
-    let known = ["json", "ubj", "bst", "model", "deprecated", "txt", "pkl", "pickle", "joblib"];
+    let known = ["json", "ubj", "bst", "model", "deprecated", "txt", "pkl", "pickle", "joblib", "gguf"];
     let known = known.contains(&extension.as_str());
     let head = head(path).ok().filter(|_| known)?;
     Some(match (extension.as_str(), head.first()) {
         (_, None) => "it is empty",
+        ("gguf", _) => "it does not begin with the letters GGUF, as GGUF files do",
         ("pkl" | "pickle" | "joblib", _) => "pickles are not read: save it with the library's save_model",
         ("txt", _) if !b"tree\n".starts_with(&head) => {
             "it does not begin with the line 'tree', as LightGBM's text does"
@@ -398,11 +432,24 @@ mod tests {
             ("model.txt", "tree", "model.txt is there, but it breaks off in its first line"),
             ("model.bst", "bs64", "model.bst is there, but it begins as no file"),
             ("model.joblib", "x", "model.joblib is there, but pickles are not read"),
+            ("m.gguf", "gguf", "m.gguf is there, but it does not begin with the letters GGUF"),
+            ("model.safetensors", "x", "model.safetensors is there, but no config.json"),
+            ("tokenizer.json", "{\"version\":\"1.0\"}", "tokenizer.json is there, but no config.json"),
             ("notes.md", "x", "no model file"),
             ("expected.json", "{}", "no model file"),
         ] {
             let reason = reason(name, text);
             assert!(reason.starts_with(what), "{name} {text}: {reason}");
+        }
+        for shard in 1..=4 {
+            fs::write(directory.path().join(format!("model-{shard}.safetensors")), "x").unwrap();
+        }
+        let shards = reason("config.json", "{}");
+        assert!(!shards.contains("safetensors is there") && shards.contains("\"architectures\""), "{shards}");
+        let shards = reason("tokenizer.json", "{}");
+        assert!(shards.contains("model-3.safetensors, ... are there, but no config.json"), "{shards}");
+        for shard in 1..=4 {
+            fs::remove_file(directory.path().join(format!("model-{shard}.safetensors"))).unwrap();
         }
         fs::write(directory.path().join("model.toml"), "file = \"a.json\"").unwrap();
         let reason = reason("a.json", "{\"b\":1}");

@@ -113,7 +113,8 @@ impl GenerateRequest {
         let id = match map.remove("id") {
             Some(Value::String(id)) if id.len() <= limits::NAME_BYTES => Some(id).filter(|id| !id.is_empty()),
             None | Some(Value::Null) => None,
-            Some(_) => return Err(FieldError::wrong_type("id", "a short string", "something else")),
+            Some(Value::String(id)) => return Err(FieldError::string_too_long("id", limits::NAME_BYTES, id.len())),
+            Some(other) => return Err(FieldError::wrong_type("id", "a string", kind(&other))),
         };
         let prompt = match map.remove("text_input") {
             Some(text @ Value::String(_)) => text,
@@ -126,7 +127,7 @@ impl GenerateRequest {
                 return Err(FieldError::invalid("text_input", message));
             }
             None => return Err(FieldError::missing("text_input")),
-            Some(_) => return Err(FieldError::wrong_type("text_input", "a string", "something else")),
+            Some(other) => return Err(FieldError::wrong_type("text_input", "a string", kind(&other))),
         };
         map.insert("prompt".to_owned(), prompt);
         if tells.cumulative_logprob {
@@ -205,7 +206,7 @@ fn flag(map: &mut Map<String, Value>, name: &str) -> Result<Option<bool>> {
     match map.remove(name) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Bool(flag)) => Ok(Some(flag)),
-        Some(_) => Err(FieldError::wrong_type(name, "a boolean", "something else")),
+        Some(other) => Err(FieldError::wrong_type(name, "a boolean", kind(&other))),
     }
 }
 
@@ -224,7 +225,20 @@ fn object(name: &str, value: Value) -> Result<Map<String, Value>> {
                 _ => Err(FieldError::wrong_type(name, "an object, or the text of one", "other text")),
             }
         }
-        _ => Err(FieldError::wrong_type(name, "an object, or the text of one", "something else")),
+        other => Err(FieldError::wrong_type(name, "an object, or the text of one", kind(&other))),
+    }
+}
+
+/// What a value is, as errors call it.
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(number) if number.is_f64() => "a decimal number",
+        Value::Number(_) => "an integer",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
     }
 }
 
@@ -271,6 +285,24 @@ mod tests {
         ] {
             assert_eq!(parse(text).unwrap_err().param.as_deref(), Some(path), "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_of_another_type_is_told_with_its_own() {
+        for (text, got) in [
+            (r#"{"text_input": 5}"#, "an integer"),
+            (r#"{"text_input": [0.5]}"#, "a decimal number"),
+            (r#"{"text_input": {"a": 1}}"#, "an object"),
+            (r#"{"text_input": "a", "stream": "yes"}"#, "a string"),
+            (r#"{"text_input": "a", "parameters": [1, 2]}"#, "an array"),
+            (r#"{"text_input": "a", "parameters": true}"#, "a boolean"),
+            (r#"{"text_input": "a", "id": 1}"#, "an integer"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.message.ends_with(&format!("but got {got} instead.")), "{text}: {error}");
+        }
+        let long = format!(r#"{{"text_input": "a", "id": "{}"}}"#, "x".repeat(limits::NAME_BYTES + 1));
+        assert!(parse(&long).unwrap_err().message.contains("string too long"));
     }
 
     #[test]

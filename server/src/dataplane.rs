@@ -213,7 +213,11 @@ impl Dataplane {
     pub async fn generate(&self, servable: &Servable, mut request: Generate) -> Result<Vec<Answer>, Error> {
         let limit = Instant::now() + self.longest_generation;
         request.deadline = Some(request.deadline.map_or(limit, |deadline| deadline.min(limit)));
-        servable.language()?.generate(request).await
+        servable.language()?.generate(request).await.map_err(|error| match error {
+            // Of several models each has a queue of its own.
+            Error::Overloaded(why) => Error::Overloaded(format!("model '{}': {why}", servable.name)),
+            other => other,
+        })
     }
 
     /// Were the models of the start loaded, is there one that serves, and is the server not shutting down?

@@ -10,6 +10,8 @@ use std::time::Duration;
 pub enum Error {
     /// The request is at fault.
     Invalid(String),
+    /// This field of a request for text is at fault.
+    Field(&'static str, String),
     /// The body is no JSON.
     Malformed(String),
     /// The body is JSON; a member lacks, or is of another kind than the protocol has.
@@ -78,9 +80,12 @@ impl Error {
     /// The table: HTTP status, gRPC code.
     pub fn row(&self) -> (u16, i32) {
         match self {
-            Error::Invalid(_) | Error::Malformed(_) | Error::Members(_) | Error::Values(_) | Error::Refused(_) => {
-                (400, code::INVALID_ARGUMENT)
-            }
+            Error::Invalid(_)
+            | Error::Field(..)
+            | Error::Malformed(_)
+            | Error::Members(_)
+            | Error::Values(_)
+            | Error::Refused(_) => (400, code::INVALID_ARGUMENT),
             Error::NoRoute => (404, code::UNIMPLEMENTED),
             Error::UnknownModel(_) | Error::UnknownVersion(..) | Error::NothingToLoad(_) => (404, code::NOT_FOUND),
             Error::NotReady(_) | Error::Unavailable(_) | Error::Draining | Error::LoadFailed(_) => {
@@ -116,6 +121,7 @@ impl Error {
     fn whole_message(&self) -> String {
         match self {
             Error::Invalid(what)
+            | Error::Field(_, what)
             | Error::Malformed(what)
             | Error::Members(what)
             | Error::Values(what)
@@ -136,7 +142,10 @@ impl Error {
             }
             Error::NotReady(name) => format!("Model with name {name} is not ready."),
             Error::Draining => "the server is shutting down".into(),
-            Error::Deadline => "the request's deadline passed before its answer was ready".into(),
+            Error::Deadline => "the request's deadline passed before its answer was ready: what it states itself, as \
+                                x-request-timeout-ms or the like, else --request-timeout, or --generation-timeout of \
+                                language models"
+                .into(),
             Error::Cancelled => "the request was cancelled".into(),
             Error::Unauthorized => "a valid API key is required".into(),
             Error::Internal(_) => "Internal server error".into(),

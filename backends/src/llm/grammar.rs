@@ -6,6 +6,7 @@
 
 use super::engine;
 use super::executor::Mask;
+use super::schema;
 use super::text::Vocabulary;
 use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, TokRxInfo, TokTrie};
@@ -114,7 +115,7 @@ impl Grammars {
         };
         let mut matcher = Matcher::new(self.factory.create_parser(grammar));
         match matcher.get_error() {
-            Some(error) => Err(in_one_line(&error)),
+            Some(error) => Err(located(form, in_one_line(&error))),
             // A form that no text keeps to is told now, and not with the first token.
             None => matcher.compute_mask_or_eos().map_err(|error| in_one_line(&error.to_string())).map(|_| ()),
         }?;
@@ -224,6 +225,14 @@ fn in_one_line(error: &str) -> String {
     lines.collect::<Vec<_>>().join(" ").chars().take(400).collect()
 }
 
+/// What is wrong with a form, with the place where a schema says how to find it.
+fn located(form: &Form, error: String) -> String {
+    match form {
+        Form::Schema(schema) => schema::located(schema, error),
+        _ => error,
+    }
+}
+
 /// A form, and a place in it.
 #[derive(Clone)]
 pub struct Guide {
@@ -283,6 +292,17 @@ mod tests {
         assert!(compile("start: <|call|> \"a\"").is_ok());
         assert!(compile("start: <[998-999]> \"a\"").is_ok());
         assert!(compile("start: <|other|> \"a\"").is_err());
+    }
+
+    #[test]
+    fn a_schema_is_refused_with_the_place() {
+        let grammars = Outline { size: 10, ends: vec![7], controls: Vec::new() }.grammars().unwrap();
+        let schema = json!({"type": "object", "properties": {"a": {"type": "array", "items": {"type": "florp"}}}});
+        let error = grammars.compile(&Form::Schema(schema)).unwrap_err();
+        assert!(error.contains("properties.a.items.type is \"florp\"; expected one of array"), "{error}");
+        let schema = json!({"properties": {"a": {"type": "integer", "minimum": "x"}}});
+        let error = grammars.compile(&Form::Schema(schema)).unwrap_err();
+        assert!(error.contains("at properties.a.minimum"), "{error}");
     }
 
     #[test]

@@ -37,6 +37,7 @@ mod rope_config;
 pub mod sampler;
 pub mod sampling;
 pub mod scheduler;
+mod schema;
 pub mod scripted;
 pub mod sequence;
 pub mod spec;
@@ -45,5 +46,6 @@ pub mod weights;
 
 pub use families::FAMILIES;
 pub use model::{LanguageBackend, LanguageModel, LanguageOptions};
+pub use room::{Bound, Context};
 pub use spec::DecoderSpec;
 pub use weights::Weights;

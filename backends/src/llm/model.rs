@@ -18,7 +18,7 @@ use super::executor::Executor;
 use super::generation::GenerationConfig;
 use super::layout;
 use super::request;
-use super::room::{BLOCK, Room};
+use super::room::{BLOCK, Context, Room};
 use super::scheduler::{Scheduler, Settings};
 use super::spec::{DecoderSpec, FloatType};
 use super::text::config::bytes;
@@ -36,7 +36,7 @@ use crate::{Backend, LoadOptions, Model};
 use kernels::cuda::{Fault, Gpu};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -115,7 +115,7 @@ pub struct LanguageModel {
     /// Bounds on one request.
     pub limits: request::Limits,
     /// Tokens of prompt and output together, at most.
-    pub context: u32,
+    pub context: Context,
     /// The secret under which prefixes are kept apart.
     pub key: PrefixKey,
     /// What computes.
@@ -134,7 +134,10 @@ pub struct LanguageModel {
 
 impl std::fmt::Debug for LanguageModel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LanguageModel").field("platform", &self.platform).field("context", &self.context).finish()
+        f.debug_struct("LanguageModel")
+            .field("platform", &self.platform)
+            .field("context", &self.context.tokens)
+            .finish()
     }
 }
 
@@ -184,8 +187,8 @@ struct Files {
 
 /// Where a model's tokenizer comes from.
 enum Tokens {
-    /// Content of `tokenizer.json`, and the settings beside it.
-    Files(Vec<u8>, TokenizerConfig),
+    /// `tokenizer.json` and its content, and the settings beside it.
+    Files(PathBuf, Vec<u8>, TokenizerConfig),
     /// Metadata of a GGUF file.
     Gguf(Arc<BTreeMap<String, gguf::Value>>),
 }
@@ -214,10 +217,10 @@ impl Files {
         let tokens = match bytes(&tokens, MAX_TOKENIZER_BYTES)? {
             // Tokens that only the configuration knows would come after those of the model.
             None if options.language.dummy => {
-                Tokens::Files(made_up::tokenizer_json(spec.vocab), config.without_tokens())
+                Tokens::Files(tokens, made_up::tokenizer_json(spec.vocab), config.without_tokens())
             }
             None => return Err(LoadError::new(&tokens, "is missing")),
-            Some(json) => Tokens::Files(json, config),
+            Some(json) => Tokens::Files(tokens, json, config),
         };
         Ok(Files {
             weights: weights(&spec, directory, options.language.dummy.then(|| is_fp8(&map)))?,
@@ -238,9 +241,10 @@ impl Files {
         let spec = gguf_spec::spec(&file)?;
         let directory = path.parent().unwrap_or(Path::new("."));
         let generation = GenerationConfig::read(directory)?;
-        let tokens = match bytes(&directory.join("tokenizer.json"), MAX_TOKENIZER_BYTES)? {
+        let tokens = directory.join("tokenizer.json");
+        let tokens = match bytes(&tokens, MAX_TOKENIZER_BYTES)? {
             // Whoever lays one beside the file wants it to be used.
-            Some(json) => Tokens::Files(json, TokenizerConfig::read(directory)?),
+            Some(json) => Tokens::Files(tokens, json, TokenizerConfig::read(directory)?),
             None => Tokens::Gguf(file.metadata().clone()),
         };
         Ok(Files { spec, weights: Box::new(file), generation, tokens, platform: "gguf" })
@@ -248,28 +252,30 @@ impl Files {
 }
 
 impl Text {
-    /// `vocab` is the model's own number of tokens.
+    /// `vocab` is the model's own number of tokens; errors are of `path` that are of no other file.
     fn read(
+        path: &Path,
         tokens: Tokens,
         mut generation: GenerationConfig,
         vocab: usize,
         wishes: &LanguageOptions,
-    ) -> Result<Self, String> {
-        let (json, config) = match tokens {
-            Tokens::Files(json, config) => (json, config),
+    ) -> Result<Self, LoadError> {
+        let refuse = |reason: String| LoadError::new(path, reason);
+        let (file, json, config) = match tokens {
+            Tokens::Files(file, json, config) => (file, json, config),
             Tokens::Gguf(metadata) => {
-                let found = text::gguf::read(&metadata)?;
-                generation.add_ends(Some(&Value::from(found.end_tokens)))?;
-                (found.tokenizer_json, found.config)
+                let found = text::gguf::read(&metadata).map_err(refuse)?;
+                generation.add_ends(Some(&Value::from(found.end_tokens))).map_err(refuse)?;
+                (path.to_path_buf(), found.tokenizer_json, found.config)
             }
         };
         let tokenizer = Tokenizer::from_json(&json, &config, TEXT_BYTES_MIN);
-        let tokenizer = tokenizer.map_err(|reason| format!("its tokenizer: {reason}"))?;
+        let tokenizer = tokenizer.map_err(|reason| LoadError::new(&file, format!("its tokenizer: {reason}")))?;
         if let Some(end) = config.named("eos_token").and_then(|name| tokenizer.id(name)) {
-            generation.add_ends(Some(&end.into()))?;
+            generation.add_ends(Some(&end.into())).map_err(refuse)?;
         }
         generation.end_tokens.retain(|token| (*token as usize) < vocab);
-        let templates = ChatTemplates::from_config(&config, TEXT_BYTES_MIN)?;
+        let templates = ChatTemplates::from_config(&config, path, TEXT_BYTES_MIN)?;
         let sources: Vec<&str> = templates.iter().flat_map(ChatTemplates::sources).collect();
         let parsers = (wishes.tool_parser, wishes.reasoning_parser);
         let format = OutputFormat::new(sources.iter().copied(), tokenizer.vocabulary(), parsers.0, parsers.1);
@@ -301,13 +307,13 @@ fn assemble(path: &Path, files: Files, options: &LoadOptions) -> Result<Language
     // weights.
     let (text, computing) = options.pool.install(|| {
         rayon::join(
-            || Text::read(tokens, generation, vocab, wishes),
+            || Text::read(path, tokens, generation, vocab, wishes),
             || Computing::load(place, spec, weights.as_ref(), options, path),
         )
     });
     let Computing { mut executor, room, bytes, overlap, device, note } = computing?;
-    let mut text = text.map_err(refuse)?;
-    text.bound(room.context);
+    let mut text = text?;
+    text.bound(room.context.tokens);
     let Text { tokenizer, templates, format, generation } = text;
     executor.set_end_tokens(&generation.end_tokens);
 
@@ -315,9 +321,9 @@ fn assemble(path: &Path, files: Files, options: &LoadOptions) -> Result<Language
     let scheduler = Scheduler::new(settings(wishes, &room, &generation), BlockPool::new(room.blocks, BLOCK, key));
     let scheduler = scheduler.map_err(|error| refuse(error.to_string()))?;
     let limits = request::Limits {
-        prompt_tokens: room.context - 1,
+        prompt_tokens: room.context.tokens - 1,
         copies: request::COPIES_MAX,
-        output_tokens: room.context.saturating_mul(request::COPIES_MAX.into()),
+        output_tokens: room.context.tokens.saturating_mul(request::COPIES_MAX.into()),
         vocabulary: vocab as u32,
     };
     let engine = Engine::new(scheduler, executor, overlap);
@@ -366,7 +372,7 @@ impl Computing {
                 let room = Room::on_cpu(&spec, wishes).map_err(refuse)?;
                 let cpu = cpu::Options {
                     cache: cpu::Shape { blocks: room.blocks, block_len: BLOCK, storage: CacheType::F16 },
-                    context: room.context as usize,
+                    context: room.context.tokens as usize,
                     slots: room.running as usize,
                     end_tokens: Vec::new(),
                     pool: options.pool.clone(),
@@ -387,7 +393,7 @@ impl Computing {
                 let cuda = cuda::Options {
                     blocks: room.blocks,
                     cache: wishes.cache.on_gpus(),
-                    context: room.context as usize,
+                    context: room.context.tokens as usize,
                     slots: room.running as usize,
                     step_rows: room.step_tokens as usize,
                     end_tokens: Vec::new(),
@@ -435,8 +441,8 @@ fn settings(wishes: &LanguageOptions, room: &Room, generation: &GenerationConfig
         chunk_tokens: room.step_tokens,
         max_running: room.running,
         max_waiting: wishes.waiting.max(1),
-        max_waiting_tokens: u64::from(wishes.waiting).max(16) * u64::from(room.context),
-        context: room.context,
+        max_waiting_tokens: u64::from(wishes.waiting).max(16) * u64::from(room.context.tokens),
+        context: room.context.tokens,
         watermark: (room.blocks / 100).min(room.running),
         ageing: AGEING,
         prefix_cache: true,

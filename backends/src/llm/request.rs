@@ -11,6 +11,9 @@ use std::time::Instant;
 /// Most copies of a request, whatever the limits say: a group counts its living copies in 16 bits.
 pub const COPIES_MAX: u16 = 16;
 
+/// What requests call what they are about.
+pub const PROMPT: &str = "prompt";
+
 /// Bounds on one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -126,6 +129,19 @@ impl fmt::Display for RequestError {
 
 impl std::error::Error for RequestError {}
 
+impl RequestError {
+    /// The field that is at fault, as requests of completions have it.
+    pub fn field(&self) -> &'static str {
+        match self {
+            Self::EmptyPrompt | Self::PromptTooLong { .. } => PROMPT,
+            Self::UnknownToken { field, .. } => field,
+            Self::NoTokens | Self::OutputTooLong { .. } => "max_tokens",
+            Self::Copies { .. } => "n",
+            Self::MinTokens { .. } => "min_tokens",
+        }
+    }
+}
+
 /// A checked request.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -141,7 +157,7 @@ impl Request {
         let Draft { max_tokens, copies, .. } = draft;
         let tokens = draft.prompt.len();
         let vocabulary = limits.vocabulary;
-        let prompt_token = || draft.prompt.iter().find(|&&token| token >= vocabulary).map(|&token| ("prompt", token));
+        let prompt_token = || draft.prompt.iter().find(|&&token| token >= vocabulary).map(|&token| (PROMPT, token));
         if tokens == 0 {
             return Err(RequestError::EmptyPrompt);
         }

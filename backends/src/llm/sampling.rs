@@ -80,7 +80,13 @@ impl Default for Parameters {
     }
 }
 
-/// Why parameters are refused; each says the field.
+/// What requests call lists of tokens.
+const ALLOWED: &str = "allowed_token_ids";
+const BANNED: &str = "bad_words";
+const STOP: &str = "stop_token_ids";
+const BIAS: &str = "logit_bias";
+
+/// Why parameters are refused; each says the field, as requests have it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SamplingError {
     /// A number is out of its range, or not a number.
@@ -112,13 +118,25 @@ impl fmt::Display for SamplingError {
         match self {
             Self::OutOfRange { field, value, range } => write!(f, "{field} is {value}; expected a number {range}"),
             Self::TooMany { field, count, most } => write!(f, "{field}: {count}; at most {most} are possible"),
-            Self::NothingAllowed => f.write_str("allowed is an empty list; expected at least one token, or no list"),
-            Self::AllBanned => write!(f, "{NOTHING_LEFT}allowed_token_ids and bad_words exclude each other"),
+            Self::NothingAllowed => {
+                write!(f, "{ALLOWED} is an empty list; expected at least one token, or no list")
+            }
+            Self::AllBanned => write!(f, "{NOTHING_LEFT}{ALLOWED} and {BANNED} exclude each other"),
         }
     }
 }
 
 impl std::error::Error for SamplingError {}
+
+impl SamplingError {
+    /// The field that is at fault.
+    pub fn field(&self) -> &'static str {
+        match self {
+            Self::OutOfRange { field, .. } | Self::TooMany { field, .. } => field,
+            Self::NothingAllowed | Self::AllBanned => ALLOWED,
+        }
+    }
+}
 
 /// Checked parameters. Reads as [`Parameters`].
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -146,12 +164,12 @@ impl Sampling {
         within("presence_penalty", p.presence_penalty, -2.0..=2.0, "from -2 to 2")?;
         within("frequency_penalty", p.frequency_penalty, -2.0..=2.0, "from -2 to 2")?;
         for &(_, bias) in &p.logit_bias {
-            within("logit_bias", bias, -100.0..=100.0, "from -100 to 100")?;
+            within(BIAS, bias, -100.0..=100.0, "from -100 to 100")?;
         }
-        at_most("entries of logit_bias", p.logit_bias.len(), LOGIT_BIAS_MAX)?;
-        at_most("tokens of allowed", p.allowed.as_ref().map_or(0, Vec::len), TOKEN_LIST_MAX)?;
-        at_most("tokens of banned", p.banned.len(), TOKEN_LIST_MAX)?;
-        at_most("tokens of stop_tokens", p.stop_tokens.len(), STOP_TOKENS_MAX)?;
+        at_most(BIAS, p.logit_bias.len(), LOGIT_BIAS_MAX)?;
+        at_most(ALLOWED, p.allowed.as_ref().map_or(0, Vec::len), TOKEN_LIST_MAX)?;
+        at_most(BANNED, p.banned.len(), TOKEN_LIST_MAX)?;
+        at_most(STOP, p.stop_tokens.len(), STOP_TOKENS_MAX)?;
         at_most("logprobs", p.logprobs.unwrap_or(0).into(), LOGPROBS_MAX.into())?;
         at_most("prompt_logprobs", p.prompt_logprobs.unwrap_or(0).into(), LOGPROBS_MAX.into())?;
         match &p.allowed {
@@ -163,13 +181,10 @@ impl Sampling {
 
     /// The first token named in a field that a vocabulary of so many tokens lacks.
     pub(super) fn unknown_token(&self, vocabulary: u32) -> Option<(&'static str, u32)> {
-        let lists: [(&'static str, &[u32]); 3] = [
-            ("allowed", self.allowed.as_deref().unwrap_or(&[])),
-            ("banned", &self.banned),
-            ("stop_tokens", &self.stop_tokens),
-        ];
+        let lists: [(&'static str, &[u32]); 3] =
+            [(ALLOWED, self.allowed.as_deref().unwrap_or(&[])), (BANNED, &self.banned), (STOP, &self.stop_tokens)];
         let listed = lists.into_iter().flat_map(|(field, tokens)| tokens.iter().map(move |&token| (field, token)));
-        let biased = self.logit_bias.iter().map(|&(token, _)| ("logit_bias", token));
+        let biased = self.logit_bias.iter().map(|&(token, _)| (BIAS, token));
         listed.chain(biased).find(|&(_, token)| token >= vocabulary)
     }
 }

@@ -27,13 +27,13 @@ fn parameters_out_of_range_are_refused_by_name() {
         (|p| p.presence_penalty = 2.5, "presence_penalty is 2.5; expected a number from -2 to 2"),
         (|p| p.frequency_penalty = -3.0, "frequency_penalty is -3; expected a number from -2 to 2"),
         (|p| p.logit_bias = vec![(1, 101.0)], "logit_bias is 101; expected a number from -100 to 100"),
-        (|p| p.logit_bias = vec![(1, 1.0); 1025], "entries of logit_bias: 1025; at most 1024 are possible"),
-        (|p| p.allowed = Some(vec![1; 16_385]), "tokens of allowed: 16385; at most 16384 are possible"),
-        (|p| p.banned = vec![1; 16_385], "tokens of banned: 16385; at most 16384 are possible"),
-        (|p| p.stop_tokens = vec![1; 129], "tokens of stop_tokens: 129; at most 128 are possible"),
+        (|p| p.logit_bias = vec![(1, 1.0); 1025], "logit_bias: 1025; at most 1024 are possible"),
+        (|p| p.allowed = Some(vec![1; 16_385]), "allowed_token_ids: 16385; at most 16384 are possible"),
+        (|p| p.banned = vec![1; 16_385], "bad_words: 16385; at most 16384 are possible"),
+        (|p| p.stop_tokens = vec![1; 129], "stop_token_ids: 129; at most 128 are possible"),
         (|p| p.logprobs = Some(21), "logprobs: 21; at most 20 are possible"),
         (|p| p.prompt_logprobs = Some(21), "prompt_logprobs: 21; at most 20 are possible"),
-        (|p| p.allowed = Some(vec![]), "allowed is an empty list; expected at least one token, or no list"),
+        (|p| p.allowed = Some(vec![]), "allowed_token_ids is an empty list; expected at least one token, or no list"),
     ];
     for (change, text) in cases {
         assert_eq!(refused(*change), *text);
@@ -92,14 +92,14 @@ fn with(parameters: Parameters) -> Arc<Sampling> {
 fn requests_beyond_the_limits_are_refused_with_the_numbers() {
     let cases: &[(Spoil, &str)] = &[
         (|d| d.prompt = Arc::from([]), "the prompt has no tokens; expected at least 1"),
-        (|d| d.prompt = vec![1; 101].into(), "the prompt has 101 tokens; the limit is 100"),
+        (|d| d.prompt = vec![1; 101].into(), "the prompt has 101 tokens; the model's context has room for 100"),
         (|d| d.prompt = vec![1, 50].into(), "token 50 of prompt is not one of the model's 50"),
         (|d| d.max_tokens = 0, "max_tokens is 0; expected at least 1"),
-        (|d| d.max_tokens = 61, "1 copies of 61 tokens are 61; the limit is 60"),
-        (|d| d.copies = 2, "2 copies of 60 tokens are 120; the limit is 60"),
+        (|d| d.max_tokens = 61, "1 copies of 61 tokens are 61; one request may generate 60"),
+        (|d| d.copies = 2, "2 copies of 60 tokens are 120; one request may generate 60"),
         (
             |d| (d.copies, d.max_tokens) = (4, u32::MAX),
-            "4 copies of 4294967295 tokens are 17179869180; the limit is 60",
+            "4 copies of 4294967295 tokens are 17179869180; one request may generate 60",
         ),
         (|d| d.copies = 0, "0 copies are asked for; expected 1 to 4"),
         (|d| d.copies = 5, "5 copies are asked for; expected 1 to 4"),
@@ -109,11 +109,11 @@ fn requests_beyond_the_limits_are_refused_with_the_numbers() {
         ),
         (
             |d| d.sampling = with(Parameters { stop_tokens: vec![1, 51], ..Parameters::default() }),
-            "token 51 of stop_tokens is not one of the model's 50",
+            "token 51 of stop_token_ids is not one of the model's 50",
         ),
         (
             |d| d.sampling = with(Parameters { allowed: Some(vec![99]), ..Parameters::default() }),
-            "token 99 of allowed is not one of the model's 50",
+            "token 99 of allowed_token_ids is not one of the model's 50",
         ),
         (
             |d| d.sampling = with(Parameters { logit_bias: vec![(50, 1.0)], ..Parameters::default() }),
@@ -121,6 +121,10 @@ fn requests_beyond_the_limits_are_refused_with_the_numbers() {
         ),
     ];
     for (change, text) in cases {
-        assert_eq!(refused_request(*change).1, *text);
+        let (error, said) = refused_request(*change);
+        assert_eq!(said, *text);
+        let field = error.field();
+        // Products are of two fields, whose names would make them longer.
+        assert!(matches!(field, "n" | "max_tokens") || said.contains(field), "{field}: {said}");
     }
 }

@@ -3,6 +3,7 @@
 use backends::llm::text::{Chat, ChatTemplates, MAX_STOP_BYTES, StopScanner, StopStrings, TokenizerConfig};
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use std::path::Path;
 use std::sync::LazyLock;
 
 /// All text that may be sent, and the stop string.
@@ -107,7 +108,7 @@ fn templates_are_chosen_by_name() {
     assert_eq!(templates.names(), ["default", "tool_use", "rag"]);
     let only = compile(&[("rag", "R")]).unwrap().render(&Chat::new(&[])).unwrap_err();
     assert_eq!(only.to_string(), "no chat template is named 'default'; there are: rag");
-    assert!(ChatTemplates::from_config(&TokenizerConfig::default(), 1000).unwrap().is_none());
+    assert!(ChatTemplates::from_config(&TokenizerConfig::default(), Path::new("a"), 1000).unwrap().is_none());
 }
 
 #[test]

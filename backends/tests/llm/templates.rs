@@ -107,3 +107,18 @@ fn habits_of_jinja() {
     }
     report(&differences, probes.len());
 }
+
+#[test]
+fn what_a_template_reads() {
+    let plain = "{% for message in messages %}{{ message.documents }}{% endfor %}";
+    let tools = "{{ tools }}{% for document in documents %}{{ document }}{% endfor %}";
+    let named = [("default", plain), ("tool_use", tools)].map(|(name, source)| (name.to_owned(), source.to_owned()));
+    let templates = ChatTemplates::compile(&named, &[], 1 << 20).unwrap();
+    let chat = Chat::new(&[]);
+    assert!(templates.reads(&chat, "messages"));
+    assert!(!templates.reads(&chat, "documents") && !templates.reads(&chat, "tools"));
+    let with_tools = Chat { tools: Some(&[]), ..chat };
+    assert!(templates.reads(&with_tools, "documents") && !templates.reads(&with_tools, "messages"));
+    // Which template is meant is said when it is to be rendered.
+    assert!(templates.reads(&Chat { template: Some("other"), ..chat }, "anything"));
+}

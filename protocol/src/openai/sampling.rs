@@ -48,6 +48,8 @@ pub struct Sampling {
     /// After so many tokens it ends. 0 only in a completion request with `echo`: the prompt alone is wanted. None is 16
     /// for completions, and what the context has room for in a chat.
     pub max_tokens: Option<u32>,
+    /// The name of the field that says so.
+    pub max_tokens_field: MaxTokensField,
     /// So many choices are returned.
     pub n: u32,
     /// So many choices are made, of which the likeliest `n` are returned.
@@ -60,6 +62,26 @@ pub struct Sampling {
     pub constraint: Option<Constraint>,
 }
 
+/// How a request calls the number of tokens after which an answer ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MaxTokensField {
+    /// As all may.
+    #[default]
+    MaxTokens,
+    /// As newer chats do.
+    MaxCompletionTokens,
+}
+
+impl MaxTokensField {
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            MaxTokensField::MaxTokens => "max_tokens",
+            MaxTokensField::MaxCompletionTokens => "max_completion_tokens",
+        }
+    }
+}
+
 /// What `max_tokens` is in a completion request that says nothing.
 pub const COMPLETION_TOKENS: u32 = 16;
 
@@ -70,6 +92,8 @@ const PENALTY: Range = Range(-2.0, 2.0, true);
 impl Sampling {
     pub(super) fn take(fields: &mut Fields<'_>, endpoint: Endpoint, notices: &mut Notices) -> Result<Self> {
         let tokens = |most| move |f: Field<'_>| f.ids(most);
+        let (states_old, states_new) = (fields.has("max_tokens"), fields.has("max_completion_tokens"));
+        let newer = endpoint == Endpoint::Chat && states_new;
         let mut sampling = Sampling {
             temperature: fields.opt("temperature", |f| f.decimal(Range(0.0, 5.0, true)))?,
             top_p: fields.opt("top_p", |f| f.decimal(ABOVE_0_TO_1))?,
@@ -89,6 +113,7 @@ impl Sampling {
             ignore_eos: fields.flag("ignore_eos", false)?,
             min_tokens: fields.opt("min_tokens", |f| f.count(0..=u32::MAX))?.unwrap_or(0),
             max_tokens: max_tokens(fields, endpoint)?,
+            max_tokens_field: if newer { MaxTokensField::MaxCompletionTokens } else { MaxTokensField::MaxTokens },
             logprobs: logprobs(fields, endpoint)?,
             prompt_logprobs: fields.opt("prompt_logprobs", alternatives)?,
             constraint: format::take(fields, notices)?,
@@ -96,8 +121,13 @@ impl Sampling {
         };
         sampling.choices(fields)?;
         if let Some(most) = sampling.max_tokens.filter(|most| *most < sampling.min_tokens) {
-            let least = sampling.min_tokens;
-            let message = format!("Invalid 'min_tokens': {least} is more than the maximum number of tokens, {most}.");
+            let (least, name) = (sampling.min_tokens, sampling.max_tokens_field.as_str());
+            let whose = match states_old || newer {
+                true => format!("'{name}' is {most}"),
+                false => format!("where '{name}' is left out an answer ends after {most}"),
+            };
+            let message =
+                format!("Invalid 'min_tokens': {least} is more than the maximum number of tokens, {most}: {whose}.");
             return Err(FieldError::invalid("min_tokens", message));
         }
         Ok(sampling)

@@ -3,6 +3,7 @@
 // The exemption of tests covers only the bodies of `#[test]` functions.
 #![allow(clippy::unwrap_used)]
 
+mod docs;
 mod fields;
 mod hostile;
 mod replies;

@@ -40,9 +40,6 @@ pub fn validate(directory: &Path, onnxruntime: Option<&Path>) -> Result<(String,
     let mut report = Report { text: String::new(), good: !models.is_empty(), options, probe };
     if models.is_empty() {
         report.line(&format!("{}: no models", directory.display()));
-        if let Err(why) = Artifact::open(directory, directory) {
-            report.line(&why.to_string());
-        }
     }
     for note in notes {
         report.line(&note);
@@ -112,7 +109,7 @@ impl Report {
     fn load(&self, artifact: &Artifact) -> Result<String, LoadError> {
         let predictor = match load(artifact, &self.options)? {
             Model::Predictor(predictor) => predictor,
-            Model::Language(model) => return Ok(format!("{}, context {}", artifact.format(), model.context)),
+            Model::Language(model) => return Ok(format!("{}, context {}", artifact.format(), model.context.tokens)),
         };
         let input = predictor.signature().inputs.first().map(|port| port.shape.clone()).unwrap_or_default();
         let output = predictor.signature().outputs.first().map(|port| port.shape.clone()).unwrap_or_default();

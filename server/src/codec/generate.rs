@@ -1,7 +1,7 @@
 //! Requests for text in Triton's terms: what they ask of a model, out of JSON or tensors, and its answer as either.
 
 use super::openai::asking::{Asking, put};
-use super::openai::{Refusal, ask, finish_reason};
+use super::openai::{Refusal, ask, finish_reason, noticed};
 use crate::dataplane::{Dataplane, Infer, Inferred, Language, Servable, Work};
 use crate::error::Error;
 use crate::llm::answer::Piece;
@@ -9,7 +9,7 @@ use crate::llm::gather::News;
 use backends::llm::text::output::Part;
 use backends::{Parameter, Tensor};
 use protocol::generate::{GenerateRequest, Tells};
-use protocol::openai::{FieldError, Notices, Prompt};
+use protocol::openai::{FieldError, Prompt};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -111,10 +111,7 @@ impl Generation {
         if completion.common.delivery.echo || completion.common.sampling.prompt_logprobs.is_some() {
             return Err(Error::Invalid("echo and prompt_logprobs belong to /v1/completions".into()));
         }
-        let notices = &completion.common.notices;
-        if notices != &Notices::default() {
-            tracing::debug!(unknown = ?notices.unknown, without_effect = ?notices.without_effect, "fields that do nothing");
-        }
+        noticed(&completion.common.notices);
         let ask = ask::completion(completion, language).map_err(said)?;
         let prompt = match &completion.prompt {
             Prompt::Texts(texts) if !exclude_input => texts.concat(),

@@ -60,10 +60,19 @@ pub(super) struct Ends {
     pub(super) model: Arc<[u32]>,
     /// The request's texts.
     pub(super) stop: Arc<[String]>,
+    /// Does what the request names, of either kind, stay in the text?
+    pub(super) keeps_stop: bool,
     /// The request's tokens, and how long no text ends it.
     pub(super) sampling: Arc<Sampling>,
     /// Tokens that it may have.
     pub(super) max_tokens: u32,
+}
+
+impl Ends {
+    /// Is the text of a token that ends the answer a part of it?
+    fn keep(&self, token: u32) -> bool {
+        self.keeps_stop && self.sampling.stop_tokens.contains(&token)
+    }
 }
 
 /// The text of one sequence as it comes. Dropping it cancels the sequence.
@@ -193,8 +202,8 @@ impl Answer {
             _ => None,
         };
         let (mut text, mut end) = (String::new(), None);
-        // A token that ends the text is no part of it.
-        if !matches!(last, Some(FinishReason::Stop(_))) {
+        // A token that ends the text is no part of it, unless the request names and wants it; the model's own never is.
+        if !matches!(last, Some(FinishReason::Stop(_))) || self.ends.keep(id) {
             let more = self.detokenizer.push(id);
             if self.generated < self.ends.sampling.min_tokens {
                 text.push_str(self.scanner.pass(more));

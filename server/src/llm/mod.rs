@@ -21,15 +21,15 @@ pub mod trial;
 use crate::error::Error;
 use answer::{Answer, Ends};
 use backends::InferError;
-use backends::llm::LanguageModel;
 use backends::llm::blocks::{PrefixKey, Salt};
 use backends::llm::generation::GenerationConfig;
 use backends::llm::grammar::{Form, Guide};
-use backends::llm::request::{Draft, Limits, Request};
+use backends::llm::request::{Draft, Limits, PROMPT, Request, RequestError};
 use backends::llm::sampling::{Parameters, Sampling};
 use backends::llm::scheduler::Counters;
 use backends::llm::text::output::{OutputFormat, OutputParser, Reading};
 use backends::llm::text::{Chat, ChatTemplates, Detokenizer, StopScanner, StopStrings, Tokenizer};
+use backends::llm::{Context, LanguageModel};
 use generator::Generator;
 use guides::Guides;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ pub struct Language {
     generation: GenerationConfig,
     ends: Arc<[u32]>,
     limits: Limits,
-    context: u32,
+    context: Context,
     key: PrefixKey,
     generator: Generator,
     guides: Guides,
@@ -63,6 +63,8 @@ pub struct Generate {
     pub parameters: Parameters,
     /// Tokens of each copy, at most; `None` is what the model's files say, or all that there is room for.
     pub max_tokens: Option<u32>,
+    /// What the request calls these two, for errors.
+    pub names: Names,
     /// Answers to the one prompt.
     pub copies: u32,
     /// Texts that end an answer.
@@ -81,6 +83,22 @@ pub struct Generate {
     pub guide: Option<Guide>,
     /// How its text is taken apart; `None` leaves it as it is.
     pub reading: Option<Reading>,
+}
+
+/// Names of fields that requests of various kinds call differently.
+#[derive(Clone, Copy, Debug)]
+pub struct Names {
+    /// Of what the prompt is made of.
+    pub prompt: &'static str,
+    /// Of how many tokens an answer may have.
+    pub max_tokens: &'static str,
+}
+
+impl Default for Names {
+    /// Of completions.
+    fn default() -> Self {
+        Names { prompt: PROMPT, max_tokens: "max_tokens" }
+    }
 }
 
 impl Language {
@@ -105,6 +123,9 @@ impl Language {
         } = model;
         if let Some(note) = note {
             tracing::info!("{note}");
+        }
+        if let Some(warning) = context.warning() {
+            tracing::warn!("{warning}");
         }
         let generator = Generator::start("llm-engine", engine, step_timeout)?;
         let created = seconds();
@@ -155,7 +176,7 @@ impl Language {
 
     /// Tokens of prompt and output together, at most.
     pub fn context(&self) -> u32 {
-        self.context
+        self.context.tokens
     }
 
     /// Tokens that it knows: ids are below.
@@ -191,6 +212,11 @@ impl Language {
         Ok(templates.render(&Chat { unix_seconds: seconds() as i64, ..*chat })?)
     }
 
+    /// May a variable make a difference to the prompt of a conversation?
+    pub fn reads(&self, chat: &Chat<'_>, variable: &str) -> bool {
+        self.templates.as_ref().is_none_or(|templates| templates.reads(chat, variable))
+    }
+
     /// The tokens of a text.
     ///
     /// # Errors
@@ -207,32 +233,46 @@ impl Language {
         self.guides.compile(form).await
     }
 
+    /// Tokens that each answer may have.
+    fn max_tokens(&self, asked: &Generate) -> Result<u32, Error> {
+        let Names { prompt, max_tokens: name } = asked.names;
+        let (context, least) = (self.context, asked.parameters.min_tokens);
+        let length = u32::try_from(asked.prompt.len()).unwrap_or(u32::MAX);
+        let room = context.tokens.saturating_sub(length);
+        if room == 0 {
+            let most = context.tokens - 1;
+            let what = format!("the prompt has {length} tokens; {context} has room for {most}");
+            return Err(Error::Field(prompt, what));
+        }
+        let left = format!("the prompt has {length} tokens; {context} has room for {room} more");
+        if let Some(most) = asked.max_tokens {
+            return if most > room {
+                Err(Error::Field(name, format!("{name} is {most}, and {left}")))
+            } else {
+                Ok(most)
+            };
+        }
+        let usual = self.generation.max_new_tokens.filter(|usual| *usual < room);
+        let most = usual.unwrap_or(room);
+        if least <= most {
+            return Ok(most);
+        }
+        let why = match usual {
+            Some(most) => format!("an answer has {most} at most where {name} is left out, as the model's files say"),
+            None => left,
+        };
+        Err(Error::Field("min_tokens", format!("min_tokens is {least}, and {why}")))
+    }
+
     /// Asks for an answer: one for each copy.
     ///
     /// # Errors
     /// The request breaks a limit, which is named with its numbers; or too much waits.
     pub async fn generate(&self, asked: Generate) -> Result<Vec<Answer>, Error> {
-        let Generate { prompt, parameters, max_tokens, copies, stop, include_stop, .. } = asked;
-        let length = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
-        let room = self.context.saturating_sub(length);
-        if room == 0 {
-            let most = self.context - 1;
-            return Err(Error::Invalid(format!(
-                "the prompt has {length} tokens; this model's context of {} tokens (--max-model-len) has \
-                 room for {most}",
-                self.context
-            )));
-        }
-        if let Some(most) = max_tokens.filter(|most| *most > room) {
-            return Err(Error::Invalid(format!(
-                "max_tokens is {most} and the prompt has {length} tokens; this model's context (--max-model-len) has \
-                 room for {} together",
-                self.context
-            )));
-        }
-        let max_tokens = max_tokens.or(self.generation.max_new_tokens.map(|most| most.min(room))).unwrap_or(room);
+        let max_tokens = self.max_tokens(&asked)?;
+        let Generate { prompt, parameters, names, copies, stop, include_stop, .. } = asked;
         let stops = StopStrings::new(&stop).map_err(refused)?;
-        let sampling = Sampling::new(parameters).map_err(|error| Error::Invalid(error.to_string()))?;
+        let sampling = Sampling::new(parameters).map_err(|error| Error::Field(error.field(), error.to_string()))?;
         let sampling = Arc::new(sampling);
         let draft = Draft {
             copies: copies.try_into().unwrap_or(u16::MAX),
@@ -241,11 +281,11 @@ impl Language {
             salt: asked.salt.map_or(Salt::default(), |salt| self.key.salt(&[b"request", salt.as_bytes()])),
             ..Draft::new(prompt, max_tokens, sampling.clone())
         };
-        let request = Request::new(draft, &self.limits).map_err(|error| Error::Invalid(error.to_string()))?;
+        let request = Request::new(draft, &self.limits).map_err(|error| names.blame(&error))?;
         let matcher = |guide: &Guide| (0..request.copies()).map(|_| Box::new(guide.clone()) as _).collect();
         let matchers = asked.guide.as_ref().map(matcher).unwrap_or_default();
         let streams = self.generator.admit(request, matchers).await?;
-        let ends = Ends { model: self.ends.clone(), stop: stop.into(), sampling, max_tokens };
+        let ends = Ends { model: self.ends.clone(), stop: stop.into(), keeps_stop: include_stop, sampling, max_tokens };
         let vocabulary = self.tokenizer.vocabulary();
         let parser = asked.reading.as_ref().and_then(|reading| OutputParser::new(&self.format, reading));
         let shown = if parser.is_some() { self.shown.clone() } else { Arc::default() };
@@ -256,6 +296,14 @@ impl Language {
             Answer::new(tokens, text, scanner, ends.clone()).read_by(parser.clone())
         };
         Ok(streams.into_iter().map(answer).collect())
+    }
+}
+
+impl Names {
+    /// An error of a request, by the name that its field has there.
+    fn blame(self, error: &RequestError) -> Error {
+        let field = if error.field() == PROMPT { self.prompt } else { error.field() };
+        Error::Field(field, error.to_string())
     }
 }
 

@@ -129,7 +129,8 @@ impl Found {
 pub struct Survey {
     /// Its models.
     pub models: BTreeMap<String, Found>,
-    /// What is passed over, though somebody may have meant it for a model.
+    /// What is passed over, though somebody may have meant it for a model; and what a directory lacks that was named as
+    /// that of one.
     pub notes: Vec<String>,
 }
 
@@ -204,7 +205,14 @@ impl Repository {
                 survey.add(name, look_at(&path)?);
             }
         }
+        survey.notes.extend(self.lack(&survey));
         Ok(survey)
+    }
+
+    /// Why the directory that was named as one model's is none, where it holds no other models either.
+    fn lack(&self, survey: &Survey) -> Option<String> {
+        let root = self.roots.first().filter(|_| self.single.is_some() && !survey.models.values().any(is_model))?;
+        Artifact::open(root, root).err().map(|why| why.to_string())
     }
 
     /// One model.

@@ -236,3 +236,16 @@ async fn a_batch_has_no_more_rows_than_the_model_takes() {
     assert!(shown("iris").contains("max_rows: 8,"), "{}", shown("iris"));
     assert!(shown("rose").contains(&format!("max_rows: {},", batcher::Options::default().max_rows)));
 }
+
+#[test]
+fn what_a_directory_that_was_named_lacks() {
+    let root = folder();
+    fs::write(root.path().join("model.safetensors"), "x").unwrap();
+    let survey = Repository::single_or_many(root.path(), "a").survey().unwrap();
+    assert!(survey.models.is_empty());
+    assert!(survey.notes[0].contains("model.safetensors is there, but no config.json"), "{:?}", survey.notes);
+    assert!(survey.notes[0].starts_with(&root.path().display().to_string()), "{:?}", survey.notes);
+    assert_eq!(Repository::many(root.path()).survey().unwrap().notes, Vec::<String>::new());
+    put(&root.path().join("iris"), "");
+    assert_eq!(Repository::single_or_many(root.path(), "a").survey().unwrap().notes, Vec::<String>::new());
+}

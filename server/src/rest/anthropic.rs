@@ -1,10 +1,10 @@
 //! Anthropic's Messages API. Errors have its form.
 
-use super::openai::{event_stream, finish_as, head_id, noticed, read, seconds, written};
+use super::openai::{event_stream, finish_as, head_id, read, seconds, written};
 use super::{Rest, reply};
 use crate::codec::anthropic::{self, events::Events};
 use crate::codec::openai::asking::{Asking, put};
-use crate::codec::openai::{Head, ask};
+use crate::codec::openai::{Head, ask, noticed};
 use crate::threads::heavy;
 use axum::body::Body;
 use axum::extract::State;

@@ -12,7 +12,7 @@ mod vllm;
 
 use crate::budget::Budget;
 use crate::codec::anthropic::error_body as anthropic_error;
-use crate::codec::openai::Refusal;
+use crate::codec::openai::{Refusal, error_body as openai_error};
 use crate::dataplane::Dataplane;
 use crate::error::Error;
 use axum::Router;
@@ -21,6 +21,7 @@ use axum::extract::FromRequestParts;
 use axum::response::Response;
 use axum::routing::{any, get, post};
 use http::request::Parts;
+use http::{StatusCode, Uri};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
@@ -78,7 +79,7 @@ impl Rest {
             .route("/", get(v1::alive))
             .route("/v1/models", get(v1::list))
             .route("/openai/v1/models", get(openai::models))
-            .route("/openai/v1/models/{model}", get(openai::model))
+            .route("/openai/v1/models/{*model}", get(openai::model))
             .route("/v1/chat/completions", post(openai::chat))
             .route("/openai/v1/chat/completions", post(openai::chat))
             .route("/v1/completions", post(openai::completion))
@@ -89,7 +90,8 @@ impl Rest {
             .route("/load", get(vllm::load))
             .route("/tokenize", post(openai::tokenize))
             .route("/detokenize", post(openai::detokenize))
-            .route("/v1/models/{model}", get(v1::ready).post(v1::call))
+            // Names may have slashes, and clients that leave them as they are.
+            .route("/v1/models/{*model}", get(v1::ready).post(v1::call))
             .route("/v2", get(v2::server_metadata))
             .route("/v2/models", get(v2::list))
             .route("/v2/models/stats", get(v2::all_stats))
@@ -136,12 +138,51 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
     }
 }
 
-async fn no_route() -> Response {
-    reply::error(&Error::NoRoute)
+async fn no_route(uri: Uri) -> Response {
+    refuse_at(uri.path(), &Error::NoRoute)
 }
 
-async fn wrong_method() -> Response {
-    reply::json(http::StatusCode::METHOD_NOT_ALLOWED, b"{\"error\":\"Method Not Allowed\"}".to_vec())
+async fn wrong_method(uri: Uri) -> Response {
+    let body = match is_of_openai(uri.path()) {
+        true => openai_error("Method Not Allowed", StatusCode::METHOD_NOT_ALLOWED.as_u16()),
+        false => b"{\"error\":\"Method Not Allowed\"}".to_vec(),
+    };
+    reply::json(StatusCode::METHOD_NOT_ALLOWED, body)
+}
+
+/// What OpenAI's API and vLLM's additions have below `/v1`, served or not: a client that asks there reads errors in
+/// that form. `/v1/models` is KServe's as well, and came first.
+const OF_OPENAI: [&str; 22] = [
+    "assistants",
+    "audio",
+    "batches",
+    "chat",
+    "classify",
+    "completions",
+    "conversations",
+    "embeddings",
+    "evals",
+    "files",
+    "fine_tuning",
+    "images",
+    "moderations",
+    "pooling",
+    "realtime",
+    "rerank",
+    "responses",
+    "score",
+    "threads",
+    "uploads",
+    "vector_stores",
+    "videos",
+];
+
+/// Is it a path of OpenAI's API, or one that vLLM has beside it?
+fn is_of_openai(path: &str) -> bool {
+    let below = path.strip_prefix("/v1/").and_then(|below| below.split('/').next());
+    path.starts_with("/openai/")
+        || matches!(path, "/tokenize" | "/detokenize")
+        || below.is_some_and(|first| OF_OPENAI.contains(&first))
 }
 
 /// The reply to a request that was refused before it reached a route.
@@ -153,8 +194,8 @@ pub fn refuse(error: &Error) -> Response {
 pub fn refuse_at(path: &str, error: &Error) -> Response {
     let form: fn(&Refusal) -> Vec<u8> = match path {
         "/v1/messages" | "/v1/messages/count_tokens" => anthropic_error,
-        "/v1/chat/completions" | "/v1/completions" | "/tokenize" | "/detokenize" => Refusal::body,
-        path if path.starts_with("/openai/") => Refusal::body,
+        path if path.starts_with("/v1/messages/") => anthropic_error,
+        path if is_of_openai(path) => Refusal::body,
         _ => return refuse(error),
     };
     let mut response = reply::error(error);
@@ -162,4 +203,20 @@ pub fn refuse_at(path: &str, error: &Error) -> Response {
     // No server that is followed has these routes, nor a word of its own for what happened there.
     response.extensions_mut().remove::<Error>();
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_of_openai;
+
+    #[test]
+    fn whose_paths_are_whose() {
+        for path in ["/v1/chat/completions", "/v1/embeddings", "/v1/responses/a", "/openai/v1/models/a", "/tokenize"] {
+            assert!(is_of_openai(path), "{path}");
+        }
+        for path in ["/", "/v1", "/v1/", "/v1/models", "/v1/models/chat", "/v1/messages", "/v1/chats", "/v2/chat", "/x"]
+        {
+            assert!(!is_of_openai(path), "{path}");
+        }
+    }
 }

@@ -7,7 +7,7 @@ use crate::codec::openai::ask::{self, Ask};
 use crate::codec::openai::asking::{Asking, put};
 use crate::codec::openai::events::{Events, Kind};
 use crate::codec::openai::whole;
-use crate::codec::openai::{Head, Refusal};
+use crate::codec::openai::{Head, Refusal, noticed};
 use crate::dataplane::{Language, Servable};
 use crate::error::Error;
 use crate::threads::heavy;
@@ -19,7 +19,7 @@ use http::{HeaderMap, StatusCode};
 use protocol::openai::models::{ModelCard, ModelList};
 use protocol::openai::tokens::{DetokenizeReply, TokenizeReply};
 use protocol::openai::{
-    ChatRequest, Common, CompletionRequest, DetokenizeRequest, FieldError, Notices, TokenizeInput, TokenizeRequest,
+    ChatRequest, Common, CompletionRequest, DetokenizeRequest, FieldError, TokenizeInput, TokenizeRequest,
 };
 use serde::Serialize;
 use std::sync::Arc;
@@ -65,13 +65,6 @@ pub(super) async fn read(rest: &Rest, headers: &HeaderMap, body: Body) -> Result
     let deadline = super::v2::deadline_within(rest.plane.longest_generation(), headers)?;
     let arrival = deadline.min(Instant::now() + rest.plane.longest());
     Ok((body::read(rest, headers, body, arrival).await?, deadline))
-}
-
-/// Fields that do nothing are told to whoever runs the server.
-pub(super) fn noticed(notices: &Notices) {
-    if notices != &Notices::default() {
-        tracing::debug!(unknown = ?notices.unknown, without_effect = ?notices.without_effect, "fields that do nothing");
-    }
 }
 
 pub(super) fn head_id(prefix: &str, stated: Option<&str>, headers: &HeaderMap) -> String {
@@ -144,25 +137,28 @@ fn card(servable: &Servable) -> Option<ModelCard<'_>> {
     Some(card)
 }
 
-/// A card for each name of a model: all others have the first for their root.
-fn cards<'a>(servable: &'a Servable, aliases: &'a [String]) -> Vec<ModelCard<'a>> {
-    let Some(first) = card(servable) else { return Vec::new() };
-    let alias = |name: &'a String| {
-        let permission = ModelCard::new(name, first.created, "tensorgate").permission;
-        ModelCard { id: name, permission, ..first.clone() }
-    };
-    let aliases: Vec<_> = aliases.iter().map(alias).collect();
-    [vec![first], aliases].concat()
+/// The card of a model under one of its names: all others have the first for their root.
+fn card_of<'a>(servable: &'a Servable, name: &'a str) -> Option<ModelCard<'a>> {
+    let first = card(servable)?;
+    let permission = ModelCard::new(name, first.created, "tensorgate").permission;
+    Some(ModelCard { id: name, permission, ..first })
 }
 
-/// `GET /openai/v1/models/{model}`.
+/// A card for each name of a model.
+fn cards<'a>(servable: &'a Servable, aliases: &'a [String]) -> Vec<ModelCard<'a>> {
+    let names = std::iter::once(&servable.name).chain(aliases);
+    names.filter_map(|name| card_of(servable, name)).collect()
+}
+
+/// `GET /openai/v1/models/{model}`, whether or not slashes of its name are escaped.
 pub(super) async fn model(State(rest): State<Rest>, Path(model): Path<String>) -> Response {
     let found = rest.plane.language_model(Some(&model)).map_err(Refusal::from);
-    finish(found.and_then(|servable| written(&card(&servable))))
+    finish(found.and_then(|servable| written(&card_of(&servable, &model))))
 }
 
 /// What `GET /v1/models/{model}` says of a language model: OpenAI's card, and whether it is ready, as KServe's v1 asks.
-pub(super) fn described(servable: &Servable) -> Option<Response> {
+/// `name` is the one of its names that was asked for.
+pub(super) fn described(servable: &Servable, name: &str) -> Option<Response> {
     #[derive(Serialize)]
     struct Both<'a> {
         name: &'a str,
@@ -170,7 +166,7 @@ pub(super) fn described(servable: &Servable) -> Option<Response> {
         #[serde(flatten)]
         card: ModelCard<'a>,
     }
-    let card = card(servable)?;
+    let card = card_of(servable, name)?;
     written(&Both { name: &servable.name, ready: true, card }).ok()
 }
 

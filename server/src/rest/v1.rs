@@ -9,7 +9,7 @@ use crate::threads::heavy;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, StatusCode, Uri};
 use serde_json::json;
 use std::time::Instant;
 
@@ -26,21 +26,32 @@ pub(super) async fn list(State(rest): State<Rest>) -> Response {
     super::openai::all_models(&rest, models)
 }
 
-pub(super) async fn ready(State(rest): State<Rest>, Path(model): Path<String>) -> Response {
+pub(super) async fn ready(State(rest): State<Rest>, uri: Uri, Path(model): Path<String>) -> Response {
     let plain = |servable: &Servable| reply::value(StatusCode::OK, &json!({"name": servable.name, "ready": true}));
     let both = rest.plane.profile().lists_for_openai();
-    let described = |servable: &Servable| super::openai::described(servable).filter(|_| both);
-    answer(rest.plane.servable(&model, None).map(|servable| described(&servable).unwrap_or_else(|| plain(&servable))))
+    let described = |servable: &Servable| super::openai::described(servable, &model).filter(|_| both);
+    let found = rest.plane.servable(&model, None).map_err(|error| match error {
+        Error::UnknownModel(_) if is_nested(&uri) => Error::NoRoute,
+        other => other,
+    });
+    answer(found.map(|servable| described(&servable).unwrap_or_else(|| plain(&servable))))
+}
+
+/// Does the path go on where a model's name would end, were its slashes escaped? Then it is a route only where there is
+/// a model of that name.
+fn is_nested(uri: &Uri) -> bool {
+    uri.path().strip_prefix("/v1/models/").is_some_and(|name| name.contains('/'))
 }
 
 /// `POST /v1/models/{model}:{verb}`.
 pub(super) async fn call(
     State(rest): State<Rest>,
+    uri: Uri,
     Path(path): Path<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    match path.rsplit_once(':') {
+    match path.rsplit_once(':').filter(|_| !is_nested(&uri)) {
         Some((model, "predict")) => answer(predict(&rest, model, &headers, body).await),
         Some((model, "explain")) => answer(explain(&rest, model)),
         _ => reply::error(&Error::NoRoute),

@@ -104,8 +104,8 @@ impl fmt::Display for Rejected {
         match self {
             Self::QueueFull { sequences, sequences_max, tokens, tokens_max } => write!(
                 f,
-                "the queue is full: {sequences} sequences of {sequences_max} and {tokens} tokens of {tokens_max} wait; \
-                 try again later"
+                "the queue is full (--queue-size): {sequences} sequences of {sequences_max} and {tokens} tokens of \
+                 {tokens_max} wait; try again later"
             ),
             Self::NeverFits { tokens, tokens_max } => {
                 write!(f, "prompt and max_tokens are {tokens} tokens together; this model has room for {tokens_max}")

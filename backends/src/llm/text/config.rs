@@ -5,7 +5,7 @@ use crate::error::LoadError;
 use serde_json::{Map, Value};
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Bytes of a configuration or template file, at most.
 pub const MAX_CONFIG_BYTES: u64 = 8 << 20;
@@ -33,6 +33,8 @@ pub struct TokenizerConfig {
     pub add_eos_token: Option<bool>,
     /// Chat templates: name and source. A model with only one calls it `default`.
     pub chat_templates: Vec<(String, String)>,
+    /// Which file each of them lies in; none where that is not known.
+    pub(super) template_files: Vec<PathBuf>,
     /// Longest text in tokens that the model was made for, where the file says so.
     pub model_max_length: Option<u64>,
 }
@@ -53,9 +55,11 @@ impl TokenizerConfig {
             values.extend(older);
         }
         let mut config = TokenizerConfig::parse(&values).map_err(|reason| LoadError::new(&path, reason))?;
-        let files = template_files(directory)?;
-        if !files.is_empty() {
-            config.chat_templates = files;
+        let found = template_files(directory)?;
+        if found.is_empty() {
+            config.template_files = vec![path; config.chat_templates.len()];
+        } else {
+            (config.template_files, config.chat_templates) = found.into_iter().unzip();
         }
         Ok(config)
     }
@@ -97,6 +101,7 @@ impl TokenizerConfig {
     pub fn without_tokens(self) -> Self {
         TokenizerConfig {
             chat_templates: self.chat_templates,
+            template_files: self.template_files,
             model_max_length: self.model_max_length,
             ..Self::default()
         }
@@ -145,11 +150,15 @@ fn added_tokens(value: Option<&Value>) -> Result<Vec<Added>, String> {
     Ok(added)
 }
 
+/// A file, and the chat template in it: its name and source.
+type TemplateFile = (PathBuf, (String, String));
+
 /// `chat_template.jinja`, and the named ones in `additional_chat_templates/`, which take precedence over the field.
-fn template_files(directory: &Path) -> Result<Vec<(String, String)>, LoadError> {
+fn template_files(directory: &Path) -> Result<Vec<TemplateFile>, LoadError> {
     let mut templates = Vec::new();
-    if let Some(source) = text(&directory.join("chat_template.jinja"))? {
-        templates.push(("default".to_owned(), source));
+    let path = directory.join("chat_template.jinja");
+    if let Some(source) = text(&path)? {
+        templates.push((path, ("default".to_owned(), source)));
     }
     let Ok(entries) = std::fs::read_dir(directory.join("additional_chat_templates")) else { return Ok(templates) };
     let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
@@ -160,7 +169,7 @@ fn template_files(directory: &Path) -> Result<Vec<(String, String)>, LoadError> 
         if templates.len() >= MAX_TEMPLATES {
             return Err(LoadError::new(&path, format!("more than {MAX_TEMPLATES} chat templates")));
         }
-        templates.extend(text(&path)?.map(|source| (name, source)));
+        templates.extend(text(&path)?.map(|source| (path, (name, source))));
     }
     Ok(templates)
 }

@@ -8,6 +8,8 @@
 //! Not a parser: what is no template at all is refused by minijinja afterwards. But what it finds it must understand, so
 //! brackets that do not match are refused here.
 
+use std::collections::BTreeSet;
+
 /// The filter that checks a value bound to a plain name.
 pub(super) const KEEP: &str = "__keep";
 /// The filter that checks a value bound to an attribute of a namespace.
@@ -59,6 +61,42 @@ pub(super) fn rewrite(source: &str) -> Result<String, Fault> {
     }
     out.push_str(&source[scanner.at..]);
     Ok(out)
+}
+
+/// The names in a template's code: variables, and what is written like them. Attributes (`a.b`) and texts are left out,
+/// so that a name which is not among these is a variable that the template never looks at; one that is may be.
+pub(super) fn words(source: &str) -> BTreeSet<String> {
+    let (mut scanner, mut found) = (Scanner { source, at: 0, branches: 0 }, BTreeSet::new());
+    while let Some(start) = scanner.next_tag() {
+        scanner.at = start;
+        // What comes after a fault is refused by `rewrite`.
+        let Ok(tag) = scanner.tag() else { break };
+        let is_raw = tag.kind == Kind::Statement && tag.inside.trim() == "raw";
+        if is_raw && scanner.raw().is_err() {
+            break;
+        }
+        if tag.kind != Kind::Comment {
+            collect_words(tag.inside, &mut found);
+        }
+    }
+    found
+}
+
+fn collect_words(code: &str, found: &mut BTreeSet<String>) {
+    let (bytes, mut at, mut quote) = (code.as_bytes(), 0, None);
+    while let Some(byte) = bytes.get(at) {
+        if quote.is_some() {
+            quote = quote.filter(|open| open != byte);
+            at += if *byte == b'\\' { 2 } else { 1 };
+            continue;
+        }
+        let length = bytes[at..].iter().take_while(|byte| word_byte(**byte)).count();
+        if length > 0 && !bytes[..at].ends_with(b".") {
+            found.insert(code[at..at + length].to_owned());
+        }
+        quote = Some(*byte).filter(|byte| matches!(byte, b'"' | b'\''));
+        at += length.max(1);
+    }
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -324,4 +362,29 @@ fn targets_end(rest: &str) -> usize {
 fn names(targets: &str) -> Vec<String> {
     let words = targets.split(|c: char| !(c.is_alphanumeric() || c == '_'));
     words.filter(|word| !word.is_empty()).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::words;
+
+    #[test]
+    fn names_are_told_from_texts_and_attributes() {
+        let source = "documents {# tools #}{% raw %}{{ raw_one }}{% endraw %}\
+            {%- set thinks = thinks|default(true) -%}{{ message.content ~ 'it\\'s effort' ~ message['role'] }}\
+            {% if xs | length > 1 and ys[\"zs\"] %}{{ f(style=tone) }}{% endif %}";
+        let found = words(source);
+        for name in ["thinks", "message", "xs", "ys", "style", "tone", "f"] {
+            assert!(found.contains(name), "{name}: {found:?}");
+        }
+        for name in ["documents", "tools", "raw_one", "content", "effort", "it", "s", "role", "zs"] {
+            assert!(!found.contains(name), "{name}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_template_has_what_comes_before() {
+        assert!(words("{{ a }}{{ b").contains("a"));
+        assert!(words("{{ 'a").is_empty() && words("{% raw %}{{ a }}").is_empty());
+    }
 }

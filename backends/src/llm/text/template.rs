@@ -6,12 +6,14 @@
 use super::config::TokenizerConfig;
 use super::jinja::{self, Raised};
 use super::{conversation, rewrite, strftime};
-use crate::error::InferError;
+use crate::error::{InferError, LoadError};
 use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, Value};
 use serde_json::{Map, Value as Json};
+use std::collections::BTreeSet;
 use std::error::Error as _;
 use std::io;
+use std::path::{Path, PathBuf};
 
 /// Bytes of a template's source, at most; the largest in use have some 40 KB.
 pub const MAX_TEMPLATE_BYTES: usize = 512 << 10;
@@ -41,6 +43,8 @@ pub struct ChatTemplates {
     names: Vec<String>,
     /// As they came, in the order of their names.
     sources: Vec<String>,
+    /// The names in the code of each.
+    words: Vec<BTreeSet<String>>,
     /// `bos_token` and so on, which templates write.
     tokens: Vec<(String, String)>,
     max_prompt_bytes: usize,
@@ -88,12 +92,21 @@ impl ChatTemplates {
     /// `max_prompt_bytes` will be refused.
     ///
     /// # Errors
-    /// Names the template and the line, and says what is wrong there.
-    pub fn from_config(config: &TokenizerConfig, max_prompt_bytes: usize) -> Result<Option<Self>, String> {
-        if config.chat_templates.is_empty() {
+    /// Names the template and the line, and says what is wrong there; the file is where it lies, or else `path`.
+    pub fn from_config(
+        config: &TokenizerConfig,
+        path: &Path,
+        max_prompt_bytes: usize,
+    ) -> Result<Option<Self>, LoadError> {
+        let templates = &config.chat_templates;
+        if templates.is_empty() {
             return Ok(None);
         }
-        ChatTemplates::compile(&config.chat_templates, &config.named_tokens, max_prompt_bytes).map(Some)
+        let compiled = ChatTemplates::compiled(templates, &config.named_tokens, max_prompt_bytes);
+        compiled.map(Some).map_err(|(place, reason)| {
+            let file = place.and_then(|place| config.template_files.get(place));
+            LoadError::new(file.map_or(path, PathBuf::as_path), reason)
+        })
     }
 
     /// Compiles templates, given by name and source, for a model with those control tokens.
@@ -105,9 +118,18 @@ impl ChatTemplates {
         tokens: &[(String, String)],
         max_prompt_bytes: usize,
     ) -> Result<Self, String> {
-        let mut environment = jinja::environment().map_err(|error| error.to_string())?;
-        for (name, source) in templates {
-            let at = |line: usize, what: &str| format!("chat template '{name}', line {line}: {what}");
+        Self::compiled(templates, tokens, max_prompt_bytes).map_err(|(_, what)| what)
+    }
+
+    /// The same, where an error comes with the place of the template in the list.
+    fn compiled(
+        templates: &[(String, String)],
+        tokens: &[(String, String)],
+        max_prompt_bytes: usize,
+    ) -> Result<Self, (Option<usize>, String)> {
+        let mut environment = jinja::environment().map_err(|error| (None, error.to_string()))?;
+        for (place, (name, source)) in templates.iter().enumerate() {
+            let at = |line: usize, what: &str| (Some(place), format!("chat template '{name}', line {line}: {what}"));
             if source.len() > MAX_TEMPLATE_BYTES {
                 return Err(at(1, &format!("{} bytes; at most {MAX_TEMPLATE_BYTES} are allowed", source.len())));
             }
@@ -117,7 +139,8 @@ impl ChatTemplates {
         }
         let names = templates.iter().map(|(name, _)| name.clone()).collect();
         let sources = templates.iter().map(|(_, source)| source.clone()).collect();
-        Ok(ChatTemplates { environment, names, sources, tokens: tokens.to_vec(), max_prompt_bytes })
+        let words = templates.iter().map(|(_, source)| rewrite::words(source)).collect();
+        Ok(ChatTemplates { environment, names, sources, words, tokens: tokens.to_vec(), max_prompt_bytes })
     }
 
     /// Prompts longer than this will be refused from now on.
@@ -144,6 +167,14 @@ impl ChatTemplates {
                 words.starts_with("for ") && words.split_once(" in ").is_some_and(|(_, list)| list.contains("content"))
             })
         })
+    }
+
+    /// Does the template that a conversation would be rendered by look at this variable, or may it? Where it does not,
+    /// the prompt is the same whatever the variable is.
+    pub fn reads(&self, chat: &Chat<'_>, variable: &str) -> bool {
+        let place = self.choose(chat).ok().and_then(|name| self.names.iter().rposition(|known| known == name));
+        // Where there is none, rendering says so.
+        place.is_none_or(|place| self.words[place].contains(variable))
     }
 
     /// The prompt for a conversation.

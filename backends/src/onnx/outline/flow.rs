@@ -140,7 +140,10 @@ impl<'a> Flow<'a, '_> {
                 let fact = match given {
                     Some(facts) => facts.get(inputs.len()).cloned().unwrap_or_default(),
                     // Of one that is stated to be empty each request is to bring nothing.
-                    None => Fact { full: !(self.past && is_past(name)) && !stated::is_empty(info)?, ..Fact::default() },
+                    None => {
+                        let may_be_empty = stated::is_empty(info)? || self.past && is_past(name);
+                        Fact { full: !may_be_empty, ..Fact::default() }
+                    }
                 };
                 self.define(name, fact);
                 inputs.insert(name);

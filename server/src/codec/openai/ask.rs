@@ -1,15 +1,15 @@
 //! What a request asks of a language model: its prompt in tokens, and how the next ones are chosen.
 
-use super::{Refusal, tools};
+use super::{Refusal, noticed, tools};
 use crate::error::Error;
-use crate::llm::{Generate, Language};
+use crate::llm::{Generate, Language, Names};
 use backends::llm::grammar::Form;
 use backends::llm::sampling::Parameters;
 use backends::llm::text::Chat;
 use backends::llm::text::output::Thoughts;
 use protocol::openai::common::{Common, Truncation, TruncationSide};
 use protocol::openai::format::Constraint;
-use protocol::openai::{ChatRequest, CompletionRequest, Conversation, FieldError, Prompt, Tool, ToolChoice};
+use protocol::openai::{ChatRequest, CompletionRequest, Conversation, FieldError, Notices, Prompt, Tool, ToolChoice};
 use serde_json::Value;
 
 /// A request for answers to one prompt or several.
@@ -21,8 +21,8 @@ pub struct Ask {
     pub telling: Telling,
     /// What they keep to, and the field that says so.
     pub form: Option<(Form, &'static str)>,
-    /// Schemas of tools that are a part of that, each with what errors call its tool.
-    pub schemas: Vec<(String, Form)>,
+    /// Schemas that are a part of that.
+    pub schemas: Vec<Part>,
 }
 
 impl Ask {
@@ -32,6 +32,17 @@ impl Ask {
         self.telling.usage |= forced;
         self
     }
+}
+
+/// A schema that is a part of what answers keep to.
+#[derive(Debug)]
+pub struct Part {
+    /// The field that it came in.
+    pub field: &'static str,
+    /// What errors call it there, where there are several.
+    pub name: Option<String>,
+    /// The schema.
+    pub form: Form,
 }
 
 /// Answers to one prompt.
@@ -97,8 +108,10 @@ pub fn chat(request: &ChatRequest, language: &Language) -> Result<Ask, Refusal> 
         short_call_ids: language.format().has_short_call_ids(),
         ..telling(common)
     };
-    let generate = Generate { reading: Some(reading), ..generate(tokens, common, language)? };
-    let schemas = if form.is_some() { tools::schemas(request) } else { Vec::new() };
+    let generate = generate(tokens, common, language)?;
+    let names = Names { prompt: "messages", ..generate.names };
+    let generate = Generate { reading: Some(reading), names, ..generate };
+    let schemas = form.as_ref().map_or_else(Vec::new, |(whole, _)| parts(request, whole));
     Ok(Ask { prompts: vec![Asked { generate, echo }], telling, form, schemas })
 }
 
@@ -139,7 +152,7 @@ pub fn conversation_tokens(conversation: &Conversation, language: &Language) -> 
 fn prompt(
     conversation: &Conversation,
     tools: &[Tool],
-    setting: Option<(&str, &str)>,
+    setting: Option<(&'static str, &str)>,
     language: &Language,
 ) -> Result<String, Refusal> {
     if conversation.chat_template.is_some() {
@@ -159,7 +172,22 @@ fn prompt(
         settings: Some(&settings),
         ..Chat::new(&messages)
     };
+    if chat.documents.is_some() && !language.reads(&chat, "documents") {
+        let why = "this model's chat template does not read them; write them into a message";
+        return Err(FieldError::refused("documents", why).into());
+    }
+    noticed(&unread(conversation, setting.map(|(name, _)| name), |name| language.reads(&chat, name)));
     language.render(&chat).map_err(|error| about("messages", error))
+}
+
+/// Settings that the chat template does not look at: `setting` is a field of its own.
+fn unread(conversation: &Conversation, setting: Option<&'static str>, reads: impl Fn(&str) -> bool) -> Notices {
+    let names = conversation.chat_template_kwargs.keys().filter(|name| !reads(name));
+    let without_effect = setting.filter(|name| !reads(name)).map(|name| (name, "the chat template does not read it"));
+    Notices {
+        unknown: names.map(|name| format!("chat_template_kwargs.{name}")).collect(),
+        without_effect: without_effect.into_iter().collect(),
+    }
 }
 
 /// The text of an assistant's message that comes last.
@@ -197,7 +225,10 @@ pub fn completion(request: &CompletionRequest, language: &Language) -> Result<As
     }
     let mut asked = Vec::with_capacity(prompts.len());
     for (tokens, text) in prompts {
+        let whole = tokens.len();
         let mut generate = generate(tokens, common, language)?;
+        // What was cut off has not been read, and is no part of what is echoed.
+        let text = text.filter(|_| generate.prompt.len() == whole);
         if telling.echoes_tokens {
             let wanted = generate.parameters.logprobs.max(generate.parameters.prompt_logprobs);
             generate.parameters.prompt_logprobs = wanted;
@@ -240,6 +271,7 @@ fn generate(prompt: Vec<u32>, common: &Common, language: &Language) -> Result<Ge
         prompt,
         parameters: parameters(common, language)?,
         max_tokens: sampling.max_tokens,
+        names: Names { max_tokens: sampling.max_tokens_field.as_str(), ..Names::default() },
         copies: sampling.best_of,
         stop: sampling.stop.clone(),
         include_stop: delivery.include_stop,
@@ -264,6 +296,14 @@ fn form(common: &Common) -> Option<(Form, &'static str)> {
         Constraint::Choice(texts) => (Form::Choice(texts.clone()), structured_outputs),
         Constraint::Grammar(grammar) => (Form::Grammar(grammar.clone()), structured_outputs),
     })
+}
+
+/// Schemas that what answers keep to may be put together of, unless it is one as a `whole`.
+fn parts(request: &ChatRequest, whole: &Form) -> Vec<Part> {
+    let is_schema = |form: &Form| matches!(form, Form::Schema(_));
+    let stated = form(&request.common).filter(|(form, _)| is_schema(form) && !is_schema(whole));
+    let stated = stated.map(|(form, field)| Part { field, name: None, form });
+    stated.into_iter().chain(tools::schemas(request)).collect()
 }
 
 /// As much of a prompt as was asked for.
@@ -332,5 +372,24 @@ pub fn about(field: &str, error: Error) -> Refusal {
     match error {
         Error::Invalid(what) | Error::Refused(what) => FieldError::invalid(field, what).into(),
         other => other.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_no_template_reads_are_told() {
+        let mut conversation = Conversation::default();
+        conversation.chat_template_kwargs.insert("enable_thinking".into(), Value::Bool(false));
+        conversation.chat_template_kwargs.insert("zzz".into(), Value::from(1));
+        let told = |setting, read: &[&str]| unread(&conversation, setting, |name| read.contains(&name));
+        let notices = told(Some("reasoning_effort"), &["enable_thinking"]);
+        assert_eq!(notices.unknown, ["chat_template_kwargs.zzz"]);
+        assert_eq!(notices.without_effect, [("reasoning_effort", "the chat template does not read it")]);
+        let all = ["enable_thinking", "zzz", "reasoning_effort"];
+        assert_eq!(told(Some("reasoning_effort"), &all), Notices::default());
+        assert!(told(None, &all[..2]).without_effect.is_empty());
     }
 }

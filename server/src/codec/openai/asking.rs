@@ -1,14 +1,13 @@
 //! Puts a request to its model: its form compiled, its prompts asked one after another, its answers gathered.
 
 use super::Refusal;
-use super::ask::{Ask, Asked, Telling, about};
+use super::ask::{Ask, Asked, Part, Telling, about};
 use super::whole::Prompted;
 use crate::dataplane::{Dataplane, Language, Servable};
 use crate::error::Error;
 use crate::llm::answer::Answer;
 use crate::llm::gather::Gathered;
 use crate::llm::tally::Tally;
-use backends::llm::grammar::Form;
 use protocol::openai::FieldError;
 use std::time::{Duration, Instant};
 
@@ -74,16 +73,16 @@ async fn answers(
     Ok((prompts, answers, copies))
 }
 
-/// Why a form could not be compiled, with the tool whose schema is the reason: all of them are parts of one form, whose
+/// Why a form could not be compiled, with the schema that is the reason: all of them are parts of one form, whose
 /// compiler does not know which is whose. `error` stays where each can be followed alone, and where none is its reason.
-async fn named(language: &Language, schemas: Vec<(String, Form)>, error: Refusal, deadline: Instant) -> Refusal {
+async fn named(language: &Language, schemas: Vec<Part>, error: Refusal, deadline: Instant) -> Refusal {
     if !matches!(error, Refusal::Field(_)) {
         return error;
     }
     let look = async {
-        for (tool, schema) in schemas {
-            if let Err(Error::Invalid(what)) = language.guide(schema).await {
-                return Some(FieldError::invalid("tools", format!("{tool}: {what}")));
+        for Part { field, name, form } in schemas {
+            if let Err(Error::Invalid(what)) = language.guide(form).await {
+                return Some(FieldError::invalid(field, name.map_or(what.clone(), |name| format!("{name}: {what}"))));
             }
         }
         None

@@ -9,12 +9,10 @@ pub mod tools;
 pub mod whole;
 
 use crate::error::Error;
-use protocol::openai::FieldError;
-use protocol::openai::error::ErrorBody;
-use protocol::openai::response::{FinishReason, StopReason, Usage};
-
 use crate::llm::answer::End;
-use protocol::openai::response::{CompletionDetails, PromptDetails};
+use protocol::openai::error::ErrorBody;
+use protocol::openai::response::{CompletionDetails, FinishReason, PromptDetails, StopReason, Usage};
+use protocol::openai::{FieldError, Notices};
 
 /// Why a request is not answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +31,10 @@ impl From<FieldError> for Refusal {
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        Refusal::Server(error)
+        match error {
+            Error::Field(field, what) => FieldError::invalid(field, what).into(),
+            other => Refusal::Server(other),
+        }
     }
 }
 
@@ -64,11 +65,24 @@ impl Refusal {
     }
 }
 
+/// Fields that do nothing are told to whoever runs the server.
+pub fn noticed(notices: &Notices) {
+    if notices != &Notices::default() {
+        tracing::debug!(unknown = ?notices.unknown, without_effect = ?notices.without_effect, "fields that do nothing");
+    }
+}
+
+/// The body of an error that is about no field.
+pub fn error_body(message: &str, status: u16) -> Vec<u8> {
+    serde_json::to_vec(&ErrorBody::new(message, kind(status), status)).unwrap_or_default()
+}
+
 /// OpenAI's and vLLM's word for a status.
 fn kind(status: u16) -> &'static str {
     match status {
         401 => "AuthenticationError",
         404 => "NotFoundError",
+        405 => "MethodNotAllowedError",
         413 => "RequestTooLargeError",
         429 => "RateLimitError",
         499 => "CancelledError",

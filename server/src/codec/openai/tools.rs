@@ -1,7 +1,7 @@
 //! Tools: what of them a model is told, what its answer must be where it has to call one, and how calls are named.
 
 use super::Refusal;
-use super::ask::Telling;
+use super::ask::{Part, Telling};
 use crate::llm::Language;
 use backends::llm::grammar::Form;
 use backends::llm::text::output::{Callable, Reading, Thoughts};
@@ -51,8 +51,8 @@ pub fn offered(request: &ChatRequest) -> &[Tool] {
     }
 }
 
-/// Schemas that an answer may be held to, each with what errors call its tool.
-pub fn schemas(request: &ChatRequest) -> Vec<(String, Form)> {
+/// Schemas of tools that an answer may be held to.
+pub fn schemas(request: &ChatRequest) -> Vec<Part> {
     let tools = offered(request);
     let strict = tools.iter().any(|tool| tool.strict);
     let binds = |tool: &Tool| match &request.tool_choice {
@@ -63,7 +63,8 @@ pub fn schemas(request: &ChatRequest) -> Vec<(String, Form)> {
     };
     let schema = |(index, tool): (usize, &Tool)| {
         let schema = tool.parameters().filter(|_| binds(tool))?;
-        Some((format!("tools[{index}] '{}'", tool.name), Form::Schema(schema.clone())))
+        let name = Some(format!("tools[{index}] '{}'", tool.name));
+        Some(Part { field: "tools", name, form: Form::Schema(schema.clone()) })
     };
     tools.iter().enumerate().filter_map(schema).collect()
 }
