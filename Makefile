@@ -122,7 +122,7 @@ clean:
 # ----------------------------------------------------------------------------------------------- the parts of the test
 
 # With the kernels for GPUs, and the emulator that runs them here: all is compiled and linked, whatever the machine has.
-FEATURES := --features tensorgate/cuda,tensorgate-backends/emulator
+FEATURES := --features tensorgate/cuda,tensorgate-backends/emulator,tensorgate-benches/emulator
 
 .PHONY: fmt clippy crates rustdoc deny manifests clients release
 fmt:

@@ -3,10 +3,12 @@
 # no Rust: `make gpu` builds gpu/, which is carried there with the tracked files.
 #
 #   benches/gpu-check.sh               all checks; 'benches/gpu-check.sh kernels assistant' does some
-#   benches/gpu-check.sh --minutes 9   more time: what is not done by then has failed
+#   benches/gpu-check.sh --minutes 9   more time
 #
-# A line for each check; with OUT set to a folder also $OUT/gpu-check.json. Exit status: 0 all passed, 1 some failed,
-# 2 there is no GPU, or no gpu/.
+# A line for each check: ok, FAIL, or LATE where none of the time was left to begin it. By machine code first; what is
+# tried by PTX comes last, and is LATE, too, where it was cut off before anything had failed. With OUT set to a folder
+# also $OUT/gpu-check.json. Exit status: 0 all passed, 1 some failed, 2 there is no GPU, or no gpu/, 3 none failed and
+# some were late.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1

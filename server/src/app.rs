@@ -19,6 +19,7 @@ use crate::{batcher, grpc, metrics, process, telemetry};
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
+use backends::llm::progress::Calls;
 use backends::llm::spec::FloatType;
 use backends::llm::{LanguageOptions, device};
 use backends::onnx::{OnnxOptions, Place};
@@ -202,6 +203,7 @@ fn language(config: &Config) -> LanguageOptions {
         cache: config.kv_cache_dtype,
         deterministic: config.deterministic,
         step_timeout: Some(config.step_timeout).filter(|time| !time.is_zero()),
+        calls: Calls::default(),
         dtype: match config.dtype {
             Dtype::Auto => None,
             Dtype::Float32 => Some(FloatType::F32),

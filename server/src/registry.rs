@@ -6,11 +6,13 @@
 use crate::batcher;
 use crate::entry::{AWAITED, Entry, NO_PROCESS, UNLOADED, ready, unavailable};
 use crate::error::Error;
+use crate::llm::watch::Loading;
 use crate::probe::{Probe, Tried};
 use crate::process;
 use crate::repository::{Found, Repository, Survey, Version};
 use crate::worker::Workers;
 use arc_swap::ArcSwap;
+use backends::llm::progress::Calls;
 use backends::onnx::Place;
 use backends::{Format, LoadError, LoadOptions, Model, load};
 use std::collections::BTreeMap;
@@ -424,7 +426,11 @@ impl Registry {
         for note in settings.notes(artifact.format() == Format::Onnx) {
             tracing::warn!(model = name, version, "config.pbtxt: {note}");
         }
-        let model = load(artifact, &self.options_for(name))?;
+        let options = self.options_for(name);
+        let watch = Loading::of(name, artifact.format(), &options.language);
+        let watch = watch.map_err(|reason| LoadError::new(artifact.model_path(), reason))?;
+        let model = load(artifact, &options)?;
+        drop(watch);
         tried.check()?;
         if let Model::Predictor(predictor) = &model {
             for note in predictor.profile().notes {
@@ -437,6 +443,7 @@ impl Registry {
 
     fn options_for(&self, model: &str) -> LoadOptions {
         let mut options = self.load_options.clone();
+        options.language.calls = Calls::default();
         if let Some(workers) = &self.workers {
             options.onnx.place = Place::Elsewhere(Arc::new(workers.of(model)));
         }

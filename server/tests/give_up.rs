@@ -5,12 +5,14 @@
 use backends::LoadError;
 use backends::llm::blocks::{BlockPool, PrefixKey};
 use backends::llm::engine::{Engine, Overlap};
+use backends::llm::progress::Calls;
 use backends::llm::request::{Draft, Limits, Request};
 use backends::llm::sampling::{Parameters, Sampling};
 use backends::llm::scheduler::{Scheduler, Settings};
 use backends::llm::scripted::Scripted;
 use backends::llm::sequence::Event;
 use server::llm::generator::{Generator, Tokens};
+use server::llm::watch::Loading;
 use server::{process, telemetry};
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -119,6 +121,37 @@ fn a_step_that_hangs_ends_the_process_and_the_log_says_which() {
     assert_eq!(output.status.code(), Some(process::HUNG.into()), "{told}");
     assert!(took < Duration::from_secs(30), "{took:?}");
     assert!(told.contains("300ms") && told.contains("sampling step 1: 3 rows of 1 sequences"), "{told}");
+}
+
+#[test]
+fn a_device_that_hangs_while_a_model_is_loaded_ends_the_process() {
+    if is_child() {
+        let level = "info".parse().unwrap();
+        let options = telemetry::Options { level, format: telemetry::Format::Text, otlp_endpoint: None };
+        let _telemetry = telemetry::init(&options).unwrap();
+        let calls = Calls::default();
+        let _watch = Loading::watch("some", &calls, Duration::from_millis(300)).unwrap();
+        calls.during(|| std::thread::sleep(Duration::from_secs(60)));
+        return;
+    }
+    let (output, took) = child("a_device_that_hangs_while_a_model_is_loaded_ends_the_process");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(process::HUNG.into()), "{told}");
+    assert!(took < Duration::from_secs(30), "{took:?}");
+    assert!(told.contains("300ms") && told.contains("model 'some' was loaded"), "{told}");
+}
+
+#[test]
+fn a_model_that_is_long_in_loading_hangs_in_nothing() {
+    let (calls, longest) = (Calls::default(), Duration::from_secs(1));
+    let watch = Loading::watch("some", &calls, longest).unwrap();
+    // Calls that return, and what is read between them, however long it takes.
+    (0..20).for_each(|_| calls.during(|| std::thread::sleep(longest / 10)));
+    calls.during(|| calls.between(|| std::thread::sleep(2 * longest)));
+    drop(watch);
+    // Nobody looks any more.
+    calls.during(|| std::thread::sleep(2 * longest));
+    assert_eq!(process::giving_up(), None);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::executor::{Executor, Failure, Mask, Masks, Ticket};
 use super::plan::Plan;
 use super::progress::{Phase, Progress};
 use super::request::Request;
-use super::scheduler::{Counters, Rejected, Scheduler};
+use super::scheduler::{Counters, Rejected, Scheduler, fitting};
 use super::sequence::{CancelReason, Event, GroupId, SequenceId};
 use std::collections::HashMap;
 use std::fmt;
@@ -60,11 +60,13 @@ pub struct Engine<E> {
     matchers: HashMap<SequenceId, Box<dyn Matcher>>,
     /// Why no step will succeed any more.
     lost: Option<String>,
-    /// Steps that the device has failed one after the other.
+    /// Steps that have failed one after the other.
     failures: u32,
 }
 
-/// So many steps that fail one after the other are not bad luck any more: the device is taken for lost.
+/// So many steps that fail one after the other are not bad luck any more: the device is taken for lost. Failures of the
+/// contract count, too: what the executor and the scheduler know of each other does not fit any more, and nothing that a
+/// step does mends that.
 const FAILURES_MAX: u32 = 5;
 
 impl<E: fmt::Debug> fmt::Debug for Engine<E> {
@@ -189,11 +191,11 @@ impl<E: Executor> Engine<E> {
     fn note(&mut self, failure: &Failure) {
         let lost = match failure {
             Failure::Lost(what) => Some(what.clone()),
-            Failure::Device(what) => {
+            Failure::Device(_) | Failure::Contract(_) => {
                 self.failures += 1;
-                (self.failures >= FAILURES_MAX).then(|| format!("{FAILURES_MAX} steps have failed, the last: {what}"))
+                let last = || format!("{FAILURES_MAX} steps have failed, the last: {failure}");
+                (self.failures >= FAILURES_MAX).then(last)
             }
-            Failure::Contract(_) => None,
         };
         self.lost = self.lost.take().or(lost);
     }
@@ -202,7 +204,7 @@ impl<E: Executor> Engine<E> {
     fn land(&mut self) -> Vec<Event> {
         let Some(Flight { plan, ticket }) = self.flight.take() else { return Vec::new() };
         self.progress.step(Phase::Collecting, &plan);
-        let outcome = self.executor.collect(ticket);
+        let outcome = self.executor.collect(ticket).and_then(|sampled| fitting(&plan, sampled));
         match &outcome {
             Ok(_) => self.failures = 0,
             Err(failure) => self.note(failure),

@@ -17,6 +17,7 @@ use super::engine::{Engine, Overlap};
 use super::executor::Executor;
 use super::generation::GenerationConfig;
 use super::layout;
+use super::progress::Calls;
 use super::request;
 use super::room::{BLOCK, Context, Room};
 use super::scheduler::{Scheduler, Settings};
@@ -67,6 +68,8 @@ pub struct LanguageOptions {
     pub deterministic: bool,
     /// A step on a GPU that takes longer hangs. `None`: none does.
     pub step_timeout: Option<Duration>,
+    /// Counts calls of a GPU's driver while the model is loaded: of this one alone.
+    pub calls: Calls,
     /// The float format of weights; `None` is their file's. Quantised ones stay as they are.
     pub dtype: Option<FloatType>,
     /// Weights are made up: for benchmarks.
@@ -93,6 +96,7 @@ impl Default for LanguageOptions {
             cache: device::CacheFormat::Auto,
             deterministic: false,
             step_timeout: None,
+            calls: Calls::default(),
             dtype: None,
             dummy: false,
             tool_parser: Choice::Auto,
@@ -386,8 +390,8 @@ impl Computing {
             #[cfg(feature = "cuda")]
             Place::Gpu => {
                 let lost = |fault: Fault| refuse(fault.to_string()).with_lost(fault.is_lost());
-                let gpu = Gpu::open(0).map_err(lost)?;
-                let free = gpu.memory_info().map_err(lost)?.0;
+                let gpu = wishes.calls.during(|| Gpu::open(0)).map_err(lost)?;
+                let free = wishes.calls.during(|| gpu.memory_info()).map_err(lost)?.0;
                 let taken = cuda::weight_bytes(&spec, weights)?;
                 let room = Room::on_gpu(&spec, wishes, (free as u64, taken as u64)).map_err(refuse)?;
                 let cuda = cuda::Options {
@@ -402,7 +406,8 @@ impl Computing {
                     deterministic: wishes.deterministic,
                     poison: false,
                 };
-                let executor = cuda::CudaExecutor::load(spec, weights, Box::new(gpu), cuda)?;
+                let gpu = Box::new(cuda::Watched::new(Box::new(gpu), wishes.calls.clone()));
+                let executor = cuda::CudaExecutor::load(spec, weights, gpu, cuda)?;
                 let (bytes, note) = (executor.bytes(), Some(format!("computed on {}", executor.device_name())));
                 let executor = Box::new(executor);
                 Ok(Computing { executor, room, bytes, overlap: Overlap::Ahead, device: "cuda:0", note })

@@ -1,7 +1,9 @@
-//! How far a step is, to be read from another thread while it runs: where one hangs, this is all that can be told of it.
+//! How far a step is, or the loading of a model, to be read from another thread meanwhile: where one hangs, this is all
+//! that can be told of it.
 
 use super::plan::Plan;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What an engine is at.
@@ -59,6 +61,34 @@ impl Progress {
     }
 }
 
+/// Calls of a device's driver, one after the other: shared by whoever makes them and whoever looks.
+#[derive(Clone, Debug, Default)]
+pub struct Calls {
+    /// Goes on when a call begins and when it ends: odd while one is under way.
+    turns: Arc<AtomicU64>,
+}
+
+impl Calls {
+    /// Makes a call.
+    pub fn during<T>(&self, call: impl FnOnce() -> T) -> T {
+        self.turns.fetch_add(1, Ordering::Relaxed);
+        let result = call();
+        self.turns.fetch_add(1, Ordering::Relaxed);
+        result
+    }
+
+    /// Does, amid a call, what is no part of it.
+    pub fn between<T>(&self, work: impl FnOnce() -> T) -> T {
+        // The turns are the same, the other way round.
+        self.during(work)
+    }
+
+    /// What tells the call that is under way from others; `None` where none is.
+    pub fn under_way(&self) -> Option<u64> {
+        Some(self.turns.load(Ordering::Relaxed)).filter(|turns| turns % 2 == 1)
+    }
+}
+
 impl fmt::Display for At {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let At { phase, step, sequences, rows } = self;
@@ -70,5 +100,22 @@ impl fmt::Display for At {
             Phase::Collecting => "waiting for the tokens of",
         };
         write!(f, "{doing} step {step}: {rows} rows of {sequences} sequences")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_call_is_another_and_what_stands_between_is_none() {
+        let calls = Calls::default();
+        assert_eq!(calls.under_way(), None);
+        let first = calls.during(|| calls.under_way());
+        let (second, amid, third) =
+            calls.during(|| (calls.under_way(), calls.between(|| calls.under_way()), calls.under_way()));
+        assert_eq!((amid, calls.under_way()), (None, None));
+        let distinct: std::collections::BTreeSet<u64> = [first, second, third].into_iter().flatten().collect();
+        assert_eq!(distinct.len(), 3);
     }
 }

@@ -9,6 +9,7 @@ use backends::llm::engine::Overlap;
 use backends::llm::executor::{Executor, Failure, Masks};
 use backends::llm::plan::{Chunk, Fill, Input, Logprobs, Plan};
 use backends::llm::sampling::Parameters;
+use backends::llm::scheduler::Counters;
 use backends::llm::sequence::{GroupId, SequenceId};
 use backends::llm::spec::DecoderSpec;
 use backends::llm::weights::dummy::{Dummy, Init};
@@ -86,7 +87,9 @@ fn every_family_is_near_the_reference() {
             refused.insert(golden.name.split(' ').next().unwrap().to_owned());
             continue;
         }
-        let mut executor = CudaExecutor::load(spec, &weights, device(), options(8, golden.context)).unwrap();
+        // Chunks of one token take the kernel of decoding.
+        let options = Options { deterministic: false, ..options(8, golden.context) };
+        let mut executor = CudaExecutor::load(spec, &weights, device(), options).unwrap();
         for chunk in [golden.tokens.len(), 7, 1] {
             let told = prompt_logprobs(&mut executor, &golden.tokens, chunk);
             let error = distance(&golden, &told, vocab);
@@ -120,8 +123,9 @@ fn a_cache_of_eight_bits_is_near_the_reference() {
         let error = distance(&golden, &whole, spec.vocab);
         println!("{:24} {error:.4}", golden.name);
         assert!((TOLERANCE / 10.0..EIGHT_BITS).contains(&error), "{case}: {error}");
-        let chunk = if golden.tokens.len() % 6 == 1 { 5 } else { 6 };
-        assert_eq!(prompt_logprobs(&mut narrow, &golden.tokens, chunk), whole, "{case}");
+        for chunk in [6, 1] {
+            assert_eq!(prompt_logprobs(&mut narrow, &golden.tokens, chunk), whole, "{case} in chunks of {chunk}");
+        }
     }
 }
 
@@ -134,10 +138,23 @@ pub(super) struct Variant {
     pub(super) chunk: u32,
     pub(super) cache: bool,
     pub(super) stored: CacheType,
+    pub(super) deterministic: bool,
+    pub(super) blocks: u32,
+    /// Tokens of each answer.
+    pub(super) most: u32,
 }
 
-pub(super) const PLAIN: Variant =
-    Variant { running: 1, overlap: Overlap::InStep, graphs: false, chunk: 512, cache: false, stored: CacheType::Bf16 };
+pub(super) const PLAIN: Variant = Variant {
+    running: 1,
+    overlap: Overlap::InStep,
+    graphs: false,
+    chunk: 512,
+    cache: false,
+    stored: CacheType::Bf16,
+    deterministic: true,
+    blocks: 64,
+    most: 12,
+};
 
 /// All requests through one engine.
 pub(super) fn run(
@@ -146,16 +163,24 @@ pub(super) fn run(
     variant: Variant,
     requests: &[(Vec<u32>, Parameters)],
 ) -> Vec<Outcome> {
-    let Variant { running, overlap, graphs, chunk, cache, stored } = variant;
-    let (blocks, block_len) = (64, BLOCK as u32);
-    let options = Options { graphs, cache: stored, ..options(blocks, 512) };
-    let executor = CudaExecutor::load(spec.clone(), weights, device(), options).unwrap();
-    let setting = Setting { blocks, block_len, chunk, running, cache, overlap, most: 12, vocab: spec.vocab as u32 };
-    drive(executor, setting, requests).0
+    counted(spec, weights, variant, requests).0
 }
 
-/// Bit for bit: batched is alone, ahead is in step, graphs are what was captured, and prompts may come in chunks, but
-/// for chunks of one token, which the kernel of decoding takes.
+/// The same, and what the engine has counted.
+fn counted(
+    spec: &DecoderSpec,
+    weights: &dyn Weights,
+    variant: Variant,
+    requests: &[(Vec<u32>, Parameters)],
+) -> (Vec<Outcome>, Counters) {
+    let Variant { running, overlap, graphs, chunk, cache, stored, deterministic, blocks, most } = variant;
+    let options = Options { graphs, cache: stored, deterministic, ..options(blocks, 512) };
+    let executor = CudaExecutor::load(spec.clone(), weights, device(), options).unwrap();
+    let (block_len, vocab) = (BLOCK as u32, spec.vocab as u32);
+    drive(executor, Setting { blocks, block_len, chunk, running, cache, overlap, most, vocab }, requests)
+}
+
+/// Bit for bit: batched is alone, ahead is in step, graphs are what was captured.
 #[test]
 fn answers_do_not_depend_on_how_steps_were_made() {
     let cases = [("qwen3", CacheType::Bf16), ("gemma3", CacheType::Bf16), ("qwen3", CacheType::Fp8)];
@@ -179,6 +204,62 @@ fn answers_do_not_depend_on_how_steps_were_made() {
     }
 }
 
+/// Prompts come in pieces of what other sequences leave of a step, down to one token.
+#[test]
+fn answers_do_not_depend_on_how_prompts_are_cut() {
+    for case in ["qwen3", "gemma3"] {
+        let spec = goldens(case)[0].spec();
+        let weights = Dummy::new(&spec, Format::Bf16, Init::FanIn, 3).unwrap();
+        let requests = requests(spec.vocab as u32);
+        let plain = Variant { most: 5, ..PLAIN };
+        let alone = run(&spec, &weights, plain, &requests[..4]);
+        for (running, chunk) in [(2, 7), (4, 1)] {
+            let cut = Variant { running, chunk, graphs: true, ..plain };
+            let outcomes = run(&spec, &weights, cut, &requests[..4]);
+            assert!(outcomes == alone, "{case} in chunks of {chunk}: {outcomes:?} is not {alone:?}");
+        }
+    }
+}
+
+/// What was generated is computed once more, as if it were a prompt, after its sequence gave up its blocks.
+#[test]
+fn answers_do_not_depend_on_preemption() {
+    for case in ["qwen3", "gemma3"] {
+        let spec = goldens(case)[0].spec();
+        let weights = Dummy::new(&spec, Format::Bf16, Init::FanIn, 3).unwrap();
+        let requests = requests(spec.vocab as u32);
+        // So many that a longer answer needs another block, and a shorter one has some to compute again.
+        let plain = Variant { most: 30, ..PLAIN };
+        let alone = run(&spec, &weights, plain, &requests);
+        for cache in [false, true] {
+            let tight = Variant { running: 5, graphs: true, blocks: 9, cache, ..plain };
+            let (outcomes, counters) = counted(&spec, &weights, tight, &requests);
+            assert!(counters.preemptions > 0, "{case}: {counters:?}");
+            assert!(outcomes == alone, "{case}, cache {cache}: {outcomes:?} is not {alone:?}");
+        }
+    }
+}
+
+/// A chat's next turn finds the answer before it in the cache, where its tokens were computed one by one.
+#[test]
+fn a_turn_that_finds_an_answer_in_the_cache_has_the_bits_of_one_that_does_not() {
+    let spec = goldens("qwen3")[0].spec();
+    let weights = Dummy::new(&spec, Format::Bf16, Init::FanIn, 3).unwrap();
+    let plain = Variant { most: 30, ..PLAIN };
+    let parameters = Parameters { logprobs: Some(2), ..Parameters::default() };
+    let prompt: Vec<u32> = (0..40).map(|at| at * 7 % spec.vocab as u32).collect();
+    let first = (prompt.clone(), parameters.clone());
+    let answer = run(&spec, &weights, plain, std::slice::from_ref(&first)).remove(0);
+    let next = prompt.into_iter().chain(answer.iter().map(|(token, _)| *token)).chain([1, 2, 3]).collect();
+    let turns = [first, (next, parameters)];
+    let cold = run(&spec, &weights, plain, &turns);
+    let cached = Variant { cache: true, graphs: true, ..plain };
+    let (warm, counters) = counted(&spec, &weights, cached, &turns);
+    // Two blocks: of the second all tokens but eight are the answer's.
+    assert_eq!(counters.prefix_hits, 2 * BLOCK as u64, "{counters:?}");
+    assert!(warm == cold, "{warm:?} is not {cold:?}");
+}
+
 /// Matrices that are read in pieces, over several rounds, are those that the device makes up itself.
 #[test]
 fn weights_of_many_pieces_arrive_whole() {
@@ -198,14 +279,15 @@ fn weights_of_many_pieces_arrive_whole() {
 /// The probabilities of a prompt are the same however it is cut.
 #[test]
 fn chunks_equal_the_whole() {
-    let golden = goldens("qwen3").remove(0);
-    let spec = golden.spec();
-    let mut executor = CudaExecutor::load(spec.clone(), &golden.weights(&spec), device(), options(8, 512)).unwrap();
-    let whole = prompt_logprobs(&mut executor, &golden.tokens, golden.tokens.len());
-    let rest = golden.tokens.len() % 6;
-    let chunk = if rest == 1 { 5 } else { 6 };
-    assert_ne!(golden.tokens.len() % chunk, 1, "the last chunk would be one of decoding");
-    assert_eq!(prompt_logprobs(&mut executor, &golden.tokens, chunk), whole);
+    for case in ["qwen3", "qwen3_moe", "gpt_oss"] {
+        let golden = goldens(case).remove(0);
+        let spec = golden.spec();
+        let mut executor = CudaExecutor::load(spec.clone(), &golden.weights(&spec), device(), options(8, 512)).unwrap();
+        let whole = prompt_logprobs(&mut executor, &golden.tokens, golden.tokens.len());
+        for chunk in [6, 5, 1] {
+            assert_eq!(prompt_logprobs(&mut executor, &golden.tokens, chunk), whole, "{case} in chunks of {chunk}");
+        }
+    }
 }
 
 /// Decoding takes what the design says, and no launch more: for each layer two norms, four products, the rotation,
@@ -214,12 +296,12 @@ fn chunks_equal_the_whole() {
 #[cfg(feature = "emulator")]
 #[test]
 fn a_step_of_decoding_is_nine_launches_for_each_layer_and_twelve_with_experts() {
-    for case in ["qwen3", "qwen3_moe"] {
+    for (case, deterministic) in [("qwen3", false), ("qwen3", true), ("qwen3_moe", false)] {
         let spec = goldens(case)[0].spec();
         let weights = Dummy::new(&spec, Format::Bf16, Init::FanIn, 3).unwrap();
         let mut emulator = kernels::cuda::Emulator::new();
         let log = emulator.log();
-        let options = Options { graphs: false, ..options(8, 64) };
+        let options = Options { graphs: false, deterministic, ..options(8, 64) };
         let mut executor = CudaExecutor::load(spec.clone(), &weights, Box::new(emulator), options).unwrap();
         let chunk = Chunk {
             sequence: SequenceId { group: GroupId(1), copy: 0 },
@@ -242,6 +324,9 @@ fn a_step_of_decoding_is_nine_launches_for_each_layer_and_twelve_with_experts() 
         assert_eq!(names.len(), 2 + 9 * spec.layers.len() + 3 * mixtures + 1 + 2, "{names:?}");
         executor.sample(&ticket, &Masks::default()).unwrap();
         assert!(executor.collect(ticket).unwrap()[0].token.is_some());
+        // Where bits must not depend on steps, decoding has the attention of prompts.
+        assert_eq!(names.iter().any(|name| name.starts_with("attention_prompt")), deterministic, "{names:?}");
+        assert_eq!(names.iter().any(|name| name.starts_with("attention_decode")), !deterministic, "{names:?}");
     }
 }
 

@@ -4,11 +4,17 @@ use crate::cuda::{device, options, prompt_logprobs};
 use crate::parity::goldens;
 use backends::LoadError;
 use backends::llm::cuda::CudaExecutor;
-use backends::llm::executor::Executor;
+use backends::llm::cuda::Watched;
+use backends::llm::executor::{Executor, Masks};
+use backends::llm::plan::{Chunk, Fill, Input, Plan};
+use backends::llm::progress::Calls;
+use backends::llm::sampling::{Parameters, Sampling};
+use backends::llm::sequence::{GroupId, SequenceId};
 use kernels::cuda::{Device, Fault, Graph, Launch, Pending, Slice, Units};
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
 
 /// More calls than loading takes.
 const PLENTY: usize = 1 << 20;
@@ -23,7 +29,8 @@ enum Call {
     Capture,
 }
 
-/// A device that does what another does, but for calls of one kind after the first `good`.
+/// A device that does what another does, but for calls of one kind after the first `good`. With a barrier it stops
+/// there once, until somebody has waited at it twice, and does them all.
 struct Faulty {
     inner: Box<dyn Device>,
     call: Call,
@@ -31,20 +38,25 @@ struct Faulty {
     fault: Fault,
     prepared: BTreeSet<&'static str>,
     captures: bool,
+    stop: Option<Arc<Barrier>>,
 }
 
 impl Faulty {
     fn new(call: Call, good: usize, fault: &Fault) -> Box<Self> {
         let (fault, prepared, good) = (fault.clone(), BTreeSet::new(), Arc::new(good.into()));
-        Box::new(Faulty { inner: device(), call, good, fault, prepared, captures: false })
+        Box::new(Faulty { inner: device(), call, good, fault, prepared, captures: false, stop: None })
     }
 
     fn take(&mut self, call: Call) -> Result<(), Fault> {
         let one_less = |good: usize| good.checked_sub(1);
-        match call == self.call && self.good.fetch_update(Relaxed, Relaxed, one_less).is_err() {
-            true => Err(self.fault.clone()),
-            false => Ok(()),
+        if call != self.call || self.good.fetch_update(Relaxed, Relaxed, one_less).is_ok() {
+            return Ok(());
         }
+        let stop = self.stop.take().ok_or_else(|| self.fault.clone())?;
+        self.good.store(PLENTY, Relaxed);
+        stop.wait();
+        stop.wait();
+        Ok(())
     }
 }
 
@@ -139,11 +151,78 @@ fn a_device_that_captures_nothing_serves() {
     let mut plain = load(device()).unwrap();
     let wanted = prompt_logprobs(&mut plain, &tokens, 1);
     assert_eq!(plain.remark(), None);
-    for good in [0, 1, 5] {
+    for good in [0, 1, 5, 12] {
         let mut executor = load(Faulty::new(Call::Capture, good, &refused)).unwrap();
         while executor.prepare() {}
         let remark = executor.remark().unwrap_or_default();
-        assert_eq!(remark.contains("it has no graphs"), good < 4, "{good}: {remark}");
+        assert_eq!(remark.contains("it has no graphs"), good < 12, "{good}: {remark}");
         assert_eq!(prompt_logprobs(&mut executor, &tokens, 1), wanted, "{good}");
     }
+}
+
+/// A step of decoding, whose token is chosen with this temperature.
+fn decode(executor: &mut CudaExecutor, step: u64, temperature: f32) -> Option<u32> {
+    let chunk = Chunk {
+        sequence: SequenceId { group: GroupId(step), copy: 0 },
+        slot: 0,
+        fill: Some(Fill { prompt: Arc::from([5]), output: Vec::new() }),
+        start: 0,
+        length: 1,
+        input: Input::Known(vec![5]),
+        blocks: Arc::new(vec![2]),
+        sample: true,
+        sampling: Arc::new(Sampling::new(Parameters { temperature, ..Parameters::default() }).unwrap()),
+        prompt_logprobs: 0,
+    };
+    let plan = Plan { step, chunks: vec![chunk], stale: Vec::new(), preempted: Vec::new() };
+    let ticket = executor.launch(&plan).unwrap();
+    executor.sample(&ticket, &Masks::default()).unwrap();
+    executor.collect(ticket).unwrap()[0].token
+}
+
+/// No request waits for a capture: small batches find theirs, and the sampler's, whether they are greedy or draw.
+#[test]
+fn graphs_of_small_batches_are_there_before_a_model_is_ready() {
+    let late = Fault::Call("it is too late for graphs".into());
+    let device = Faulty::new(Call::Capture, PLENTY, &late);
+    let left = device.good.clone();
+    let mut executor = load(device).unwrap();
+    // Of 1, 2, 4 and 8 sequences: the step, what greedy rows need of the sampler, and all of it.
+    assert_eq!(PLENTY - left.load(Relaxed), 4 * 3);
+    assert!(!executor.prepare());
+    left.store(0, Relaxed);
+    assert!(decode(&mut executor, 1, 0.0).is_some() && decode(&mut executor, 2, 1.0).is_some());
+    assert_eq!(executor.remark(), None);
+}
+
+/// Whoever looks sees that a call does not return, and none while the host reads files.
+#[test]
+fn calls_of_a_device_are_seen_while_a_model_is_loaded() {
+    let lost = Fault::Lost("an illegal address was read".into());
+    for (call, good) in [(Call::Reserve, 0), (Call::Upload, 3), (Call::Launch, 5), (Call::Wait, 1), (Call::Capture, 2)]
+    {
+        let (calls, stop) = (Calls::default(), Arc::new(Barrier::new(2)));
+        let mut device = Faulty::new(call, good, &lost);
+        device.stop = Some(stop.clone());
+        let watched = Box::new(Watched::new(device, calls.clone()));
+        std::thread::scope(|scope| {
+            let loads = scope.spawn(|| load(watched).map(drop));
+            stop.wait();
+            let seen = calls.under_way();
+            std::thread::sleep(Duration::from_millis(10));
+            assert!(seen.is_some() && calls.under_way() == seen, "{call:?}");
+            stop.wait();
+            loads.join().unwrap().unwrap();
+        });
+        assert_eq!(calls.under_way(), None, "{call:?}");
+    }
+    let calls = Calls::default();
+    let mut rounds = 0;
+    let mut read = |_: &mut [u8]| {
+        rounds += 1;
+        assert_eq!(calls.under_way(), None);
+        Vec::new()
+    };
+    Watched::new(device(), calls.clone()).upload_rounds(64, &mut read).unwrap();
+    assert_eq!((rounds, calls.under_way()), (1, None));
 }

@@ -46,6 +46,59 @@ fn a_lost_device_is_told_to_all() {
     assert_eq!(engine.lost(), Some("an illegal address was read"));
 }
 
+/// An executor that does not understand the scheduler, or is not understood: it fails, or answers what fits no plan.
+#[derive(Debug)]
+struct Defect {
+    answers: bool,
+}
+
+impl Executor for Defect {
+    fn launch(&mut self, plan: &Plan) -> Result<Ticket, Failure> {
+        match self.answers {
+            true => Ok(Ticket { step: plan.step }),
+            false => Err(Failure::Contract("two steps are under way already".into())),
+        }
+    }
+    fn sample(&mut self, _ticket: &Ticket, _masks: &Masks) -> Result<(), Failure> {
+        Ok(())
+    }
+    fn collect(&mut self, _ticket: Ticket) -> Result<Vec<Sampled>, Failure> {
+        Ok(Vec::new())
+    }
+}
+
+/// One step of that kind is one request's loss. Where none goes well any more, whoever drives the engine learns of it.
+#[test]
+fn steps_that_break_the_contract_one_after_the_other_end_the_engine() {
+    for (answers, reason) in [(false, "two steps are under way already"), (true, "does not fit its plan")] {
+        let mut engine = Engine::new(Setup::default().scheduler(), Defect { answers }, Overlap::InStep);
+        let now = Instant::now();
+        for failed in 1..=5 {
+            let id = engine.admit(now, request(draft(1, 5, 3))).unwrap().copy(0);
+            assert_eq!(engine.lost(), None, "{failed}");
+            let events = engine.step(now);
+            let told = |event: &Event| matches!(event, Event::Failed { sequence, reason: told } if *sequence == id && told.contains(reason));
+            assert!(events.iter().any(told), "{events:?}");
+        }
+        let lost = engine.lost().unwrap();
+        assert!(lost.contains("5 steps have failed") && lost.contains(reason), "{lost}");
+    }
+}
+
+/// A step that goes well between them begins the count anew.
+#[test]
+fn steps_that_fail_now_and_then_end_nothing() {
+    let mut world = Setup::default().world();
+    for _ in 0..8 {
+        world.recorder.fail(Phase::Launch);
+        world.admit(draft(1, 5, 3));
+        world.drain();
+        world.admit(draft(1, 5, 3));
+        world.drain();
+    }
+    assert_eq!(world.engine.lost(), None);
+}
+
 #[test]
 fn hazard_1_what_never_fits_is_known_at_admission() {
     let mut setup = Setup { blocks: 4, block_size: 16, ..Setup::default() };

@@ -86,7 +86,8 @@ fn compare(name: &str, config: &str, lengths: &[usize], stored: Stored) {
 
     let greedy = Parameters { logprobs: Some(1), ignore_eos: true, ..Parameters::default() };
     let requests: Vec<(Vec<u32>, Parameters)> = prompts.iter().map(|prompt| (prompt.clone(), greedy.clone())).collect();
-    let variant = Variant { running: 8, graphs: true, overlap: Overlap::Ahead, stored: stored.cache(), ..PLAIN };
+    let ahead = Variant { running: 8, graphs: true, overlap: Overlap::Ahead, stored: stored.cache(), ..PLAIN };
+    let variant = Variant { deterministic: false, ..ahead };
     let answers = run(&spec, &weights, variant, &requests);
 
     // As a server has it: more than 64 rows go through the tensor cores' kernel.

@@ -117,8 +117,9 @@ fn open() -> Result<Box<dyn Device>, Failure> {
     {
         return Ok(Box::new(kernels::cuda::Gpu::open(0)?));
     }
+    // With all units, so that all kernels run.
     #[cfg(feature = "emulator")]
-    return Ok(Box::new(kernels::cuda::Emulator::new()));
+    return Ok(Box::new(kernels::cuda::Emulator::with_units(kernels::cuda::Units::Warpgroups { processors: 3 })));
     #[cfg(not(feature = "emulator"))]
     Err(match cfg!(feature = "cuda") {
         true => "there is no GPU here".into(),

@@ -288,8 +288,10 @@ fn check_coded(device: &mut dyn Device, [rows, outputs, inputs, group]: [usize; 
     let plan = Plan { width: 128, parts };
     let got = results(device, &coded(&job, plan, blocks).unwrap(), job.y, job.workspace);
     let error = nmse(&got, &wanted(&x, &codes.numbers, inputs, None));
-    // The units keep some 14 bits of a step's sums of codes; the emulator keeps all.
-    let tolerance = if device.name() == "emulator" { 1e-11 } else { 1e-7 };
+    // The units of Hopper add up products of codes with about 13 bits of fraction, relative to the largest of a step of
+    // 32 inputs, and cut off the rest, always to the same side: of the four steps that a scale spans up to 4 * 2^-13,
+    // which squared is 2.4e-7. The emulator keeps all.
+    let tolerance = if device.name() == "emulator" { 1e-11 } else { 1e-6 };
     assert!(error < tolerance, "{rows} x {outputs} x {inputs}, groups of {group}, in 32 bits: {error:e}");
     (job.bias, job.y) = (Some(put(device, &bias)), Output::Bf16(put(device, &vec![Bf16(0x7fc0); rows * outputs])));
     let got = results(device, &coded(&job, plan, blocks).unwrap(), job.y, job.workspace);

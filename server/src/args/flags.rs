@@ -316,7 +316,7 @@ static LANGUAGE: &[Flag] = &[
         "BOOL",
         "false",
         |c| Field::Choice(&mut c.deterministic),
-        "true: answers of GPUs are the same to the last bit whatever else is computed in the same step, and prompts take \
+        "true: answers of GPUs are the same to the last bit whatever else is computed, preempted or cached, and take \
          longer. Those of CPUs always are.",
     ),
     Flag::new(
@@ -367,7 +367,8 @@ static LANGUAGE: &[Flag] = &[
         "TIME",
         "60s",
         |c| Field::Duration(&mut c.step_timeout),
-        "When a step on a GPU takes longer, the GPU hangs: the process ends with code 71. 0: nothing ends it.",
+        "When a step on a GPU takes longer, the GPU hangs: the process ends with code 71. While a model is loaded, a \
+         call of the GPU's driver may take as long, and at least 180s. 0: nothing ends it.",
     ),
 ];
 

@@ -6,6 +6,7 @@
 //! drop  ---> cancel --^                                                   (as long as it may have tokens)
 //! ```
 
+use super::watch::Looks;
 use crate::error::Error;
 use crate::{process, threads};
 use backends::llm::engine::{Engine, Matcher, Overlap};
@@ -29,12 +30,8 @@ const INBOX: usize = 1024;
 /// Events of a sequence besides its tokens: its start, its end, and what is told of its prompt, chunk by chunk.
 const EVENTS: usize = 64;
 /// A step that takes so long will not end, unless a longer time is stated: large prompts are cut into chunks that take
-/// seconds.
+/// seconds. Nor will a call of a GPU's driver while a model is loaded.
 pub const OVERDUE: Duration = Duration::from_secs(180);
-/// How often a step is looked at before it is taken to hang.
-const LOOKS: u32 = 20;
-/// The longest time between two looks.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// An engine that runs. Cheap to clone; it ends when the last clone is dropped.
 #[derive(Clone, Debug)]
@@ -197,7 +194,7 @@ impl Generator {
     }
 }
 
-/// Looks after an engine that may be stuck in a driver, from where nothing brings it back. It asks no driver itself.
+/// Looks after an engine.
 struct Watch {
     shared: Weak<Shared>,
     progress: Progress,
@@ -207,19 +204,15 @@ struct Watch {
 impl Watch {
     /// Until the engine is gone, or hangs.
     fn run(self) {
-        let pause = (self.longest / LOOKS).clamp(Duration::from_millis(1), LOOK);
-        let (mut watched, mut since) = (None, Duration::ZERO);
+        let mut looks = Looks::new(self.longest);
         loop {
-            std::thread::sleep(pause);
+            looks.pause();
             let Some(shared) = self.shared.upgrade() else { return };
             let mut inbox = shared.lock();
             if inbox.broken.is_some() {
                 return;
             }
-            // Looks are counted, and no time is measured: a process that was stopped for a while has hung in nothing.
-            since = if inbox.stepping.is_some() && inbox.stepping == watched { since + pause } else { Duration::ZERO };
-            watched = inbox.stepping;
-            if since >= self.longest {
+            if looks.hangs(inbox.stepping) {
                 let reason = format!("a step takes longer than {:?}: {}", self.longest, self.progress.at());
                 inbox.broken = Some(reason.clone());
                 // Whoever waits to enter is told; answers under way are the stuck thread's, and end with the process.

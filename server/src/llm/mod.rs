@@ -9,6 +9,7 @@
 //! | `said.rs` | what an answer says, put together |
 //! | `tally.rs` | counts requests |
 //! | `trial.rs` | a form compiled in a child process first |
+//! | `watch.rs` | devices that hang |
 
 pub mod answer;
 pub mod gather;
@@ -17,6 +18,7 @@ mod guides;
 pub mod said;
 pub mod tally;
 pub mod trial;
+pub mod watch;
 
 use crate::error::Error;
 use answer::{Answer, Ends};

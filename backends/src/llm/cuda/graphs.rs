@@ -1,5 +1,5 @@
-//! Steps of decoding as captured graphs: for some sizes of batches, the smallest of them before a model is ready, the
-//! others when there is nothing else to do.
+//! Steps of decoding as captured graphs, and the sampler after them: for some sizes of batches, the smallest of them
+//! before a model is ready, the others when there is nothing else to do.
 
 use super::forward::Shape;
 use super::memory::Layout;
@@ -19,7 +19,7 @@ impl CudaExecutor {
         // A row of padding: it goes through every kernel of decoding, so that none is loaded while a graph is captured,
         // and leaves nothing behind.
         let nothing = Plan { step: 0, chunks: Vec::new(), stale: Vec::new(), preempted: Vec::new() };
-        let mut rows = Rows::default();
+        let mut rows = Rows { tiled: self.forward.deterministic, ..Rows::default() };
         rows.pad(1, self.extent.slots);
         self.eager(&nothing, &rows)?;
         self.warm_up_sampler()?;
@@ -35,20 +35,31 @@ impl CudaExecutor {
         Ok(())
     }
 
-    /// Captures the graph of the smallest bucket that has none. `false` where all have.
+    /// Captures what the smallest bucket lacks of its graphs: of the step, and of both samplers after it, that of greedy
+    /// rows and the whole one. `false` where no bucket lacks any.
     pub(super) fn capture_next(&mut self) -> Result<bool, Failure> {
         let most = self.extent.slots;
-        let next = step::BUCKETS.into_iter().find(|b| *b <= most && !self.graphs.contains_key(b));
-        match next.filter(|_| self.captures) {
-            Some(bucket) => self.capture(bucket).map(|_| true),
-            None => Ok(false),
+        let next = step::BUCKETS.into_iter().find(|bucket| *bucket <= most && self.lacks_graphs(*bucket));
+        let Some(bucket) = next.filter(|_| self.captures) else { return Ok(false) };
+        if !self.graphs.contains_key(&bucket) {
+            self.capture(bucket)?;
         }
+        for whole in [false, true] {
+            self.sampler_graph(bucket, whole)?;
+        }
+        Ok(true)
+    }
+
+    fn lacks_graphs(&self, bucket: usize) -> bool {
+        let lacks_sampler = |whole: bool| !self.sampler_graphs.contains_key(&(bucket, whole));
+        !self.graphs.contains_key(&bucket) || lacks_sampler(false) || lacks_sampler(true)
     }
 
     fn capture(&mut self, bucket: usize) -> Result<Graph, Failure> {
-        let units = self.extent.units();
-        let inputs = Layout::of(bucket, bucket, 0, 0).inputs(self.forward.buffers.inputs, units)?;
-        let shape = Shape { rows: bucket, decodes: bucket, tiles: 0, sampled: bucket };
+        // Either kernel of attention has all rows: a unit of work for each, or a tile.
+        let (decodes, tiles) = if self.forward.deterministic { (0, bucket) } else { (bucket, 0) };
+        let inputs = Layout::of(bucket, bucket, 0, tiles).inputs(self.forward.buffers.inputs, self.graph_units())?;
+        let shape = Shape { rows: bucket, decodes, tiles, sampled: bucket };
         let mut launches: Vec<Launch> = Vec::new();
         self.forward.step(shape, &inputs, &mut |launch| launches.push(launch))?;
         let graph = self.captured(&launches)?;
@@ -56,8 +67,24 @@ impl CudaExecutor {
         Ok(graph)
     }
 
+    /// Units of decode attention that a graph has room for: their number is no part of its shape.
+    fn graph_units(&self) -> usize {
+        if self.forward.deterministic { 0 } else { self.extent.units() }
+    }
+
+    /// The sampler of a bucket as a graph: the whole of it, or what greedy rows need. Captured now where it never was.
+    pub(super) fn sampler_graph(&mut self, bucket: usize, whole: bool) -> Result<Graph, Failure> {
+        if let Some(graph) = self.sampler_graphs.get(&(bucket, whole)) {
+            return Ok(*graph);
+        }
+        let launches = self.sampler_launches(bucket, (whole, whole))?;
+        let graph = self.captured(&launches)?;
+        self.sampler_graphs.insert((bucket, whole), graph);
+        Ok(graph)
+    }
+
     /// Launches as one graph.
-    pub(super) fn captured(&mut self, launches: &[Launch]) -> Result<Graph, Failure> {
+    fn captured(&mut self, launches: &[Launch]) -> Result<Graph, Failure> {
         // What a driver loads when it is first needed, it cannot load meanwhile.
         launches.iter().try_for_each(|launch| self.device.prepare(launch))?;
         self.device.begin_capture()?;
@@ -100,8 +127,7 @@ impl CudaExecutor {
         (bucket, graph): (usize, Graph),
     ) -> Result<(), Failure> {
         rows.pad(bucket, self.extent.slots);
-        let units = self.extent.units();
-        self.send(plan, &rows, Some(units))?;
+        self.send(plan, &rows, Some(self.graph_units()))?;
         Ok(self.device.replay(graph)?)
     }
 }

@@ -14,6 +14,7 @@ mod loading;
 mod memory;
 mod sampling;
 mod step;
+mod watched;
 mod weights;
 
 use super::calibration;
@@ -33,6 +34,7 @@ use memory::{BLOCK, Buffers, Extent, Layout};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use step::{Bounds, Rows};
+pub use watched::Watched;
 use weights::Model;
 
 /// Rows whose logits are there at a time when a prompt's probabilities are asked for.
@@ -61,7 +63,9 @@ pub struct Options {
     pub pool: Arc<rayon::ThreadPool>,
     /// Are steps of decoding captured as graphs?
     pub graphs: bool,
-    /// Has a row to have the same bits whatever stands beside it? Prompts then take longer.
+    /// Has a row to have the same bits however steps are made: whatever stands beside it, however its prompt is cut,
+    /// whether it is computed again, or was found in the cache? Prompts then take longer, and so does decoding after
+    /// long contexts.
     pub deterministic: bool,
     /// Are blocks without meaning filled with what is no number? For tests.
     pub poison: bool,
@@ -224,7 +228,8 @@ impl CudaExecutor {
         let spec = &self.forward.spec;
         let units = self.extent.units().saturating_sub(self.extent.slots.saturating_sub(chunks));
         let (group, head_dim) = (spec.attention.group(), spec.attention.head_dim);
-        Bounds { slots: self.extent.slots, vocab: spec.vocab, units, group, head_dim }
+        let (slots, tiled) = (self.extent.slots, self.forward.deterministic);
+        Bounds { slots, vocab: spec.vocab, units, group, head_dim, tiled }
     }
 
     /// Takes over what a plan says of its slots.
@@ -385,7 +390,7 @@ impl Executor for CudaExecutor {
         if self.poison {
             self.spoil(&plan.stale)?;
         }
-        let graph = if rows.decodes == plan.chunks.len() { self.graph_for(plan)? } else { None };
+        let graph = if rows.can_replay() { self.graph_for(plan)? } else { None };
         let launched = match graph {
             Some(graph) => self.replay(plan, rows, graph).map(|()| vec![Vec::new(); plan.chunks.len()]),
             None => self.eager(plan, &rows),

@@ -148,7 +148,7 @@ impl CudaExecutor {
         Ok(())
     }
 
-    fn sampler_launches(&self, rows: usize, kinds: (bool, bool)) -> Result<Vec<Launch>, Misuse> {
+    pub(super) fn sampler_launches(&self, rows: usize, kinds: (bool, bool)) -> Result<Vec<Launch>, Misuse> {
         let (buffers, vocab) = (&self.forward.buffers, self.forward.spec.vocab);
         launches(&buffers.sampler, (buffers.logits, buffers.last), (rows, vocab), kinds)
     }
@@ -156,24 +156,14 @@ impl CudaExecutor {
     /// The sampler of a bucket as a graph: the whole of it, or what greedy rows need. `false` where the device gives no
     /// graph.
     fn replay_sampler(&mut self, bucket: usize, whole: bool) -> Result<bool, Failure> {
-        let graph = match self.sampler_graphs.get(&(bucket, whole)) {
-            Some(graph) => *graph,
-            None => {
-                let launches = self.sampler_launches(bucket, (whole, whole))?;
-                match self.captured(&launches) {
-                    Ok(graph) => {
-                        self.sampler_graphs.insert((bucket, whole), graph);
-                        graph
-                    }
-                    Err(lost @ Failure::Lost(_)) => return Err(lost),
-                    Err(failure) => {
-                        self.stop_capturing(&failure);
-                        return Ok(false);
-                    }
-                }
+        match self.sampler_graph(bucket, whole) {
+            Ok(graph) => self.device.replay(graph)?,
+            Err(lost @ Failure::Lost(_)) => return Err(lost),
+            Err(failure) => {
+                self.stop_capturing(&failure);
+                return Ok(false);
             }
-        };
-        self.device.replay(graph)?;
+        }
         Ok(true)
     }
 

@@ -6,6 +6,11 @@
 //! slots      whose; of padding the slot after the last
 //! positions  in the sequence; -1: padding
 //! ```
+//!
+//! Attention has two kernels, which sum in different orders: one for rows that decode, whose contexts are read in parts
+//! by many blocks, and one for tiles of prompts. Which of them a row comes to depends on how steps were made: how a
+//! prompt was cut, what was preempted or found in the cache, how much room others left. Where its bits must not depend
+//! on that, all rows are tiles.
 
 use crate::llm::executor::Failure;
 use crate::llm::plan::{Input, Plan};
@@ -21,6 +26,8 @@ pub(super) struct Bounds {
     /// Query heads that share a key head.
     pub(super) group: usize,
     pub(super) head_dim: usize,
+    /// Are all rows tiles, those that decode among them?
+    pub(super) tiled: bool,
 }
 
 /// The rows of a step.
@@ -31,12 +38,14 @@ pub(super) struct Rows {
     pub(super) positions: Vec<i32>,
     /// Rows whose logits a token is chosen by, in the order of the plan.
     pub(super) sampled: Vec<i32>,
-    /// Leading rows that decode.
+    /// Leading rows that decode; none where all are tiles.
     pub(super) decodes: usize,
     /// The first row of each chunk.
     pub(super) starts: Vec<usize>,
     /// Tiles of the chunks: see [`attention::tiles`].
     pub(super) tiles: Vec<i32>,
+    /// Are all rows tiles?
+    pub(super) tiled: bool,
 }
 
 impl Rows {
@@ -45,9 +54,9 @@ impl Rows {
     /// # Errors
     /// The plan breaks its contract.
     pub(super) fn of(plan: &Plan, bounds: &Bounds) -> Result<Self, Failure> {
-        let Bounds { slots, vocab, units, group, head_dim } = *bounds;
+        let Bounds { slots, vocab, units, group, head_dim, tiled } = *bounds;
         let broken = Failure::Contract;
-        let (mut rows, mut chunks, mut room) = (Rows::default(), Vec::new(), units);
+        let (mut rows, mut chunks, mut room) = (Rows { tiled, ..Rows::default() }, Vec::new(), units);
         for chunk in &plan.chunks {
             if chunk.slot as usize >= slots {
                 return Err(broken(format!("slot {} is not there", chunk.slot)));
@@ -69,7 +78,7 @@ impl Rows {
                 rows.sampled.push((start + length - 1) as i32);
             }
             let units = attention::splits_seen(chunk.start as usize, None).end;
-            if length == 1 && rows.decodes == start && units <= room {
+            if !tiled && length == 1 && rows.decodes == start && units <= room {
                 rows.decodes += 1;
                 room -= units;
             } else {
@@ -83,11 +92,22 @@ impl Rows {
 
     /// Adds rows that mean nothing until there are `count`; they are of slot `slot`.
     pub(super) fn pad(&mut self, count: usize, slot: usize) {
+        let rows = self.len() as i32..count as i32;
         self.tokens.resize(count, 0);
         self.slots.resize(count, slot as i32);
         self.positions.resize(count, -1);
-        self.sampled.extend(self.decodes as i32..count as i32);
-        self.decodes = count;
+        self.sampled.extend(rows.clone());
+        if self.tiled {
+            // Of no tokens: nothing is read for them, and nothing written.
+            self.tiles.extend(rows.flat_map(|row| [row, 0, 0, slot as i32]));
+        } else {
+            self.decodes = count;
+        }
+    }
+
+    /// Is each row one that a graph of decoding has a place for?
+    pub(super) fn can_replay(&self) -> bool {
+        self.tiled || self.decodes == self.len()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -155,7 +175,7 @@ mod tests {
         Plan { step: 1, chunks, stale: Vec::new(), preempted: Vec::new() }
     }
 
-    const BOUNDS: Bounds = Bounds { slots: 4, vocab: 10, units: 8, group: 1, head_dim: 64 };
+    const BOUNDS: Bounds = Bounds { slots: 4, vocab: 10, units: 8, group: 1, head_dim: 64, tiled: false };
 
     /// Two splits each, and room for three.
     #[test]
@@ -177,6 +197,24 @@ mod tests {
         assert_eq!(rows.starts, [0, 1]);
         assert_eq!(rows.tiles, [1, 3, 3, 0]);
         assert_eq!(bucket(&plan, 512), None);
+    }
+
+    /// A row has one kernel, whether it decodes, is what is left of a prompt, or is computed again.
+    #[test]
+    fn rows_whose_bits_must_not_depend_on_steps_are_all_tiles() {
+        let plan = plan(vec![
+            chunk(2, 40, None, &[7, 8], true),
+            chunk(1, 3, Some(&[5]), &[2], true),
+            chunk(0, 3, Some(&[5, 6, 9]), &[1], false),
+        ]);
+        let rows = Rows::of(&plan, &Bounds { tiled: true, ..BOUNDS }).unwrap();
+        assert_eq!((rows.decodes, rows.can_replay()), (0, true));
+        assert_eq!(rows.tiles, [0, 1, 40, 2, 2, 3, 3, 0, 1, 1, 3, 1]);
+        let mut decoding =
+            Rows::of(&self::plan(vec![plan.chunks[0].clone()]), &Bounds { tiled: true, ..BOUNDS }).unwrap();
+        decoding.pad(2, 4);
+        assert_eq!((decoding.decodes, decoding.sampled.as_slice()), (0, [0, 1].as_slice()));
+        assert_eq!(decoding.tiles, [0, 1, 40, 2, 1, 0, 0, 4]);
     }
 
     #[test]

@@ -12,10 +12,7 @@ impl Scheduler {
     /// Takes the outcome of a step, and tells what happened since the last call. Where the step failed, its sequences
     /// fail, and no others.
     pub fn commit(&mut self, plan: &Plan, outcome: Result<Vec<Sampled>, Failure>) -> Vec<Event> {
-        let outcome = outcome.and_then(|sampled| match fits(plan, &sampled) {
-            true => Ok(sampled),
-            false => Err(Failure::Contract(format!("the answer to step {} does not fit its plan", plan.step))),
-        });
+        let outcome = outcome.and_then(|sampled| fitting(plan, sampled));
         for chunk in &plan.chunks {
             if let Some(sequence) = self.sequences.get_mut(&chunk.sequence) {
                 sequence.pending -= 1;
@@ -111,6 +108,17 @@ impl Scheduler {
         if let Some(reason) = reason {
             self.end(id, Event::Finished { sequence: id, reason });
         }
+    }
+}
+
+/// The answer to a plan, where it is one.
+///
+/// # Errors
+/// It breaks the contract.
+pub(in crate::llm) fn fitting(plan: &Plan, sampled: Vec<Sampled>) -> Result<Vec<Sampled>, Failure> {
+    match fits(plan, &sampled) {
+        true => Ok(sampled),
+        false => Err(Failure::Contract(format!("the answer to step {} does not fit its plan", plan.step))),
     }
 }
 

@@ -20,6 +20,7 @@ mod commit;
 mod planning;
 mod settings;
 
+pub(super) use commit::fitting;
 pub use settings::{Counters, Rejected, Settings, SettingsError};
 
 use super::blocks::{BlockPool, Salt};
