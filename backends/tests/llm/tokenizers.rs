@@ -154,7 +154,7 @@ fn limits() {
     let long = "x".repeat((1 << 16) + 1);
     assert_eq!(
         tokenizer.encode(&long, false).unwrap_err().to_string(),
-        "the text has 65537 bytes; at most 65536 are allowed"
+        "the text has 65537 bytes; a prompt that fits into the model's context has at most 65536"
     );
     assert!(tokenizer.encode(&long[1..], false).is_ok());
 }
