@@ -1,6 +1,7 @@
 //! The accept loop: own, because axum's has no timeouts and ends on errors. It never ends but on shutdown.
 
 use super::activity::{Activity, Timeouts, Watched};
+use super::again::Again;
 use super::host;
 use super::stream::Stream;
 use super::tls::Tls;
@@ -18,6 +19,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -306,6 +308,7 @@ async fn connection(stream: Stream, admitted: Admitted, mut phase: watch::Receiv
     let builder = protocols();
     let io = Watched::new(TokioIo::new(stream), activity.clone());
     let mut connection = pin!(builder.serve_connection(io, service));
+    let again = Again::new();
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut closing, mut graceful, mut parted) = (None, false, false);
@@ -317,7 +320,7 @@ async fn connection(stream: Stream, admitted: Admitted, mut phase: watch::Receiv
         }
         tokio::select! {
             // How a connection ended is its client's affair.
-            _ = connection.as_mut() => return,
+            _ = poll_fn(|cx| again.poll(connection.as_mut(), cx)) => return,
             _ = look.tick() => {
                 let left = graceful && over && !activity.is_running();
                 let outlived = reserved && born.elapsed() > 2 * RESERVED_LIFE;

@@ -1,6 +1,7 @@
 //! Sockets: listeners, connections and their timeouts, who may come in. Nothing here knows what is served.
 
 pub mod activity;
+mod again;
 mod expiry;
 mod host;
 pub mod keys;
