@@ -68,13 +68,13 @@ class Server:
         return f"http://127.0.0.1:{self.port}{path}"
 
     def answering_seconds(self):
-        """Processor time of the threads that neither compute nor step: those that read, write and turn tokens to text."""
-        total = 0
+        """Processor time so far of each thread that neither computes nor steps: those read, write and turn tokens to text."""
+        found = {}
         for task in Path(f"/proc/{self.child.pid}/task").iterdir():
             name = (task / "comm").read_text(encoding="utf-8").strip()
             if not name.startswith(("compute-", "llm-engine")):
-                total += int((task / "schedstat").read_text(encoding="utf-8").split()[0])
-        return total / 1e9
+                found[task.name] = int((task / "schedstat").read_text(encoding="utf-8").split()[0]) / 1e9
+        return found
 
     def stop(self):
         self.child.terminate()
@@ -199,7 +199,9 @@ def overhead(server, numbers, tokens):
     counts = []
     prompts = [[numbers.randrange(300, 150_000) for _ in range(16)] for _ in range(16)]
     everybody(lambda ids: counts.append(len(server.client.stream(ids, 4 * tokens))), prompts)
-    return (server.answering_seconds() - before) / sum(counts)
+    # Threads that had nothing to do for long may end meanwhile.
+    after = server.answering_seconds()
+    return sum(seconds - before.get(task, 0) for task, seconds in after.items()) / sum(counts)
 
 
 def everybody(work, items):

@@ -17,6 +17,7 @@ use server::{process, telemetry};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
 
 /// Set in the child, which gives up.
 const CHILD: &str = "TENSORGATE_TEST_GIVES_UP";
@@ -33,8 +34,9 @@ fn child(test: &str) -> (Output, Duration) {
     (output, began.elapsed())
 }
 
-/// An engine on a device that takes `step` for each step, and the answer to a request of so many tokens.
-fn generate(step: Duration, step_timeout: Option<Duration>, most: u32) -> (Generator, Tokens) {
+/// An engine on a device that takes `step` for each step, and the answer to a request of so many tokens, asked for in
+/// `runtime`.
+fn generate(runtime: &Runtime, step: Duration, step_timeout: Option<Duration>, most: u32) -> (Generator, Tokens) {
     let (blocks, block_len, vocabulary) = (64, 16, 100);
     let settings = Settings {
         token_budget: 64,
@@ -58,14 +60,16 @@ fn generate(step: Duration, step_timeout: Option<Duration>, most: u32) -> (Gener
     let limits = Limits { prompt_tokens: 512, copies: 4, output_tokens: 512, vocabulary };
     let sampling = Arc::new(Sampling::new(Parameters::default()).unwrap());
     let request = Request::new(Draft::new(vec![1, 2, 3], most, sampling), &limits).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let mut streams = runtime.block_on(generator.admit(request, Vec::new())).unwrap();
     (generator, streams.remove(0))
 }
 
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().build().unwrap()
+}
+
 /// All that comes; how many tokens there were.
-fn tokens(mut stream: Tokens) -> usize {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+fn tokens(runtime: &Runtime, mut stream: Tokens) -> usize {
     let mut count = 0;
     while let Some(event) = runtime.block_on(std::future::poll_fn(|cx| stream.poll_next(cx))) {
         count += usize::from(matches!(event, Event::Token { .. }));
@@ -109,7 +113,8 @@ fn a_step_that_hangs_ends_the_process_and_the_log_says_which() {
         let level = "info".parse().unwrap();
         let options = telemetry::Options { level, format: telemetry::Format::Text, otlp_endpoint: None };
         let _telemetry = telemetry::init(&options).unwrap();
-        let (generator, _stream) = generate(Duration::from_secs(60), Some(Duration::from_millis(300)), 5);
+        let runtime = runtime();
+        let (generator, _stream) = generate(&runtime, Duration::from_secs(60), Some(Duration::from_millis(300)), 5);
         std::thread::sleep(Duration::from_secs(2));
         assert_eq!(process::giving_up(), Some(process::HUNG));
         assert!(generator.is_stuck(Instant::now()), "and whoever asks for liveness hears no");
@@ -156,14 +161,16 @@ fn a_model_that_is_long_in_loading_hangs_in_nothing() {
 
 #[test]
 fn steps_that_are_slow_together_hang_in_nothing() {
-    let (_generator, stream) = generate(Duration::from_millis(100), Some(Duration::from_secs(1)), 20);
-    assert_eq!(tokens(stream), 20);
+    let runtime = runtime();
+    let (_generator, stream) = generate(&runtime, Duration::from_millis(100), Some(Duration::from_secs(1)), 20);
+    assert_eq!(tokens(&runtime, stream), 20);
     assert_eq!(process::giving_up(), None);
 }
 
 #[test]
 fn where_no_time_is_stated_a_step_may_take_any() {
-    let (_generator, stream) = generate(Duration::from_millis(500), None, 1);
-    assert_eq!(tokens(stream), 1);
+    let runtime = runtime();
+    let (_generator, stream) = generate(&runtime, Duration::from_millis(500), None, 1);
+    assert_eq!(tokens(&runtime, stream), 1);
     assert_eq!(process::giving_up(), None);
 }

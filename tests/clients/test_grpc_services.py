@@ -25,6 +25,18 @@ def test_health_check(channel):
     assert health.Check(health_pb2.HealthCheckRequest(service=INFERENCE), timeout=10).status == SERVING
 
 
+def test_health_of_an_unknown_service(channel):
+    """Check says that there is none, and Watch waits for it: the protocol has it so."""
+    health, asked = health_pb2_grpc.HealthStub(channel), health_pb2.HealthCheckRequest(service="no.Such")
+    with pytest.raises(grpc.RpcError) as refused:
+        health.Check(asked, timeout=10)
+    assert refused.value.code() == grpc.StatusCode.NOT_FOUND
+    assert "no.Such" in refused.value.details()
+    call = health.Watch(asked, timeout=10)
+    assert next(call).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    call.cancel()
+
+
 def test_health_watch(channel):
     call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=10)
     assert next(call).status == SERVING

@@ -1,6 +1,7 @@
 //! The gRPC services: inference, health, reflection. Decode, call the data plane, encode.
 
 mod counted;
+mod health;
 mod service;
 mod stream;
 
@@ -26,11 +27,7 @@ use std::time::Duration;
 use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
 use tonic::{Code, Status};
-use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
-
-/// Between two looks at whether the server is ready, for those who watch `grpc.health.v1`.
-const LOOK: Duration = Duration::from_millis(25);
+use tonic_health::pb::health_server::HealthServer;
 
 /// Bounds of messages.
 #[derive(Clone, Debug)]
@@ -54,7 +51,7 @@ pub struct Routers {
     pub reserve: Router,
 }
 
-/// Routes over `plane`. Must be called within the runtime: it starts the task that keeps the health service up to date.
+/// Routes over `plane`.
 pub fn routers(plane: Arc<Dataplane>, bounds: Bounds, keys: Option<Arc<Keys>>) -> Routers {
     let rules = Rules { budget: bounds.budget, idle: bounds.idle, whole: plane.longest(), plane: plane.clone() };
     let inference = GrpcInferenceServiceServer::new(service::Service { plane: plane.clone(), mirrors: bounds.mirrors })
@@ -64,8 +61,7 @@ pub fn routers(plane: Arc<Dataplane>, bounds: Bounds, keys: Option<Arc<Keys>>) -
         .accept_compressed(CompressionEncoding::Deflate)
         .send_compressed(CompressionEncoding::Gzip)
         .send_compressed(CompressionEncoding::Deflate);
-    let (reporter, health) = tonic_health::server::health_reporter();
-    tokio::spawn(report(plane, reporter));
+    let health = HealthServer::new(health::Service(plane));
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(protocol::grpc::FILE_DESCRIPTOR_SET)
@@ -125,31 +121,6 @@ async fn too_large(mut response: Response) -> Response {
         response.headers_mut().insert(Status::GRPC_STATUS, HeaderValue::from(code));
     }
     response
-}
-
-/// Keeps `grpc.health.v1` true, and ends its watches when connections close: they would hold them open for ever.
-async fn report(plane: Arc<Dataplane>, mut reporter: HealthReporter) {
-    const SERVICES: [&str; 2] = ["", "inference.GRPCInferenceService"];
-    let mut last = None;
-    while !plane.is_closing() {
-        let ready = plane.ready();
-        if last != Some(ready) {
-            let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
-            for service in SERVICES {
-                reporter.set_service_status(service, status).await;
-            }
-            last = Some(ready);
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-    for service in SERVICES {
-        reporter.set_service_status(service, ServingStatus::NotServing).await;
-    }
-    // Whoever watches hears that first.
-    tokio::time::sleep(LOOK).await;
-    for service in SERVICES {
-        reporter.clear_service_status(service).await;
-    }
 }
 
 /// The status that an error has in the table.

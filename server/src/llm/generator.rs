@@ -2,10 +2,11 @@
 //! noticed before the next step. Text is not known here.
 //!
 //! ```text
-//! admit ---> inbox ---> [ engine thread: take commands, step, tell ] ---> one channel for each sequence
-//! drop  ---> cancel --^                                                   (as long as it may have tokens)
+//! admit ---> inbox ---> [ engine thread: take commands, step ] ---> telling ---> one channel for each sequence
+//! drop  ---> cancel --^                                                          (as long as it may have tokens)
 //! ```
 
+use super::telling::Telling;
 use super::watch::Looks;
 use crate::error::Error;
 use crate::{process, threads};
@@ -20,6 +21,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
+use tokio::runtime::Handle as Runtime;
 use tokio::sync::{mpsc, oneshot};
 
 /// What may come next, for each copy of a request; none where anything may.
@@ -48,7 +50,7 @@ impl Drop for Handle {
 }
 
 #[derive(Debug)]
-struct Shared {
+pub(super) struct Shared {
     /// A step that takes so long is not over any more.
     overdue: Duration,
     inbox: Mutex<Inbox>,
@@ -84,6 +86,8 @@ struct Admission {
     request: Request,
     matchers: Matchers,
     reply: oneshot::Sender<Result<Vec<Tokens>, Rejected>>,
+    /// Where whoever asks is woken.
+    runtime: Runtime,
 }
 
 /// What came in between two steps.
@@ -112,8 +116,7 @@ impl Tokens {
     /// No more tokens are wanted.
     pub fn cancel(&mut self, reason: CancelReason) {
         if !std::mem::replace(&mut self.ended, true) {
-            self.shared.lock().cancellations.push((self.sequence, reason));
-            self.shared.changed.notify_one();
+            self.shared.cancel(self.sequence, reason);
         }
     }
 }
@@ -127,6 +130,12 @@ impl Drop for Tokens {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Inbox> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the engine give up a sequence.
+    pub(super) fn cancel(&self, sequence: SequenceId, reason: CancelReason) {
+        self.lock().cancellations.push((sequence, reason));
+        self.changed.notify_one();
     }
 }
 
@@ -144,7 +153,9 @@ impl Generator {
             let watch = Watch { shared: Arc::downgrade(&shared), progress: engine.progress(), longest };
             threads::spawn(&format!("{name}-watch"), move || watch.run())?;
         }
-        let thread = Thread { shared: shared.clone(), engine, listeners: HashMap::new(), prepares: true };
+        let telling = Telling::new(shared.clone());
+        let listeners = HashMap::new();
+        let thread = Thread { shared: shared.clone(), engine, telling, runtime: None, listeners, prepares: true };
         // A thread that computes steps itself lets others go before it; one that drives a device keeps that waiting.
         let computes = thread.engine.overlap() == Overlap::InStep;
         threads::spawn(name, move || {
@@ -159,8 +170,10 @@ impl Generator {
     /// Asks for an answer: one stream for each copy.
     ///
     /// # Errors
-    /// [`Error::Overloaded`], [`Error::Invalid`] for what never fits, [`Error::Internal`] when the engine has ended.
+    /// [`Error::Overloaded`], [`Error::Invalid`] for what never fits, [`Error::Internal`] when the engine has ended, or
+    /// outside of a runtime.
     pub async fn admit(&self, request: Request, matchers: Matchers) -> Result<Vec<Tokens>, Error> {
+        let runtime = Runtime::try_current().map_err(|error| Error::Internal(error.to_string()))?;
         let (reply, admitted) = oneshot::channel();
         {
             let mut inbox = self.0.0.lock();
@@ -170,7 +183,7 @@ impl Generator {
             if inbox.admissions.len() >= INBOX {
                 return Err(Error::Overloaded(format!("{INBOX} requests wait to enter the queue; try again later")));
             }
-            inbox.admissions.push_back(Admission { request, matchers, reply });
+            inbox.admissions.push_back(Admission { request, matchers, reply, runtime });
         }
         self.0.0.changed.notify_one();
         match admitted.await {
@@ -229,6 +242,9 @@ impl Watch {
 struct Thread {
     shared: Arc<Shared>,
     engine: Engine<BoxedExecutor>,
+    telling: Telling,
+    /// That of the last request.
+    runtime: Option<Runtime>,
     listeners: HashMap<SequenceId, mpsc::Sender<Event>>,
     /// Has the executor something left to do in idle times?
     prepares: bool,
@@ -285,7 +301,8 @@ impl Thread {
     }
 
     fn admit(&mut self, admission: Admission) {
-        let Admission { request, matchers, reply } = admission;
+        let Admission { request, matchers, reply, runtime } = admission;
+        self.runtime = Some(runtime);
         if reply.is_closed() {
             return;
         }
@@ -312,24 +329,27 @@ impl Thread {
     }
 
     fn step(&mut self) {
-        for event in self.engine.step(Instant::now()) {
-            let (sequence, last) = (event.sequence(), event.is_last());
-            let Some(listener) = self.listeners.get(&sequence) else { continue };
-            // There is room for every token; a channel that is full or closed is nobody's any more.
-            if listener.try_send(event).is_err() && !last {
-                self.engine.cancel(sequence, CancelReason::ClientGone);
-            }
-            if last {
-                self.listeners.remove(&sequence);
-            }
-        }
+        let events = self.engine.step(Instant::now()).into_iter();
+        let Some(runtime) = &self.runtime else { return };
+        let listeners = &mut self.listeners;
+        self.telling.tell(
+            runtime,
+            events.filter_map(|event| {
+                let sequence = event.sequence();
+                let listener =
+                    if event.is_last() { listeners.remove(&sequence) } else { listeners.get(&sequence).cloned() };
+                listener.map(|listener| (listener, event))
+            }),
+        );
     }
 
     /// The engine cannot go on: everybody is told, and whoever asks later, too.
     fn broken(mut self, reason: &str) {
         tracing::error!(reason, "the engine of a language model has ended");
-        for (sequence, listener) in self.listeners.drain() {
-            let _ = listener.try_send(Event::Failed { sequence, reason: format!("the engine has ended: {reason}") });
+        if let Some(runtime) = &self.runtime {
+            let failed = |sequence| Event::Failed { sequence, reason: format!("the engine has ended: {reason}") };
+            let ends = self.listeners.drain().map(|(sequence, listener)| (listener, failed(sequence)));
+            self.telling.tell(runtime, ends);
         }
         let mut inbox = self.shared.lock();
         inbox.broken = Some(reason.into());

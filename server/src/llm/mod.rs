@@ -8,6 +8,7 @@
 //! | `gather.rs` | several answers as one stream |
 //! | `said.rs` | what an answer says, put together |
 //! | `tally.rs` | counts requests |
+//! | `telling.rs` | events on their way from the engine to those who wait |
 //! | `trial.rs` | a form compiled in a child process first |
 //! | `watch.rs` | devices that hang |
 
@@ -17,6 +18,7 @@ pub mod generator;
 mod guides;
 pub mod said;
 pub mod tally;
+mod telling;
 pub mod trial;
 pub mod watch;
 

@@ -1,6 +1,5 @@
-//! Keeps the pool's threads awake for as long as a short step takes. One token is some two hundred small products, one
-//! after the other, and a thread that has gone to sleep between two of them takes longer to wake than its share of the
-//! next.
+//! Keeps the pool's threads awake for as long as a layer takes. One is some ten small pieces of work, one after the other,
+//! and a thread that has gone to sleep between two of them takes longer to wake than its share of the next.
 
 use rayon::Yield;
 use std::sync::Arc;
@@ -12,10 +11,10 @@ const PATIENCE: Duration = Duration::from_micros(300);
 /// And so may one that has been awake for so long: it may have other work to go back to.
 const LONGEST: Duration = Duration::from_millis(50);
 
-/// Says that the step is over when it is dropped, whichever way that comes.
-struct Step(Arc<AtomicBool>);
+/// Says that the work is over when it is dropped, whichever way that comes.
+struct Work(Arc<AtomicBool>);
 
-impl Drop for Step {
+impl Drop for Work {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -23,10 +22,10 @@ impl Drop for Step {
 
 /// Does `work`, on a thread of the current pool; the others look for their share of it without a break, and for whatever
 /// else the pool is asked for. It waits for none of them: one that is busy with something else comes too late, and finds
-/// that the step is over.
+/// that it is over.
 pub(super) fn awake<R>(work: impl FnOnce() -> R) -> R {
-    let step = Step(Arc::default());
-    let (over, own) = (step.0.clone(), rayon::current_thread_index());
+    let until = Work(Arc::default());
+    let (over, own) = (until.0.clone(), rayon::current_thread_index());
     rayon::spawn_broadcast(move |thread| {
         if Some(thread.index()) != own {
             look_for_work(&over);

@@ -7,6 +7,7 @@
 //! ```
 //! Products, attention and long rows are divided over the current rayon pool; everything else is cheap.
 
+use super::awake::awake;
 use super::cache::Cache;
 use super::feed_forward;
 use super::weights::{Linear, Model};
@@ -21,8 +22,14 @@ use std::sync::Arc;
 
 /// Tokens of one sequence that one task attends with: enough to read the cache seldom.
 const TILE_TOKENS: usize = 16;
+/// Rows of a step whose products are so short that threads stay awake between them: more take longer than a thread to wake.
+const FEW_ROWS: usize = 64;
 /// Rows from which on elementwise work is divided.
 const MANY_ROWS: usize = 8;
+
+/// Parts that each thread gets of a product of many rows: one that others keep from its core for a while leaves its last
+/// ones to the rest. Few rows read weights as fast as memory gives them, each thread its part from end to end.
+const SHARES: usize = 4;
 
 /// Consecutive rows of one sequence.
 #[derive(Clone, Debug)]
@@ -93,15 +100,25 @@ impl Forward {
             elementwise::scale(&mut x, scale);
         }
         let tables = self.turns.each_ref().map(|turn| turn.as_ref().map(|turn| turn.table(&batch.positions)));
+        let few = batch.tokens.len() <= FEW_ROWS;
         for layer in 0..self.model.layers.len() {
-            let added = self.attention(layer, batch, &tables, &x);
-            self.add(&mut x, added, &self.model.layers[layer].attention_after);
-            let weights = &self.model.layers[layer];
-            let input = self.normed(&x, &weights.mlp_before);
-            let added = feed_forward::run(&self.spec, layer, &weights.feed_forward, &input);
-            self.add(&mut x, added, &weights.mlp_after);
+            // Layer by layer: a thread that had other work goes back to it in between.
+            if few {
+                awake(|| self.layer(layer, batch, &tables, &mut x));
+            } else {
+                self.layer(layer, batch, &tables, &mut x);
+            }
         }
         x
+    }
+
+    fn layer(&mut self, layer: usize, batch: &Batch, tables: &[Option<Table>; 2], x: &mut [f32]) {
+        let added = self.attention(layer, batch, tables, x);
+        self.add(x, added, &self.model.layers[layer].attention_after);
+        let weights = &self.model.layers[layer];
+        let input = self.normed(x, &weights.mlp_before);
+        let added = feed_forward::run(&self.spec, layer, &weights.feed_forward, &input);
+        self.add(x, added, &weights.mlp_after);
     }
 
     /// Logits of some rows of what [`Forward::run`] gave: `[rows.len(), vocab]`.
@@ -318,11 +335,12 @@ pub(super) fn project(x: &[f32], width: usize, into: &mut [(&Linear, &mut Vec<f3
 
 /// Products of the same rows with several matrices, divided over the threads of the pool.
 fn multiply(activations: &Activations, into: &mut [(&Packed, &mut [f32])]) {
-    let threads = rayon::current_num_threads();
-    let mut tasks = Vec::with_capacity(into.len() * threads);
+    let shares = if activations.rows() < MANY_ROWS { 1 } else { SHARES };
+    let parts = rayon::current_num_threads() * shares;
+    let mut tasks = Vec::with_capacity(into.len() * parts);
     for (weight, out) in into {
         let tiles = weight.tiles();
-        let cuts: Vec<usize> = (1..threads).map(|part| tiles * part / threads).collect();
+        let cuts: Vec<usize> = (1..parts).map(|part| tiles * part / parts).collect();
         let starts = std::iter::once(0).chain(cuts.iter().copied());
         let ends = cuts.iter().copied().chain(std::iter::once(tiles));
         let parts = columns(out, weight.rows(), &cuts);

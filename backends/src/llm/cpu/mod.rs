@@ -15,7 +15,6 @@ use super::sampler::{self, History, Sampler, Wish};
 use super::spec::DecoderSpec;
 use super::weights::Weights;
 use crate::error::LoadError;
-use awake::awake;
 use cache::Cache;
 use forward::{Batch, Forward, Run};
 use rayon::prelude::*;
@@ -23,8 +22,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use weights::Model;
 
-/// Rows of a step whose products are so short that threads stay awake between them.
-const FEW_ROWS: usize = 4;
 /// Rows whose logits are there at a time when a prompt's probabilities are asked for.
 const LOGIT_ROWS: usize = 32;
 
@@ -152,9 +149,7 @@ impl Executor for CpuExecutor {
         }
         let pool = self.pool.clone();
         let batch = self.batch(plan)?;
-        // Products of many rows take longer than a thread to wake.
-        let few = batch.tokens.len() <= FEW_ROWS;
-        let x = pool.install(|| if few { awake(|| self.forward.run(&batch)) } else { self.forward.run(&batch) });
+        let x = pool.install(|| self.forward.run(&batch));
         let mut sampled = Vec::with_capacity(plan.chunks.len());
         let mut rows = Vec::new();
         for (chunk, run) in plan.chunks.iter().zip(&batch.runs) {
