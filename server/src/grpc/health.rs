@@ -15,8 +15,8 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 /// The services whose health is told: all of them together, and inference.
 const SERVICES: [&str; 2] = ["", "inference.GRPCInferenceService"];
-/// Between two looks of one who watches.
-const LOOK: Duration = Duration::from_millis(25);
+/// Between two looks of one who watches. Anybody may, and as many as there is room for: each look must be seldom.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// Answers for a server.
 #[derive(Clone, Debug)]

@@ -23,7 +23,7 @@ use std::sync::Arc;
 /// Tokens of one sequence that one task attends with: enough to read the cache seldom.
 const TILE_TOKENS: usize = 16;
 /// Rows of a step whose products are so short that threads stay awake between them: more take longer than a thread to wake.
-const FEW_ROWS: usize = 64;
+const AWAKE_ROWS: usize = 64;
 /// Rows from which on elementwise work is divided.
 const MANY_ROWS: usize = 8;
 
@@ -100,10 +100,10 @@ impl Forward {
             elementwise::scale(&mut x, scale);
         }
         let tables = self.turns.each_ref().map(|turn| turn.as_ref().map(|turn| turn.table(&batch.positions)));
-        let few = batch.tokens.len() <= FEW_ROWS;
+        let awakes = batch.tokens.len() <= AWAKE_ROWS;
         for layer in 0..self.model.layers.len() {
             // Layer by layer: a thread that had other work goes back to it in between.
-            if few {
+            if awakes {
                 awake(|| self.layer(layer, batch, &tables, &mut x));
             } else {
                 self.layer(layer, batch, &tables, &mut x);
