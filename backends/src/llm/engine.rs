@@ -59,7 +59,7 @@ pub struct Engine<E> {
     progress: Progress,
     matchers: HashMap<SequenceId, Box<dyn Matcher>>,
     /// Why no step will succeed any more.
-    lost: Option<String>,
+    lost: Option<Failure>,
     /// Steps that have failed one after the other.
     failures: u32,
 }
@@ -131,7 +131,11 @@ impl<E: Executor> Engine<E> {
     /// Lets the executor do what is better done before it is needed; `false` once nothing is left. For idle times.
     pub fn prepare(&mut self) -> bool {
         self.progress.rest(Phase::Preparing);
-        self.executor.prepare()
+        let more = self.executor.prepare();
+        more.unwrap_or_else(|failure| {
+            self.note(&failure);
+            self.lost.is_none()
+        })
     }
 
     /// What the executor has to say that is worth a line in the log.
@@ -149,9 +153,9 @@ impl<E: Executor> Engine<E> {
         self.overlap
     }
 
-    /// Why no step will succeed any more, where the device is lost.
-    pub fn lost(&self) -> Option<&str> {
-        self.lost.as_deref()
+    /// Why no step will succeed any more: [`Failure::Lost`] or [`Failure::Weights`].
+    pub fn lost(&self) -> Option<&Failure> {
+        self.lost.as_ref()
     }
 
     /// Where it stands.
@@ -190,11 +194,11 @@ impl<E: Executor> Engine<E> {
 
     fn note(&mut self, failure: &Failure) {
         let lost = match failure {
-            Failure::Lost(what) => Some(what.clone()),
+            Failure::Lost(_) | Failure::Weights(_) => Some(failure.clone()),
             Failure::Device(_) | Failure::Contract(_) => {
                 self.failures += 1;
                 let last = || format!("{FAILURES_MAX} steps have failed, the last: {failure}");
-                (self.failures >= FAILURES_MAX).then(last)
+                (self.failures >= FAILURES_MAX).then(|| Failure::Lost(last()))
             }
         };
         self.lost = self.lost.take().or(lost);

@@ -40,8 +40,11 @@ pub trait Executor: Send {
 
     /// Does a little of what is better done before it is needed, some milliseconds of it; called while there is nothing
     /// else to do. `false` once nothing is left.
-    fn prepare(&mut self) -> bool {
-        false
+    ///
+    /// # Errors
+    /// As for `launch`.
+    fn prepare(&mut self) -> Result<bool, Failure> {
+        Ok(false)
     }
 
     /// What is worth a line in the log, once.
@@ -67,7 +70,7 @@ impl<E: Executor + ?Sized> Executor for Box<E> {
         (**self).set_end_tokens(end_tokens);
     }
 
-    fn prepare(&mut self) -> bool {
+    fn prepare(&mut self) -> Result<bool, Failure> {
         (**self).prepare()
     }
 
@@ -90,6 +93,8 @@ pub enum Failure {
     Device(String),
     /// The device is lost to this process: no step will succeed any more.
     Lost(String),
+    /// Weights cannot be read any more, or are those of another model: no step will succeed, of this model alone.
+    Weights(String),
     /// The plan, or the executor's answer, breaks the contract: a defect of this program.
     Contract(String),
 }
@@ -99,6 +104,7 @@ impl fmt::Display for Failure {
         match self {
             Failure::Device(what) => write!(f, "the device failed: {what}"),
             Failure::Lost(what) => write!(f, "the device is lost: {what}"),
+            Failure::Weights(what) => write!(f, "the weights are lost: {what}"),
             Failure::Contract(what) => write!(f, "internal error: {what}"),
         }
     }

@@ -16,7 +16,8 @@ use super::weights::groups::{Groups, Stored};
 use super::weights::{Format, Matrix, Weights, put};
 use crate::error::LoadError;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
+use std::ops::{Deref, Range};
+use std::path::Path;
 
 /// What a slot is called, and how it lies in the tensor of that name.
 pub type Name = (Slot, &'static str, Packing);
@@ -345,9 +346,9 @@ pub fn load(spec: &DecoderSpec, weights: &dyn Weights, part: Part) -> Result<Mat
     rows(spec, weights, part)?.matrix()
 }
 
-/// The rows of a part, which may be read a few at a time.
-pub struct Rows<'a> {
-    weights: &'a dyn Weights,
+/// The rows of a part, which may be read a few at a time; `W` points to the weights.
+pub struct Rows<W> {
+    weights: W,
     place: Place,
     format: Format,
     /// Where its sheet begins in the tensor, in bytes.
@@ -362,7 +363,7 @@ pub struct Rows<'a> {
 ///
 /// # Errors
 /// The tensor is missing or has another shape than the configuration makes it.
-pub fn rows<'a>(spec: &DecoderSpec, weights: &'a dyn Weights, part: Part) -> Result<Rows<'a>, LoadError> {
+pub fn rows<W: Deref<Target: Weights>>(spec: &DecoderSpec, weights: W, part: Part) -> Result<Rows<W>, LoadError> {
     let refuse = |reason: String| LoadError::new(weights.file(), reason);
     let named = place(spec, part, Format::F32).ok_or_else(|| refuse(format!("has no name for {part:?}")))?;
     let info = weights.info(&named.name).ok_or_else(|| refuse(format!("lacks tensor '{}'", named.name)))?;
@@ -371,12 +372,13 @@ pub fn rows<'a>(spec: &DecoderSpec, weights: &'a dyn Weights, part: Part) -> Res
         return Err(refuse(format!("tensor '{}' has shape {:?}; expected {:?}", place.name, info.shape, place.shape)));
     }
     let odd = || refuse(format!("tensor '{}' cannot be cut into rows", place.name));
-    let sheet_bytes = info.format.bytes(&place.shape).ok_or_else(odd)? / place.sheets;
-    let row = info.format.bytes(&[place.columns]).ok_or_else(odd)?;
-    Ok(Rows { weights, format: info.format, start: place.sheet * sheet_bytes, sheet_bytes, row, place })
+    let format = info.format;
+    let sheet_bytes = format.bytes(&place.shape).ok_or_else(odd)? / place.sheets;
+    let row = format.bytes(&[place.columns]).ok_or_else(odd)?;
+    Ok(Rows { weights, format, start: place.sheet * sheet_bytes, sheet_bytes, row, place })
 }
 
-impl Rows<'_> {
+impl<W: Deref<Target: Weights>> Rows<W> {
     /// How its numbers are stored.
     pub fn format(&self) -> Format {
         self.format
@@ -390,6 +392,16 @@ impl Rows<'_> {
     /// Does reading some rows read no others? Where it does not, they are better read all at once.
     pub fn in_order(&self) -> bool {
         !self.place.transposed && self.weights.in_order(&self.place.name)
+    }
+
+    /// Has the system read them into its own pages, as [`Weights::fetch`] says.
+    pub fn fetch(&self) -> bool {
+        self.weights.fetch(&self.place.name)
+    }
+
+    /// The file or directory, for errors.
+    pub fn file(&self) -> &Path {
+        self.weights.file()
     }
 
     /// All of them.
@@ -422,7 +434,7 @@ impl Rows<'_> {
     }
 }
 
-impl Rows<'_> {
+impl<W: Deref<Target: Weights>> Rows<W> {
     /// The same as [`Rows::read`] where they are wanted; `to` is as long as they are.
     ///
     /// # Errors
@@ -437,7 +449,7 @@ impl Rows<'_> {
 }
 
 /// The same rows as codes.
-impl Rows<'_> {
+impl<W: Deref<Target: Weights>> Rows<W> {
     /// How they are kept as codes, where they are.
     pub fn stored(&self) -> Option<Stored> {
         self.weights.stored(&self.place.name).filter(|_| !self.place.transposed)

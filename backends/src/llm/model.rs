@@ -265,15 +265,18 @@ impl Text {
         wishes: &LanguageOptions,
     ) -> Result<Self, LoadError> {
         let refuse = |reason: String| LoadError::new(path, reason);
-        let (file, json, config) = match tokens {
-            Tokens::Files(file, json, config) => (file, json, config),
+        let (file, tokenizer, config) = match tokens {
+            Tokens::Files(file, json, config) => {
+                let tokenizer = Tokenizer::from_json(&json, &config, TEXT_BYTES_MIN);
+                (file, tokenizer, config)
+            }
             Tokens::Gguf(metadata) => {
                 let found = text::gguf::read(&metadata).map_err(refuse)?;
                 generation.add_ends(Some(&Value::from(found.end_tokens))).map_err(refuse)?;
-                (path.to_path_buf(), found.tokenizer_json, found.config)
+                let tokenizer = Tokenizer::new(found.tokenizer, &found.config, TEXT_BYTES_MIN);
+                (path.to_path_buf(), tokenizer, found.config)
             }
         };
-        let tokenizer = Tokenizer::from_json(&json, &config, TEXT_BYTES_MIN);
         let tokenizer = tokenizer.map_err(|reason| LoadError::new(&file, format!("its tokenizer: {reason}")))?;
         if let Some(end) = config.named("eos_token").and_then(|name| tokenizer.id(name)) {
             generation.add_ends(Some(&end.into())).map_err(refuse)?;
@@ -306,13 +309,13 @@ fn assemble(path: &Path, files: Files, options: &LoadOptions) -> Result<Language
         weights = Box::new(Cast::new(weights, numbers(dtype)));
     }
     let place = device::place(wishes.device, &spec, wishes.dtype).map_err(refuse)?;
-    let vocab = spec.vocab;
+    let (vocab, weights) = (spec.vocab, Arc::from(weights));
     // A tokenizer is built on one thread, which takes about as long as opening a GPU, or as reading half a gigabyte of
     // weights.
     let (text, computing) = options.pool.install(|| {
         rayon::join(
             || Text::read(path, tokens, generation, vocab, wishes),
-            || Computing::load(place, spec, weights.as_ref(), options, path),
+            || Computing::load(place, spec, &weights, options, path),
         )
     });
     let Computing { mut executor, room, bytes, overlap, device, note } = computing?;
@@ -366,7 +369,7 @@ impl Computing {
     fn load(
         place: Place,
         spec: DecoderSpec,
-        weights: &dyn Weights,
+        weights: &Arc<dyn Weights>,
         options: &LoadOptions,
         path: &Path,
     ) -> Result<Self, LoadError> {
@@ -392,7 +395,7 @@ impl Computing {
                 let lost = |fault: Fault| refuse(fault.to_string()).with_lost(fault.is_lost());
                 let gpu = wishes.calls.during(|| Gpu::open(0)).map_err(lost)?;
                 let free = wishes.calls.during(|| gpu.memory_info()).map_err(lost)?.0;
-                let taken = cuda::weight_bytes(&spec, weights)?;
+                let taken = cuda::weight_bytes(&spec, weights.as_ref())?;
                 let room = Room::on_gpu(&spec, wishes, (free as u64, taken as u64)).map_err(refuse)?;
                 let cuda = cuda::Options {
                     blocks: room.blocks,
@@ -407,7 +410,7 @@ impl Computing {
                     poison: false,
                 };
                 let gpu = Box::new(cuda::Watched::new(Box::new(gpu), wishes.calls.clone()));
-                let executor = cuda::CudaExecutor::load(spec, weights, gpu, cuda)?;
+                let executor = cuda::CudaExecutor::load(spec, weights.as_ref(), gpu, cuda)?;
                 let (bytes, note) = (executor.bytes(), Some(format!("computed on {}", executor.device_name())));
                 let executor = Box::new(executor);
                 Ok(Computing { executor, room, bytes, overlap: Overlap::Ahead, device: "cuda:0", note })

@@ -3,14 +3,21 @@
 
 use crate::driven::{Outcome, Setting, drive, log_probability, prompt_logprobs, requests};
 use crate::parity::{cases, goldens};
+use backends::error::LoadError;
 use backends::llm::cpu::{CacheType, CpuExecutor, Options, Shape};
 use backends::llm::engine::Overlap;
-use backends::llm::sampling::Parameters;
+use backends::llm::executor::{Executor, Failure};
+use backends::llm::plan::{Chunk, Fill, Input, Plan};
+use backends::llm::sampling::{Parameters, Sampling};
 use backends::llm::scheduler::Counters;
+use backends::llm::sequence::{GroupId, SequenceId};
 use backends::llm::spec::DecoderSpec;
 use backends::llm::weights::dummy::{Dummy, Init};
-use backends::llm::weights::{Format, Weights};
+use backends::llm::weights::{Format, Info, Weights};
+use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// In units of the logits' standard deviation. The reference is held to 5e-5; kernels add up in another order.
 const TOLERANCE: f64 = 1e-4;
@@ -27,7 +34,7 @@ fn every_family_equals_the_reference() {
     for golden in cases().iter().flat_map(|case| goldens(case)) {
         let spec = golden.spec();
         let vocab = spec.vocab;
-        let weights = golden.weights(&spec);
+        let weights: Arc<dyn Weights> = Arc::new(golden.weights(&spec));
         let mut executor = CpuExecutor::load(spec, &weights, options(8, 16, golden.context)).unwrap();
         let count = golden.logits.len() as f64;
         let mean = golden.logits.iter().map(|x| f64::from(*x)).sum::<f64>() / count;
@@ -67,7 +74,7 @@ const PLAIN: Variant =
 /// All requests through one engine.
 fn run(
     spec: &DecoderSpec,
-    weights: &dyn Weights,
+    weights: &Arc<dyn Weights>,
     variant: Variant,
     requests: &[(Vec<u32>, Parameters)],
 ) -> (Vec<Outcome>, Counters) {
@@ -82,7 +89,7 @@ fn answers_do_not_depend_on_how_steps_were_made() {
     for case in ["qwen3", "gemma3", "gpt_oss"] {
         let spec = goldens(case)[0].spec();
         for format in [Format::F32, Format::Bf16] {
-            let weights = Dummy::new(&spec, format, Init::FanIn, 3).unwrap();
+            let weights: Arc<dyn Weights> = Arc::new(Dummy::new(&spec, format, Init::FanIn, 3).unwrap());
             let requests = requests(spec.vocab as u32);
             let (alone, _) = run(&spec, &weights, PLAIN, &requests);
             assert!(alone.iter().all(|outcome| outcome.len() == 24), "{case}");
@@ -103,4 +110,115 @@ fn answers_do_not_depend_on_how_steps_were_made() {
             }
         }
     }
+}
+
+/// Weights that the system keeps in memory, for as long as they are there.
+struct InMemory {
+    weights: Dummy,
+    gone: AtomicBool,
+    rewritten: AtomicBool,
+}
+
+impl InMemory {
+    fn new(weights: Dummy) -> Arc<Self> {
+        Arc::new(InMemory { weights, gone: AtomicBool::new(false), rewritten: AtomicBool::new(false) })
+    }
+
+    fn refuse(&self, reason: &str) -> LoadError {
+        LoadError::new(self.file(), reason)
+    }
+}
+
+impl Weights for InMemory {
+    fn file(&self) -> &Path {
+        self.weights.file()
+    }
+    fn names(&self) -> Vec<&str> {
+        self.weights.names()
+    }
+    fn info(&self, name: &str) -> Option<&Info> {
+        self.weights.info(name)
+    }
+    fn read(&self, name: &str, range: Range<usize>) -> Result<Vec<u8>, LoadError> {
+        match self.gone.load(Ordering::Relaxed) {
+            true => Err(self.refuse("was cut short")),
+            false => self.weights.read(name, range),
+        }
+    }
+    fn fetch(&self, _name: &str) -> bool {
+        true
+    }
+    fn check_unchanged(&self) -> Result<(), LoadError> {
+        match self.rewritten.load(Ordering::Relaxed) {
+            true => Err(self.refuse("was written to")),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Before weights are packed, while they are, and after that: the same bits.
+#[test]
+fn answers_do_not_depend_on_when_weights_are_packed() {
+    for case in ["qwen3", "gemma3", "gpt_oss"] {
+        let spec = goldens(case)[0].spec();
+        let tokens: Vec<u32> = (0..40).map(|at| at * 17 % spec.vocab as u32).collect();
+        for format in [Format::F32, Format::F16, Format::Bf16] {
+            let dummy = || Dummy::new(&spec, format, Init::FanIn, 3).unwrap();
+            let load =
+                |weights: Arc<dyn Weights>| CpuExecutor::load(spec.clone(), &weights, options(8, 16, 64)).unwrap();
+            let told = |executor: &mut CpuExecutor, chunk| {
+                let told = prompt_logprobs(executor, &tokens, chunk, 16);
+                told.iter().map(|told| (told.rank, told.logprob.to_bits())).collect::<Vec<_>>()
+            };
+            let expected = told(&mut load(Arc::new(dummy())), 7);
+            for chunk in [1, 7, tokens.len()] {
+                // The first step of the first of them finds nothing packed, the others find all.
+                assert_eq!(told(&mut load(InMemory::new(dummy())), chunk), expected, "{case} {format:?} {chunk}");
+            }
+            let weights = InMemory::new(dummy());
+            let mut executor = load(weights.clone());
+            while executor.prepare().unwrap() {}
+            weights.gone.store(true, Ordering::Relaxed);
+            assert_eq!(told(&mut executor, 7), expected, "{case} {format:?}");
+            assert_eq!(Arc::strong_count(&weights), 1, "{case}: what is packed holds no file");
+        }
+    }
+}
+
+#[test]
+fn weights_that_go_or_change_before_they_are_packed_end_their_model() {
+    let spec = goldens("qwen3")[0].spec();
+    let fresh = || {
+        let weights = InMemory::new(Dummy::new(&spec, Format::F32, Init::FanIn, 3).unwrap());
+        let executor = CpuExecutor::load(spec.clone(), &(weights.clone() as Arc<dyn Weights>), options(8, 16, 64));
+        (weights, executor.unwrap())
+    };
+    let chunk = Chunk {
+        sequence: SequenceId { group: GroupId(1), copy: 0 },
+        slot: 0,
+        fill: Some(Fill { prompt: [1, 2].into(), output: Vec::new() }),
+        start: 0,
+        length: 2,
+        input: Input::Known(vec![1, 2]),
+        blocks: Arc::new(vec![0]),
+        sample: true,
+        sampling: Arc::new(Sampling::new(Parameters::default()).unwrap()),
+        prompt_logprobs: 0,
+    };
+    let plan = Plan { step: 1, chunks: vec![chunk], stale: Vec::new(), preempted: Vec::new() };
+
+    let (weights, mut executor) = fresh();
+    weights.gone.store(true, Ordering::Relaxed);
+    for failure in [executor.launch(&plan).unwrap_err(), executor.prepare().unwrap_err()] {
+        assert!(matches!(&failure, Failure::Weights(what) if what.contains("was cut short")), "{failure}");
+    }
+
+    let (weights, mut executor) = fresh();
+    weights.rewritten.store(true, Ordering::Relaxed);
+    let failure = executor.prepare().unwrap_err();
+    assert!(matches!(&failure, Failure::Weights(what) if what.contains("was written to")), "{failure}");
+    assert!(matches!(executor.launch(&plan), Err(Failure::Weights(_))), "what was packed of two models");
+
+    let loaded = CpuExecutor::load(spec.clone(), &(weights as Arc<dyn Weights>), options(8, 16, 64));
+    assert!(loaded.unwrap_err().to_string().contains("was written to"));
 }

@@ -153,7 +153,7 @@ fn a_device_that_captures_nothing_serves() {
     assert_eq!(plain.remark(), None);
     for good in [0, 1, 5, 12] {
         let mut executor = load(Faulty::new(Call::Capture, good, &refused)).unwrap();
-        while executor.prepare() {}
+        while executor.prepare().unwrap() {}
         let remark = executor.remark().unwrap_or_default();
         assert_eq!(remark.contains("it has no graphs"), good < 12, "{good}: {remark}");
         assert_eq!(prompt_logprobs(&mut executor, &tokens, 1), wanted, "{good}");
@@ -189,7 +189,7 @@ fn graphs_of_small_batches_are_there_before_a_model_is_ready() {
     let mut executor = load(device).unwrap();
     // Of 1, 2, 4 and 8 sequences: the step, what greedy rows need of the sampler, and all of it.
     assert_eq!(PLENTY - left.load(Relaxed), 4 * 3);
-    assert!(!executor.prepare());
+    assert!(!executor.prepare().unwrap());
     left.store(0, Relaxed);
     assert!(decode(&mut executor, 1, 0.0).is_some() && decode(&mut executor, 2, 1.0).is_some());
     assert_eq!(executor.remark(), None);

@@ -43,7 +43,7 @@ fn a_lost_device_is_told_to_all() {
         matches!(event, Event::Failed { sequence, reason } if *sequence == id && reason.contains("the device is lost"))
     });
     assert!(told, "{events:?}");
-    assert_eq!(engine.lost(), Some("an illegal address was read"));
+    assert_eq!(engine.lost(), Some(&Failure::Lost("an illegal address was read".into())));
 }
 
 /// An executor that does not understand the scheduler, or is not understood: it fails, or answers what fits no plan.
@@ -80,7 +80,7 @@ fn steps_that_break_the_contract_one_after_the_other_end_the_engine() {
             let told = |event: &Event| matches!(event, Event::Failed { sequence, reason: told } if *sequence == id && told.contains(reason));
             assert!(events.iter().any(told), "{events:?}");
         }
-        let lost = engine.lost().unwrap();
+        let lost = engine.lost().unwrap().to_string();
         assert!(lost.contains("5 steps have failed") && lost.contains(reason), "{lost}");
     }
 }

@@ -10,6 +10,7 @@ use backends::llm::engine::Overlap;
 use backends::llm::sampling::Parameters;
 use backends::llm::spec::DecoderSpec;
 use backends::llm::weights::Format;
+use backends::llm::weights::Weights;
 use backends::llm::weights::dummy::{Dummy, Init};
 use std::path::Path;
 use std::sync::Arc;
@@ -96,7 +97,7 @@ fn compare(name: &str, config: &str, lengths: &[usize], stored: Stored) {
     let pool = Arc::new(rayon::ThreadPoolBuilder::new().build().unwrap());
     let cache = cpu::Shape { blocks: 32, block_len: 32, storage: cpu::CacheType::F32 };
     let cpu = cpu::Options { cache, context: 512, slots: 8, end_tokens: Vec::new(), pool, poison: false };
-    let mut cpu = CpuExecutor::load(spec.clone(), &weights, cpu).unwrap();
+    let mut cpu = CpuExecutor::load(spec.clone(), &(Arc::new(weights) as Arc<dyn Weights>), cpu).unwrap();
 
     let (mut prompt_pairs, mut answer_pairs, mut regret) = (Vec::new(), Vec::new(), 0f64);
     for (prompt, answer) in prompts.iter().zip(&answers) {

@@ -140,7 +140,7 @@ impl Model {
             }
         }
         match self.engine.lost() {
-            Some(why) => Err(why.into()),
+            Some(why) => Err(why.to_string().into()),
             None => Ok((told, ended)),
         }
     }

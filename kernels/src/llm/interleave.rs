@@ -22,13 +22,14 @@
 
 use super::blocks::{Format, scale_and_min};
 #[cfg(target_arch = "x86_64")]
-use super::interleave_avx2;
+use super::interleave_x86;
+use std::marker::PhantomData;
 
 /// Rows of a tile.
 pub(super) const ROWS: usize = 32;
 /// Rows of a half of it, whose words lie side by side.
 pub(super) const HALF: usize = 16;
-/// Rows that are interleaved at a time, and share a register of AVX2.
+/// Rows whose words share a register of AVX2.
 pub(super) const GROUP: usize = 8;
 
 /// Where the scales of the first half start in a block of Q4_K or Q5_K.
@@ -50,11 +51,11 @@ pub(super) const Q6_K_SCALES: usize = 256;
 pub(super) const Q6_K_PART: usize = Q6_K_PART_WORDS + 512;
 pub(super) const Q6_K_PART_WORDS: usize = 1024;
 
-/// Columns that are packed at a time: a block, or for floating point what one cache line of a row holds.
+/// Columns that are packed at a time: a block, or for floating point what 512 bytes of a row hold.
 const fn step(format: Format) -> usize {
     match format {
-        Format::F32 => 16,
-        Format::F16 | Format::Bf16 => 32,
+        Format::F32 => 128,
+        Format::F16 | Format::Bf16 => 256,
         _ => format.block(),
     }
 }
@@ -65,99 +66,154 @@ pub(super) fn tile_bytes(format: Format, cols: usize) -> Option<usize> {
     format.row_bytes(cols)?.checked_mul(ROWS)
 }
 
-/// Pieces of a row that lie side by side, and in a tile at equal distances: piece `i`, of `unit` bytes, is at
-/// `from + unit i` of the one and `to + stride i` of the other. Of the rows of a group, pieces are side by side in the tile.
-pub(super) struct Strip {
+/// Pieces of a row that lie side by side, and in a tile at equal distances: piece `i`, of `UNIT` bytes, is at
+/// `from + UNIT i` of the one and `to + stride i` of the other. The next row's piece is `next` bytes further in the tile.
+pub(super) struct Strip<const UNIT: usize> {
     pub(super) from: usize,
     pub(super) to: usize,
-    pub(super) unit: usize,
     pub(super) count: usize,
     pub(super) stride: usize,
+    pub(super) next: usize,
 }
 
-impl Strip {
-    /// Pieces that whole groups have interleaved together, from the first on.
-    pub(super) fn together(&self) -> usize {
-        if matches!(self.unit, 2 | 4) { self.count / GROUP * GROUP } else { 0 }
-    }
+/// What is done with each strip. In a trait rather than a function, so that all of it is inlined with its sizes known.
+trait Visit {
+    fn strip<const UNIT: usize>(&mut self, strip: Strip<UNIT>);
 }
 
-/// The strips of row `r` in one step. `length` is the bytes of the row that are in this step.
+/// Visits the strips of row `r` in one step. `length` is the bytes of the row that are in this step.
 #[inline(always)]
-fn strips(format: Format, r: usize, length: usize, mut strip: impl FnMut(Strip)) {
+fn strips(format: Format, r: usize, length: usize, visit: &mut impl Visit) {
+    #[inline(always)]
+    fn put<const UNIT: usize>(visit: &mut impl Visit, count: usize, from: usize, to: usize, stride: usize) {
+        visit.strip(Strip::<UNIT> { from, to, count, stride, next: UNIT });
+    }
     let (h, l) = (r / HALF, r % HALF);
-    let mut put = |unit, count, from, to, stride| strip(Strip { from, to, unit, count, stride });
     match format {
-        Format::F32 => put(4, length / 4, 0, 4 * r, 128),
-        Format::F16 => put(2, length / 2, 0, 2 * r, 64),
+        Format::F32 => put::<4>(visit, length / 4, 0, 4 * r, 128),
+        Format::F16 => put::<2>(visit, length / 2, 0, 2 * r, 64),
         Format::Bf16 => {
-            put(4, length / 4, 0, 4 * r, 128);
-            put(2, length % 4 / 2, length / 4 * 4, 128 * (length / 4) + 4 * r, 0);
+            put::<4>(visit, length / 4, 0, 4 * r, 128);
+            let (from, to) = (length / 4 * 4, 128 * (length / 4) + 4 * r);
+            visit.strip(Strip::<2> { from, to, count: length % 4 / 2, stride: 0, next: 4 });
         }
         Format::Q8_0 => {
-            put(4, 8, 2, 64 + 4 * r, 128);
-            put(2, 1, 0, 2 * r, 0);
+            put::<4>(visit, 8, 2, 64 + 4 * r, 128);
+            put::<2>(visit, 1, 0, 2 * r, 0);
         }
         Format::Q4_0 => {
-            put(4, 4, 2, 64 + 256 * h + 4 * l, 64);
-            put(2, 1, 0, 2 * r, 0);
+            put::<4>(visit, 4, 2, 64 + 256 * h + 4 * l, 64);
+            put::<2>(visit, 1, 0, 2 * r, 0);
         }
         Format::Q4K => {
-            put(4, 32, 16, Q4_K_WORDS + Q4_K_HALF * h + 4 * l, 64);
-            put(2, 2, 0, 2 * r, 64);
+            put::<4>(visit, 32, 16, Q4_K_WORDS + Q4_K_HALF * h + 4 * l, 64);
+            put::<2>(visit, 2, 0, 2 * r, 64);
         }
         Format::Q5K => {
             let half = Q5_K_HIGH + Q5_K_HALF * h + 4 * l;
-            put(4, 8, 16, half, 64);
-            put(4, 32, 48, half + Q5_K_HIGH_BYTES, 64);
-            put(2, 2, 0, 2 * r, 64);
+            put::<4>(visit, 8, 16, half, 64);
+            put::<4>(visit, 32, 48, half + Q5_K_HIGH_BYTES, 64);
+            put::<2>(visit, 2, 0, 2 * r, 64);
         }
         Format::Q6K => {
             let half = Q6_K_HALVES + Q6_K_HALF * h;
             for n in 0..2 {
                 let part = half + Q6_K_SCALES + Q6_K_PART * n + 4 * l;
-                put(4, 16, 64 * n, part, 64);
-                put(4, 8, 128 + 32 * n, part + Q6_K_PART_WORDS, 64);
+                put::<4>(visit, 16, 64 * n, part, 64);
+                put::<4>(visit, 8, 128 + 32 * n, part + Q6_K_PART_WORDS, 64);
             }
-            put(1, 16, 192, half + l, 16);
-            put(2, 1, 208, 2 * r, 0);
+            put::<1>(visit, 16, 192, half + l, 16);
+            put::<2>(visit, 1, 208, 2 * r, 0);
+        }
+    }
+}
+
+/// How several rows are interleaved together.
+pub(super) trait Weave {
+    /// Rows of a group.
+    const ROWS: usize;
+
+    /// Interleaves a strip of a group. The first row begins with `rows`, the others follow at every `row_bytes`.
+    fn weave<const UNIT: usize>(rows: &[u8], row_bytes: usize, tile: &mut [u8], strip: &Strip<UNIT>);
+}
+
+/// One by one.
+struct Plain;
+
+impl Weave for Plain {
+    const ROWS: usize = 1;
+
+    #[inline(always)]
+    fn weave<const UNIT: usize>(row: &[u8], _row_bytes: usize, tile: &mut [u8], strip: &Strip<UNIT>) {
+        for i in 0..strip.count {
+            let piece = &row[strip.from + UNIT * i..][..UNIT];
+            tile[strip.to + strip.stride * i..][..UNIT].copy_from_slice(piece);
         }
     }
 }
 
 /// Interleaves up to 32 rows of `row_bytes` each into `tile`; missing rows stay as `tile` has them.
 pub(super) fn pack(format: Format, rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if interleave_x86::pack(format, rows, row_bytes, tile) {
+        return;
+    }
+    pack_by::<Plain>(format, rows, row_bytes, tile);
+}
+
+/// [`pack`], in groups of `W`. Inlined, so that all of it is compiled for the machine that `W` asks for.
+#[inline(always)]
+pub(super) fn pack_by<W: Weave>(format: Format, rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
     let bytes = step(format) / format.block() * format.block_bytes();
     for start in (0..row_bytes).step_by(bytes) {
         let length = bytes.min(row_bytes - start);
         let tile = &mut tile[start * ROWS..];
-        for (g, rows) in rows.chunks(GROUP * row_bytes).enumerate() {
-            pack_group(format, g, (&rows[start..], row_bytes, length), tile);
+        for (g, rows) in rows.chunks(W::ROWS * row_bytes).enumerate() {
+            let (first, rows) = (g * W::ROWS, &rows[start..]);
+            let whole = rows.len() > (W::ROWS - 1) * row_bytes;
+            if whole {
+                strips(format, first, length, &mut Into::<W> { rows, row_bytes, tile, weave: PhantomData });
+            } else {
+                for (rows, r) in rows.chunks(row_bytes).zip(first..) {
+                    strips(format, r, length, &mut Into::<Plain> { rows, row_bytes, tile, weave: PhantomData });
+                }
+            }
+            if matches!(format, Format::Q4K | Format::Q5K) {
+                for (row, r) in rows.chunks(row_bytes).zip(first..) {
+                    let scales = &mut tile[K_SCALES + r / HALF * K_SCALE_BYTES..][..K_SCALE_BYTES];
+                    pack_scales(&row[4..16], r % HALF, scales);
+                }
+            }
         }
     }
 }
 
-/// Up to 8 rows of one step: `rows` starts with the first one's, and has the others' at every `row_bytes`.
-fn pack_group(format: Format, g: usize, (rows, row_bytes, length): (&[u8], usize, usize), tile: &mut [u8]) {
-    #[cfg(target_arch = "x86_64")]
-    let together = rows.len() > (GROUP - 1) * row_bytes && is_x86_feature_detected!("avx2");
-    #[cfg(not(target_arch = "x86_64"))]
-    let together = false;
-    #[cfg(target_arch = "x86_64")]
-    if together {
-        strips(format, g * GROUP, length, |strip| interleave_avx2::interleave(rows, row_bytes, tile, &strip));
+/// A group of rows, into a tile.
+struct Into<'a, W> {
+    rows: &'a [u8],
+    row_bytes: usize,
+    tile: &'a mut [u8],
+    weave: PhantomData<W>,
+}
+
+impl<W: Weave> Visit for Into<'_, W> {
+    #[inline(always)]
+    fn strip<const UNIT: usize>(&mut self, strip: Strip<UNIT>) {
+        W::weave(self.rows, self.row_bytes, self.tile, &strip);
     }
-    for (l, row) in rows.chunks(row_bytes).enumerate() {
-        strips(format, g * GROUP + l, length, |strip| {
-            let Strip { from, to, unit, count, stride } = strip;
-            for i in if together { strip.together() } else { 0 }..count {
-                tile[to + stride * i..][..unit].copy_from_slice(&row[from + unit * i..][..unit]);
-            }
-        });
-        if matches!(format, Format::Q4K | Format::Q5K) {
-            let r = g * GROUP + l;
-            let scales = &mut tile[K_SCALES + r / HALF * K_SCALE_BYTES..][..K_SCALE_BYTES];
-            pack_scales(&row[4..16], r % HALF, scales);
+}
+
+/// A tile, into a row.
+struct Back<'a> {
+    tile: &'a [u8],
+    row: &'a mut [u8],
+}
+
+impl Visit for Back<'_> {
+    #[inline(always)]
+    fn strip<const UNIT: usize>(&mut self, Strip { from, to, count, stride, .. }: Strip<UNIT>) {
+        for i in 0..count {
+            self.row[from + UNIT * i..][..UNIT].copy_from_slice(&self.tile[to + stride * i..][..UNIT]);
         }
     }
 }
@@ -167,11 +223,7 @@ pub(super) fn unpack(format: Format, tile: &[u8], r: usize, row: &mut [u8]) {
     let bytes = step(format) / format.block() * format.block_bytes();
     for (i, row) in row.chunks_mut(bytes).enumerate() {
         let tile = &tile[i * bytes * ROWS..];
-        strips(format, r, row.len(), |Strip { from, to, unit, count, stride }| {
-            for i in 0..count {
-                row[from + unit * i..][..unit].copy_from_slice(&tile[to + stride * i..][..unit]);
-            }
-        });
+        strips(format, r, row.len(), &mut Back { tile, row });
         if matches!(format, Format::Q4K | Format::Q5K) {
             let scales = &tile[K_SCALES + r / HALF * K_SCALE_BYTES..][..K_SCALE_BYTES];
             unpack_scales(scales, r % HALF, &mut row[4..16]);
@@ -209,7 +261,7 @@ mod tests {
     fn every_bit_survives() {
         let mut random = crate::llm::packed::tests::Random(7);
         for format in Format::ALL {
-            let all = if format.is_float() { vec![1, 2, 7, 32, 33, 95] } else { vec![256, 512, 768] };
+            let all = if format.is_float() { vec![1, 2, 7, 32, 33, 95, 300] } else { vec![256, 512, 768] };
             for cols in all {
                 let bytes = format.row_bytes(cols).unwrap();
                 let rows: Vec<u8> = (0..29 * bytes).map(|_| random.next() as u8).collect();

@@ -28,7 +28,7 @@ mod formats_avx2;
 mod formats_avx512;
 mod interleave;
 #[cfg(target_arch = "x86_64")]
-mod interleave_avx2;
+mod interleave_x86;
 pub mod math;
 #[cfg(target_arch = "x86_64")]
 mod nibbles_avx2;

@@ -63,7 +63,7 @@ pub struct Packed {
     rows: usize,
     cols: usize,
     tile_bytes: usize,
-    /// Tiles from `start` on, which is where memory is aligned.
+    /// Tiles from `start` on, which is where memory is aligned; nothing before they are asked for.
     data: Vec<u8>,
     start: usize,
 }
@@ -113,7 +113,8 @@ impl Packed {
         Ok(packed)
     }
 
-    /// A matrix of zeros, to be filled by [`Packed::tiles_mut`], from several threads if need be.
+    /// A matrix to be filled by [`Packed::tiles_mut`], from several threads if need be. It takes no memory before that, and
+    /// has no product.
     ///
     /// # Errors
     /// When it is empty, its rows are not whole blocks, or its size overflows.
@@ -127,16 +128,18 @@ impl Packed {
         let size = interleave::tile_bytes(format, cols)
             .and_then(|tile| Some((tile, rows.div_ceil(TILE).checked_mul(tile)?.checked_add(ALIGNMENT)?)))
             .filter(|(_, total)| *total <= isize::MAX as usize);
-        let Some((tile_bytes, total)) = size else {
+        let Some((tile_bytes, _)) = size else {
             return Err(format!("{rows} x {cols} weights in {format:?} are too many"));
         };
-        let data = pages::zeros(total);
-        let start = data.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
-        Ok(Packed { format, rows, cols, tile_bytes, data, start })
+        Ok(Packed { format, rows, cols, tile_bytes, data: Vec::new(), start: 0 })
     }
 
-    /// The tiles to fill, in order.
+    /// The tiles to fill, in order; of zeros at first.
     pub fn tiles_mut(&mut self) -> impl Iterator<Item = Vacant<'_>> {
+        if self.data.is_empty() {
+            self.data = pages::zeros(self.bytes());
+            self.start = self.data.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
+        }
         let (format, rows, cols) = (self.format, self.rows, self.cols);
         let row_bytes = cols / format.block() * format.block_bytes();
         let tiles = self.data[self.start..].chunks_exact_mut(self.tile_bytes).take(rows.div_ceil(TILE));
@@ -166,9 +169,9 @@ impl Packed {
         self.rows.div_ceil(TILE)
     }
 
-    /// Bytes held.
+    /// Bytes that it takes once it is filled.
     pub fn bytes(&self) -> usize {
-        self.data.len()
+        self.tiles() * self.tile_bytes + ALIGNMENT
     }
 
     /// The activations that these weights multiply.

@@ -11,6 +11,7 @@ use super::watch::Looks;
 use crate::error::Error;
 use crate::{process, threads};
 use backends::llm::engine::{Engine, Matcher, Overlap};
+use backends::llm::executor::Failure;
 use backends::llm::model::BoxedExecutor;
 use backends::llm::progress::Progress;
 use backends::llm::request::Request;
@@ -267,10 +268,12 @@ impl Thread {
             if let Some(remark) = self.engine.remark() {
                 tracing::warn!("{remark}");
             }
-            if let Some(what) = self.engine.lost().map(str::to_owned) {
-                // A device does not come back to a process that has lost it: whoever started this one starts another.
-                process::give_up(process::LOST, &format!("the device of a language model is lost: {what}"));
-                self.broken(&format!("the device is lost: {what}"));
+            if let Some(failure) = self.engine.lost().cloned() {
+                if let Failure::Lost(what) = &failure {
+                    // A device does not come back to a process that has lost it: whoever started this one starts another.
+                    process::give_up(process::LOST, &format!("the device of a language model is lost: {what}"));
+                }
+                self.broken(&failure.to_string());
                 return;
             }
         }
@@ -290,7 +293,8 @@ impl Thread {
             inbox = self.shared.lock();
             inbox.stepping = None;
         }
-        while idle && inbox.admissions.is_empty() && inbox.cancellations.is_empty() {
+        let lost = self.engine.lost().is_some();
+        while idle && !lost && inbox.admissions.is_empty() && inbox.cancellations.is_empty() {
             if inbox.leaving {
                 return None;
             }

@@ -2,11 +2,12 @@
 
 use super::forward::{each_row, project};
 use super::weights::{FeedForward, Gated, Linear};
+use crate::error::LoadError;
 use crate::llm::spec::{Activation, DecoderSpec, Mixture, Routing};
 use kernels::llm::elementwise;
 
 /// Of every row of `x`, `[rows, hidden]`.
-pub(super) fn run(spec: &DecoderSpec, layer: usize, block: &FeedForward, x: &[f32]) -> Vec<f32> {
+pub(super) fn run(spec: &DecoderSpec, layer: usize, block: &FeedForward, x: &[f32]) -> Result<Vec<f32>, LoadError> {
     match (block, spec.mixture.filter(|_| spec.layers[layer].mixture)) {
         (FeedForward::Mixture { router, experts }, Some(mixture)) => mix(spec, &mixture, (router, experts), x),
         (FeedForward::Mixture { experts, .. }, None) => gated(spec, &experts[0], x),
@@ -15,15 +16,15 @@ pub(super) fn run(spec: &DecoderSpec, layer: usize, block: &FeedForward, x: &[f3
 }
 
 /// `down(activation(gate(x), up(x)))`
-fn gated(spec: &DecoderSpec, block: &Gated, x: &[f32]) -> Vec<f32> {
+fn gated(spec: &DecoderSpec, block: &Gated, x: &[f32]) -> Result<Vec<f32>, LoadError> {
     let (hidden, width) = (spec.hidden, block.gate.weight.rows());
     let rows = x.len() / hidden;
     let (mut gate, mut up) = (vec![0.0; rows * width], vec![0.0; rows * width]);
-    project(x, hidden, &mut [(&block.gate, &mut gate), (&block.up, &mut up)]);
+    project(x, hidden, &mut [(&block.gate, &mut gate), (&block.up, &mut up)])?;
     each_row(&mut gate, width, |row, gate| activate(spec.activation, gate, &up[row * width..(row + 1) * width]));
     let mut out = vec![0.0; rows * hidden];
-    project(&gate, width, &mut [(&block.down, &mut out)]);
-    out
+    project(&gate, width, &mut [(&block.down, &mut out)])?;
+    Ok(out)
 }
 
 fn activate(activation: Activation, gate: &mut [f32], up: &[f32]) {
@@ -48,11 +49,16 @@ fn activate(activation: Activation, gate: &mut [f32], up: &[f32]) {
 }
 
 /// Each row through the experts that its router chooses.
-fn mix(spec: &DecoderSpec, mixture: &Mixture, (router, experts): (&Linear, &[Gated]), x: &[f32]) -> Vec<f32> {
+fn mix(
+    spec: &DecoderSpec,
+    mixture: &Mixture,
+    (router, experts): (&Linear, &[Gated]),
+    x: &[f32],
+) -> Result<Vec<f32>, LoadError> {
     let hidden = spec.hidden;
     let rows = x.len() / hidden;
     let mut logits = vec![0.0; rows * mixture.experts];
-    project(x, hidden, &mut [(router, &mut logits)]);
+    project(x, hidden, &mut [(router, &mut logits)])?;
     let mut chosen: Vec<Vec<(usize, f32)>> = vec![Vec::new(); mixture.experts];
     for (row, logits) in logits.chunks_exact(mixture.experts).enumerate() {
         for (expert, weight) in choose(logits, mixture) {
@@ -62,13 +68,13 @@ fn mix(spec: &DecoderSpec, mixture: &Mixture, (router, experts): (&Linear, &[Gat
     let mut out = vec![0.0; x.len()];
     for (expert, rows) in experts.iter().zip(&chosen).filter(|(_, rows)| !rows.is_empty()) {
         let input: Vec<f32> = rows.iter().flat_map(|(row, _)| &x[row * hidden..(row + 1) * hidden]).copied().collect();
-        let mut added = gated(spec, expert, &input);
+        let mut added = gated(spec, expert, &input)?;
         for ((row, weight), added) in rows.iter().zip(added.chunks_exact_mut(hidden)) {
             elementwise::scale(added, *weight);
             elementwise::add(&mut out[row * hidden..(row + 1) * hidden], added);
         }
     }
-    out
+    Ok(out)
 }
 
 /// The experts of one row and their weights; the lower index first among equals.

@@ -9,13 +9,15 @@
 
 use super::awake::awake;
 use super::cache::Cache;
+use super::deferred::Deferred;
 use super::feed_forward;
 use super::weights::{Linear, Model};
+use crate::error::LoadError;
 use crate::llm::spec::{DecoderSpec, QkNorm, Rotation};
 use kernels::llm::activations::{Activations, Operand};
 use kernels::llm::attention::{Rule, Scratch, Tile, attend};
 use kernels::llm::elementwise::{self, Angles, Norm, Pairs};
-use kernels::llm::packed::{Packed, columns};
+use kernels::llm::packed::columns;
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
@@ -89,11 +91,14 @@ impl Forward {
     }
 
     /// What every row is after the last layer: `[rows, hidden]`.
-    pub(super) fn run(&mut self, batch: &Batch) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// Weights that are not packed yet cannot be read, here and below.
+    pub(super) fn run(&mut self, batch: &Batch) -> Result<Vec<f32>, LoadError> {
         let hidden = self.spec.hidden;
         let mut x = vec![0.0; batch.tokens.len() * hidden];
         for (x, token) in x.chunks_exact_mut(hidden).zip(&batch.tokens) {
-            self.model.embedding.row(*token as usize, x);
+            self.model.embedding.row(*token as usize, x)?;
         }
         let scale = self.spec.scales.embedding as f32;
         if scale != 1.0 {
@@ -104,31 +109,38 @@ impl Forward {
         for layer in 0..self.model.layers.len() {
             // Layer by layer: a thread that had other work goes back to it in between.
             if awakes {
-                awake(|| self.layer(layer, batch, &tables, &mut x));
+                awake(|| self.layer(layer, batch, &tables, &mut x))?;
             } else {
-                self.layer(layer, batch, &tables, &mut x);
+                self.layer(layer, batch, &tables, &mut x)?;
             }
         }
-        x
+        Ok(x)
     }
 
-    fn layer(&mut self, layer: usize, batch: &Batch, tables: &[Option<Table>; 2], x: &mut [f32]) {
-        let added = self.attention(layer, batch, tables, x);
+    fn layer(
+        &mut self,
+        layer: usize,
+        batch: &Batch,
+        tables: &[Option<Table>; 2],
+        x: &mut [f32],
+    ) -> Result<(), LoadError> {
+        let added = self.attention(layer, batch, tables, x)?;
         self.add(x, added, &self.model.layers[layer].attention_after);
         let weights = &self.model.layers[layer];
         let input = self.normed(x, &weights.mlp_before);
-        let added = feed_forward::run(&self.spec, layer, &weights.feed_forward, &input);
+        let added = feed_forward::run(&self.spec, layer, &weights.feed_forward, &input)?;
         self.add(x, added, &weights.mlp_after);
+        Ok(())
     }
 
     /// Logits of some rows of what [`Forward::run`] gave: `[rows.len(), vocab]`.
-    pub(super) fn logits(&self, x: &[f32], rows: &[usize]) -> Vec<f32> {
+    pub(super) fn logits(&self, x: &[f32], rows: &[usize]) -> Result<Vec<f32>, LoadError> {
         let (hidden, vocab) = (self.spec.hidden, self.spec.vocab);
         let picked: Vec<f32> = rows.iter().flat_map(|row| &x[row * hidden..(row + 1) * hidden]).copied().collect();
         let input = self.normed(&picked, &self.model.norm);
         let mut logits = vec![0.0; rows.len() * vocab];
         let activations = Activations::new(self.model.head().operand(), &input, hidden);
-        multiply(&activations, &mut [(self.model.head(), &mut logits)]);
+        multiply(&activations, &mut [(self.model.head(), &mut logits)])?;
         let scales = self.spec.scales;
         each_row(&mut logits, vocab, |_, row| {
             if scales.logits != 1.0 {
@@ -138,7 +150,7 @@ impl Forward {
                 elementwise::soft_cap(row, cap as f32);
             }
         });
-        logits
+        Ok(logits)
     }
 
     /// The rows after a norm; as they are where it has no weights.
@@ -168,7 +180,13 @@ impl Forward {
         elementwise::add(x, &added);
     }
 
-    fn attention(&mut self, layer: usize, batch: &Batch, tables: &[Option<Table>; 2], x: &[f32]) -> Vec<f32> {
+    fn attention(
+        &mut self,
+        layer: usize,
+        batch: &Batch,
+        tables: &[Option<Table>; 2],
+        x: &[f32],
+    ) -> Result<Vec<f32>, LoadError> {
         let (spec, rows) = (self.spec.attention, batch.tokens.len());
         let weights = &self.model.layers[layer];
         let input = self.normed(x, &weights.attention_before);
@@ -179,7 +197,7 @@ impl Forward {
             &input,
             self.spec.hidden,
             &mut [(&weights.query, &mut query), (&weights.key, &mut key), (&weights.value, &mut value)],
-        );
+        )?;
         let table = match self.spec.layers[layer].rotation {
             Rotation::Global => tables[0].as_ref(),
             Rotation::Local => tables[1].as_ref(),
@@ -197,8 +215,8 @@ impl Forward {
         }
         let mixed = self.attend(layer, batch, &query);
         let mut out = vec![0.0; rows * self.spec.hidden];
-        project(&mixed, spec.query_width(), &mut [(&self.model.layers[layer].output, &mut out)]);
-        out
+        project(&mixed, spec.query_width(), &mut [(&self.model.layers[layer].output, &mut out)])?;
+        Ok(out)
     }
 
     /// Norms of the heads, then the rotation.
@@ -268,6 +286,16 @@ impl Forward {
         out
     }
 
+    /// Do weights wait to be packed?
+    pub(super) fn waits(&self) -> bool {
+        self.model.waits()
+    }
+
+    /// Packs about so many bytes of weights that have waited for it; `false` once there are none.
+    pub(super) fn pack(&mut self, most: usize) -> Result<bool, LoadError> {
+        self.model.pack(most)
+    }
+
     /// Bytes of all weights.
     pub(super) fn weight_bytes(&self) -> usize {
         self.model.bytes()
@@ -312,29 +340,30 @@ pub(super) fn each_row(x: &mut [f32], width: usize, work: impl Fn(usize, &mut [f
 }
 
 /// `x w^T + b` of several projections of the same rows.
-pub(super) fn project(x: &[f32], width: usize, into: &mut [(&Linear, &mut Vec<f32>)]) {
+pub(super) fn project(x: &[f32], width: usize, into: &mut [(&Linear, &mut Vec<f32>)]) -> Result<(), LoadError> {
     // One form of the rows for each that is asked for; files mix formats.
     for operand in [Operand::Float, Operand::Int8] {
         if into.iter().all(|(linear, _)| linear.weight.operand() != operand) {
             continue;
         }
         let activations = Activations::new(operand, x, width);
-        let mut products: Vec<(&Packed, &mut [f32])> = into
+        let mut products: Vec<(&Deferred, &mut [f32])> = into
             .iter_mut()
             .filter(|(linear, _)| linear.weight.operand() == operand)
             .map(|(linear, out)| (&linear.weight, &mut out[..]))
             .collect();
-        multiply(&activations, &mut products);
+        multiply(&activations, &mut products)?;
     }
     for (linear, out) in into {
         if !linear.bias.is_empty() {
             each_row(out, linear.bias.len(), |_, row| elementwise::add(row, &linear.bias));
         }
     }
+    Ok(())
 }
 
 /// Products of the same rows with several matrices, divided over the threads of the pool.
-fn multiply(activations: &Activations, into: &mut [(&Packed, &mut [f32])]) {
+fn multiply(activations: &Activations, into: &mut [(&Deferred, &mut [f32])]) -> Result<(), LoadError> {
     let shares = if activations.rows() < MANY_ROWS { 1 } else { SHARES };
     let parts = rayon::current_num_threads() * shares;
     let mut tasks = Vec::with_capacity(into.len() * parts);
@@ -346,9 +375,8 @@ fn multiply(activations: &Activations, into: &mut [(&Packed, &mut [f32])]) {
         let parts = columns(out, weight.rows(), &cuts);
         tasks.extend(starts.zip(ends).zip(parts).map(|((start, end), part)| (*weight, start..end, part)));
     }
-    tasks.into_par_iter().with_max_len(1).for_each(|(weight, tiles, mut out)| {
-        if !tiles.is_empty() {
-            weight.multiply(tiles, activations, &mut out);
-        }
-    });
+    tasks.into_par_iter().with_max_len(1).try_for_each(|(weight, tiles, mut out)| match tiles.is_empty() {
+        true => Ok(()),
+        false => weight.multiply(tiles, activations, &mut out),
+    })
 }

@@ -3,6 +3,7 @@
 
 mod awake;
 mod cache;
+mod deferred;
 mod feed_forward;
 mod forward;
 mod weights;
@@ -20,10 +21,17 @@ use forward::{Batch, Forward, Run};
 use rayon::prelude::*;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use weights::Model;
 
 /// Rows whose logits are there at a time when a prompt's probabilities are asked for.
 const LOGIT_ROWS: usize = 32;
+
+/// Bytes of weights that are packed at a time: some ten milliseconds.
+const PACKED_AT_A_TIME: usize = 16 << 20;
+/// While there are requests, weights are packed for so long with each step: some steps take longer by that, and all that come
+/// after them less.
+const PACKING: Duration = Duration::from_millis(100);
 
 /// What an executor is made for.
 #[derive(Clone, Debug)]
@@ -69,20 +77,35 @@ pub struct CpuExecutor {
     steps: VecDeque<Step>,
     pool: Arc<rayon::ThreadPool>,
     poison: bool,
+    /// Was a step launched since there was nothing else to do?
+    busy: bool,
+    /// Why weights cannot be packed, where they cannot.
+    fault: Option<Failure>,
 }
 
 impl CpuExecutor {
-    /// Loads the weights of `spec`.
+    /// Loads the weights of `spec`. Those whose file the system keeps in memory are not packed yet: that is done in idle
+    /// times, and a little of it between two steps.
     ///
     /// # Errors
     /// A tensor is missing, of the wrong shape, or unreadable.
-    pub fn load(spec: DecoderSpec, weights: &dyn Weights, options: Options) -> Result<Self, LoadError> {
+    pub fn load(spec: DecoderSpec, weights: &Arc<dyn Weights>, options: Options) -> Result<Self, LoadError> {
         let Options { cache, context, slots, end_tokens, pool, poison } = options;
         let model = pool.install(|| Model::load(&spec, weights))?;
         let (vocab, cache) = (spec.vocab, Cache::new(&spec, &cache));
         let forward = Forward::new(spec, model, cache, context);
         let (slots, sampler) = (vec![Slot::default(); slots], Sampler::new(end_tokens));
-        Ok(CpuExecutor { forward, vocab, slots, sampler, steps: VecDeque::new(), pool, poison })
+        Ok(CpuExecutor {
+            forward,
+            vocab,
+            slots,
+            sampler,
+            steps: VecDeque::new(),
+            pool,
+            poison,
+            busy: false,
+            fault: None,
+        })
     }
 
     /// Bytes of the weights.
@@ -122,21 +145,41 @@ impl CpuExecutor {
         Ok(batch)
     }
 
+    /// Packs some of what has waited for it; `false` once nothing waits.
+    fn pack(&mut self) -> Result<bool, Failure> {
+        if self.fault.is_none() {
+            if !self.forward.waits() {
+                return Ok(false);
+            }
+            let pool = self.pool.clone();
+            match pool.install(|| self.forward.pack(PACKED_AT_A_TIME)) {
+                Ok(more) => return Ok(more),
+                Err(error) => self.fault = Some(unreadable(error)),
+            }
+        }
+        self.fault.clone().map_or(Ok(false), Err)
+    }
+
     /// Probabilities of the prompt tokens that follow the first rows of a chunk.
-    fn prompt_logprobs(&self, chunk: &Chunk, first: usize, x: &[f32]) -> Vec<Logprobs> {
+    fn prompt_logprobs(&self, chunk: &Chunk, first: usize, x: &[f32]) -> Result<Vec<Logprobs>, LoadError> {
         let count = chunk.sampling.prompt_logprobs.unwrap_or(0).into();
         let prompt = &self.slots[chunk.slot as usize].prompt;
         let rows: Vec<usize> = (first..first + chunk.prompt_logprobs as usize).collect();
         let next = chunk.start as usize + 1;
         let mut told = Vec::with_capacity(rows.len());
         for rows in rows.chunks(LOGIT_ROWS) {
-            let logits = self.forward.logits(x, rows);
+            let logits = self.forward.logits(x, rows)?;
             for (row, logits) in rows.iter().zip(logits.chunks_exact(self.vocab)) {
                 told.push(sampler::told(logits, prompt[next + row - first], count));
             }
         }
-        told
+        Ok(told)
     }
+}
+
+/// What has waited to be packed cannot be.
+fn unreadable(error: LoadError) -> Failure {
+    Failure::Weights(error.to_string())
 }
 
 impl Executor for CpuExecutor {
@@ -147,15 +190,20 @@ impl Executor for CpuExecutor {
         if self.poison {
             self.forward.cache.poison(&plan.stale);
         }
+        // The first answers of a new server do not wait for it.
+        if std::mem::replace(&mut self.busy, true) || self.fault.is_some() {
+            let begun = Instant::now();
+            while self.pack()? && begun.elapsed() < PACKING {}
+        }
         let pool = self.pool.clone();
         let batch = self.batch(plan)?;
-        let x = pool.install(|| self.forward.run(&batch));
+        let x = pool.install(|| self.forward.run(&batch)).map_err(unreadable)?;
         let mut sampled = Vec::with_capacity(plan.chunks.len());
         let mut rows = Vec::new();
         for (chunk, run) in plan.chunks.iter().zip(&batch.runs) {
             let prompt_logprobs = match chunk.prompt_logprobs {
                 0 => Vec::new(),
-                _ => pool.install(|| self.prompt_logprobs(chunk, run.rows.start, &x)),
+                _ => pool.install(|| self.prompt_logprobs(chunk, run.rows.start, &x)).map_err(unreadable)?,
             };
             let (sequence, token, logprobs, failed) = (chunk.sequence, None, None, None);
             sampled.push(Sampled { sequence, token, logprobs, prompt_logprobs, failed });
@@ -163,7 +211,10 @@ impl Executor for CpuExecutor {
                 rows.push(run.rows.end - 1);
             }
         }
-        let logits = if rows.is_empty() { Vec::new() } else { pool.install(|| self.forward.logits(&x, &rows)) };
+        let logits = match rows.is_empty() {
+            true => Vec::new(),
+            false => pool.install(|| self.forward.logits(&x, &rows)).map_err(unreadable)?,
+        };
         self.steps.push_back(Step { plan: plan.clone(), logits, sampled });
         Ok(Ticket { step: plan.step })
     }
@@ -205,5 +256,10 @@ impl Executor for CpuExecutor {
 
     fn set_end_tokens(&mut self, end_tokens: &[u32]) {
         self.sampler = Sampler::new(end_tokens.to_vec());
+    }
+
+    fn prepare(&mut self) -> Result<bool, Failure> {
+        self.busy = false;
+        self.pack()
     }
 }

@@ -1,21 +1,19 @@
-//! A decoder's weights as the kernels want them: matrices packed in their file's own format, vectors widened.
+//! A decoder's weights as the kernels want them: matrices packed in their file's own format, or waiting for it; vectors
+//! widened.
 
+use super::deferred::Deferred;
 use crate::error::LoadError;
 use crate::llm::layout::{self, Part, Slot};
 use crate::llm::spec::{DecoderSpec, Placement, QkNorm};
 use crate::llm::weights::{Format, Matrix, Weights};
 use kernels::llm::blocks::Format as PackedFormat;
-use kernels::llm::packed::{Packed, TILE};
-use rayon::prelude::*;
-use std::ops::Range;
-
-/// Bytes of a file that are read and packed at a time: they fit a core's own cache.
-const BYTES_AT_A_TIME: usize = 128 << 10;
+use kernels::llm::packed::Packed;
+use std::sync::Arc;
 
 /// A projection, and its bias where it has one.
 #[derive(Debug)]
 pub(super) struct Linear {
-    pub(super) weight: Packed,
+    pub(super) weight: Deferred,
     pub(super) bias: Vec<f32>,
 }
 
@@ -57,53 +55,96 @@ pub(super) struct Layer {
 /// The whole model.
 #[derive(Debug)]
 pub(super) struct Model {
-    pub(super) embedding: Packed,
+    pub(super) embedding: Deferred,
     pub(super) layers: Vec<Layer>,
     pub(super) norm: NormWeight,
     /// Absent where the embedding is the head.
-    pub(super) head: Option<Packed>,
+    pub(super) head: Option<Deferred>,
+    /// Where matrices come from that are not packed yet; gone once there are none.
+    weights: Option<Arc<dyn Weights>>,
+    /// Of all matrices, when they are packed.
+    bytes: usize,
 }
 
 /// Reads parts of a model.
 struct Loader<'a> {
     spec: &'a DecoderSpec,
-    weights: &'a dyn Weights,
+    weights: &'a Arc<dyn Weights>,
 }
 
 impl Model {
-    /// Reads and packs all weights, layer by layer; the current rayon pool packs.
+    /// Reads all weights; packs those that cannot wait because the system does not keep their file in memory. On the current
+    /// rayon pool.
     ///
     /// # Errors
-    /// A tensor is missing, of the wrong shape, or unreadable.
-    pub(super) fn load(spec: &DecoderSpec, weights: &dyn Weights) -> Result<Self, LoadError> {
+    /// A tensor is missing, of the wrong shape, or unreadable; or the files were written to meanwhile.
+    pub(super) fn load(spec: &DecoderSpec, weights: &Arc<dyn Weights>) -> Result<Self, LoadError> {
         let loader = Loader { spec, weights };
         let head = (!spec.tied).then(|| loader.packed(Part::global(Slot::Head))).transpose()?;
-        Ok(Model {
+        let mut model = Model {
             embedding: loader.packed(Part::global(Slot::Embedding))?,
             layers: (0..spec.layers.len()).map(|layer| loader.layer(layer)).collect::<Result<_, _>>()?,
             norm: loader.norm(Part::global(Slot::FinalNorm), true)?,
             head,
-        })
+            weights: Some(weights.clone()),
+            bytes: 0,
+        };
+        model.bytes = model.matrices().map(|matrix| matrix.bytes()).sum();
+        weights.check_unchanged()?;
+        Ok(model)
     }
 
     /// What logits are the product with.
-    pub(super) fn head(&self) -> &Packed {
+    pub(super) fn head(&self) -> &Deferred {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
     /// Bytes of all matrices.
     pub(super) fn bytes(&self) -> usize {
-        let gated = |g: &Gated| g.gate.weight.bytes() + g.up.weight.bytes() + g.down.weight.bytes();
-        let layer = |layer: &Layer| {
-            let feed_forward = match &layer.feed_forward {
-                FeedForward::Dense(dense) => gated(dense),
-                FeedForward::Mixture { experts, .. } => experts.iter().map(gated).sum(),
-            };
-            let attention = [&layer.query, &layer.key, &layer.value, &layer.output];
-            feed_forward + attention.iter().map(|linear| linear.weight.bytes()).sum::<usize>()
+        self.bytes
+    }
+
+    /// Does something wait to be packed?
+    pub(super) fn waits(&self) -> bool {
+        self.weights.is_some()
+    }
+
+    /// Packs about `most` bytes of what has waited; `false` once nothing waits any more.
+    ///
+    /// # Errors
+    /// A file cannot be read, or was written to since it was opened.
+    pub(super) fn pack(&mut self, most: usize) -> Result<bool, LoadError> {
+        let Some(weights) = self.weights.clone() else { return Ok(false) };
+        let mut packed = 0;
+        for matrix in self.matrices().filter(|matrix| matrix.is_vacant()) {
+            while packed < most && matrix.is_vacant() {
+                packed += matrix.pack(most - packed)?;
+            }
+            if packed >= most {
+                return Ok(true);
+            }
+        }
+        weights.check_unchanged()?;
+        self.weights = None;
+        Ok(false)
+    }
+
+    /// All matrices, in the order in which they are needed.
+    fn matrices(&mut self) -> impl Iterator<Item = &mut Deferred> {
+        let layers = self.layers.iter_mut().flat_map(Layer::matrices);
+        std::iter::once(&mut self.embedding).chain(layers).chain(&mut self.head)
+    }
+}
+
+impl Layer {
+    fn matrices(&mut self) -> impl Iterator<Item = &mut Deferred> {
+        let attention = [&mut self.query, &mut self.key, &mut self.value, &mut self.output];
+        let (router, blocks) = match &mut self.feed_forward {
+            FeedForward::Dense(block) => (None, std::slice::from_mut(block)),
+            FeedForward::Mixture { router, experts } => (Some(router), &mut experts[..]),
         };
-        let layers: usize = self.layers.iter().map(layer).sum();
-        layers + self.embedding.bytes() + self.head.as_ref().map_or(0, Packed::bytes)
+        let blocks = blocks.iter_mut().flat_map(|block| [&mut block.gate, &mut block.up, &mut block.down]);
+        attention.into_iter().chain(router).chain(blocks).map(|linear| &mut linear.weight)
     }
 }
 
@@ -153,7 +194,7 @@ impl Loader<'_> {
     }
 
     fn vector(&self, part: Part) -> Result<Vec<f32>, LoadError> {
-        Ok(layout::load(self.spec, self.weights, part)?.to_f32())
+        Ok(layout::load(self.spec, self.weights.as_ref(), part)?.to_f32())
     }
 
     fn norm(&self, part: Part, wanted: bool) -> Result<NormWeight, LoadError> {
@@ -164,35 +205,25 @@ impl Loader<'_> {
         Ok(Linear { weight: self.packed(weight)?, bias: if biased { self.vector(bias)? } else { Vec::new() } })
     }
 
-    /// A few tiles at a time, on all threads: what they are read into stays in a core's cache until it is packed.
-    fn packed(&self, part: Part) -> Result<Packed, LoadError> {
+    /// Packed at once, unless it can wait.
+    fn packed(&self, part: Part) -> Result<Deferred, LoadError> {
         let refuse = |reason: String| LoadError::new(self.weights.file(), format!("{part:?}: {reason}"));
-        let source = layout::rows(self.spec, self.weights, part)?;
+        let source = layout::rows(self.spec, self.weights.clone(), part)?;
         if !source.in_order() || source.format() == Format::Mxfp4 {
             let matrix = narrowed(source.matrix()?);
             let format = packed_format(matrix.format)
                 .ok_or_else(|| refuse(format!("{:?} is not computed with", matrix.format)))?;
-            return Packed::new(format, matrix.rows, matrix.columns, &matrix.bytes).map_err(refuse);
+            let packed = Packed::new(format, matrix.rows, matrix.columns, &matrix.bytes).map_err(refuse)?;
+            return Ok(Deferred::packed(packed));
         }
         let format = packed_format(source.format())
             .ok_or_else(|| refuse(format!("{:?} is not computed with", source.format())))?;
-        let (rows, columns) = source.shape();
-        let mut packed = Packed::vacant(format, rows, columns).map_err(refuse)?;
-        let tiles = packed.tiles_mut().collect::<Vec<_>>();
-        let row = format.row_bytes(columns).unwrap_or(1);
-        let together = (BYTES_AT_A_TIME / (TILE * row)).max(1);
-        let groups: Vec<Range<usize>> =
-            (0..tiles.len()).step_by(together).map(|i| i * TILE..((i + together) * TILE).min(rows)).collect();
-        let tiles = tiles.into_par_iter().chunks(together);
-        tiles.zip(groups).try_for_each(|(tiles, group)| {
-            let bytes = source.read(group.clone())?;
-            for tile in tiles {
-                let range = (tile.rows.start - group.start) * row..(tile.rows.end - group.start) * row;
-                tile.pack(&bytes[range]);
-            }
-            Ok::<_, LoadError>(())
-        })?;
-        Ok(packed)
+        let waits = source.fetch();
+        let mut matrix = Deferred::new(format, source).map_err(refuse)?;
+        if !waits {
+            matrix.pack(usize::MAX)?;
+        }
+        Ok(matrix)
     }
 }
 

@@ -39,7 +39,7 @@ enum Target {
 
 /// Some rows that are still to be read.
 struct Piece<'a> {
-    source: Arc<Rows<'a>>,
+    source: Arc<Rows<&'a dyn Weights>>,
     rows: Range<usize>,
     /// How their codes lie, where they go there as codes.
     codes: Option<Layout>,
@@ -241,7 +241,7 @@ fn some(all: &Matrix, rows: Range<usize>) -> Result<Matrix, Misuse> {
 }
 
 /// Which rows are read at a time.
-fn pieces(source: &Rows<'_>, target: &Target) -> impl Iterator<Item = Range<usize>> + use<> {
+fn pieces(source: &Rows<&dyn Weights>, target: &Target) -> impl Iterator<Item = Range<usize>> + use<> {
     let (rows, columns) = source.shape();
     let together = match target {
         _ if !source.in_order() => rows.max(1),

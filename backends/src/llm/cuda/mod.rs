@@ -431,14 +431,11 @@ impl Executor for CudaExecutor {
         self.end_tokens = end_tokens.to_vec();
     }
 
-    fn prepare(&mut self) -> bool {
-        match self.capture_next() {
-            Ok(more) => more,
-            Err(failure) => {
-                self.stop_capturing(&failure);
-                false
-            }
-        }
+    fn prepare(&mut self) -> Result<bool, Failure> {
+        Ok(self.capture_next().unwrap_or_else(|failure| {
+            self.stop_capturing(&failure);
+            false
+        }))
     }
 
     fn remark(&mut self) -> Option<String> {

@@ -1,5 +1,5 @@
-//! The tokenizer of a GGUF file: metadata are turned back into the `tokenizer.json` and the settings beside it that
-//! they were made from, which [`super::Tokenizer`] loads with all its checks. Not how text is cut into words: that is
+//! The tokenizer of a GGUF file: metadata are turned back into what the `tokenizer.json` held that they were made from, and
+//! the settings beside it, which [`super::Tokenizer`] takes over with all its checks. Not how text is cut into words: that is
 //! `pretokenizers`.
 //!
 //! | `tokenizer.ggml.model` | normalizer | words | merges | decoder |
@@ -18,10 +18,11 @@ use super::pretokenizers::{PRE_TOKENIZERS, PreTokenizer};
 use super::template::MAX_TEMPLATE_BYTES;
 use super::vocabulary::MAX_TOKEN_IDS;
 use crate::llm::weights::gguf::Value;
-use serde::{Serialize, Serializer};
 use serde_json::{Value as Json, json};
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
+use tokenizers::models::bpe::{BpeBuilder, Vocab};
+use tokenizers::{AddedToken, Tokenizer};
 
 /// Tokens that are looked for in text before it is cut into words, at most: an automaton is made of them.
 const ADDED_MAX: usize = 1 << 16;
@@ -51,11 +52,11 @@ const ENDS_BY_TEXT: &[&str] = &[
     "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<reponame>", "<|file_sep|>",
 ];
 
-/// The tokenizer of a GGUF file, as the files that it was made from.
+/// The tokenizer of a GGUF file.
 #[derive(Clone, Debug)]
 pub struct Found {
     /// What a `tokenizer.json` holds.
-    pub tokenizer_json: Vec<u8>,
+    pub tokenizer: tokenizers::Tokenizer,
     /// What lies beside it.
     pub config: TokenizerConfig,
     /// The tokens that end a text, in order.
@@ -82,53 +83,21 @@ pub fn read(metadata: &BTreeMap<String, Value>) -> Result<Found, String> {
     end_tokens.iter().for_each(|id| kinds[*id as usize] = Kind::Control);
     let pieces = matches!(model, Model::Pieces { .. });
     let unknown = metadata.id("unknown_token_id", texts.len())?.or(Some(0)).filter(|_| pieces);
-    let unknown = unknown.and_then(|id| texts.get(id as usize)).map(Cow::as_ref);
-    let file = File {
-        version: "1.0",
-        added_tokens: added(&texts, &kinds, &model)?,
-        normalizer: model.normalizer(),
-        pre_tokenizer: model.pre_tokenizer(),
-        decoder: model.decoder(),
-        model: Bpe {
-            r#type: "BPE",
-            unk_token: unknown.filter(|text| !text.is_empty()),
-            fuse_unk: pieces,
-            byte_fallback: pieces,
-            ignore_merges: matches!(model, Model::ByteLevel(family) if family.whole_words),
-            vocab: &texts,
-            merges,
-        },
-    };
-    let tokenizer_json = serde_json::to_vec(&file).map_err(|e| e.to_string())?;
-    Ok(Found { tokenizer_json, config, end_tokens })
-}
-
-/// `tokenizer.json`, as far as it is needed.
-#[derive(Serialize)]
-struct File<'a> {
-    version: &'static str,
-    added_tokens: Vec<Json>,
-    normalizer: Json,
-    pre_tokenizer: Json,
-    decoder: Json,
-    model: Bpe<'a>,
-}
-
-#[derive(Serialize)]
-struct Bpe<'a> {
-    r#type: &'static str,
-    unk_token: Option<&'a str>,
-    fuse_unk: bool,
-    byte_fallback: bool,
-    ignore_merges: bool,
-    #[serde(serialize_with = "vocabulary")]
-    vocab: &'a [Cow<'a, str>],
-    merges: Vec<(&'a str, &'a str)>,
-}
-
-/// Ids without a text have no token: nothing is written for them, and no text becomes them.
-fn vocabulary<S: Serializer>(texts: &&[Cow<'_, str>], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(texts.iter().zip(0u32..).filter(|(text, _)| !text.is_empty()))
+    let unknown = unknown.and_then(|id| texts.get(id as usize)).filter(|text| !text.is_empty());
+    let owned = |(left, right): (&str, &str)| (left.to_owned(), right.to_owned());
+    let merges: Vec<_> = merges.into_iter().map(owned).collect();
+    let mut bpe = BpeBuilder::new()
+        .fuse_unk(pieces)
+        .byte_fallback(pieces)
+        .ignore_merges(matches!(model, Model::ByteLevel(family) if family.whole_words));
+    if let Some(text) = unknown {
+        bpe = bpe.unk_token(text.clone().into_owned());
+    }
+    let mut tokenizer = model.frame()?;
+    let added = added(&texts, &kinds, &model)?;
+    tokenizer.with_model(bpe.vocab_and_merges(ids, merges).build().map_err(|e| e.to_string())?);
+    tokenizer.add_tokens(added).map_err(|e| e.to_string())?;
+    Ok(Found { tokenizer, config, end_tokens })
 }
 
 /// What kind of tokenizer it is.
@@ -168,6 +137,15 @@ impl<'a> Model<'a> {
             }
             other => Err(refusal("model", other, &["gpt2", "llama"])),
         }
+    }
+
+    /// All of a tokenizer but its tokens: read as a `tokenizer.json`, whose spellings are documented best.
+    fn frame(&self) -> Result<Tokenizer, String> {
+        let file = json!({
+            "version": "1.0", "normalizer": self.normalizer(), "pre_tokenizer": self.pre_tokenizer(),
+            "decoder": self.decoder(), "model": {"type": "BPE", "vocab": {}, "merges": []},
+        });
+        serde_json::from_value(file).map_err(|e| e.to_string())
     }
 
     fn is_gemma(&self) -> bool {
@@ -225,11 +203,11 @@ fn texts<'a>(metadata: &Metadata<'a>, model: &Model<'_>) -> Result<Vec<Cow<'a, s
 }
 
 /// Ids by text. A text that two tokens have is refused, as in llama.cpp: which one it means, only the model knows. Empty
-/// ones are left out; vocabularies that were filled up may have many.
-fn index<'a>(texts: &'a [Cow<'_, str>]) -> Result<HashMap<&'a str, u32>, String> {
-    let mut ids = HashMap::with_capacity(texts.len());
+/// ones are left out, so that no text becomes them; vocabularies that were filled up may have many.
+fn index(texts: &[Cow<'_, str>]) -> Result<Vocab, String> {
+    let mut ids = Vocab::with_capacity(texts.len());
     for (text, id) in texts.iter().zip(0u32..).filter(|(text, _)| !text.is_empty()) {
-        if let Some(first) = ids.insert(text.as_ref(), id) {
+        if let Some(first) = ids.insert(text.clone().into_owned(), id) {
             return Err(format!("`tokenizer.ggml.tokens` has '{}' twice: {first} and {id}", shown(text)));
         }
     }
@@ -260,7 +238,7 @@ fn kinds(metadata: &Metadata<'_>, tokens: usize) -> Result<Vec<Kind>, String> {
     Ok(numbers.iter().map(kind).collect())
 }
 
-fn end_tokens(metadata: &Metadata<'_>, ids: &HashMap<&str, u32>, kinds: &[Kind]) -> Result<Vec<u32>, String> {
+fn end_tokens(metadata: &Metadata<'_>, ids: &Vocab, kinds: &[Kind]) -> Result<Vec<u32>, String> {
     let mut ends = BTreeSet::new();
     for key in ENDS {
         ends.extend(metadata.id(key, kinds.len())?);
@@ -272,7 +250,7 @@ fn end_tokens(metadata: &Metadata<'_>, ids: &HashMap<&str, u32>, kinds: &[Kind])
             Kind::Whole => *text != "</s>",
             Kind::Control | Kind::Unsaid => true,
         };
-        ends.extend(ids.get(text).copied().filter(ends_text));
+        ends.extend(ids.get(*text).copied().filter(ends_text));
     }
     // In these two vocabularies <|end|> ends a part of an answer; as in llama.cpp.
     let has = |text: &str| ids.get(text).is_some_and(|id| ends.contains(id));
@@ -337,13 +315,13 @@ fn chat_templates(metadata: &Metadata<'_>) -> Result<Vec<(String, String)>, Stri
     Ok(templates)
 }
 
-/// The tokens that are found whole, as `tokenizer.json` has them.
-fn added(texts: &[Cow<'_, str>], kinds: &[Kind], model: &Model<'_>) -> Result<Vec<Json>, String> {
+/// The tokens that are found whole.
+fn added(texts: &[Cow<'_, str>], kinds: &[Kind], model: &Model<'_>) -> Result<Vec<AddedToken>, String> {
     // In Phi-3's tokenizer.json these take the white space that follows. GGUF has no place for it; llama.cpp knows too.
     let phi3 = matches!(model, Model::Pieces { architecture, .. } if *architecture == "phi3");
     let strips = |text: &str| phi3 && !["<unk>", "<s>", "<|endoftext|>"].contains(&text);
     let (mut added, mut bytes) = (Vec::new(), 0);
-    for ((text, kind), id) in texts.iter().zip(kinds).zip(0u32..) {
+    for (text, kind) in texts.iter().zip(kinds) {
         if text.is_empty() || !matches!(kind, Kind::Whole | Kind::Control) {
             continue;
         }
@@ -352,10 +330,8 @@ fn added(texts: &[Cow<'_, str>], kinds: &[Kind], model: &Model<'_>) -> Result<Ve
             let most = format!("at most {ADDED_MAX} are allowed, of {ADDED_BYTES_MAX} bytes together");
             return Err(format!("`tokenizer.ggml.token_type`: too many control and user-defined tokens; {most}"));
         }
-        added.push(json!({
-            "id": id, "content": text, "special": *kind == Kind::Control, "normalized": false,
-            "single_word": false, "lstrip": false, "rstrip": strips(text),
-        }));
+        let token = AddedToken::from(text.clone(), *kind == Kind::Control).normalized(false);
+        added.push(token.rstrip(strips(text)));
     }
     Ok(added)
 }

@@ -3,7 +3,7 @@
 
 use super::gguf_metadata::{TEXT_BYTES_MAX, shown};
 use std::borrow::Cow;
-use std::collections::HashMap;
+use tokenizers::models::bpe::Vocab;
 
 /// Merges, at most; the most in use are Gemma's 514,906.
 const MERGES_MAX: usize = 1 << 21;
@@ -11,7 +11,7 @@ const MERGES_MAX: usize = 1 << 21;
 const WORK_MAX: usize = 1 << 28;
 
 /// The merges that the file lists: "a b" makes ab.
-pub(super) fn listed<'a>(merges: &'a [String], ids: &HashMap<&str, u32>) -> Result<Vec<(&'a str, &'a str)>, String> {
+pub(super) fn listed<'a>(merges: &'a [String], ids: &Vocab) -> Result<Vec<(&'a str, &'a str)>, String> {
     if merges.len() > MERGES_MAX {
         let count = merges.len();
         return Err(format!("`tokenizer.ggml.merges` has {count} merges; at most {MERGES_MAX} are allowed"));
@@ -21,7 +21,7 @@ pub(super) fn listed<'a>(merges: &'a [String], ids: &HashMap<&str, u32>) -> Resu
         let (left, right) = merge.split_once(' ')?;
         whole.clear();
         whole.extend([left, right]);
-        [left, right, &whole].iter().all(|text| ids.contains_key(text)).then_some((left, right))
+        [left, right, &whole].iter().all(|text| ids.contains_key(*text)).then_some((left, right))
     };
     let expected = "expected two tokens with a space between them that make a third";
     let pairs = merges.iter().enumerate().map(|(rank, merge)| {
@@ -33,7 +33,7 @@ pub(super) fn listed<'a>(merges: &'a [String], ids: &HashMap<&str, u32>) -> Resu
 /// The merges that make each token of two others, best score first: `generate_merges` of `transformers`, ties included.
 pub(super) fn recovered<'a>(
     texts: &'a [Cow<'_, str>],
-    ids: &HashMap<&str, u32>,
+    ids: &Vocab,
     scores: &[f32],
 ) -> Result<Vec<(&'a str, &'a str)>, String> {
     let too_long = Err("`tokenizer.ggml.tokens` are too many or too long for their merges to be found".to_owned());

@@ -11,7 +11,7 @@ const TEXTS: usize = 1 << 18;
 
 /// What its `tokenizer.json` would hold, for a model of so many tokens.
 pub(in crate::llm) fn tokenizer_json(vocab: usize) -> Vec<u8> {
-    let bytes = byte_level_alphabet().into_iter().map(|(spelling, byte)| (spelling.to_string(), Value::from(byte)));
+    let bytes = byte_level_alphabet().map(|(spelling, byte)| (spelling.to_string(), Value::from(byte)));
     // Spelled as byte-level tokenizers do: a space, and the number. No merge leads to them: only the model writes them.
     let words = (BYTES..vocab.min(TEXTS)).map(|id| (format!("\u{120}{id}"), Value::from(id)));
     let vocabulary: Map<String, Value> = bytes.chain(words).collect();

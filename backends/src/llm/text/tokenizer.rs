@@ -46,7 +46,19 @@ impl Tokenizer {
     /// # Errors
     /// Says what is wrong with it.
     pub fn from_json(json: &[u8], config: &TokenizerConfig, max_text_bytes: usize) -> Result<Self, String> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| e.to_string())?;
+        let inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| e.to_string())?;
+        Tokenizer::new(inner, config, max_text_bytes)
+    }
+
+    /// Takes over what a `tokenizer.json` or another file held.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub fn new(
+        mut inner: tokenizers::Tokenizer,
+        config: &TokenizerConfig,
+        max_text_bytes: usize,
+    ) -> Result<Self, String> {
         // Padding and truncation are for training batches; a prompt that is too long is refused, never cut.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| e.to_string())?;

@@ -2,11 +2,14 @@
 //! into text is a lookup. The decoders of `tokenizer.json` that today's language models use are read into the table; any
 //! other is refused by name. Not the tokenizer itself, and no state: [`super::Detokenizer`] has that.
 
-use std::collections::HashMap;
-use tokenizers::Tokenizer;
+use rayon::prelude::*;
+use tokenizers::{Model, Tokenizer};
 
 /// Ids at or above this are refused: the table has a row for every id. The largest vocabularies in use have 262,144.
 pub const MAX_TOKEN_IDS: u32 = 1 << 21;
+
+/// Tokens whose rows one thread makes at a time.
+const TOGETHER: usize = 8192;
 
 /// How the bytes of tokens become text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,35 +61,42 @@ pub(super) struct Token<'a> {
 }
 
 impl Vocabulary {
-    /// Reads the table out of a tokenizer.
+    /// Reads the table out of a tokenizer, on the current rayon pool.
     ///
     /// # Errors
     /// Says which decoder is not supported, or that an id is out of range.
     pub(super) fn new(tokenizer: &Tokenizer) -> Result<Self, String> {
         let rules = Rules::read(tokenizer)?;
-        let byte_of_char = byte_level_alphabet();
-        let mut vocabulary = Vocabulary { bytes: Vec::new(), rows: Vec::new(), style: rules.style, start: rules.start };
-        let ids = tokenizer.get_vocab(true);
-        let rows = ids.values().max().map_or(0, |largest| *largest as usize + 1);
-        if rows > MAX_TOKEN_IDS as usize {
-            return Err(format!("token id {} is larger than {}", rows - 1, MAX_TOKEN_IDS - 1));
-        }
-        vocabulary.rows.resize(rows, Row::default());
-        for id in 0..rows as u32 {
-            let Some(token) = tokenizer.id_to_token(id) else { continue };
-            let byte = if rules.byte_fallback { fallback_byte(&token) } else { None };
-            let at = vocabulary.bytes.len();
-            match (byte, rules.style) {
-                (Some(byte), _) => vocabulary.bytes.push(byte),
-                (None, Style::Bytes) => byte_level(&token, &byte_of_char, &mut vocabulary.bytes),
-                (None, Style::Text) => vocabulary.bytes.extend_from_slice(rules.written(&token).as_bytes()),
+        let alphabet = Alphabet::new();
+        let tokens = tokens(tokenizer)?;
+        let written = tokens.par_chunks(TOGETHER).map(|tokens| {
+            let (mut bytes, mut rows) = (Vec::with_capacity(8 * tokens.len()), Vec::with_capacity(tokens.len()));
+            for token in tokens {
+                rows.push(token.as_ref().map(|token| {
+                    let (start, byte) = (bytes.len(), rules.write(token, &alphabet, &mut bytes));
+                    let special = tokenizer.get_added_vocabulary().is_special_token(token);
+                    (bytes.len() - start, special, byte)
+                }));
             }
-            let at = u32::try_from(at).map_err(|_| "the tokens have more than 4 GiB of text".to_owned())?;
-            let length = vocabulary.bytes.len() as u32 - at;
-            let special = tokenizer.get_added_vocabulary().is_special_token(&token);
-            vocabulary.rows[id as usize] = Row { at, length, known: true, special, byte: byte.is_some() };
+            (bytes, rows)
+        });
+        let written: Vec<_> = written.collect();
+        let total: usize = written.iter().map(|(bytes, _)| bytes.len()).sum();
+        if u32::try_from(total).is_err() {
+            return Err("the tokens have more than 4 GiB of text".to_owned());
         }
-        Ok(vocabulary)
+        let (mut bytes, mut rows) = (Vec::with_capacity(total), Vec::with_capacity(tokens.len()));
+        for (some, lengths) in written {
+            let mut at = bytes.len() as u32;
+            rows.extend(lengths.into_iter().map(|row| {
+                let Some((length, special, byte)) = row else { return Row::default() };
+                let row = Row { at, length: length as u32, known: true, special, byte };
+                at += row.length;
+                row
+            }));
+            bytes.extend(some);
+        }
+        Ok(Vocabulary { bytes, rows, style: rules.style, start: rules.start })
     }
 
     /// One more than the largest token id.
@@ -120,6 +130,32 @@ impl Vocabulary {
         let bytes = self.bytes.get(row.at as usize..(row.at + row.length) as usize)?;
         Some(Token { bytes, special: row.special, byte: row.byte })
     }
+}
+
+/// Tokens by id; none where an id has none.
+fn tokens(tokenizer: &Tokenizer) -> Result<Vec<Option<String>>, String> {
+    let place = |tokens: &mut Vec<Option<String>>, id: u32, token: Option<String>| {
+        if id >= MAX_TOKEN_IDS {
+            return Err(format!("token id {id} is larger than {}", MAX_TOKEN_IDS - 1));
+        }
+        tokens.resize(tokens.len().max(id as usize + 1), None);
+        tokens[id as usize] = token;
+        Ok(())
+    };
+    let model = tokenizer.get_model();
+    let count = u32::try_from(model.get_vocab_size()).ok().filter(|count| *count <= MAX_TOKEN_IDS);
+    let count = count.ok_or_else(|| format!("has more than {MAX_TOKEN_IDS} tokens"))?;
+    let mut tokens: Vec<_> = (0..count).into_par_iter().map(|id| model.id_to_token(id)).collect();
+    if tokens.iter().any(Option::is_none) {
+        // Ids have gaps, so that some are larger than tokens are many.
+        for (token, id) in model.get_vocab() {
+            place(&mut tokens, id, Some(token))?;
+        }
+    }
+    for id in tokenizer.get_added_vocabulary().get_added_tokens_decoder().keys() {
+        place(&mut tokens, *id, tokenizer.id_to_token(*id))?;
+    }
+    Ok(tokens)
 }
 
 /// The decoder of `tokenizer.json`, as far as it concerns single tokens and the start of the text.
@@ -182,7 +218,18 @@ impl Rules {
         Ok(())
     }
 
-    fn written(&self, token: &str) -> String {
+    /// Appends what a token writes; does it stand for one byte of a character?
+    fn write(&self, token: &str, alphabet: &Alphabet, out: &mut Vec<u8>) -> bool {
+        let byte = if self.byte_fallback { fallback_byte(token) } else { None };
+        match (byte, self.style) {
+            (Some(byte), _) => out.push(byte),
+            (None, Style::Bytes) => alphabet.write(token, out),
+            (None, Style::Text) => out.extend_from_slice(self.replaced(token).as_bytes()),
+        }
+        byte.is_some()
+    }
+
+    fn replaced(&self, token: &str) -> String {
         self.replace.iter().fold(token.to_owned(), |text, (from, to)| text.replace(from.as_str(), to))
     }
 }
@@ -196,31 +243,43 @@ fn fallback_byte(token: &str) -> Option<u8> {
     if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
 }
 
-/// GPT-2's alphabet: printable bytes stand for themselves, the others for the characters from U+0100 on, in order.
-pub(super) fn byte_level_alphabet() -> HashMap<char, u8> {
+/// GPT-2's alphabet: the character that each byte is written as. Printable bytes stand for themselves, the others for the
+/// characters from U+0100 on, in order.
+pub(super) fn byte_level_alphabet() -> impl Iterator<Item = (char, u8)> {
     let mut next = 0x100;
-    (0..=255u8)
-        .map(|byte| match byte {
-            b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => (char::from(byte), byte),
-            _ => {
-                next += 1;
-                (char::from_u32(next - 1).unwrap_or_default(), byte)
-            }
-        })
-        .collect()
+    (0..=255u8).map(move |byte| match byte {
+        b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => (char::from(byte), byte),
+        _ => {
+            next += 1;
+            (char::from_u32(next - 1).unwrap_or_default(), byte)
+        }
+    })
 }
 
-/// A token with a character outside the alphabet (an added token, say) stands for its own UTF-8.
-fn byte_level(token: &str, byte_of_char: &HashMap<char, u8>, out: &mut Vec<u8>) {
-    let at = out.len();
-    for character in token.chars() {
-        match byte_of_char.get(&character) {
-            Some(byte) => out.push(*byte),
-            None => {
+/// Bytes by the characters of [`byte_level_alphabet`], the last of which is U+0143.
+struct Alphabet([Option<u8>; 0x144]);
+
+impl Alphabet {
+    fn new() -> Self {
+        let mut bytes = [None; 0x144];
+        for (character, byte) in byte_level_alphabet() {
+            if let Some(place) = bytes.get_mut(character as usize) {
+                *place = Some(byte);
+            }
+        }
+        Alphabet(bytes)
+    }
+
+    /// A token with a character outside the alphabet (an added token, say) stands for its own UTF-8.
+    fn write(&self, token: &str, out: &mut Vec<u8>) {
+        let at = out.len();
+        for character in token.chars() {
+            let Some(byte) = self.0.get(character as usize).copied().flatten() else {
                 out.truncate(at);
                 out.extend_from_slice(token.as_bytes());
                 return;
-            }
+            };
+            out.push(byte);
         }
     }
 }

@@ -84,6 +84,14 @@ impl Weights for Cast {
         self.from.in_order(name)
     }
 
+    fn fetch(&self, name: &str) -> bool {
+        !self.infos.contains_key(name) && self.from.fetch(name)
+    }
+
+    fn check_unchanged(&self) -> Result<(), LoadError> {
+        self.from.check_unchanged()
+    }
+
     /// Codes are no floats that could be rounded.
     fn stored(&self, name: &str) -> Option<Stored> {
         self.from.stored(name)

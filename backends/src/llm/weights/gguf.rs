@@ -11,22 +11,20 @@
 //! file and apart from each other, and types that are not supported are refused by tensor. What metadata mean for the
 //! model is [`super::gguf_spec`]'s business. Tensor bytes are read with `pread` when they are asked for.
 
+use super::file::TensorFile;
 pub use super::gguf_reader::Value;
 use super::gguf_reader::{Described, Reader, header};
 use super::{Info, Weights};
 use crate::error::LoadError;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// A GGUF file.
 #[derive(Debug)]
 pub struct Gguf {
-    path: PathBuf,
-    file: File,
+    file: TensorFile,
     metadata: Arc<BTreeMap<String, Value>>,
     tensors: BTreeMap<String, (Info, u64)>,
 }
@@ -38,18 +36,14 @@ impl Gguf {
     /// The file cannot be read, or its header is malformed: [`LoadError`] says where.
     pub fn open(path: &Path) -> Result<Self, LoadError> {
         let refuse = |reason: String| LoadError::new(path, reason);
-        let file = File::open(path).map_err(|e| refuse(e.to_string()))?;
-        let metadata = file.metadata().map_err(|e| refuse(e.to_string()))?;
-        if !metadata.is_file() {
-            return Err(refuse("is no regular file".into()));
-        }
-        let size = metadata.len();
-        let mut reader = Reader::new(&file, size);
+        let file = TensorFile::open(path)?;
+        let size = file.length();
+        let mut reader = Reader::new(file.file(), size);
         let (metadata, described) = header(&mut reader).map_err(|e| refuse(format!("{e}, at byte {}", reader.at)))?;
         let alignment = alignment(&metadata).map_err(refuse)?;
         let data = reader.at.next_multiple_of(alignment);
         let tensors = place(described, data, size, alignment).map_err(refuse)?;
-        Ok(Gguf { path: path.to_path_buf(), file, metadata: Arc::new(metadata), tensors })
+        Ok(Gguf { file, metadata: Arc::new(metadata), tensors })
     }
 
     /// The metadata value of `key`.
@@ -65,7 +59,7 @@ impl Gguf {
 
 impl Weights for Gguf {
     fn file(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 
     fn names(&self) -> Vec<&str> {
@@ -77,16 +71,43 @@ impl Weights for Gguf {
     }
 
     fn read(&self, name: &str, range: Range<usize>) -> Result<Vec<u8>, LoadError> {
-        let refuse = |reason: String| LoadError::new(&self.path, format!("tensor '{}' {reason}", name.escape_debug()));
-        let (info, start) = self.tensors.get(name).ok_or_else(|| refuse("is missing".into()))?;
-        let size = info.format.bytes(&info.shape).unwrap_or(0);
-        if range.start > range.end || range.end > size {
-            return Err(refuse(format!("has {size} bytes, not {range:?}")));
+        let place = self.place(name, &range)?;
+        self.file.read(place.start, range.len()).map_err(|e| self.refuse(name, format!("cannot be read: {e}")))
+    }
+
+    fn read_into(&self, name: &str, start: usize, to: &mut [u8]) -> Result<(), LoadError> {
+        let place = self.place(name, &(start..start.saturating_add(to.len())))?;
+        self.file.read_into(place.start, to).map_err(|e| self.refuse(name, format!("cannot be read: {e}")))
+    }
+
+    fn fetch(&self, name: &str) -> bool {
+        self.whole(name).is_some_and(|place| self.file.fetch(place))
+    }
+
+    fn check_unchanged(&self) -> Result<(), LoadError> {
+        self.file.check_unchanged()
+    }
+}
+
+impl Gguf {
+    fn refuse(&self, name: &str, reason: String) -> LoadError {
+        LoadError::new(self.file.path(), format!("tensor '{}' {reason}", name.escape_debug()))
+    }
+
+    /// Where a tensor lies in the file.
+    fn whole(&self, name: &str) -> Option<Range<u64>> {
+        let (info, start) = self.tensors.get(name)?;
+        Some(*start..start + info.format.bytes(&info.shape).unwrap_or(0) as u64)
+    }
+
+    /// Where the bytes `range` of a tensor lie, which has them.
+    fn place(&self, name: &str, range: &Range<usize>) -> Result<Range<u64>, LoadError> {
+        let whole = self.whole(name).ok_or_else(|| self.refuse(name, "is missing".into()))?;
+        let size = whole.end - whole.start;
+        if range.start > range.end || range.end as u64 > size {
+            return Err(self.refuse(name, format!("has {size} bytes, not {range:?}")));
         }
-        let mut bytes = vec![0; range.len()];
-        let read = self.file.read_exact_at(&mut bytes, start + range.start as u64);
-        read.map_err(|e| refuse(format!("cannot be read: {e}")))?;
-        Ok(bytes)
+        Ok(whole.start + range.start as u64..whole.start + range.end as u64)
     }
 }
 

@@ -18,6 +18,9 @@ const TENSORS_MAX: u64 = 200_000;
 /// Elements of an array.
 const ARRAY_MAX: u64 = 1 << 22;
 
+/// Bytes that are read at a time.
+const BUFFER: u64 = 128 << 10;
+
 /// A metadata value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
@@ -99,7 +102,8 @@ pub(super) struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// The header of a file of `size` bytes.
     pub(super) fn new(file: &'a File, size: u64) -> Self {
-        Reader { input: BufReader::new(file), at: 0, end: size.min(HEADER_BYTES_MAX) }
+        let end = size.min(HEADER_BYTES_MAX);
+        Reader { input: BufReader::with_capacity(BUFFER.min(end) as usize, file), at: 0, end }
     }
 }
 
@@ -192,15 +196,26 @@ impl Reader<'_> {
         };
         let count = self.count("elements", ARRAY_MAX, least)?;
         if kind == 8 {
-            return (0..count).map(|_| self.string(STRING_BYTES_MAX)).collect::<Result<_, _>>().map(Value::Texts);
+            let mut texts = Vec::with_capacity(count as usize);
+            for _ in 0..count {
+                texts.push(self.string(STRING_BYTES_MAX)?);
+            }
+            return Ok(Value::Texts(texts));
         }
-        let number = |value| match value {
-            Value::Whole(number) => number as f32,
-            Value::Real(number) => number as f32,
-            _ => 0.0,
+        let bytes = self.bytes(count * least)?;
+        let numbers = match kind {
+            0 | 7 => numbers(&bytes, |[byte]| byte.into()),
+            1 => numbers(&bytes, |bytes| i8::from_le_bytes(bytes).into()),
+            2 => numbers(&bytes, |bytes| u16::from_le_bytes(bytes).into()),
+            3 => numbers(&bytes, |bytes| i16::from_le_bytes(bytes).into()),
+            4 => numbers(&bytes, |bytes| u32::from_le_bytes(bytes) as f32),
+            5 => numbers(&bytes, |bytes| i32::from_le_bytes(bytes) as f32),
+            6 => numbers(&bytes, f32::from_le_bytes),
+            10 => numbers(&bytes, |bytes| u64::from_le_bytes(bytes) as f32),
+            11 => numbers(&bytes, |bytes| i64::from_le_bytes(bytes) as f32),
+            _ => numbers(&bytes, |bytes| f64::from_le_bytes(bytes) as f32),
         };
-        let numbers = (0..count).map(|_| self.scalar(kind).map(number));
-        numbers.collect::<Result<_, _>>().map(Value::Numbers)
+        Ok(Value::Numbers(numbers))
     }
 
     fn tensor(&mut self) -> Result<Described, String> {
@@ -224,4 +239,9 @@ impl Reader<'_> {
         let bytes = bytes.ok_or_else(|| refuse(format!("has the shape {shape:?}, impossible as {format:?}")))? as u64;
         Ok(Described { name, info: Info { format, shape }, offset, bytes })
     }
+}
+
+/// Numbers of `N` bytes each.
+fn numbers<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|bytes| number(*bytes)).collect()
 }

@@ -5,6 +5,7 @@
 pub mod blocks;
 pub mod cast;
 pub mod dummy;
+mod file;
 pub mod gguf;
 mod gguf_reader;
 pub mod gguf_spec;
@@ -44,6 +45,19 @@ pub trait Weights: Send + Sync {
     fn in_order(&self, _name: &str) -> bool {
         true
     }
+    /// Has the system read a tensor into its own pages, unless it is there: to read it again costs no more than to copy it
+    /// then. The current rayon pool reads. `false` where the system does not keep it or does not say so, and where its bytes
+    /// are not the file's.
+    fn fetch(&self, _name: &str) -> bool {
+        false
+    }
+    /// To be asked once all is read: was it all of one model?
+    ///
+    /// # Errors
+    /// A file was written to since it was opened.
+    fn check_unchanged(&self) -> Result<(), LoadError> {
+        Ok(())
+    }
     /// How a matrix is kept as codes, where that is smaller than what [`Weights::info`] says of it or is the same.
     fn stored(&self, name: &str) -> Option<Stored> {
         let (code, group, minima) = groups::plan(self.info(name)?.format)?;
@@ -63,6 +77,12 @@ pub trait Weights: Send + Sync {
     /// How the numbers of a tensor are made up, where they come from no file: a device can make them itself.
     fn made_up(&self, _name: &str) -> Option<MadeUp> {
         None
+    }
+}
+
+impl std::fmt::Debug for dyn Weights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Weights({})", self.file().display())
     }
 }
 

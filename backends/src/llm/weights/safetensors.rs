@@ -210,6 +210,15 @@ impl Weights for Safetensors {
             _ => true,
         }
     }
+
+    fn fetch(&self, name: &str) -> bool {
+        let Some(Entry { info, content: Content::Plain(source) }) = self.tensors.get(name) else { return false };
+        info.format.bytes(&info.shape).is_some_and(|length| self.shards.fetch(*source, length as u64))
+    }
+
+    fn check_unchanged(&self) -> Result<(), LoadError> {
+        self.shards.check_unchanged()
+    }
 }
 
 impl Content {

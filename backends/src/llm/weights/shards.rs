@@ -1,13 +1,13 @@
 //! The safetensors files of a model: one, or shards with an index. Opened, their headers checked, and read from; what
 //! their tensors mean is [`super::safetensors`]'s business.
 
+use super::file::TensorFile;
 use super::safetensors_header::{Described, HEADER_BYTES_MAX, header, tiles};
 use crate::error::LoadError;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Files of a model; each stays open.
@@ -17,7 +17,7 @@ const SHARDS_MAX: usize = 512;
 #[derive(Debug)]
 pub(super) struct Shards {
     path: PathBuf,
-    files: Vec<File>,
+    files: Vec<TensorFile>,
 }
 
 /// The first byte of a tensor.
@@ -93,13 +93,9 @@ impl Shards {
     /// Opens another file; its tensors.
     fn add(&mut self, path: &Path) -> Result<Tensors, LoadError> {
         let refuse = |reason: String| LoadError::new(path, reason);
-        let file = File::open(path).map_err(|e| refuse(e.to_string()))?;
-        let metadata = file.metadata().map_err(|e| refuse(e.to_string()))?;
-        if !metadata.is_file() {
-            return Err(refuse("is no regular file".into()));
-        }
-        let (header, data) = header(&file, metadata.len()).map_err(refuse)?;
-        tiles(&header, metadata.len() - data).map_err(refuse)?;
+        let file = TensorFile::open(path)?;
+        let (header, data) = header(file.file(), file.length()).map_err(refuse)?;
+        tiles(&header, file.length() - data).map_err(refuse)?;
         let number = self.files.len();
         self.files.push(file);
         let place = |(name, described): (String, Described)| {
@@ -121,13 +117,21 @@ impl Shards {
 
     /// Bytes of a tensor, from `offset` on. Whoever asks has held them against its size.
     pub(super) fn read(&self, source: Source, offset: u64, length: usize) -> std::io::Result<Vec<u8>> {
-        let mut bytes = vec![0; length];
-        self.read_into(source, offset, &mut bytes)?;
-        Ok(bytes)
+        self.files[source.file].read(source.start + offset, length)
     }
 
     /// The same into memory that is there.
     pub(super) fn read_into(&self, source: Source, offset: u64, to: &mut [u8]) -> std::io::Result<()> {
-        self.files[source.file].read_exact_at(to, source.start + offset)
+        self.files[source.file].read_into(source.start + offset, to)
+    }
+
+    /// Has the system read a tensor of so many bytes into its own pages.
+    pub(super) fn fetch(&self, source: Source, length: u64) -> bool {
+        self.files[source.file].fetch(source.start..source.start + length)
+    }
+
+    /// Is no file written to since it was opened?
+    pub(super) fn check_unchanged(&self) -> Result<(), LoadError> {
+        self.files.iter().try_for_each(TensorFile::check_unchanged)
     }
 }
