@@ -396,7 +396,7 @@ impl<W: Deref<Target: Weights>> Rows<W> {
 
     /// Has the system read them into its own pages, as [`Weights::fetch`] says.
     pub fn fetch(&self) -> bool {
-        self.weights.fetch(&self.place.name)
+        self.weights.fetch(&self.place.name, self.start..self.start + self.sheet_bytes)
     }
 
     /// The file or directory, for errors.

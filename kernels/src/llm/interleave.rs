@@ -278,6 +278,34 @@ mod tests {
         }
     }
 
+    /// Row by row, eight at a time, and as this machine does it best.
+    #[test]
+    fn every_way_gives_the_same_tile() {
+        let mut random = crate::llm::packed::tests::Random(11);
+        for format in Format::ALL {
+            for (cols, count) in [(256, 32), (768, 32), (768, 29), (512, 7)] {
+                let cols = if format.is_float() { cols + 45 } else { cols };
+                let bytes = format.row_bytes(cols).unwrap();
+                let rows: Vec<u8> = (0..count * bytes).map(|_| random.next() as u8).collect();
+                let vacant = || vec![0; tile_bytes(format, cols).unwrap()];
+                let (mut plain, mut best) = (vacant(), vacant());
+                pack_by::<Plain>(format, &rows, bytes, &mut plain);
+                pack(format, &rows, bytes, &mut best);
+                assert!(plain == best, "{format:?}, {count} rows of {cols}");
+                #[cfg(target_arch = "x86_64")]
+                if is_x86_feature_detected!("avx2") {
+                    let mut eight = vacant();
+                    // SAFETY: there is AVX2.
+                    #[allow(unsafe_code)]
+                    unsafe {
+                        interleave_x86::pack_avx2(format, &rows, bytes, &mut eight);
+                    }
+                    assert!(plain == eight, "{format:?}, {count} rows of {cols}, by AVX2");
+                }
+            }
+        }
+    }
+
     #[test]
     fn a_tile_has_the_bytes_of_its_rows() {
         for format in Format::ALL {

@@ -27,8 +27,10 @@ unsafe fn pack_avx512(format: Format, rows: &[u8], row_bytes: usize, tile: &mut 
     interleave::pack_by::<Avx512>(format, rows, row_bytes, tile);
 }
 
+/// # Safety
+/// There is AVX2.
 #[target_feature(enable = "avx2")]
-unsafe fn pack_avx2(format: Format, rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
+pub(super) unsafe fn pack_avx2(format: Format, rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
     interleave::pack_by::<Avx2>(format, rows, row_bytes, tile);
 }
 

@@ -291,6 +291,11 @@ impl Forward {
         self.model.waits()
     }
 
+    /// As long as weights wait: are their files still what they were?
+    pub(super) fn check_unchanged(&self) -> Result<(), LoadError> {
+        self.model.check_unchanged()
+    }
+
     /// Packs about so many bytes of weights that have waited for it; `false` once there are none.
     pub(super) fn pack(&mut self, most: usize) -> Result<bool, LoadError> {
         self.model.pack(most)

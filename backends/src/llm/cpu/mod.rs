@@ -29,8 +29,8 @@ const LOGIT_ROWS: usize = 32;
 
 /// Bytes of weights that are packed at a time: some ten milliseconds.
 const PACKED_AT_A_TIME: usize = 16 << 20;
-/// While there are requests, weights are packed for so long with each step: some steps take longer by that, and all that come
-/// after them less.
+/// While there are requests, weights are packed for so long with each step, or for as long as the one before took: some steps
+/// take twice as long by that, whatever the model's size, and all that come after them less.
 const PACKING: Duration = Duration::from_millis(100);
 
 /// What an executor is made for.
@@ -77,8 +77,8 @@ pub struct CpuExecutor {
     steps: VecDeque<Step>,
     pool: Arc<rayon::ThreadPool>,
     poison: bool,
-    /// Was a step launched since there was nothing else to do?
-    busy: bool,
+    /// How long the last step computed, packing aside; none before the first.
+    last: Option<Duration>,
     /// Why weights cannot be packed, where they cannot.
     fault: Option<Failure>,
 }
@@ -103,7 +103,7 @@ impl CpuExecutor {
             steps: VecDeque::new(),
             pool,
             poison,
-            busy: false,
+            last: None,
             fault: None,
         })
     }
@@ -147,17 +147,29 @@ impl CpuExecutor {
 
     /// Packs some of what has waited for it; `false` once nothing waits.
     fn pack(&mut self) -> Result<bool, Failure> {
-        if self.fault.is_none() {
-            if !self.forward.waits() {
-                return Ok(false);
-            }
-            let pool = self.pool.clone();
-            match pool.install(|| self.forward.pack(PACKED_AT_A_TIME)) {
-                Ok(more) => return Ok(more),
-                Err(error) => self.fault = Some(unreadable(error)),
-            }
+        if let Some(fault) = &self.fault {
+            return Err(fault.clone());
         }
-        self.fault.clone().map_or(Ok(false), Err)
+        if !self.forward.waits() {
+            return Ok(false);
+        }
+        let pool = self.pool.clone();
+        pool.install(|| self.forward.pack(PACKED_AT_A_TIME)).map_err(|error| {
+            let fault = unreadable(error);
+            self.fault = Some(fault.clone());
+            fault
+        })
+    }
+
+    /// Packs for as long as a step may take longer for it. The first answers of a new server do not wait for it.
+    fn pack_beside(&mut self) -> Result<(), Failure> {
+        if self.fault.is_none() {
+            self.forward.check_unchanged().map_err(unreadable)?;
+            let Some(last) = self.last else { return Ok(()) };
+            let begun = Instant::now();
+            while self.pack()? && begun.elapsed() < last.max(PACKING) {}
+        }
+        self.fault.clone().map_or(Ok(()), Err)
     }
 
     /// Probabilities of the prompt tokens that follow the first rows of a chunk.
@@ -190,11 +202,8 @@ impl Executor for CpuExecutor {
         if self.poison {
             self.forward.cache.poison(&plan.stale);
         }
-        // The first answers of a new server do not wait for it.
-        if std::mem::replace(&mut self.busy, true) || self.fault.is_some() {
-            let begun = Instant::now();
-            while self.pack()? && begun.elapsed() < PACKING {}
-        }
+        self.pack_beside()?;
+        let begun = Instant::now();
         let pool = self.pool.clone();
         let batch = self.batch(plan)?;
         let x = pool.install(|| self.forward.run(&batch)).map_err(unreadable)?;
@@ -215,6 +224,7 @@ impl Executor for CpuExecutor {
             true => Vec::new(),
             false => pool.install(|| self.forward.logits(&x, &rows)).map_err(unreadable)?,
         };
+        self.last = Some(begun.elapsed());
         self.steps.push_back(Step { plan: plan.clone(), logits, sampled });
         Ok(Ticket { step: plan.step })
     }
@@ -259,7 +269,6 @@ impl Executor for CpuExecutor {
     }
 
     fn prepare(&mut self) -> Result<bool, Failure> {
-        self.busy = false;
         self.pack()
     }
 }

@@ -109,6 +109,14 @@ impl Model {
         self.weights.is_some()
     }
 
+    /// As long as something waits: are the files still what they were when they were opened?
+    ///
+    /// # Errors
+    /// One was written to.
+    pub(super) fn check_unchanged(&self) -> Result<(), LoadError> {
+        self.weights.as_ref().map_or(Ok(()), |weights| weights.check_unchanged())
+    }
+
     /// Packs about `most` bytes of what has waited; `false` once nothing waits any more.
     ///
     /// # Errors

@@ -84,8 +84,8 @@ impl Weights for Cast {
         self.from.in_order(name)
     }
 
-    fn fetch(&self, name: &str) -> bool {
-        !self.infos.contains_key(name) && self.from.fetch(name)
+    fn fetch(&self, name: &str, range: Range<usize>) -> bool {
+        !self.infos.contains_key(name) && self.from.fetch(name, range)
     }
 
     fn check_unchanged(&self) -> Result<(), LoadError> {

@@ -10,8 +10,8 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// Bytes that are fetched at a time, if the first of them is not in memory: the system reads ahead by about as much, so they
-/// come and go together.
+/// Bytes that are fetched at a time, unless the first and the last of them are in memory: the system reads ahead by about half
+/// as much, so that what lies between them is there as well.
 const PIECE: usize = 256 << 10;
 
 /// An open file, and what it was when it was opened.
@@ -76,7 +76,8 @@ impl TensorFile {
         let pieces: Vec<u64> = range.clone().step_by(PIECE).collect();
         pieces.into_par_iter().all(|at| {
             let end = range.end.min(at + PIECE as u64);
-            self.is_there(at) || (self.read(at, (end - at) as usize).is_ok() && self.is_there(at))
+            let there = || self.is_there(at) && self.is_there(end - 1);
+            there() || (self.read(at, (end - at) as usize).is_ok() && there())
         })
     }
 

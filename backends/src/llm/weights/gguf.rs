@@ -80,8 +80,8 @@ impl Weights for Gguf {
         self.file.read_into(place.start, to).map_err(|e| self.refuse(name, format!("cannot be read: {e}")))
     }
 
-    fn fetch(&self, name: &str) -> bool {
-        self.whole(name).is_some_and(|place| self.file.fetch(place))
+    fn fetch(&self, name: &str, range: Range<usize>) -> bool {
+        self.place(name, &range).is_ok_and(|place| self.file.fetch(place))
     }
 
     fn check_unchanged(&self) -> Result<(), LoadError> {

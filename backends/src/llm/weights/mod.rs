@@ -45,10 +45,10 @@ pub trait Weights: Send + Sync {
     fn in_order(&self, _name: &str) -> bool {
         true
     }
-    /// Has the system read a tensor into its own pages, unless it is there: to read it again costs no more than to copy it
-    /// then. The current rayon pool reads. `false` where the system does not keep it or does not say so, and where its bytes
-    /// are not the file's.
-    fn fetch(&self, _name: &str) -> bool {
+    /// Has the system read the bytes `range` of a tensor into its own pages, those that are not there: to read them again costs
+    /// no more than to copy them then. The current rayon pool reads. `false` where the system does not keep them or does not
+    /// say so, and where they are not the file's.
+    fn fetch(&self, _name: &str, _range: Range<usize>) -> bool {
         false
     }
     /// To be asked once all is read: was it all of one model?

@@ -211,9 +211,9 @@ impl Weights for Safetensors {
         }
     }
 
-    fn fetch(&self, name: &str) -> bool {
-        let Some(Entry { info, content: Content::Plain(source) }) = self.tensors.get(name) else { return false };
-        info.format.bytes(&info.shape).is_some_and(|length| self.shards.fetch(*source, length as u64))
+    fn fetch(&self, name: &str, range: Range<usize>) -> bool {
+        let Ok(Content::Plain(source)) = self.content(name, &range) else { return false };
+        self.shards.fetch(*source, range)
     }
 
     fn check_unchanged(&self) -> Result<(), LoadError> {

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Files of a model; each stays open.
@@ -125,9 +126,10 @@ impl Shards {
         self.files[source.file].read_into(source.start + offset, to)
     }
 
-    /// Has the system read a tensor of so many bytes into its own pages.
-    pub(super) fn fetch(&self, source: Source, length: u64) -> bool {
-        self.files[source.file].fetch(source.start..source.start + length)
+    /// Has the system read some bytes of a tensor into its own pages. Whoever asks has held them against its size.
+    pub(super) fn fetch(&self, source: Source, range: Range<usize>) -> bool {
+        let place = source.start + range.start as u64..source.start + range.end as u64;
+        self.files[source.file].fetch(place)
     }
 
     /// Is no file written to since it was opened?
