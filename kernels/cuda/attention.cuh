@@ -122,18 +122,20 @@ template <class Number, int D> constexpr int PIECES = D * int(sizeof(Number)) / 
 
 // Where a line's piece lies in a tile of lines of so many, in pieces. The same piece of eight lines one after the other
 // lies in eight different banks of sixteen bytes.
-template <int pieces> DEVICE int piece_at(int line, int piece) {
+template <int pieces, class Index> DEVICE Index piece_at(Index line, Index piece) {
     static_assert(pieces % 2 == 0, "lines of 32 bytes or more");
     return line * pieces + (piece ^ (pieces % 8 == 0 ? line % 8 : pieces % 4 == 0 ? line / 2 % 4 : line / 4 % 2));
 }
 
 // Of sixteen lines from `line`, pieces `piece` and the next: a factor on the left (queries), or transposed one on the
 // right (values): registers 0 and 1 for the first piece, 2 and 3 for the second.
-template <int pieces> DEVICE const unsigned char *left_lines(const unsigned char *tile, int lane, int line, int piece) {
+template <int pieces, class Index>
+DEVICE const unsigned char *left_lines(const unsigned char *tile, Index lane, int line, int piece) {
     return tile + 16 * piece_at<pieces>(line + lane % 16, piece + lane / 16);
 }
 // The same as a factor on the right (keys): registers 0 and 1 for the first eight lines, 2 and 3 for the second.
-template <int pieces> DEVICE const unsigned char *right_lines(const unsigned char *tile, int lane, int line, int piece) {
+template <int pieces, class Index>
+DEVICE const unsigned char *right_lines(const unsigned char *tile, Index lane, int line, int piece) {
     return tile + 16 * piece_at<pieces>(line + lane / 16 * 8 + lane % 8, piece + lane / 8 % 2);
 }
 
@@ -163,17 +165,20 @@ template <class Number, int D, int M> struct Rows {
 
     // Makes scores, minus infinity for what is not seen, to weights relative to `top`, which may grow: then what is
     // summed shrinks. Where a row sees nothing, its weights are 0, and all else stays, exactly.
-    template <int N> DEVICE void weigh(float (&scores)[M][N][4], float unit) {
+    // The second half of each sixteen rows may be nobody's: then `halves` is 1, and what its sums are means nothing.
+    template <int N> DEVICE void weigh(float (&scores)[M][N][4], float unit, int halves = 2) {
         float shrink[M][2];
-        weigh(scores, unit, shrink);
-        shrink_by(shrink);
+        weigh(scores, unit, shrink, halves);
+        shrink_by(shrink, halves);
     }
 
     // The same, and what is summed is left to `shrink_by`.
-    template <int N> DEVICE void weigh(float (&scores)[M][N][4], float unit, float (&shrink)[M][2]) {
+    template <int N> DEVICE void weigh(float (&scores)[M][N][4], float unit, float (&shrink)[M][2], int halves = 2) {
         UNROLL
         for (int at = 0; at < 2 * M; at++) {
             int i = at / 2, half = at % 2;
+            shrink[i][half] = 1.0f;
+            if (half >= halves) continue;
             float largest = top[i][half];
             UNROLL
             for (int n = 0; n < N; n++)
@@ -196,20 +201,26 @@ template <class Number, int D, int M> struct Rows {
         }
     }
 
-    DEVICE void shrink_by(const float (&shrink)[M][2]) {
+    DEVICE void shrink_by(const float (&shrink)[M][2], int halves = 2) {
         bool shrinks = false;
         UNROLL
         for (int at = 0; at < 2 * M; at++) shrinks |= shrink[at / 2][at % 2] != 1.0f;
         // Most tiles bring no larger score.
         if (!__any_sync(ALL_LANES, shrinks)) return;
         UNROLL
-        for (int at = 0; at < M * (D / 8) * 4; at++)
-            out[at / (D / 2)][at / 4 % (D / 8)][at % 4] *= shrink[at / (D / 2)][at % 4 / 2];
+        for (int half = 0; half < 2; half++) {
+            if (half >= halves) return;
+            UNROLL
+            for (int at = 0; at < M * (D / 8) * 2; at++)
+                out[at / (D / 4)][at / 2 % (D / 8)][2 * half + at % 2] *= shrink[at / (D / 4)][half];
+        }
     }
 
     // Adds the lines of a tile of 8 N values, by their weights rounded to bf16.
-    template <int N> DEVICE void add(const float (&weights)[M][N][4], const unsigned char *values) {
-        int lane = opaque(lane_index());
+    // (Whether the lane is an `int` matters: shifts and masks of one that is not take fewer instructions, and of one that
+    // is, other registers.)
+    template <int N, class Index>
+    DEVICE void add(const float (&weights)[M][N][4], const unsigned char *values, Index lane) {
         UNROLL
         for (int k = 0; k < N / 2; k++) {
             uint32_t left[M][4];

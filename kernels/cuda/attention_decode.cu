@@ -33,20 +33,39 @@ DEVICE int first_tile(const Range &seen) {
     return tile + ((warp_index() - tile) & (WARPS - 1));
 }
 
+// Which units are a block's. Neighbours share what has to be read before their tiles can be: it takes some of them
+// together, as many as do not leave other blocks without.
+struct Turns {
+    int units, together;
+
+    DEVICE explicit Turns(int units) : units(units), together(4) {
+        for (; together > 1; together /= 2) {
+            int rounds = (units + together * int(gridDim.x) - 1) / (together * int(gridDim.x));
+            if (size_t(rounds) * together * gridDim.x * 32 <= size_t(units) * 33) break;
+        }
+    }
+
+    DEVICE int first() const { return blockIdx.x * together; }
+    DEVICE int after(int unit) const {
+        return (unit & (together - 1)) == together - 1 ? unit + 1 + (gridDim.x - 1) * together : unit + 1;
+    }
+};
+
 // Loads a warp's tiles, unit after unit, ahead of their use.
 template <class Number, int D> struct Loader {
     const Decode<Number> &job;
     unsigned char *ring;
-    // The unit to go on with after this one, and how many there are.
-    int next, units;
+    const Turns &turns;
+    // The unit to go on with after this one.
+    int next;
     // Of this unit: the next tile, where tiles end, what is seen; the lane's entry of the eight of the split.
     int tile, end, kv_head, page;
     Range seen;
     // The place in the ring.
     int place;
 
-    DEVICE Loader(const Decode<Number> &job, unsigned char *ring, int units)
-        : job(job), ring(ring), next(blockIdx.x), units(units), tile(0), end(0), kv_head(0), page(0), seen{0, 0},
+    DEVICE Loader(const Decode<Number> &job, unsigned char *ring, const Turns &turns)
+        : job(job), ring(ring), turns(turns), next(turns.first()), tile(0), end(0), kv_head(0), page(0), seen{0, 0},
           place(0) {}
 
     DEVICE unsigned char *keys() const { return ring + place * 2 * TILE_BYTES<Number, D>; }
@@ -54,7 +73,7 @@ template <class Number, int D> struct Loader {
 
     // Every call ends a group of copies, also where there is nothing left to load.
     DEVICE void load_keys() {
-        while (tile >= end && next < units) begin(unit_at(job, next));
+        while (tile >= end && next < turns.units) begin(unit_at(job, next));
         if (tile < end) copy(keys(), job.cache.keys);
         copies_commit();
     }
@@ -62,11 +81,11 @@ template <class Number, int D> struct Loader {
         if (tile < end) copy(values(), job.cache.values);
         copies_commit();
         tile += WARPS;
-        place = (place + 1) % RING<Number, D>;
+        place = unsigned(place + 1) % RING<Number, D>;
     }
 
     DEVICE void begin(const Unit &unit) {
-        next += gridDim.x;
+        next = turns.after(next);
         if (unit.seen.none()) return;
         seen = unit.seen;
         kv_head = unit.kv_head;
@@ -74,20 +93,39 @@ template <class Number, int D> struct Loader {
         end = (seen.end + KEYS - 1) / KEYS;
         int at = unit.split * PAGES_OF_SPLIT + lane_index() % PAGES_OF_SPLIT;
         bool there = at >= seen.first / PAGE && at <= (seen.end - 1) / PAGE;
-        page = there ? job.cache.block(job.slots[unit.row], at) : -1;
+        page = there ? job.cache.block(unit.slot, at) : -1;
     }
 
-    // Positions that are not seen become zeros: what the cache holds there may be no number, and 0 times that is none.
     DEVICE void copy(unsigned char *to, const Number *cache) {
-        constexpr int pieces = PIECES<Number, D>, LINES = PAGE / KEYS, NUMBERS = 16 / sizeof(Number);
-        int block = __shfl_sync(ALL_LANES, page, tile / LINES % PAGES_OF_SPLIT), lane = opaque(lane_index());
+        constexpr unsigned pieces = PIECES<Number, D>, NUMBERS = 16 / sizeof(Number), LINES = PAGE / KEYS;
+        int block = __shfl_sync(ALL_LANES, page, unsigned(tile) / LINES % PAGES_OF_SPLIT);
+        unsigned lane = opaque(lane_index()), line = unsigned(tile) % LINES * KEYS;
+        const Number *from = cache + job.cache.start(block, kv_head);
+        if constexpr (WARP % pieces == 0) {
+            if (block >= 0 && job.cache.head_dim == D && seen.first <= tile * KEYS && (tile + 1) * KEYS <= seen.end)
+                return copy_whole(to, from + (line + lane / pieces % (WARP / pieces)) * D + lane % pieces * NUMBERS, lane);
+        }
         int dim = block < 0 ? 0 : job.cache.head_dim;
-        const Number *from = cache + job.cache.start(block, kv_head) + tile % LINES * KEYS * dim;
+        from += line * dim;
+        // Positions that are not seen become zeros: what the cache holds there may be no number, and 0 times that is none.
         UNROLL
-        for (int i = 0; i < KEYS * pieces / WARP; i++) {
-            int key = (i * WARP + lane) / pieces, piece = (i * WARP + lane) % pieces;
-            bool there = NUMBERS * piece < dim && seen.has(tile * KEYS + key);
+        for (unsigned i = 0; i < KEYS * pieces / WARP; i++) {
+            unsigned key = (i * WARP + lane) / pieces, piece = (i * WARP + lane) % pieces;
+            bool there = int(NUMBERS * piece) < dim && seen.has(tile * KEYS + key);
             copy_async16(to + 16 * piece_at<pieces>(key, piece), from + key * dim + NUMBERS * piece, there);
+        }
+    }
+
+    // Lines of D numbers that are all there; `from` is the lane's piece of the first that it copies.
+    DEVICE void copy_whole(unsigned char *to, const Number *from, unsigned lane) const {
+        constexpr unsigned pieces = PIECES<Number, D>, at_once = WARP / pieces;
+        unsigned key = lane / pieces % at_once, piece = lane % pieces, first = piece_at<pieces>(key, piece);
+        UNROLL
+        for (unsigned i = 0; i < KEYS / at_once; i++) {
+            unsigned at = piece_at<pieces>(key + i * at_once, piece);
+            // The same, where a compiler sees what is known beforehand.
+            if constexpr (pieces % 8 == 0) at = (first ^ i * at_once % 8) + i * at_once * pieces;
+            copy_async16(to + 16 * at, from + i * at_once * D, true);
         }
     }
 };
@@ -146,13 +184,13 @@ template <class Number, int D> struct Queries {
         }
     }
 
-    DEVICE const uint32_t (&left(int lane, int k))[4] {
+    DEVICE const uint32_t (&left(unsigned lane, int k))[4] {
         if constexpr (STAGED) load_matrices(held[0], left_lines<D / 8>(stage, lane, 0, 2 * k));
         return held[STAGED ? 0 : k];
     }
 
     DEVICE void multiply(float (&scores)[1][2][4], const unsigned char *keys) {
-        int lane = opaque(lane_index());
+        unsigned lane = opaque(lane_index());
         UNROLL
         for (int at = 0; at < 8; at++) scores[0][at / 4][at % 4] = 0.0f;
         UNROLL
@@ -276,17 +314,18 @@ template <class Number, int D> DEVICE void decode(const Decode<Number> &job) {
     wait_for_earlier();
     let_next_start();
     Rule rule = rule_of(job.scale, job.soft_cap, job.window);
-    int units = min(*job.n_work, job.most_work) * job.cache.kv_heads;
+    Turns turns(min(*job.n_work, job.most_work) * job.cache.kv_heads);
+    int halves = job.group() > 8 ? 2 : 1;
     constexpr int PENDING = 2 * RING<Number, D> - 1, RING_BYTES = 2 * RING<Number, D> * TILE_BYTES<Number, D>;
     unsigned char *exchange = memory + WARPS * RING_BYTES;
-    Loader<Number, D> loader(job, memory + warp_index() * RING_BYTES, units);
+    Loader<Number, D> loader(job, memory + warp_index() * RING_BYTES, turns);
     Queries<Number, D> queries;
     queries.stage = exchange + D / 8 * WARP * 16;
     for (int i = 0; i < RING<Number, D>; i++) {
         loader.load_keys();
         loader.load_values();
     }
-    for (int index = blockIdx.x; index < units; index += gridDim.x) {
+    for (int index = turns.first(); index < turns.units; index = turns.after(index)) {
         Range seen = begin(job, unit_at(job, index), queries);
         if (seen.none()) continue;
         Rows<Number, D, 1> rows;
@@ -302,10 +341,10 @@ template <class Number, int D> DEVICE void decode(const Decode<Number> &job) {
             loader.load_keys();
             cap(scores, rule);
             if (!seen.has(tile * KEYS) || !seen.has(tile * KEYS + KEYS - 1)) hide_unseen(scores, seen, tile);
-            rows.weigh(scores, rule.unit);
+            rows.weigh(scores, rule.unit, halves);
             copies_wait<PENDING>();
             __syncwarp();
-            rows.add(scores, values);
+            rows.add(scores, values, unsigned(opaque(lane_index())));
             __syncwarp();
             loader.load_values();
         }

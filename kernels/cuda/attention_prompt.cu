@@ -132,7 +132,7 @@ template <int D> struct Strip {
         cap(scores, task.rule);
         if (!task.sees_all(warp_index(), first, end)) hide_unseen(scores, task, first);
         rows.weigh(scores, task.rule.unit);
-        rows.add(scores, keys + KEYS<D> * D * 2);
+        rows.add(scores, keys + KEYS<D> * D * 2, opaque(lane_index()));
     }
 };
 

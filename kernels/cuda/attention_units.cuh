@@ -1,6 +1,6 @@
 // Units of the work of decode attention (attention_decode.cu), and how what they have found becomes rows.
 //
-// A unit is an entry of `work` and a KV head. The grid may have any size, for the blocks go through the units in turn;
+// A unit is an entry of `work` and a KV head. The grid may have any size, for the blocks take the units, or a few neighbours, in turn;
 // `n_work` lies in device memory, so that a captured launch serves any lengths. Who finishes the last of sixteen splits
 // of a row adds them up, and who finishes the last of these sums puts the row together, both in order of splits.
 #pragma once
@@ -34,7 +34,7 @@ template <class Number> struct Decode {
 
 // A KV head of an entry of `work`. One that leads to no row has nothing that is seen.
 struct Unit {
-    int item, kv_head, row, position, split;
+    int item, kv_head, row, position, slot, split;
     Range seen;
 };
 
@@ -45,7 +45,9 @@ template <class Number> DEVICE Unit unit_at(const Decode<Number> &job, int index
     unit.row = job.work[2 * unit.item];
     unit.split = job.work[2 * unit.item + 1];
     bool there = unsigned(unit.row) < unsigned(job.rows) && unit.split >= 0;
+    // Both at once: each takes as long as the way to the second cache.
     unit.position = there ? job.positions[unit.row] : -1;
+    unit.slot = there ? job.slots[unit.row] : -1;
     if (!there) unit.row = -1;
     unit.seen = seen_of_split(unit.position, job.window, max(unit.split, 0));
     return unit;
@@ -73,66 +75,68 @@ struct Parts {
     int first, step, count;
 };
 
+// Some numbers of a row, relative to the power of two of its largest score so far; and the sum of its weights.
+struct Sum {
+    float top, weights, of[4];
+};
+
+// Adds up to AT_ONCE more, loads of which are all under way at once. Where there are fewer, the last is loaded again.
+DEVICE void add_some(Sum &all, const float *tops, size_t step, const float *sums, size_t stride, int count) {
+    Bytes16 part[AT_ONCE];
+    float top[AT_ONCE], weights[AT_ONCE];
+    UNROLL
+    for (int i = 0; i < AT_ONCE; i++) {
+        int s = min(i, count - 1);
+        part[i] = load_fresh16(sums + s * stride);
+        top[i] = load_fresh(tops + s * step);
+        weights[i] = load_fresh(tops + s * step + 1);
+    }
+    float largest = all.top;
+    UNROLL
+    for (int i = 0; i < AT_ONCE; i++) largest = fmaxf(largest, top[i]);
+    float shrink = power_of_two(all.top - largest);
+    all.top = largest;
+    all.weights *= shrink;
+    UNROLL
+    for (int j = 0; j < 4; j++) all.of[j] *= shrink;
+    UNROLL
+    for (int i = 0; i < AT_ONCE; i++) {
+        float weight = i < count ? power_of_two(top[i] - largest) : 0.0f;
+        all.weights += weight * weights[i];
+        all.of[0] += weight * bits_to_float(part[i].x), all.of[1] += weight * bits_to_float(part[i].y);
+        all.of[2] += weight * bits_to_float(part[i].z), all.of[3] += weight * bits_to_float(part[i].w);
+    }
+}
+
 // Adds up what was found of a row, by all threads, and in the order of parts: to the row itself where that is `all`,
 // else to what stands for its first part from now on.
 template <class Number> DEVICE void add_up(const Decode<Number> &job, const Unit &unit, const Parts &parts, bool all) {
-    SHARED float largest[GROUP], factors[GROUP];
-    int lane = lane_index(), group = job.group(), count = parts.count, dim = job.cache.head_dim;
+    SHARED float largest[GROUP], weights[GROUP];
+    int group = job.group(), dim = job.cache.head_dim;
     size_t found = job.head(parts.first, unit.kv_head);
     float *tops = job.tops + found * 2, *sums = job.sums + found * dim;
     size_t step = 2 * size_t(job.heads) * parts.step, stride = size_t(job.heads) * dim * parts.step;
-    for (int head = warp_index(); head < group; head += WARPS) {
-        float top = -INFINITY, sum = 0.0f;
-        for (int s = lane; s < count; s += WARP) top = fmaxf(top, load_fresh(tops + s * step + 2 * head));
-        top = warp_max(top);
-        for (int s = lane; s < count; s += WARP) {
-            float other = load_fresh(tops + s * step + 2 * head);
-            sum += load_fresh(tops + s * step + 2 * head + 1) * power_of_two(other - top);
-        }
-        sum = warp_sum(sum);
-        if (lane == 0) {
-            largest[head] = top;
-            factors[head] = sum;
-            if (all) {
-                float factor = last_factor(top, sum, job.sinks, unit.kv_head * group + head);
-                factors[head] = factor * job.cache.value_scale;
-            }
-        }
-    }
-    __syncthreads();
     for (int at = 4 * threadIdx.x; at < group * dim; at += 4 * THREADS) {
         int head = at / dim;
-        float out[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-        for (int from = 0; from < count; from += AT_ONCE) {
-            Bytes16 part[AT_ONCE];
-            float other[AT_ONCE];
-            UNROLL
-            for (int i = 0; i < AT_ONCE; i++) {
-                int s = min(from + i, count - 1);
-                part[i] = load_fresh16(sums + s * stride + at);
-                other[i] = load_fresh(tops + s * step + 2 * head);
-            }
-            UNROLL
-            for (int i = 0; i < AT_ONCE; i++) {
-                float weight = from + i < count ? power_of_two(other[i] - largest[head]) : 0.0f;
-                out[0] += weight * bits_to_float(part[i].x), out[1] += weight * bits_to_float(part[i].y);
-                out[2] += weight * bits_to_float(part[i].z), out[3] += weight * bits_to_float(part[i].w);
-            }
-        }
+        Sum sum{-INFINITY, 0.0f, {0.0f, 0.0f, 0.0f, 0.0f}};
+        for (int from = 0; from < parts.count; from += AT_ONCE)
+            add_some(sum, tops + from * step + 2 * head, step, sums + from * stride + at, stride, parts.count - from);
         if (all) {
+            float factor = last_factor(sum.top, sum.weights, job.sinks, unit.kv_head * group + head);
             UNROLL
-            for (int i = 0; i < 4; i++) out[i] *= factors[head];
-            store_four(job.out + job.head(unit.row, unit.kv_head) * dim + at, out);
+            for (int i = 0; i < 4; i++) sum.of[i] *= factor * job.cache.value_scale;
+            store_four(job.out + job.head(unit.row, unit.kv_head) * dim + at, sum.of);
         } else {
-            store_four(sums + at, out);
+            store_four(sums + at, sum.of);
+            if (at % dim == 0) largest[head] = sum.top, weights[head] = sum.weights;
         }
     }
     if (all) return;
-    // Everyone has read them.
+    // Everyone has read those of the parts.
     __syncthreads();
     for (int head = threadIdx.x; head < group; head += THREADS) {
         tops[2 * head] = largest[head];
-        tops[2 * head + 1] = factors[head];
+        tops[2 * head + 1] = weights[head];
     }
 }
 

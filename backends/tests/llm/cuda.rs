@@ -35,6 +35,9 @@ pub(super) fn device() -> Box<dyn Device> {
     if let kernels::cuda::Driver::Gpus(names) = kernels::cuda::driver()
         && !names.is_empty()
     {
+        // One that is never let go: what the driver had to do for the first one it need not do again.
+        static HELD: std::sync::OnceLock<()> = std::sync::OnceLock::new();
+        HELD.get_or_init(|| std::mem::forget(kernels::cuda::Gpu::open(0).unwrap()));
         return Box::new(kernels::cuda::Gpu::open(0).unwrap());
     }
     #[cfg(feature = "emulator")]

@@ -109,6 +109,9 @@ impl Model {
         let scheduler = Scheduler::new(settings, BlockPool::new(blocks, BLOCK as u32, PrefixKey::new([0; 16])))?;
         let mut engine = Engine::new(scheduler, executor, Overlap::Ahead);
         while engine.prepare() {}
+        if let Some(remark) = engine.remark() {
+            return Err(remark.into());
+        }
         eprintln!("{}: {:.1} GB, ready after {:.2} s", shape.name, bytes as f64 / 1e9, begun.elapsed().as_secs_f64());
         let parameters = Parameters { ignore_eos: true, ..Parameters::default() };
         let (most, vocabulary) = (context as u32, spec.vocab as u32);

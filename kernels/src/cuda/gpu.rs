@@ -3,22 +3,18 @@
 
 #![allow(unsafe_code)]
 
-use super::context::{Context, Event, describe, fault};
+use super::context::{Event, describe, fault};
 use super::device::{Device, Fault, Fill, Graph, Pending, Units, parts};
 use super::launch::Launch;
 use super::memory::Slice;
+use super::modules::{Function, Modules};
 use super::staging::{Landing, Rounds, Staging, Waits};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use std::collections::HashMap;
-use std::ffi::{CString, c_void};
+use std::ffi::c_void;
+use std::sync::Arc;
 
-/// The kernels, as nvcc compiled them: one module for each source.
-const MODULES: &[&[u8]] = include!(concat!(env!("OUT_DIR"), "/modules.rs"));
-/// Shared memory that a block may have without asking, static and dynamic together.
-const SHARED_FREE: u32 = 48 << 10;
-/// The share of a multiprocessor's first cache that is to be shared memory, in percent.
-const ALL_SHARED: i32 = 100;
 /// Where a process has so many CPUs, one of them is spared to look for a GPU's answer all the time: it finds it some
 /// microseconds before a thread that sleeps would be woken up. Where it has fewer, it has better things to do.
 const CPUS_THAT_SPARE_ONE: usize = 3;
@@ -26,8 +22,6 @@ const CPUS_THAT_SPARE_ONE: usize = 3;
 const DRIVER_VERSION: i32 = 13_000;
 /// The oldest cards that run them: compute capability 8.0.
 const CAPABILITY_MAJOR: i32 = 8;
-/// Code for cards from this on waits itself for the kernels before it.
-const OVERLAPPING_CODE: i32 = 90;
 /// The one compute capability whose warps multiply by fours: other cards do not run that code.
 const WARPGROUPS_CAPABILITY: (u32, u32) = (9, 0);
 /// Memory is aligned so.
@@ -87,12 +81,9 @@ fn devices() -> Result<Vec<(sys::CUdevice, String)>, String> {
 pub struct Gpu {
     name: String,
     processors: u32,
-    /// Shared memory that a block may have.
-    shared: u32,
     units: Units,
-    context: Context,
+    modules: Arc<Modules>,
     stream: sys::CUstream,
-    modules: Vec<sys::CUmodule>,
     functions: HashMap<&'static str, Function>,
     memory: Vec<sys::CUdeviceptr>,
     graphs: Vec<sys::CUgraphExec>,
@@ -103,18 +94,6 @@ pub struct Gpu {
 // SAFETY: the driver's handles may be used from any thread whose current context is theirs, which `enter` sees to; and
 // `&mut self` keeps two threads from using them at once.
 unsafe impl Send for Gpu {}
-
-#[derive(Clone, Copy, Debug)]
-struct Function {
-    handle: sys::CUfunction,
-    /// Static shared memory that a block of it has.
-    fixed: u32,
-    /// Dynamic shared memory that it may have without asking further.
-    shared: u32,
-    /// May it begin while the one before still ends? Its code then waits itself, which only that for sm_90 and later
-    /// does, whatever the device.
-    overlaps: bool,
-}
 
 impl Gpu {
     /// Opens a GPU by its number, and loads the kernels.
@@ -132,15 +111,14 @@ impl Gpu {
             found.ok_or_else(|| Fault::Call(format!("there is no GPU {ordinal}; {known} can run the kernels")))?;
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let waits = if cpus < CPUS_THAT_SPARE_ONE { Waits::Asleep } else { Waits::Awake };
-        let context = Context::hold(device, waits).map_err(fault)?;
-        context.enter()?;
+        let modules = Modules::of(device, &name, waits)?;
+        modules.context.enter()?;
         let number = |attribute| {
             // SAFETY: the device is one of the driver's.
             unsafe { result::device::get_attribute(device, attribute) }.map(|number| number as u32).map_err(fault)
         };
         use sys::CUdevice_attribute_enum as Attribute;
         let processors = number(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
-        let shared = number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
         let capability = (
             number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
@@ -149,28 +127,18 @@ impl Gpu {
         let mut gpu = Gpu {
             name,
             processors,
-            shared,
             units: Units::Warps,
-            context,
+            modules,
             stream,
-            modules: Vec::new(),
             functions: HashMap::new(),
             memory: Vec::new(),
             graphs: Vec::new(),
             staging: Staging::new(),
             landing: Landing::new(waits),
         };
-        for module in MODULES {
-            // SAFETY: the bytes are a fat binary of nvcc's.
-            let loaded = unsafe { result::module::load_data(module.as_ptr().cast()) };
-            gpu.modules.push(loaded.map_err(|error| {
-                let why = describe(error);
-                Fault::Call(format!("{} cannot run the kernels: {why}; they need a driver of CUDA 13", gpu.name))
-            })?);
-        }
         // Four warps multiply together where the driver took the machine code that has it (which is what waits itself
         // there), rather than translate PTX, which has not.
-        if capability == WARPGROUPS_CAPABILITY && gpu.find("gemm_wgmma_256_f32")?.overlaps {
+        if capability == WARPGROUPS_CAPABILITY && gpu.modules.function("gemm_wgmma_256_f32", 0)?.overlaps {
             gpu.units = Units::Warpgroups { processors };
         }
         Ok(gpu)
@@ -181,71 +149,34 @@ impl Gpu {
     /// # Errors
     /// The driver does not say.
     pub fn memory_info(&self) -> Result<(usize, usize), Fault> {
-        self.context.enter()?;
+        self.modules.context.enter()?;
         result::mem_get_info().map_err(fault)
     }
 
     /// The kernel of a launch, with as much shared memory as it wants.
     fn function(&mut self, launch: &Launch) -> Result<Function, Fault> {
-        let known = self.functions.get(launch.kernel()).copied();
-        let mut function = match known {
-            Some(function) => function,
-            None => self.find(launch.kernel())?,
-        };
-        let wanted = launch.shared();
-        if wanted > function.shared {
-            let room = self.shared.saturating_sub(function.fixed);
-            if wanted > room {
-                let (kernel, name) = (launch.kernel(), &self.name);
-                return Err(Fault::Call(format!(
-                    "kernel '{kernel}' was to have {wanted} bytes of shared memory for each block; {name} has {room}"
-                )));
+        match self.functions.get(launch.kernel()) {
+            Some(known) if known.shared >= launch.shared() => Ok(*known),
+            _ => {
+                let function = self.modules.function(launch.kernel(), launch.shared())?;
+                self.functions.insert(launch.kernel(), function);
+                Ok(function)
             }
-            use sys::CUfunction_attribute_enum as Attribute;
-            let most = (Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, wanted as i32);
-            // These count on as many blocks beside each other as there is memory for. Kernels that want little say
-            // nothing of it and run with what those before them have set: a multiprocessor has to be empty to change.
-            let share = (Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, ALL_SHARED);
-            for (attribute, value) in [most, share] {
-                // SAFETY: the function is of a loaded module.
-                unsafe { result::function::set_function_attribute(function.handle, attribute, value) }
-                    .map_err(fault)?;
-            }
-            function.shared = wanted;
         }
-        if known.is_none_or(|known| known.shared != function.shared) {
-            self.functions.insert(launch.kernel(), function);
-        }
-        Ok(function)
-    }
-
-    fn find(&self, kernel: &str) -> Result<Function, Fault> {
-        let name = CString::new(kernel).map_err(|_| Fault::Call("a kernel's name has a zero".into()))?;
-        // SAFETY: the modules are loaded.
-        let mut found =
-            self.modules.iter().map(|module| unsafe { result::module::get_function(*module, name.clone()) });
-        let handle = found.find_map(Result::ok).ok_or_else(|| Fault::Call(format!("there is no kernel '{kernel}'")))?;
-        use sys::CUfunction_attribute_enum as Attribute;
-        // SAFETY: the function is of a loaded module.
-        let number = |attribute| unsafe { result::function::get_function_attribute(handle, attribute) }.map_err(fault);
-        let version = number(Attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION)?;
-        let fixed = number(Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)? as u32;
-        let shared = SHARED_FREE.saturating_sub(fixed);
-        Ok(Function { handle, fixed, shared, overlaps: version >= OVERLAPPING_CODE })
     }
 }
 
 impl Gpu {
     fn copy_rounds(&mut self, rounds: &mut Rounds, fill: Fill<'_>) -> Result<(), Fault> {
         loop {
-            self.context.enter()?;
+            self.modules.context.enter()?;
             let bytes = rounds.next().map_err(fault)?;
             let targets = fill(bytes);
             if targets.is_empty() {
                 return Ok(());
             }
             // Whoever has filled may have done other work meanwhile.
-            self.context.enter()?;
+            self.modules.context.enter()?;
             for (to, part) in parts(bytes, &targets)? {
                 // SAFETY: the piece is filled again only when the event after this copy has passed.
                 unsafe { result::memcpy_htod_async(to.address(), part, self.stream) }.map_err(fault)?;
@@ -269,7 +200,7 @@ impl Device for Gpu {
     }
 
     fn reserve(&mut self, bytes: usize) -> Result<Slice<u8>, Fault> {
-        self.context.enter()?;
+        self.modules.context.enter()?;
         let rounded = bytes.max(1).next_multiple_of(ALIGNMENT);
         // SAFETY: freed by `drop`, and by nobody else.
         match unsafe { result::malloc_sync(rounded) } {
@@ -286,7 +217,7 @@ impl Device for Gpu {
     }
 
     fn launch(&mut self, launch: &Launch) -> Result<(), Fault> {
-        self.context.enter()?;
+        self.modules.context.enter()?;
         let function = self.function(launch)?;
         let mut values = [0u64; 32];
         let count = launch.arguments().len();
@@ -322,7 +253,7 @@ impl Device for Gpu {
     }
 
     fn upload(&mut self, to: Slice<u8>, bytes: &[u8]) -> Result<(), Fault> {
-        self.context.enter()?;
+        self.modules.context.enter()?;
         if bytes.len() > to.len() {
             return Err(Fault::Call(format!("a copy of {} bytes to a piece of {}", bytes.len(), to.len())));
         }
@@ -334,38 +265,39 @@ impl Device for Gpu {
         let done = self.copy_rounds(&mut rounds, fill);
         // SAFETY: the stream has done all its work, or its context is lost and does none.
         unsafe {
-            let ended = self.context.enter().and_then(|()| result::stream::synchronize(self.stream).map_err(fault));
+            let ended =
+                self.modules.context.enter().and_then(|()| result::stream::synchronize(self.stream).map_err(fault));
             rounds.free();
             done.and(ended)
         }
     }
 
     fn download(&mut self, from: Slice<u8>) -> Result<Pending, Fault> {
-        self.context.enter()?;
+        self.modules.context.enter()?;
         self.landing.begin(self.stream, from.address(), from.len()).map(Pending).map_err(fault)
     }
 
     fn wait(&mut self, pending: Pending) -> Result<Vec<u8>, Fault> {
-        self.context.enter()?;
+        self.modules.context.enter()?;
         self.landing.take(pending.0).map_err(fault)
     }
 
     fn prepare(&mut self, launch: &Launch) -> Result<(), Fault> {
-        self.context.enter()?;
+        self.modules.context.enter()?;
         let function = self.function(launch)?;
         // SAFETY: the function is of a loaded module.
         unsafe { sys::cuFuncLoad(function.handle) }.result().map_err(fault)
     }
 
     fn begin_capture(&mut self) -> Result<(), Fault> {
-        self.context.enter()?;
+        self.modules.context.enter()?;
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream lives until `drop`.
         unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(fault)
     }
 
     fn end_capture(&mut self) -> Result<Graph, Fault> {
-        self.context.enter()?;
+        self.modules.context.enter()?;
         // SAFETY: the stream lives until `drop`; the graph is destroyed here, what was made of it by `drop`.
         unsafe {
             let graph = result::stream::end_capture(self.stream).map_err(fault)?;
@@ -380,18 +312,18 @@ impl Device for Gpu {
     }
 
     fn replay(&mut self, graph: Graph) -> Result<(), Fault> {
-        self.context.enter()?;
+        self.modules.context.enter()?;
         let graph = self.graphs.get(graph.0).ok_or_else(|| Fault::Call("there is no such graph".into()))?;
         // SAFETY: graph and stream live until `drop`; the launches in it were checked as all are.
         unsafe { result::graph::launch(*graph, self.stream) }.map_err(fault)
     }
 
     fn seconds(&mut self, work: &mut dyn FnMut(&mut dyn Device) -> Result<(), Fault>) -> Result<f64, Fault> {
-        self.context.enter()?;
+        self.modules.context.enter()?;
         let (begin, end) = (Event::new()?, Event::new()?);
         begin.record(self.stream)?;
         let worked = work(self);
-        self.context.enter()?;
+        self.modules.context.enter()?;
         end.record(self.stream)?;
         let seconds = begin.seconds_until(&end)?;
         worked.map(|()| seconds)
@@ -400,7 +332,7 @@ impl Device for Gpu {
 
 impl Drop for Gpu {
     fn drop(&mut self) {
-        if self.context.enter().is_err() {
+        if self.modules.context.enter().is_err() {
             return;
         }
         // Nothing can be done about errors here: the context may be lost already.
@@ -414,9 +346,6 @@ impl Drop for Gpu {
             }
             for address in self.memory.drain(..) {
                 let _ = result::free_sync(address);
-            }
-            for module in self.modules.drain(..) {
-                let _ = result::module::unload(module);
             }
             let _ = result::stream::destroy(self.stream);
         }

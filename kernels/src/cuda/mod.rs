@@ -24,6 +24,8 @@ pub mod gemm;
 mod gpu;
 pub mod launch;
 pub mod memory;
+#[cfg(feature = "cuda")]
+mod modules;
 pub mod packing;
 pub mod rotary;
 pub mod sampler;
