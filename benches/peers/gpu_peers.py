@@ -85,7 +85,8 @@ def limits():
     """What the card allows."""
     source = random(1 << 31)
     target = torch.empty_like(source)
-    row("copy", 2 * source.nbytes / seconds(lambda: target.copy_(source)) / 1e9, "GB/s")
+    # By a kernel: what a graph makes of `copy_` moved 2,719 GB/s on an H200 whose kernels moved 4,331.
+    row("copy", 2 * source.nbytes / seconds(lambda: torch.mul(source, 1, out=target)) / 1e9, "GB/s")
     del source, target
     size = 8192
     a, b, c = random(size, size), random(size, size), torch.empty(size, size, device="cuda", dtype=BF16)

@@ -8,3 +8,4 @@ pub mod cuda;
 pub mod forest;
 pub mod llm;
 mod pages;
+pub mod turns;

@@ -78,8 +78,9 @@ fn serve(config: Config) -> Result<u8, UsageError> {
 }
 
 fn on_runtime(work: impl Future<Output = Result<u8, String>>) -> Result<u8, UsageError> {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| problem(e.to_string()))?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.enable_all().on_thread_start(server::threads::answer).build();
+    let runtime = runtime.map_err(|e| problem(e.to_string()))?;
     let code = runtime.block_on(work).map_err(problem);
     // Whatever still runs has had its time.
     runtime.shutdown_background();

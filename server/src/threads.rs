@@ -28,9 +28,16 @@ fn start(builder: Builder, name: &str, work: impl FnOnce() + Send + 'static) -> 
 /// By how much threads that compute stand back.
 const NICE: i32 = 10;
 
+/// Has this thread run at once when it wakes up, for a moment, though others compute: it answers requests.
+pub fn answer() {
+    kernels::turns::short();
+}
+
 /// Lets other threads of this process go before this one: it computes for long, and whoever answers a request for a
 /// moment should not have to wait for its turn. Nothing changes for other processes in their own control groups.
 pub fn stand_back() {
+    // Whoever started it may have been one that answers.
+    kernels::turns::usual();
     // On Linux it is a thread, and not its process, that has a priority. Where it cannot be set, nothing is lost but time.
     if cfg!(target_os = "linux") {
         let _ = rustix::process::nice(NICE);
