@@ -74,37 +74,57 @@ fn device_code(out: &Path) {
     // Profiles and sets of features have an OUT_DIR each; what is compiled for one is there for all.
     let kept = out.ancestors().nth(4).expect("OUT_DIR is in a target folder").join("device-code");
     fs::create_dir_all(&kept).expect("the target folder can be written to");
-    let headers = headers();
+    let compiler = version();
     for source in sources() {
         let name = source.file_stem().expect("a file").to_string_lossy().into_owned();
-        let mut hasher = DefaultHasher::new();
-        (&headers, fs::read(&source).expect("a source"), nvcc(), FLAGS, TARGETS).hash(&mut hasher);
-        let (binary, text) = (kept.join(format!("{name}-{:016x}.fatbin", hasher.finish())), out.join(&name));
-        let words = binary.with_extension("txt");
-        if !words.exists() {
-            let (fresh, process) = (text.with_extension("fatbin"), std::process::id());
-            let words_of = compile(&source, &fresh);
-            let beside = kept.join(format!("{name}-{process}"));
-            // The words last: where they are, the code is whole.
-            fs::copy(&fresh, &beside).and_then(|_| fs::rename(&beside, &binary)).expect("the target folder has room");
-            fs::write(&beside, words_of)
-                .and_then(|()| fs::rename(&beside, &words))
-                .expect("the target folder has room");
+        let (fresh, key) = (out.join(format!("{name}.fatbin")), key(&source, &compiler));
+        let (binary, words) =
+            (kept.join(format!("{name}-{key:016x}.fatbin")), kept.join(format!("{name}-{key:016x}.txt")));
+        if words.exists() {
+            fs::copy(&binary, &fresh).expect("OUT_DIR can be written to");
+            said += &fs::read_to_string(&words).expect("written before");
+        } else {
+            let told = compile(&source, &fresh);
+            // What somebody has edited meanwhile is of no use to others.
+            if key == self::key(&source, &compiler) {
+                keep(&kept, &fresh, &binary, &words, &told).expect("the target folder has room");
+            }
+            said += &told;
         }
-        said += &fs::read_to_string(&words).expect("written before");
-        list += &format!("    include_bytes!({binary:?}),\n");
+        list += &format!("    include_bytes!({fresh:?}),\n");
     }
     fs::write(out.join("modules.rs"), list + "]\n").expect("OUT_DIR can be written to");
     // What each kernel takes of a device, for the table that a test compares.
     fs::write(out.join("ptxas.txt"), said).expect("OUT_DIR can be written to");
 }
 
-/// All headers, in the order of their names.
-fn headers() -> Vec<Vec<u8>> {
+/// What the code of a source follows from.
+fn key(source: &Path, compiler: &[u8]) -> u64 {
     let files = fs::read_dir("cuda").expect("kernels/cuda is there").flatten().map(|entry| entry.path());
     let mut files: Vec<_> = files.filter(|path| path.extension().is_some_and(|end| end == "cuh")).collect();
     files.sort();
-    files.into_iter().map(|path| fs::read(path).expect("a header")).collect()
+    files.push(source.to_owned());
+    let mut hasher = DefaultHasher::new();
+    for file in files {
+        fs::read(file).expect("a source").hash(&mut hasher);
+    }
+    let flags = ["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"].map(env::var_os);
+    (compiler, nvcc(), flags, FLAGS, TARGETS).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// What the compiler says that it is. Where there is none, compiling tells.
+fn version() -> Vec<u8> {
+    Command::new(nvcc()).arg("--version").output().map(|run| run.stdout).unwrap_or_default()
+}
+
+/// Puts code and what was said of it where others find it; the latter last: where it is, the code is whole.
+fn keep(kept: &Path, fresh: &Path, binary: &Path, words: &Path, told: &str) -> std::io::Result<()> {
+    let beside = kept.join(format!("{}", std::process::id()));
+    fs::copy(fresh, &beside)?;
+    fs::rename(&beside, binary)?;
+    fs::write(&beside, told)?;
+    fs::rename(&beside, words)
 }
 
 fn nvcc() -> OsString {

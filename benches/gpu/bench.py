@@ -172,6 +172,7 @@ class Bench:
                         where = f"files in {models.parent}"
                         self.results.note(f"Of {both} s from exec to first token the better counts; {where}.")
                         self.scaling(server)
+                        server.runs_graphs()
 
     def scaling(self, server):
         """Tokens a second of so many clients, by the server's own counter."""

@@ -34,8 +34,9 @@ CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 # More than a server and its peer take of memory.
 START_BYTES = 3 << 30
 TREE = "tree"
-# Seconds without work after which a server has none.
-IDLE = 2.0
+# Seconds without work after which a server has none, and those in which it has to come to that.
+IDLE = 1.0
+MOST_LAYING_OUT = 120
 # Requests a second for the tree model: a tenth of what one core could do, so that only waiting shows.
 TREE_RATE = 100
 PEER = Path(__file__).resolve().parent.parent / "peers" / "llamacpp.py"
@@ -80,13 +81,14 @@ class Server:
 
     def laid_out(self):
         """Seconds from the start until it has nothing to do: weights are laid out anew when nobody asks for anything."""
-        last, since = self.seconds(), time.perf_counter()
-        while time.perf_counter() - since < IDLE:
-            time.sleep(0.05)
+        while True:
+            last, since = self.seconds(), time.perf_counter()
+            time.sleep(IDLE)
             # A thread that looks after something now and then is no work.
-            if self.seconds() - last > 0.05:
-                last, since = self.seconds(), time.perf_counter()
-        return since - self.begun
+            if self.seconds() - last < 0.02 * IDLE:
+                return since - self.begun
+            if since - self.begun > MOST_LAYING_OUT:
+                raise RuntimeError(f"a server that nobody asks still computes after {MOST_LAYING_OUT} s")
 
     def seconds(self):
         """Processor time so far."""

@@ -1,8 +1,9 @@
 // Units of the work of decode attention (attention_decode.cu), and how what they have found becomes rows.
 //
-// A unit is an entry of `work` and a KV head. The grid may have any size, for the blocks take the units, or a few neighbours, in turn;
-// `n_work` lies in device memory, so that a captured launch serves any lengths. Who finishes the last of sixteen splits
-// of a row adds them up, and who finishes the last of these sums puts the row together, both in order of splits.
+// A unit is an entry of `work` and a KV head. The grid may have any size, for the blocks take the units, or a few
+// neighbours, in turn; `n_work` lies in device memory, so that a captured launch serves any lengths. Who finishes the
+// last of sixteen splits of a row adds them up, and who finishes the last of these sums puts the row together, both in
+// order of splits.
 #pragma once
 
 #include "attention.cuh"

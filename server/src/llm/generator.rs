@@ -162,6 +162,8 @@ impl Generator {
         threads::spawn(name, move || {
             if computes {
                 threads::stand_back();
+            } else {
+                threads::answer();
             }
             thread.run();
         })?;
