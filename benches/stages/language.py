@@ -122,9 +122,12 @@ def run(options, folder):
             result["files"][kind] = compare(options, folder, kind, numbers)
             yield result
     with Server(options, repository(options, folder, "q4_k_m", tree=True), *dummy(options)) as server:
-        for clients in CLIENTS:
+        best = dict.fromkeys(CLIENTS, 0.0)
+        # From one to all, and again: what else the host does slows one round down, and another not.
+        for clients in CLIENTS * options.rounds:
             rate = language_client.decode_rate(server.client, numbers, clients, 16, options.language_tokens)
-            result["clients"].append((clients, rate))
+            best[clients] = max(best[clients], rate)
+            result["clients"] = [(clients, rate) for clients, rate in best.items() if rate > 0]
             print(clients, f"{rate:.1f} tokens/s", file=sys.stderr)
             yield result
         result["overhead"] = overhead(server, numbers, options.language_tokens)
@@ -313,7 +316,7 @@ def tables(result):
         yield "Tokens a second; medians of rounds, and the median of the rounds' ratios.\n"
         yield table(["file", "what", "tensorgate", "llama.cpp", "ratio"], rows)
     if result.get("clients"):
-        yield "Streams of 16 tokens of prompt, while all of them generate.\n"
+        yield "Streams of 16 tokens of prompt, while all of them generate; the best of the rounds.\n"
         yield table(["clients", "tokens/s"], [[str(clients), number(rate)] for clients, rate in result["clients"]])
     if result.get("beside"):
         yield f"A tree model asked {TREE_RATE} times a second, latencies in ms.\n"

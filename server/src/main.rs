@@ -78,10 +78,7 @@ fn serve(config: Config) -> Result<u8, UsageError> {
 }
 
 fn on_runtime(work: impl Future<Output = Result<u8, String>>) -> Result<u8, UsageError> {
-    let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    // Only those that run tasks are unparked: not those that wait for a model's file, or load it.
-    runtime.on_thread_start(server::threads::work).on_thread_unpark(server::threads::answer);
-    let runtime = runtime.enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|e| problem(e.to_string()))?;
     let code = runtime.block_on(work).map_err(problem);
     // Whatever still runs has had its time.

@@ -293,7 +293,6 @@ fn computing(onnx: &Onnx) -> u64 {
 /// What the child does: nothing of this touches sockets or threads of a server.
 #[must_use]
 pub fn child() -> ExitCode {
-    crate::threads::work();
     let mut text = String::new();
     let read = std::io::stdin().take(WORDS as u64).read_to_string(&mut text);
     let task = read.map_err(|e| e.to_string()).and_then(|_| serde_json::from_str(&text).map_err(|e| e.to_string()));

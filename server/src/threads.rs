@@ -1,7 +1,6 @@
 //! The only spawner of threads: each has a name, and failing to start is an error rather than a panic. Also: work that
 //! would keep a worker of the runtime from its other tasks.
 
-use std::cell::Cell;
 use std::sync::OnceLock;
 use std::thread::{Builder, JoinHandle};
 use tokio::runtime::Runtime;
@@ -23,35 +22,16 @@ pub fn spawn_deep(name: &str, stack: usize, work: impl FnOnce() + Send + 'static
 }
 
 fn start(builder: Builder, name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, String> {
-    // Whoever starts it may be one that answers.
-    let work = move || {
-        kernels::turns::usual();
-        work();
-    };
     builder.name(name.into()).spawn(work).map_err(|error| format!("thread {name}: {error}"))
 }
 
 /// By how much threads that compute stand back.
 const NICE: i32 = 10;
 
-/// Has this thread run at once when it wakes up, for a moment, though others compute: it answers requests, or drives a
-/// device. To be called again costs nothing.
-pub fn answer() {
-    thread_local!(static ASKED: Cell<bool> = const { Cell::new(false) });
-    if !ASKED.replace(true) {
-        kernels::turns::short();
-    }
-}
-
-/// Has this thread, or process, take turns as long as any, whoever started it.
-pub fn work() {
-    kernels::turns::usual();
-}
-
 /// Lets other threads of this process go before this one: it computes for long, and whoever answers a request for a
 /// moment should not have to wait for its turn. Nothing changes for other processes in their own control groups.
 pub fn stand_back() {
-    work();
+    kernels::turns::long();
     // On Linux it is a thread, and not its process, that has a priority. Where it cannot be set, nothing is lost but time.
     if cfg!(target_os = "linux") {
         let _ = rustix::process::nice(NICE);

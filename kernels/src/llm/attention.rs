@@ -9,6 +9,7 @@
 
 use super::blocks::{bf16_to_f32, f16_to_f32};
 pub use super::packed::Path;
+use crate::turns;
 
 /// Cached keys or values, `[block, kv_head, block_len, head_dim]`.
 #[derive(Clone, Copy, Debug)]
@@ -135,6 +136,7 @@ pub fn attend_on(
     let used = &tile.table[first.min(end) / cache.block_len..end.div_ceil(cache.block_len)];
     assert!(used.iter().all(|&block| (block as usize) < blocks), "a block beyond the cache");
     let fits = cache.head_dim.is_multiple_of(8) && cache.block_len.is_multiple_of(4);
+    turns::give();
     match path.resolve() {
         #[cfg(target_arch = "x86_64")]
         found @ (Path::Avx2 | Path::Avx512) if fits => {

@@ -7,11 +7,15 @@
 
 use super::attention::{Cache, Rule, Scratch, Storage, Tile};
 use super::math::{each, exp, tanh, tree};
+use crate::turns;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 /// Positions of a chunk.
 pub(super) const CHUNK: usize = 32;
+
+/// Chunks between two looks whether others wait for this thread: of one row some 10 us, of a prompt's some 150.
+pub(super) const LOOK: usize = 16;
 /// Positions that lie one after the other in memory, since blocks are multiples of it.
 pub(super) const RUN: usize = 4;
 /// Query rows of a panel.
@@ -151,6 +155,9 @@ unsafe fn run<E: Element>(job: &Job<'_>, base: (*const E, *const E), scratch: &m
             } else {
                 panels(job, number, &chunk, &mut scratch.state, out);
             }
+        }
+        if number % LOOK == LOOK - 1 {
+            turns::give();
         }
     }
     end(dim, scratch, out);

@@ -7,9 +7,10 @@
 #![allow(unsafe_code)]
 
 use super::attention::{Scratch, Storage};
-use super::attention_avx2::{Brain, CHUNK, Half, Job, RUN, Runs, begin, end, locate, seen};
+use super::attention_avx2::{Brain, CHUNK, Half, Job, LOOK, RUN, Runs, begin, end, locate, seen};
 use super::math::each;
 use super::softmax_avx512::{PANEL, Scores, totals, weigh};
+use crate::turns;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -139,6 +140,9 @@ unsafe fn run<E: Element>(job: &Job<'_>, base: (*const E, *const E), scratch: &m
                 sums(job, number, (&chunk.values, &next.values), (&places, out));
             }
             chunk = next;
+            if number % LOOK == LOOK - 1 {
+                turns::give();
+            }
         }
     }
     end(dim, scratch, out);

@@ -13,11 +13,15 @@
 use super::activations::{Activations, Operand};
 use super::blocks::Format;
 use super::interleave;
-use crate::pages;
+use crate::{pages, turns};
 use std::ops::Range;
 
 /// Rows of a tile, the unit in which a product is divided.
 pub const TILE: usize = interleave::ROWS;
+
+/// Tiles of one row of activations between two looks whether others wait for this thread: some 30 us. A tile of hundreds of
+/// rows takes some hundreds.
+const LOOK: usize = 16;
 
 /// Alignment of the first tile, in bytes; every tile is a multiple of it for the quantised formats.
 const ALIGNMENT: usize = 64;
@@ -212,6 +216,7 @@ impl Packed {
             return;
         }
         let path = path.resolve();
+        let breath = (LOOK / out.len()).max(1);
         for tile in tiles.clone() {
             let at = (tile - tiles.start) * TILE;
             let mut sink = Sink { out, at, width: TILE.min(width - at) };
@@ -221,6 +226,9 @@ impl Packed {
                 #[cfg(target_arch = "x86_64")]
                 Path::Avx512 => avx512(self.format, self.tile(tile), a, &mut sink),
                 _ => self.specification(tile, a, &mut sink),
+            }
+            if (at / TILE).is_multiple_of(breath) {
+                turns::give();
             }
         }
     }

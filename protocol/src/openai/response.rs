@@ -119,7 +119,7 @@ pub struct Chunk<'a, C> {
     /// Which model.
     pub model: &'a str,
     /// What is new; empty in the chunk that reports usage at the end.
-    pub choices: Vec<C>,
+    pub choices: &'a [C],
     /// Which server.
     pub system_fingerprint: Option<&'a str>,
     /// Tokens that were counted, if they were asked for.

@@ -76,7 +76,7 @@ fn pieces_of_a_chat_completion() {
         object: CHAT_CHUNK,
         created: 5,
         model: "m",
-        choices: vec![delta(Delta::first())],
+        choices: &[delta(Delta::first())],
         system_fingerprint: None,
         usage: None,
         prompt_token_ids: None,
@@ -101,23 +101,25 @@ fn pieces_of_a_chat_completion() {
         function: FunctionDelta { name: None, arguments: Some("{") },
         ..ToolCallDelta::default()
     };
-    chunk.choices = vec![delta(Delta { tool_calls: vec![first, more], ..Delta::default() })];
+    let calls = [delta(Delta { tool_calls: vec![first, more], ..Delta::default() })];
+    chunk.choices = &calls;
     assert_eq!(
         choices(&chunk),
         r#"{"index":1,"delta":{"tool_calls":[{"index":0,"id":"call_1","type":"function","function":{"name":"f","arguments":""}},{"index":0,"function":{"arguments":"{"}}]},"logprobs":null,"finish_reason":null}"#
     );
     let end = Delta { content: Some(""), reasoning: Some("r"), ..Delta::default() };
-    chunk.choices = vec![ChatDelta {
+    let last = [ChatDelta {
         finish_reason: Some(FinishReason::Length),
         stop_reason: Some(StopReason::Token(9)),
         token_ids: Some(vec![9]),
         ..delta(end)
     }];
+    chunk.choices = &last;
     assert_eq!(
         choices(&chunk),
         r#"{"index":1,"delta":{"content":"","reasoning":"r"},"logprobs":null,"finish_reason":"length","stop_reason":9,"token_ids":[9]}"#
     );
-    chunk.choices = vec![];
+    chunk.choices = &[];
     chunk.usage = Some(Usage::new(1, 2));
     assert!(text(&chunk).ends_with(
         r#""choices":[],"system_fingerprint":null,"usage":{"prompt_tokens":1,"total_tokens":3,"completion_tokens":2}}"#
@@ -172,7 +174,7 @@ fn a_completion_and_its_pieces() {
         object: COMPLETION,
         created: 5,
         model: "m",
-        choices: vec![delta],
+        choices: &[delta],
         system_fingerprint: None,
         usage: None,
         prompt_token_ids: None,

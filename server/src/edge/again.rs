@@ -1,4 +1,5 @@
-//! Polls a connection again at once when it has woken itself meanwhile, as hyper does over the body of each request.
+//! Polls a connection again at once when it has woken itself meanwhile, as hyper does over the body of each request; and
+//! tells whether it was woken at all, or another part of its task.
 //!
 //! Left to the runtime, a task that wakes itself goes behind the others, and tokio wakes another worker to share them:
 //! two system calls and a core that looks for work which is not there, for each request of a connection that has the
@@ -48,8 +49,13 @@ impl Wake for Wakes {
 
 impl Again {
     pub(super) fn new() -> Self {
-        let wakes = Arc::new(Wakes { state: AtomicU8::new(0), task: Mutex::new(Waker::noop().clone()) });
+        let wakes = Arc::new(Wakes { state: AtomicU8::new(WOKEN), task: Mutex::new(Waker::noop().clone()) });
         Again { waker: wakes.clone().into(), wakes }
+    }
+
+    /// Was the future woken since its last poll began, or never polled?
+    pub(super) fn is_woken(&self) -> bool {
+        self.wakes.state.load(Acquire) & WOKEN != 0
     }
 
     /// A poll of `future`, which is always the same one.
@@ -110,6 +116,7 @@ mod tests {
             let mut turns = 1;
             while again.poll(future.as_mut(), &mut cx).is_pending() {
                 assert_eq!(task.0.load(SeqCst), turns, "the task is to be polled again");
+                assert!(again.is_woken());
                 turns += 1;
             }
             assert_eq!(turns, times / ROW + 1);
@@ -127,7 +134,9 @@ mod tests {
             Poll::<()>::Pending
         }));
         for round in 1..4 {
+            assert!(again.is_woken());
             assert!(again.poll(future.as_mut(), &mut cx).is_pending());
+            assert!(!again.is_woken());
             let waker = kept.lock().unwrap().take().unwrap();
             waker.wake_by_ref();
             waker.wake();

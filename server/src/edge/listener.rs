@@ -20,8 +20,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
@@ -278,6 +279,38 @@ fn protocols() -> auto::Builder<TokioExecutor> {
     builder
 }
 
+/// What a connection's task is woken for besides the connection.
+enum Event {
+    Look,
+    Closing,
+    Last,
+    Draining,
+    First,
+}
+
+/// Waits for `event`; `None` when the connection has ended. Each of them is polled at first, and then when it was woken
+/// itself: whoever sends a token is woken for nothing else, and need not look at timers and locks for each.
+async fn until<C: Future>(
+    event: impl Future<Output = Event>,
+    mut connection: Pin<&mut C>,
+    again: &Again,
+) -> Option<Event> {
+    let (mut event, of_event) = (pin!(event), Again::new());
+    // Since the last event it may have been told something.
+    let mut told = true;
+    let either = |cx: &mut Context<'_>| {
+        // First, since a connection may always have something to do.
+        if of_event.is_woken()
+            && let Poll::Ready(event) = of_event.poll(event.as_mut(), cx)
+        {
+            return Poll::Ready(Some(event));
+        }
+        let wanted = std::mem::take(&mut told) || again.is_woken();
+        if wanted { again.poll(connection.as_mut(), cx).map(|_| None) } else { Poll::Pending }
+    };
+    poll_fn(either).await
+}
+
 async fn connection(stream: Stream, admitted: Admitted, mut phase: watch::Receiver<Phase>) {
     let Admitted { services, timeouts, reserved, place: _place, .. } = admitted;
     let (activity, born) = (Activity::new(), Instant::now());
@@ -318,32 +351,39 @@ async fn connection(stream: Stream, admitted: Admitted, mut phase: watch::Receiv
             graceful = true;
             connection.as_mut().graceful_shutdown();
         }
-        tokio::select! {
+        let event = async {
+            tokio::select! {
+                _ = look.tick() => Event::Look,
+                _ = phase.wait_for(|phase| *phase == Phase::Closing), if closing.is_none() => Event::Closing,
+                () = last.notified(), if !graceful => Event::Last,
+                _ = draining.wait_for(|phase| *phase > Phase::Serving), if !parted => Event::Draining,
+                () = tokio::time::sleep(FIRST), if closing.is_some() && !graceful => Event::First,
+            }
+        };
+        match until(event, connection.as_mut(), &again).await {
             // How a connection ended is its client's affair.
-            _ = poll_fn(|cx| again.poll(connection.as_mut(), cx)) => return,
-            _ = look.tick() => {
+            None => return,
+            Some(Event::Look) => {
                 let left = graceful && over && !activity.is_running();
                 let outlived = reserved && born.elapsed() > 2 * RESERVED_LIFE;
                 if left || outlived || activity.overdue(&timeouts) {
                     return;
                 }
             }
-            _ = phase.wait_for(|phase| *phase == Phase::Closing), if closing.is_none() => {
-                closing = Some(Instant::now());
-            }
-            () = last.notified(), if !graceful => {
+            Some(Event::Closing) => closing = Some(Instant::now()),
+            Some(Event::Last) => {
                 graceful = true;
                 connection.as_mut().graceful_shutdown();
             }
             // Connections of HTTP/2 are told so once; one that comes later has its requests answered until it closes.
-            _ = draining.wait_for(|phase| *phase > Phase::Serving), if !parted => {
+            Some(Event::Draining) => {
                 parted = true;
                 if activity.is_multiplexed() && activity.is_used() {
                     connection.as_mut().graceful_shutdown();
                 }
             }
             // A connection that was just made has its first request under way: it is answered, too.
-            _ = tokio::time::sleep(FIRST), if closing.is_some() && !graceful => {}
+            Some(Event::First) => {}
         }
     }
 }

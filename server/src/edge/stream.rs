@@ -28,6 +28,19 @@ impl Stream {
     }
 }
 
+/// Bytes that are copied rather than told to the system piece by piece: a token's event comes in three pieces.
+const FEW: usize = 1024;
+
+/// All pieces, where they are few bytes.
+fn together<'a>(pieces: &[IoSlice<'_>], few: &'a mut [u8; FEW]) -> Option<&'a [u8]> {
+    let mut len = 0;
+    for piece in pieces {
+        few.get_mut(len..len + piece.len())?.copy_from_slice(piece);
+        len += piece.len();
+    }
+    Some(&few[..len])
+}
+
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
@@ -72,8 +85,33 @@ impl AsyncWrite for Stream {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Stream::Plain(stream) => {
+                let mut few = [0; FEW];
+                match together(bufs, &mut few) {
+                    Some(bytes) => Pin::new(stream).poll_write(cx, bytes),
+                    None => Pin::new(stream).poll_write_vectored(cx, bufs),
+                }
+            }
             Stream::Secure(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_bytes_are_put_together() {
+        let mut few = [7; FEW];
+        let long = [1; FEW];
+        assert_eq!(together(&[], &mut few), Some(&[][..]));
+        assert_eq!(
+            together(&[IoSlice::new(b"ab"), IoSlice::new(b""), IoSlice::new(b"c")], &mut few),
+            Some(&b"abc"[..])
+        );
+        assert_eq!(together(&[IoSlice::new(&long)], &mut few), Some(&long[..]));
+        assert_eq!(together(&[IoSlice::new(b"a"), IoSlice::new(&long)], &mut few), None);
+        assert_eq!(together(&[IoSlice::new(&long), IoSlice::new(b"a")], &mut few), None);
     }
 }

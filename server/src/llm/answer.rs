@@ -219,7 +219,7 @@ impl Answer {
             text.push_str(&rest);
             end = Some(why);
         }
-        let mut piece = self.piece(&text, Some(told), end);
+        let mut piece = self.piece(text, Some(told), end);
         // A call was wanted, and is complete.
         let over = piece.end.is_none() && self.parser.as_ref().is_some_and(OutputParser::is_over);
         if over {
@@ -233,16 +233,16 @@ impl Answer {
     }
 
     /// Takes text apart; all of it, where it has ended.
-    fn piece(&mut self, text: &str, token: Option<Told>, end: Option<End>) -> Piece {
+    fn piece(&mut self, text: String, token: Option<Told>, end: Option<End>) -> Piece {
         let mut parts = Vec::new();
         let Some(parser) = &mut self.parser else {
             if !text.is_empty() {
-                parts.push(Part::Text(text.to_owned()));
+                parts.push(Part::Text(text));
             }
             return Piece { parts, token, end };
         };
         let before = parser.is_thinking();
-        parser.push(text, &mut parts);
+        parser.push(&text, &mut parts);
         if token.is_some() && (before || parser.is_thinking()) {
             self.thought += 1;
         }
@@ -254,7 +254,7 @@ impl Answer {
 
     fn finished(&mut self, reason: FinishReason) -> Piece {
         let (text, end) = self.rest(reason);
-        self.piece(&text, None, Some(end))
+        self.piece(text, None, Some(end))
     }
 
     /// The text that was held back, and why no more comes.

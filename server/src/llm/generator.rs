@@ -162,8 +162,6 @@ impl Generator {
         threads::spawn(name, move || {
             if computes {
                 threads::stand_back();
-            } else {
-                threads::answer();
             }
             thread.run();
         })?;

@@ -128,7 +128,6 @@ fn reason(status: ExitStatus, words: &str) -> Error {
 /// What the child does: nothing of this touches sockets or threads of a server.
 #[must_use]
 pub fn child() -> ExitCode {
-    crate::threads::work();
     // Where a limit cannot be set, the parent's looks are all there is.
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     let limit = |most: u64| Rlimit { current: Some(most), maximum: Some(most) };

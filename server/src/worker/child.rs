@@ -38,7 +38,6 @@ type Current = Mutex<(u64, CancelFlag)>;
 /// What the child does: nothing of this touches sockets or threads of a server.
 #[must_use]
 pub fn child() -> ExitCode {
-    threads::work();
     let control = std::io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from);
     let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
     // Where memory runs out, it is this process that has to go, and not the server.

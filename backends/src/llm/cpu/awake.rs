@@ -1,6 +1,7 @@
 //! Keeps the pool's threads awake for as long as a layer takes. One is some ten small pieces of work, one after the other,
 //! and a thread that has gone to sleep between two of them takes longer to wake than its share of the next.
 
+use kernels::turns;
 use rayon::Yield;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,6 +46,8 @@ fn look_for_work(over: &AtomicBool) {
         } else if now - last > PATIENCE || now - begun > LONGEST {
             return;
         }
+        // Whoever looks for work in vain is the first that others need not wait for.
+        turns::give();
         std::hint::spin_loop();
     }
 }

@@ -29,6 +29,7 @@ pub(super) fn keep_little() {
 #[expect(unsafe_code, reason = "a call of the C library")]
 pub(super) fn stand_back() {
     const NICE: libc::c_int = 5;
+    kernels::turns::long();
     #[cfg(target_os = "linux")]
     // SAFETY: it takes no pointer. On Linux it is a thread that has a priority, and not its process.
     unsafe {

@@ -23,10 +23,14 @@ use protocol::openai::response::{
     self, CallKind, ChatDelta, Chunk, CompletionDelta, Delta, FunctionDelta, ToolCallDelta, Usage,
 };
 use protocol::openai::sse;
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+
+/// Bytes of most events with a token: those are written without asking for memory anew.
+const EVENT: usize = 400;
 
 /// What is streamed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +101,7 @@ impl Events {
     fn event<C: serde::Serialize>(
         &self,
         out: &mut Vec<u8>,
-        choices: Vec<C>,
+        choices: &[C],
         usage: Option<Usage>,
         prompt: Option<&[u32]>,
     ) {
@@ -115,6 +119,7 @@ impl Events {
             usage: usage.or_else(|| self.telling.continuous_usage.then(|| self.used())),
             prompt_token_ids: prompt,
         };
+        out.reserve(EVENT);
         if let Err(error) = sse::event(out, &chunk) {
             tracing::error!(%error, "an event cannot be written");
         }
@@ -134,7 +139,7 @@ impl Events {
                         stop_reason: None,
                         token_ids: None,
                     };
-                    self.event(out, vec![delta], None, ids);
+                    self.event(out, &[delta], None, ids);
                 }
                 Kind::Completion if echo.is_some() || ids.is_some() => {
                     let delta = CompletionDelta {
@@ -146,7 +151,7 @@ impl Events {
                         prompt_token_ids: ids,
                         token_ids: None,
                     };
-                    self.event(out, vec![delta], None, None);
+                    self.event(out, &[delta], None, None);
                 }
                 Kind::Completion => {}
             }
@@ -178,15 +183,15 @@ impl Events {
         if !self.telling.reasoning {
             parts.retain(|part| !matches!(part, Part::Reasoning(_)));
         }
-        let told: Vec<Told> = token.into_iter().collect();
+        let told = token.as_slice();
         let silent = self.telling.logprobs.is_none() && !self.telling.token_ids;
         if parts.is_empty() && end.is_none() && (silent || told.is_empty()) {
             return;
         }
         let token_ids = self.telling.token_ids.then(|| told.iter().map(|told| told.id).collect());
         match self.kind {
-            Kind::Chat => self.chat(out, choice, &parts, (&told, token_ids, end.as_ref())),
-            Kind::Completion => self.completion(out, choice, &parts, (&told, token_ids, end.as_ref())),
+            Kind::Chat => self.chat(out, choice, &parts, (told, token_ids, end.as_ref())),
+            Kind::Completion => self.completion(out, choice, &parts, (told, token_ids, end.as_ref())),
         }
     }
 
@@ -204,12 +209,15 @@ impl Events {
             stop_reason: end.and_then(stop_reason),
             token_ids,
         };
-        self.event(out, vec![delta], None, None);
+        self.event(out, &[delta], None, None);
     }
 
     fn completion(&mut self, out: &mut Vec<u8>, choice: usize, parts: &[Part], (told, token_ids, end): Tokens<'_>) {
-        let text = parts.iter().map(|part| if let Part::Text(text) = part { text.as_str() } else { "" });
-        let text: String = text.collect();
+        let texts = parts.iter().map(|part| if let Part::Text(text) = part { text.as_str() } else { "" });
+        let text = match parts {
+            [Part::Text(text)] => Cow::Borrowed(text.as_str()),
+            _ => texts.collect(),
+        };
         let Ok(language) = self.servable.language() else { return };
         let teller = Teller { language, telling: &self.telling };
         let delta = CompletionDelta {
@@ -221,13 +229,13 @@ impl Events {
             prompt_token_ids: None,
             token_ids,
         };
-        self.event(out, vec![delta], None, None);
+        self.event(out, &[delta], None, None);
     }
 
     fn last(&mut self, out: &mut Vec<u8>) {
         if self.telling.usage {
             let used = self.used();
-            self.event(out, Vec::<ChatDelta<'_>>::new(), Some(used), None);
+            self.event::<ChatDelta<'_>>(out, &[], Some(used), None);
         }
         self.end(out);
     }
