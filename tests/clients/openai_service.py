@@ -27,14 +27,14 @@ WAIT_SECONDS = 10
 
 
 @contextlib.contextmanager
-def serving(binary, models, folder, **wishes):
-    """A server over iris and `tiny`, and the oracle of the latter."""
+def serving(binary, models, folder, more=(), **wishes):
+    """A server over iris and `tiny`, and the oracle of the latter; `more` arguments."""
     shutil.copytree(models / "iris", folder / "models" / "iris")
     oracle = tiny_llm.make(folder / "models" / "tiny", **wishes)
     start, started = starter(binary, folder)
     try:
         listen = ["--http-port", "{http}", "--grpc-port", "{grpc}"]
-        server = start("serve", "--model-repository", folder / "models", *listen)
+        server = start("serve", "--model-repository", folder / "models", *listen, *more)
         server.oracle = oracle
         yield server
         stop_all(started)

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// In units of the logits' standard deviation. The reference is held to 5e-5; kernels add up in another order.
 const TOLERANCE: f64 = 1e-4;
 
-fn options(blocks: u32, block_len: u32, context: usize) -> Options {
+pub(super) fn options(blocks: u32, block_len: u32, context: usize) -> Options {
     let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap());
     let cache = Shape { blocks, block_len, storage: CacheType::F32 };
     Options { cache, context, slots: 8, end_tokens: Vec::new(), pool, poison: true }
@@ -59,27 +59,37 @@ fn every_family_equals_the_reference() {
 
 /// How an engine is set up.
 #[derive(Clone, Copy, Debug)]
-struct Variant {
-    blocks: u32,
-    block_len: u32,
-    chunk: u32,
-    running: u32,
-    cache: bool,
-    overlap: Overlap,
+pub(super) struct Variant {
+    pub(super) blocks: u32,
+    pub(super) block_len: u32,
+    pub(super) chunk: u32,
+    pub(super) running: u32,
+    pub(super) cache: bool,
+    pub(super) overlap: Overlap,
+    pub(super) storage: CacheType,
 }
 
-const PLAIN: Variant =
-    Variant { blocks: 64, block_len: 32, chunk: 512, running: 1, cache: false, overlap: Overlap::InStep };
+pub(super) const PLAIN: Variant = Variant {
+    blocks: 64,
+    block_len: 32,
+    chunk: 512,
+    running: 1,
+    cache: false,
+    overlap: Overlap::InStep,
+    storage: CacheType::F32,
+};
 
 /// All requests through one engine.
-fn run(
+pub(super) fn run(
     spec: &DecoderSpec,
     weights: &Arc<dyn Weights>,
     variant: Variant,
     requests: &[(Vec<u32>, Parameters)],
 ) -> (Vec<Outcome>, Counters) {
-    let Variant { blocks, block_len, chunk, running, cache, overlap } = variant;
-    let executor = CpuExecutor::load(spec.clone(), weights, options(blocks, block_len, 512)).unwrap();
+    let Variant { blocks, block_len, chunk, running, cache, overlap, storage } = variant;
+    let mut options = options(blocks, block_len, 512);
+    options.cache.storage = storage;
+    let executor = CpuExecutor::load(spec.clone(), weights, options).unwrap();
     let setting = Setting { blocks, block_len, chunk, running, cache, overlap, most: 24, vocab: spec.vocab as u32 };
     drive(executor, setting, requests)
 }
@@ -88,19 +98,21 @@ fn run(
 fn answers_do_not_depend_on_how_steps_were_made() {
     for case in ["qwen3", "gemma3", "gpt_oss"] {
         let spec = goldens(case)[0].spec();
-        for format in [Format::F32, Format::Bf16] {
+        // With 16 bits as they are served.
+        for (format, storage) in [(Format::F32, CacheType::F32), (Format::Bf16, CacheType::F16)] {
             let weights: Arc<dyn Weights> = Arc::new(Dummy::new(&spec, format, Init::FanIn, 3).unwrap());
             let requests = requests(spec.vocab as u32);
-            let (alone, _) = run(&spec, &weights, PLAIN, &requests);
+            let plain = Variant { storage, ..PLAIN };
+            let (alone, _) = run(&spec, &weights, plain, &requests);
             assert!(alone.iter().all(|outcome| outcome.len() == 24), "{case}");
             let variants = [
-                ("batched", Variant { running: 5, ..PLAIN }),
-                ("one step ahead", Variant { running: 5, overlap: Overlap::Ahead, ..PLAIN }),
-                ("in chunks", Variant { running: 3, chunk: 8, ..PLAIN }),
-                ("with a prefix cache", Variant { running: 2, cache: true, ..PLAIN }),
-                ("blocks of 16", Variant { running: 5, block_len: 16, blocks: 128, ..PLAIN }),
-                ("blocks of 64", Variant { running: 5, block_len: 64, ..PLAIN }),
-                ("preempted", Variant { running: 5, blocks: 11, block_len: 16, cache: true, ..PLAIN }),
+                ("batched", Variant { running: 5, ..plain }),
+                ("one step ahead", Variant { running: 5, overlap: Overlap::Ahead, ..plain }),
+                ("in chunks", Variant { running: 3, chunk: 8, ..plain }),
+                ("with a prefix cache", Variant { running: 2, cache: true, ..plain }),
+                ("blocks of 16", Variant { running: 5, block_len: 16, blocks: 128, ..plain }),
+                ("blocks of 64", Variant { running: 5, block_len: 64, ..plain }),
+                ("preempted", Variant { running: 5, blocks: 11, block_len: 16, cache: true, ..plain }),
             ];
             for (name, variant) in variants {
                 let (outcomes, counters) = run(&spec, &weights, variant, &requests);

@@ -19,6 +19,7 @@ mod hazards;
 mod packed;
 mod parity;
 mod properties;
+mod quantised;
 mod reference;
 mod request;
 mod rules;

@@ -3,130 +3,20 @@
 
 use crate::cuda::{PLAIN, Variant, device, options, prompt_logprobs, run};
 use crate::driven::{log_probability, requests};
-use crate::reference::Reference;
+use crate::quantised::{FormatOf, Quantised, TOKENS, mixed, spec, wanted};
 use backends::LoadError;
 use backends::llm::cuda::{CudaExecutor, Options, weight_bytes};
 use backends::llm::engine::Overlap;
 use backends::llm::spec::DecoderSpec;
-use backends::llm::weights::blocks::dequantise;
 use backends::llm::weights::dummy::{Dummy, Init};
 use backends::llm::weights::{Format, Info, Weights};
-use half::f16;
 #[cfg(feature = "emulator")]
 use kernels::cuda::Units;
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
 /// In standard deviations of the logits, as the other tests of the executor have it.
 const TOLERANCE: f64 = 0.02;
-
-/// Its rows are whole blocks of every type.
-fn spec() -> DecoderSpec {
-    let config = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 256,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
-        "intermediate_size": 512, "vocab_size": 301, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
-        "rope_theta": 5e5, "tie_word_embeddings": false, "hidden_act": "silu", "attention_bias": false,
-        "torch_dtype": "bfloat16"}"#;
-    DecoderSpec::from_config(Path::new("config.json"), config.as_bytes()).unwrap()
-}
-
-/// A model nobody trained, whose projections are blocks of some type.
-struct Quantised {
-    rest: Dummy,
-    infos: BTreeMap<String, Info>,
-    format: fn(&str) -> Format,
-    /// Are they told as bf16?
-    widened: bool,
-}
-
-impl Quantised {
-    fn new(spec: &DecoderSpec, format: fn(&str) -> Format, widened: bool) -> Self {
-        let rest = Dummy::new(spec, Format::Bf16, Init::FanIn, 3).unwrap();
-        let projections = rest.names().into_iter().filter(|name| name.contains("_proj") || name.contains("lm_head"));
-        let info = |name: &str| {
-            let shape = rest.info(name).unwrap().shape.clone();
-            let format = if widened { Format::Bf16 } else { format(name) };
-            (name.to_owned(), Info { format, shape })
-        };
-        let infos = projections.map(info).collect();
-        Quantised { rest, infos, format, widened }
-    }
-}
-
-/// Block `index` of a tensor: any codes, and scales that give its numbers about the deviation `sigma` and the mean 0.
-fn block(format: Format, name: &str, index: usize, sigma: f32) -> Vec<u8> {
-    let mut state =
-        name.bytes().fold(index as u64 + 1, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 32) as u8
-    };
-    let mut bytes: Vec<u8> = (0..format.block().1).map(|_| next()).collect();
-    let mut put = |at: usize, number: f32| bytes[at..at + 2].copy_from_slice(&f16::from_f32(number).to_le_bytes());
-    match format {
-        Format::Q8_0 => put(0, sigma / 74.0),
-        Format::Q4_0 => put(0, sigma / 4.6),
-        Format::Q6K => put(208, sigma / 18.5 / 74.0),
-        Format::Q4K | Format::Q5K => {
-            let (deviation, mean) = if format == Format::Q4K { (4.6, 7.5) } else { (9.2, 15.5) };
-            put(0, sigma / deviation / 36.0);
-            put(2, sigma / deviation / 36.0 * mean);
-            // Minima of as many units as scales.
-            bytes.copy_within(4..8, 8);
-            bytes[12..16].iter_mut().for_each(|both| *both = (*both & 15) | *both << 4);
-        }
-        Format::Mxfp4 => bytes[0] = (127.0 + (sigma / 3.0).log2()) as u8 - (index % 2) as u8,
-        Format::F32 | Format::F16 | Format::Bf16 => unreachable!("not of blocks"),
-    }
-    bytes
-}
-
-impl Weights for Quantised {
-    fn file(&self) -> &Path {
-        self.rest.file()
-    }
-
-    fn names(&self) -> Vec<&str> {
-        self.rest.names()
-    }
-
-    fn info(&self, name: &str) -> Option<&Info> {
-        self.infos.get(name).or_else(|| self.rest.info(name))
-    }
-
-    fn read(&self, name: &str, range: Range<usize>) -> Result<Vec<u8>, LoadError> {
-        let Some(info) = self.infos.get(name) else { return self.rest.read(name, range) };
-        let format = (self.format)(name);
-        let (numbers, size) = format.block();
-        let unit = if self.widened { 2 * numbers } else { size };
-        let sigma = 1.0 / (info.shape[1] as f32).sqrt();
-        let blocks = range.start / unit..range.end.div_ceil(unit);
-        let bytes: Vec<u8> = blocks.clone().flat_map(|index| block(format, name, index, sigma)).collect();
-        let bytes = match self.widened {
-            true => {
-                let wide = dequantise(format, &bytes).into_iter();
-                wide.flat_map(|number| half::bf16::from_f32(number).to_le_bytes()).collect()
-            }
-            false => bytes,
-        };
-        let before = range.start - blocks.start * unit;
-        Ok(bytes[before..before + range.len()].to_vec())
-    }
-}
-
-const TOKENS: [u32; 40] = [
-    5, 299, 17, 4, 250, 33, 71, 8, 8, 190, 45, 2, 121, 300, 64, 77, 9, 210, 154, 31, 6, 88, 270, 19, 140, 3, 55, 201,
-    16, 92, 11, 233, 178, 29, 61, 100, 47, 285, 130, 7,
-];
-
-/// What the reference makes of the weights.
-fn wanted(spec: &DecoderSpec, weights: &dyn Weights) -> Vec<f32> {
-    let reference = Reference::new(spec.clone(), weights, TOKENS.len()).unwrap();
-    reference.forward(&TOKENS, &mut reference.cache()).unwrap().data
-}
 
 /// How far a prompt's probabilities are from it, and bytes of the weights.
 fn measured(spec: &DecoderSpec, weights: &dyn Weights, wanted: &[f32], chunk: usize) -> f64 {
@@ -141,9 +31,6 @@ fn measured(spec: &DecoderSpec, weights: &dyn Weights, wanted: &[f32], chunk: us
         .map(|(told, (token, logits))| (f64::from(told.logprob) - log_probability(logits, *token)).powi(2));
     (errors.sum::<f64>() / told.len() as f64 / variance).sqrt()
 }
-
-/// The format of a tensor by its name.
-type FormatOf = fn(&str) -> Format;
 
 #[test]
 fn every_type_is_near_the_reference_and_small() {
@@ -218,11 +105,6 @@ impl Weights for Read<'_> {
     ) -> Result<Option<backends::llm::weights::groups::Groups>, LoadError> {
         self.0.read_groups(name, rows)
     }
-}
-
-/// Files mix types, as llama.cpp's do: values and down projections have more bits than the rest.
-fn mixed(name: &str) -> Format {
-    if name.contains("v_proj") || name.contains("down_proj") { Format::Q6K } else { Format::Q4K }
 }
 
 /// Parts of one matrix that differ are widened, all others are not.
