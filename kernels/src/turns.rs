@@ -86,7 +86,7 @@ mod tests {
         long();
         let (slice, same) = asked();
         // Systems before 6.12 know no slices, and tell zeros.
-        assert_eq!(slice, if before == 0 { 0 } else { before.max(LONG) });
+        assert!(slice == before.max(LONG) || (before == 0 && slice == 0), "{slice} after {before}");
         assert_eq!(same, nice);
     }
 

@@ -54,6 +54,20 @@ pub(super) fn log_probability(logits: &[f32], token: u32) -> f64 {
     f64::from(logits[token as usize] - best) - sum.ln()
 }
 
+/// How far what was told of `tokens`, from the second on, is from the logits `wanted` of all positions: the root of the mean
+/// square, in standard deviations of the logits.
+pub(super) fn distance(told: &[Logprobs], tokens: &[u32], wanted: &[f32]) -> f64 {
+    assert_eq!(told.len(), tokens.len() - 1);
+    let mean = wanted.iter().map(|x| f64::from(*x)).sum::<f64>() / wanted.len() as f64;
+    let variance = wanted.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / wanted.len() as f64;
+    let next = tokens[1..].iter().zip(wanted.chunks_exact(wanted.len() / tokens.len()));
+    let errors = told
+        .iter()
+        .zip(next)
+        .map(|(told, (token, logits))| (f64::from(told.logprob) - log_probability(logits, *token)).powi(2));
+    (errors.sum::<f64>() / told.len() as f64 / variance).sqrt()
+}
+
 /// How an engine is set up around an executor.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Setting {

@@ -2,7 +2,7 @@
 //! `stored.rs` does so on a GPU.
 
 use crate::cpu::{PLAIN, Variant, options, run};
-use crate::driven::{log_probability, prompt_logprobs, requests};
+use crate::driven::{distance, prompt_logprobs, requests};
 use crate::parity::goldens;
 use crate::reference::Reference;
 use backends::LoadError;
@@ -163,17 +163,8 @@ const TOLERANCE: f64 = 0.03;
 
 /// How far a prompt's probabilities are from the reference's, in standard deviations of the logits.
 fn error(executor: &mut CpuExecutor, spec: &DecoderSpec, wanted: &[f32], chunk: usize) -> f64 {
-    let told = prompt_logprobs(executor, &tokens(spec), chunk, 16);
-    assert_eq!(told.len(), TOKENS.len() - 1);
-    let mean = wanted.iter().map(|x| f64::from(*x)).sum::<f64>() / wanted.len() as f64;
-    let variance = wanted.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / wanted.len() as f64;
     let tokens = tokens(spec);
-    let next = tokens[1..].iter().zip(wanted.chunks_exact(spec.vocab));
-    let errors = told
-        .iter()
-        .zip(next)
-        .map(|(told, (token, logits))| (f64::from(told.logprob) - log_probability(logits, *token)).powi(2));
-    (errors.sum::<f64>() / told.len() as f64 / variance).sqrt()
+    distance(&prompt_logprobs(executor, &tokens, chunk, 16), &tokens, wanted)
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! weights widened, as near as the same model in bf16 comes, and smaller than it.
 
 use crate::cuda::{PLAIN, Variant, device, options, prompt_logprobs, run};
-use crate::driven::{log_probability, requests};
+use crate::driven::{distance, requests};
 use crate::quantised::{FormatOf, Quantised, TOKENS, mixed, spec, wanted};
 use backends::LoadError;
 use backends::llm::cuda::{CudaExecutor, Options, weight_bytes};
@@ -22,14 +22,7 @@ const TOLERANCE: f64 = 0.02;
 fn measured(spec: &DecoderSpec, weights: &dyn Weights, wanted: &[f32], chunk: usize) -> f64 {
     let mut executor = CudaExecutor::load(spec.clone(), weights, device(), options(8, 64)).unwrap();
     let told = prompt_logprobs(&mut executor, &TOKENS, chunk);
-    let mean = wanted.iter().map(|x| f64::from(*x)).sum::<f64>() / wanted.len() as f64;
-    let variance = wanted.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / wanted.len() as f64;
-    let next = TOKENS[1..].iter().zip(wanted.chunks_exact(spec.vocab));
-    let errors = told
-        .iter()
-        .zip(next)
-        .map(|(told, (token, logits))| (f64::from(told.logprob) - log_probability(logits, *token)).powi(2));
-    (errors.sum::<f64>() / told.len() as f64 / variance).sqrt()
+    distance(&told, &TOKENS, wanted)
 }
 
 #[test]
