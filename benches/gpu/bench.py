@@ -29,13 +29,14 @@ PEERS = ROOT / "benches" / "peers" / "gpu_peers.py"
 # What a process measures, as its rows begin, and the most seconds that it may take: a fault ends no other.
 MODELS = [
     (["decode.qwen3"], 40),
-    (["decode.llama-3.1-8b.bf16.", "ttft.", "engine.closed."], 120),
+    (["decode.llama-3.1-8b.bf16.", "ttft.", "engine.closed."], 140),
     (["decode.llama-3.1-8b.fp8."], 60),
 ]
+FEW = [f"gemm.skinny.m{rows}" for rows in ["1", "4", "8", "32", "64"]]
 CODES = [f"gemm.skinny.{kind}" for kind in ["fp8", "q8_0", "int8", "q5_k", "q4_k", "awq", "gptq", "mxfp4"]]
 KERNELS = [
     (["attention."], 30),
-    (["gemm.skinny.m1", "gemm.skinny.m64", "gemm.tiled.", "gemm.wgmma.m"], 40),
+    ([*FEW, "gemv.", "gemm.tiled.", "gemm.wgmma.m"], 50),
     (["norm", "rope-write", "silu-mul"], 20),
     ([*CODES, "gemm.wgmma.fp8", "widen.", "quantise-rows"], 60),
     (["experts."], 40),

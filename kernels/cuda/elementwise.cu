@@ -7,7 +7,7 @@
 //
 // All are bound by memory: a thread moves four floats (16 bytes) or eight bf16 at a time, neighbours side by side. How
 // a row is divided among threads depends on its width alone, so it is summed in one order whatever stands beside it.
-#include "device.cuh"
+#include "activation.cuh"
 
 // ----------------------------------------------------------------------------------------------------------- embedding
 
@@ -195,25 +195,6 @@ ADD_NORM(add_norm_4, 1024, 4)
 // --------------------------------------------------------------------------------------------------- gated activations
 
 namespace {
-
-enum Kind { SILU, GELU, GELU_TANH, CLAMPED_SWIGLU };
-
-// x times the logistic function of y. A power that overflows gives x / inf = 0.
-DEVICE float times_sigmoid(float x, float y) { return __fdividef(x, 1.0f + __expf(-y)); }
-
-template <int KIND> DEVICE float activate(float gate, float up, float limit) {
-    if (KIND == SILU) return times_sigmoid(gate, gate) * up;
-    // By the complement, which keeps its digits where gelu is small: 1 + erf(z) = erfc(-z).
-    if (KIND == GELU) return 0.5f * gate * erfcf(-0.70710678f * gate) * up;
-    if (KIND == GELU_TANH) {
-        // (1 + tanh(z)) / 2 is the logistic function of 2 z.
-        float doubled = 1.5957691f * (gate + 0.044715f * gate * gate * gate);
-        return times_sigmoid(gate, doubled) * up;
-    }
-    gate = fminf(gate, limit);
-    up = fminf(fmaxf(up, -limit), limit);
-    return times_sigmoid(gate, 1.702f * gate) * (up + 1.0f);
-}
 
 // Eight numbers of bf16 as floats, with their biases.
 DEVICE void load_eight(float (&to)[8], const bf16 *from, const float *bias) {

@@ -407,6 +407,7 @@ impl Computing {
                     pool: options.pool.clone(),
                     graphs: true,
                     deterministic: wishes.deterministic,
+                    short_rows: cuda::SHORT_ROWS,
                     poison: false,
                 };
                 let gpu = Box::new(cuda::Watched::new(Box::new(gpu), wishes.calls.clone()));

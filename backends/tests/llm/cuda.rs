@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 /// Root of the mean squared error, in units of the logits' standard deviation. The reference implementations' own bf16
 /// errs by 0.007 to 0.016; a wrong rotation, window or norm by 0.05 and more.
-const TOLERANCE: f64 = 0.02;
+pub(super) const TOLERANCE: f64 = 0.02;
 /// Of a mixture of experts one token in so many may be off by more. Where two logits of a router are nearly equal, 16
 /// bits choose another expert than 32 do, and that token's probabilities are far off: of gpt_oss's 120 choices, those
 /// with margins of 0.001, 0.005 and 0.008 (half of all have more than 0.4) err by 0.07 to 0.15. What is wrong shows
@@ -51,7 +51,8 @@ pub(super) fn options(blocks: u32, context: usize) -> Options {
     let end_tokens = Vec::new();
     let (graphs, deterministic, poison) = (true, true, true);
     let cache = CacheType::Bf16;
-    Options { blocks, cache, context, slots: 8, step_rows: 512, end_tokens, pool, graphs, deterministic, poison }
+    let (slots, step_rows, short_rows) = (8, 512, 0);
+    Options { blocks, cache, context, slots, step_rows, end_tokens, pool, graphs, deterministic, short_rows, poison }
 }
 
 /// Log probabilities of each token after the first: see [`driven::prompt_logprobs`].
@@ -60,7 +61,7 @@ pub(super) fn prompt_logprobs(executor: &mut dyn Executor, tokens: &[u32], chunk
 }
 
 /// How far what was told of a prompt is from the reference: see [`TOLERANCE`].
-fn distance(golden: &Golden, told: &[Logprobs], vocab: usize) -> f64 {
+pub(super) fn distance(golden: &Golden, told: &[Logprobs], vocab: usize) -> f64 {
     assert_eq!(told.len(), golden.tokens.len() - 1);
     let count = golden.logits.len() as f64;
     let mean = golden.logits.iter().map(|x| f64::from(*x)).sum::<f64>() / count;
@@ -142,6 +143,7 @@ pub(super) struct Variant {
     pub(super) cache: bool,
     pub(super) stored: CacheType,
     pub(super) deterministic: bool,
+    pub(super) short_rows: usize,
     pub(super) blocks: u32,
     /// Tokens of each answer.
     pub(super) most: u32,
@@ -155,6 +157,7 @@ pub(super) const PLAIN: Variant = Variant {
     cache: false,
     stored: CacheType::Bf16,
     deterministic: true,
+    short_rows: 0,
     blocks: 64,
     most: 12,
 };
@@ -176,9 +179,10 @@ fn counted(
     variant: Variant,
     requests: &[(Vec<u32>, Parameters)],
 ) -> (Vec<Outcome>, Counters) {
-    let Variant { running, overlap, graphs, chunk, cache, stored, deterministic, blocks, most } = variant;
-    let options = Options { graphs, cache: stored, deterministic, ..options(blocks, 512) };
-    let executor = CudaExecutor::load(spec.clone(), weights, device(), options).unwrap();
+    let Variant { running, overlap, graphs, chunk, cache, stored, deterministic, short_rows, blocks, most } = variant;
+    let options = Options { graphs, cache: stored, deterministic, short_rows, ..options(blocks, 512) };
+    let device = if short_rows > 0 { crate::short::device() } else { device() };
+    let executor = CudaExecutor::load(spec.clone(), weights, device, options).unwrap();
     let (block_len, vocab) = (BLOCK as u32, spec.vocab as u32);
     drive(executor, Setting { blocks, block_len, chunk, running, cache, overlap, most, vocab }, requests)
 }
@@ -299,12 +303,17 @@ fn chunks_equal_the_whole() {
 #[cfg(feature = "emulator")]
 #[test]
 fn a_step_of_decoding_is_nine_launches_for_each_layer_and_twelve_with_experts() {
-    for (case, deterministic) in [("qwen3", false), ("qwen3", true), ("qwen3_moe", false)] {
+    let (plain, fixed, short) = ((false, 0), (true, 0), (false, 1));
+    for (case, how) in
+        [("qwen3", plain), ("qwen3", fixed), ("qwen3_moe", plain), ("qwen3", short), ("qwen3_moe", short)]
+    {
+        let (deterministic, short_rows) = how;
         let spec = goldens(case)[0].spec();
         let weights = Dummy::new(&spec, Format::Bf16, Init::FanIn, 3).unwrap();
-        let mut emulator = kernels::cuda::Emulator::new();
+        let units = if short_rows > 0 { crate::short::UNITS } else { kernels::cuda::Units::Warps };
+        let mut emulator = kernels::cuda::Emulator::with_units(units);
         let log = emulator.log();
-        let options = Options { graphs: false, deterministic, ..options(8, 64) };
+        let options = Options { graphs: false, deterministic, short_rows, ..options(8, 64) };
         let mut executor = CudaExecutor::load(spec.clone(), &weights, Box::new(emulator), options).unwrap();
         let chunk = Chunk {
             sequence: SequenceId { group: GroupId(1), copy: 0 },
@@ -324,7 +333,11 @@ fn a_step_of_decoding_is_nine_launches_for_each_layer_and_twelve_with_experts() 
         let names: Vec<&str> = log.lock().unwrap().iter().map(|launch| launch.kernel()).collect();
         let mixtures = spec.layers.iter().filter(|layer| layer.mixture).count();
         assert_eq!(mixtures > 0, case == "qwen3_moe");
-        assert_eq!(names.len(), 2 + 9 * spec.layers.len() + 3 * mixtures + 1 + 2, "{names:?}");
+        // A short step has neither norms nor activations of their own.
+        let short = short_rows > 0 && mixtures == 0;
+        let wanted =
+            if short { 2 + 6 * spec.layers.len() + 1 } else { 2 + 9 * spec.layers.len() + 3 * mixtures + 1 + 2 };
+        assert_eq!(names.len(), wanted, "{names:?}");
         executor.sample(&ticket, &Masks::default()).unwrap();
         assert!(executor.collect(ticket).unwrap()[0].token.is_some());
         // Where bits must not depend on steps, decoding has the attention of prompts.

@@ -26,6 +26,8 @@ mod rules;
 mod safetensors;
 mod sampler;
 mod scripts;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod short;
 mod stops;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod stored;

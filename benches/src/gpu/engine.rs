@@ -4,7 +4,7 @@ use super::shapes::{self, LLAMA, QWEN, Shape};
 use super::{Args, open};
 use crate::Failure;
 use backends::llm::blocks::{BlockPool, PrefixKey};
-use backends::llm::cuda::{CacheType, CudaExecutor, Options};
+use backends::llm::cuda::{CacheType, CudaExecutor, Options, SHORT_ROWS};
 use backends::llm::engine::{Engine, Overlap};
 use backends::llm::request::{Draft, Limits, Request};
 use backends::llm::sampling::{Parameters, Sampling};
@@ -21,6 +21,8 @@ const BLOCK: usize = 32;
 const STEP_ROWS: usize = 4096;
 /// Steps that are not counted after all sequences have begun.
 const WARM: usize = 4;
+/// Rows of the steps that are measured with the launches of few rows beside those without.
+const SHORT: usize = 4;
 /// Prompts whose first token is timed.
 const FIRSTS: usize = 9;
 /// A prompt of a closed loop: shorter than a block, so that no two share one.
@@ -34,6 +36,7 @@ struct Model {
     spec: DecoderSpec,
     limits: Limits,
     sampling: Arc<Sampling>,
+    short_rows: usize,
     /// Of made-up prompts.
     state: u64,
 }
@@ -45,6 +48,13 @@ struct Decode {
     tokens: usize,
 }
 
+/// A row of decoding; `.short` where steps of so few rows take the launches that are for these.
+fn name(shape: Shape, clients: usize, short_rows: usize) -> String {
+    let numbers = if shape.eight_bits { "fp8" } else { "bf16" };
+    let short = if short_rows == SHORT { ".short" } else { "" };
+    format!("decode.{}.{numbers}.b{clients}{short}", shape.name)
+}
+
 /// All rows that need an engine.
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let context = if args.small { 64 } else { 1024 };
@@ -52,14 +62,16 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     // While 256 prompts are read, four a step, the first of them decode already.
     let (some, many) = if args.small { (2, 4) } else { (32, 256) };
     let longer = if args.small { 24 } else { 192 };
-    if args.wants("decode.qwen3-0.6b.") {
-        let mut model = Model::load(args, QWEN, 1, 2 * context)?;
-        model.decode(args, QWEN, context, &Decode { clients: 1, tokens: long })?;
+    for short_rows in [SHORT_ROWS, SHORT] {
+        if args.wants(&name(QWEN, 1, short_rows)) {
+            let mut model = Model::load(args, QWEN, (1, 2 * context), short_rows)?;
+            model.decode(args, QWEN, context, &Decode { clients: 1, tokens: long })?;
+        }
     }
     let rows = ["decode.llama-3.1-8b.bf16.", "ttft.llama-3.1-8b.", "engine.closed."];
     if rows.iter().any(|row| args.wants(row)) {
-        let mut model = Model::load(args, LLAMA, many, context + context / 4)?;
-        for (clients, tokens) in [(1, long), (some, long), (many, longer)] {
+        let mut model = Model::load(args, LLAMA, (many, context + context / 4), SHORT_ROWS)?;
+        for (clients, tokens) in [(1, long), (SHORT, long), (some, long), (many, longer)] {
             model.decode(args, LLAMA, context, &Decode { clients, tokens })?;
         }
         model.first(args, LLAMA, context)?;
@@ -67,8 +79,14 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             model.closed(args, clients)?;
         }
     }
+    if args.wants(&name(LLAMA, 1, SHORT)) || args.wants(&name(LLAMA, SHORT, SHORT)) {
+        let mut model = Model::load(args, LLAMA, (SHORT, context + context / 4), SHORT)?;
+        for clients in [1, SHORT] {
+            model.decode(args, LLAMA, context, &Decode { clients, tokens: long })?;
+        }
+    }
     if args.wants("decode.llama-3.1-8b.fp8.") {
-        let mut model = Model::load(args, LLAMA.in_eight_bits(), many, context + context / 4)?;
+        let mut model = Model::load(args, LLAMA.in_eight_bits(), (many, context + context / 4), SHORT_ROWS)?;
         model.decode(args, LLAMA.in_eight_bits(), context, &Decode { clients: many, tokens: longer })?;
     }
     Ok(())
@@ -76,7 +94,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 
 impl Model {
     /// `slots` sequences of `context` tokens fit in.
-    fn load(args: &Args, shape: Shape, slots: usize, context: usize) -> Result<Self, Failure> {
+    fn load(args: &Args, shape: Shape, (slots, context): (usize, usize), short_rows: usize) -> Result<Self, Failure> {
         let spec = shape.spec(args.small)?;
         let blocks = (slots * context.div_ceil(BLOCK)) as u32;
         let begun = Instant::now();
@@ -90,6 +108,7 @@ impl Model {
             pool: Arc::new(rayon::ThreadPoolBuilder::new().build()?),
             graphs: true,
             deterministic: false,
+            short_rows,
             poison: false,
         };
         let executor = CudaExecutor::load(spec.clone(), &shape.weights(&spec)?, open()?, options)?;
@@ -116,7 +135,7 @@ impl Model {
         let parameters = Parameters { ignore_eos: true, ..Parameters::default() };
         let (most, vocabulary) = (context as u32, spec.vocab as u32);
         let limits = Limits { prompt_tokens: most, copies: 1, output_tokens: most, vocabulary };
-        Ok(Model { engine, spec, limits, sampling: Arc::new(Sampling::new(parameters)?), state: 1 })
+        Ok(Model { engine, spec, limits, sampling: Arc::new(Sampling::new(parameters)?), short_rows, state: 1 })
     }
 
     /// Takes a prompt of so many random tokens.
@@ -157,8 +176,7 @@ impl Model {
 
     /// Tokens a second while all sequences decode, at contexts around `context`.
     fn decode(&mut self, args: &Args, shape: Shape, context: usize, job: &Decode) -> Result<(), Failure> {
-        let numbers = if shape.eight_bits { "fp8" } else { "bf16" };
-        let what = format!("decode.{}.{numbers}.b{}", shape.name, job.clients);
+        let what = name(shape, job.clients, self.short_rows);
         if !args.wants(&what) {
             return Ok(());
         }

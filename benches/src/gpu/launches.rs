@@ -24,6 +24,8 @@ pub(super) struct Sizes {
     pub(super) context: usize,
     /// Rows of products by the kernel for few, and by that for many.
     pub(super) few: &'static [usize],
+    /// And by that for one to eight.
+    pub(super) vectors: &'static [usize],
     pub(super) many: &'static [usize],
     /// A mixture's residual stream, an expert's width, experts, and choices of a row.
     pub(super) mixture: [usize; 4],
@@ -33,11 +35,20 @@ const REAL: Sizes = Sizes {
     rows: 4096,
     sequences: 256,
     context: 4096,
-    few: &[1, 16, 64],
+    few: &[1, 4, 8, 16, 32, 64],
+    vectors: &[1, 4, 8],
     many: &[256, 1024, 4096],
     mixture: [2048, 768, 128, 8],
 };
-const TOY: Sizes = Sizes { rows: 64, sequences: 4, context: 64, few: &[1, 16], many: &[128], mixture: [64, 96, 8, 2] };
+const TOY: Sizes = Sizes {
+    rows: 64,
+    sequences: 4,
+    context: 64,
+    few: &[1, 16],
+    vectors: &[1, 8],
+    many: &[128],
+    mixture: [64, 96, 8, 2],
+};
 
 /// Measures some kernels on a device that has nothing in its memory.
 type Family = fn(&mut Bench<'_>) -> Result<(), Failure>;
@@ -47,7 +58,7 @@ const FAMILIES: [(&[&str], Family); 9] = [
     (&["norm", "rope-write", "silu-mul"], between::run),
     (&["attention.decode."], attention::decode),
     (&["attention.prompt."], attention::prompt),
-    (&["gemm."], products::run),
+    (&["gemm.", "gemv."], products::run),
     (&["gemm.", "widen.", "quantise-rows"], stored::run),
     (&["embed", "gelu", "clamped-swiglu", "shape-logits"], between::others),
     (&["experts."], experts::run),

@@ -1,10 +1,13 @@
-//! Products with a layer's matrices as bf16: each kind by itself, and all of them in the order of a step.
+//! Products with a layer's matrices as bf16: each kind by itself, and all of them in the order of a step. Of one to eight
+//! rows there are two: `gemm.skinny`, and `gemv`, which also does what stands after it.
 
 use super::launches::{Bench, LAYERS};
 use super::{Needs, shapes};
 use crate::Failure;
+use kernels::cuda::elementwise::Gate;
 use kernels::cuda::gemm::{self, Output, Product, Workspace};
-use kernels::cuda::{Bf16, Slice, Units};
+use kernels::cuda::gemv::{self, Gemv, Input, Outcome};
+use kernels::cuda::{Bf16, Launch, Slice, Units};
 
 /// A matrix of a layer, with what its product takes besides.
 #[derive(Clone, Copy)]
@@ -52,6 +55,9 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), Failure> {
     for &rows in bench.sizes.few {
         measure(bench, &products, &format!("gemm.skinny.m{rows}"), (rows, Units::Warps))?;
     }
+    for &rows in bench.sizes.vectors {
+        measure_gemv(bench, &products, rows)?;
+    }
     for &rows in bench.sizes.many {
         measure(bench, &products, &format!("gemm.tiled.m{rows}"), (rows, Units::Warps))?;
         if let units @ Units::Warpgroups { .. } = bench.device.matrix_units() {
@@ -61,13 +67,16 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A kind's products, of which as many as there are layers take turns.
+type OfKind<'a> = (&'a str, Vec<Product>);
+
 fn measure(
     bench: &mut Bench<'_>,
-    kinds: &[(&str, Vec<Product>)],
+    kinds: &[OfKind<'_>],
     what: &str,
     (rows, units): (usize, Units),
 ) -> Result<(), Failure> {
-    let mut measure = |what: &str, products: &[Product]| -> Result<(), Failure> {
+    each(kinds, what, |what, products| {
         let products: Vec<Product> = products.iter().map(|product| Product { rows, ..*product }).collect();
         let (mut launches, mut needs) = (Vec::new(), Needs::default());
         for product in &products {
@@ -79,7 +88,36 @@ fn measure(
             true => bench.bandwidth(what, &launches, needs.bytes),
             false => bench.rate(what, &launches, needs.operations, needs),
         }
-    };
+    })
+}
+
+/// The same products by the kernel for one to eight rows, as a layer has them: with the activation, where the gate is.
+fn measure_gemv(bench: &mut Bench<'_>, kinds: &[OfKind<'_>], rows: usize) -> Result<(), Failure> {
+    each(kinds, &format!("gemv.m{rows}"), |what, products| {
+        let vectors = products.iter().map(|product| {
+            let y = match product.y {
+                Output::F32(y) => Outcome::F32(y),
+                Output::Bf16(y) => Outcome::Gated(y, Gate::Silu),
+            };
+            let Product { weight, bias, outputs, inputs, .. } = *product;
+            Gemv { x: Input::Rows(product.x), weight, bias, y, rows, outputs, inputs }
+        });
+        let vectors: Vec<Gemv> = vectors.filter(|vector| gemv::suits(rows, vector.inputs)).collect();
+        // What has no room for so many rows has no row.
+        if vectors.len() < products.len() {
+            return Ok(());
+        }
+        let launches = vectors.iter().map(gemv::gemv).collect::<Result<Vec<Launch>, _>>()?;
+        bench.bandwidth(what, &launches, vectors.iter().map(gemv::gemv_bytes).sum())
+    })
+}
+
+/// All kinds in the order of a step, then each by itself.
+fn each(
+    kinds: &[OfKind<'_>],
+    what: &str,
+    mut measure: impl FnMut(&str, &[Product]) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let layers: Vec<Product> =
         (0..LAYERS).flat_map(|layer| kinds.iter().map(move |(_, products)| products[layer])).collect();
     measure(what, &layers)?;

@@ -182,6 +182,18 @@ pub enum Gate {
     },
 }
 
+impl Gate {
+    /// As kernels number them (`activation.cuh`), and the limit.
+    pub(super) fn numbered(self) -> (usize, f32) {
+        match self {
+            Gate::Silu => (0, 0.0),
+            Gate::Gelu => (1, 0.0),
+            Gate::GeluTanh => (2, 0.0),
+            Gate::ClampedSwiglu { limit } => (3, limit),
+        }
+    }
+}
+
 /// `out = activation(gate, up)`.
 #[derive(Clone, Copy, Debug)]
 pub struct Gated {
@@ -209,12 +221,8 @@ pub fn gated(job: &Gated) -> Result<Launch, Misuse> {
     vectors("gate and up", job.input, 2 * job.rows * job.width)?;
     optional("biases", job.bias, 2 * job.width)?;
     vectors("out", job.out, job.rows * job.width)?;
-    let (kernel, limit) = match job.gate {
-        Gate::Silu => ("gated_silu", 0.0),
-        Gate::Gelu => ("gated_gelu", 0.0),
-        Gate::GeluTanh => ("gated_gelu_tanh", 0.0),
-        Gate::ClampedSwiglu { limit } => ("gated_clamped_swiglu", limit),
-    };
+    let (number, limit) = job.gate.numbered();
+    let kernel = ["gated_silu", "gated_gelu", "gated_gelu_tanh", "gated_clamped_swiglu"][number];
     // The kernel counts eights of all rows in 32 bits.
     let eights = int("all of the gate by eights", job.rows * job.width / 8)? as usize;
     let threads = threads(eights).min(THREADS);

@@ -32,7 +32,7 @@ const FRESH_BYTE: u8 = 0xff;
 /// KiB, one of which is left to static arrays.
 const SHARED_MAX: u32 = 98 << 10;
 /// What the names of kernels for compute capability 9.0 alone have in them.
-const OF_HOPPER: &str = "wgmma";
+const OF_HOPPER: [&str; 2] = ["wgmma", "gemv"];
 
 /// Launches that somebody else may look at.
 pub type Log = Arc<Mutex<Vec<Launch>>>;
@@ -79,7 +79,7 @@ impl Emulator {
         if let Some(log) = &self.log {
             log.lock().unwrap_or_else(PoisonError::into_inner).push(launch.clone());
         }
-        if launch.shared() > SHARED_MAX && !launch.kernel().contains(OF_HOPPER) {
+        if launch.shared() > SHARED_MAX && !OF_HOPPER.iter().any(|name| launch.kernel().contains(name)) {
             let (kernel, wanted) = (launch.kernel(), launch.shared());
             return Err(Fault::Call(format!("kernel '{kernel}' wants {wanted} bytes of shared memory for each block")));
         }

@@ -20,6 +20,7 @@ pub mod elementwise;
 mod emulator;
 pub mod experts;
 pub mod gemm;
+pub mod gemv;
 #[cfg(feature = "cuda")]
 mod gpu;
 pub mod launch;

@@ -10,6 +10,7 @@ mod elementwise;
 mod experts;
 mod fp8;
 mod gemm;
+mod gemv;
 mod rotary;
 mod sampler;
 mod setup;

@@ -7,7 +7,8 @@
 //!                         or norm -> router -> the same of each expert for the rows that chose it -> sum -> + x
 //! x [sampled] -> norm -> head -> logits
 //! ```
-//! What a block gives to the residual stream is added by the kernel of the next norm.
+//! What a block gives to the residual stream is added by the kernel of the next norm. Steps of a few rows have a way of
+//! their own: short.rs.
 
 use super::memory::{Buffers, Inputs, MIXTURE_ROWS};
 use super::weights::{FeedForward, Layer, Linear, Model, Weight};
@@ -35,9 +36,9 @@ pub(super) struct Shape {
 
 /// A step as the device knows it.
 #[derive(Clone, Copy, Debug)]
-struct Batch<'a> {
-    shape: Shape,
-    inputs: &'a Inputs,
+pub(super) struct Batch<'a> {
+    pub(super) shape: Shape,
+    pub(super) inputs: &'a Inputs,
 }
 
 /// A rotation on the device.
@@ -61,6 +62,8 @@ pub(super) struct Forward {
     /// What multiplies matrices on it.
     pub(super) units: Units,
     pub(super) deterministic: bool,
+    /// Most rows of a step that goes the short way.
+    pub(super) short_rows: usize,
 }
 
 /// Where launches go.
@@ -69,18 +72,10 @@ pub(super) type Sink<'a> = dyn FnMut(Launch) + 'a;
 impl Forward {
     /// The launches of a step, up to the logits of the rows that are sampled.
     pub(super) fn step(&self, shape: Shape, inputs: &Inputs, sink: &mut Sink<'_>) -> Result<(), Misuse> {
-        let (spec, buffers) = (&self.spec, &self.buffers);
-        sink(elementwise::embed(&Embed {
-            table: self.model.embedding,
-            tokens: inputs.tokens,
-            slots: inputs.slots,
-            last: buffers.last,
-            x: buffers.x,
-            rows: shape.rows,
-            hidden: spec.hidden,
-            vocab: spec.vocab,
-            scale: spec.scales.embedding as f32,
-        })?);
+        sink(self.embed(shape.rows, inputs)?);
+        if self.is_short(shape.rows) {
+            return self.short_step(Batch { shape, inputs }, sink);
+        }
         let mut delta = None;
         for (index, layer) in self.model.layers.iter().enumerate() {
             sink(self.norm(shape.rows, delta, layer.attention_before, true)?);
@@ -97,6 +92,21 @@ impl Forward {
         Ok(())
     }
 
+    fn embed(&self, rows: usize, inputs: &Inputs) -> Result<Launch, Misuse> {
+        let (spec, buffers) = (&self.spec, &self.buffers);
+        elementwise::embed(&Embed {
+            table: self.model.embedding,
+            tokens: inputs.tokens,
+            slots: inputs.slots,
+            last: buffers.last,
+            x: buffers.x,
+            rows,
+            hidden: spec.hidden,
+            vocab: spec.vocab,
+            scale: spec.scales.embedding as f32,
+        })
+    }
+
     /// The logits of some rows of the residual stream, after [`Forward::step`].
     pub(super) fn logits(&self, count: usize, rows: Slice<i32>, sink: &mut Sink<'_>) -> Result<(), Misuse> {
         let (spec, buffers) = (&self.spec, &self.buffers);
@@ -110,10 +120,14 @@ impl Forward {
             hidden: spec.hidden,
         })?);
         self.product(&self.model.head, (buffers.normed, Output::F32(buffers.logits)), count, sink)?;
-        let scales = spec.scales;
+        self.shape_logits(count, sink)
+    }
+
+    pub(super) fn shape_logits(&self, count: usize, sink: &mut Sink<'_>) -> Result<(), Misuse> {
+        let (spec, scales) = (&self.spec, self.spec.scales);
         if scales.logits != 1.0 || scales.logit_softcap.is_some() {
             sink(elementwise::shape_logits(&elementwise::ShapeLogits {
-                logits: buffers.logits,
+                logits: self.buffers.logits,
                 count: count * spec.vocab,
                 scale: scales.logits as f32,
                 cap: scales.logit_softcap.map_or(0.0, |cap| cap as f32),
@@ -122,7 +136,7 @@ impl Forward {
         Ok(())
     }
 
-    fn weighted(&self, weight: Option<Slice<f32>>) -> Norm {
+    pub(super) fn weighted(&self, weight: Option<Slice<f32>>) -> Norm {
         let norm = &self.spec.norm;
         let offset = if norm.plus_one { 1.0 } else { 0.0 };
         Norm { weight, bias: None, centred: false, eps: norm.eps as f32, offset }
@@ -153,10 +167,23 @@ impl Forward {
     }
 
     fn attention(&self, index: usize, layer: &Layer, batch: Batch<'_>, sink: &mut Sink<'_>) -> Result<(), Misuse> {
+        let (buffers, rows) = (&self.buffers, batch.shape.rows);
+        self.product(&layer.qkv, (buffers.normed, Output::F32(buffers.qkv)), rows, sink)?;
+        self.mix_positions(index, layer, batch, sink)?;
+        self.product(&layer.output, (buffers.mixed, Output::F32(buffers.added)), rows, sink)
+    }
+
+    /// From the projection of queries, keys and values to what attention makes of them.
+    pub(super) fn mix_positions(
+        &self,
+        index: usize,
+        layer: &Layer,
+        batch: Batch<'_>,
+        sink: &mut Sink<'_>,
+    ) -> Result<(), Misuse> {
         let Batch { shape, inputs } = batch;
         let (spec, buffers) = (&self.spec, &self.buffers);
         let attention = &spec.attention;
-        self.product(&layer.qkv, (buffers.normed, Output::F32(buffers.qkv)), shape.rows, sink)?;
         let rotor = match spec.layers[index].rotation {
             Rotation::Global => self.rotors[0],
             Rotation::Local => self.rotors[1],
@@ -204,8 +231,7 @@ impl Forward {
             soft_cap: attention.softcap.map(|cap| cap as f32),
             sinks: layer.sinks,
         };
-        self.attend(&cache, &rule, batch, sink)?;
-        self.product(&layer.output, (buffers.mixed, Output::F32(buffers.added)), shape.rows, sink)
+        self.attend(&cache, &rule, batch, sink)
     }
 
     fn attend(&self, cache: &Cache, rule: &Rule, batch: Batch<'_>, sink: &mut Sink<'_>) -> Result<(), Misuse> {
@@ -334,15 +360,19 @@ impl Forward {
             input: self.buffers.gate_up,
             bias,
             out: self.buffers.activated,
-            gate: match self.spec.activation {
-                Activation::Silu => Gate::Silu,
-                Activation::Gelu => Gate::Gelu,
-                Activation::GeluTanh => Gate::GeluTanh,
-                Activation::ClampedSwiglu { limit } => Gate::ClampedSwiglu { limit: limit as f32 },
-            },
+            gate: self.gate(),
             rows,
             width,
         })
+    }
+
+    pub(super) fn gate(&self) -> Gate {
+        match self.spec.activation {
+            Activation::Silu => Gate::Silu,
+            Activation::Gelu => Gate::Gelu,
+            Activation::GeluTanh => Gate::GeluTanh,
+            Activation::ClampedSwiglu { limit } => Gate::ClampedSwiglu { limit: limit as f32 },
+        }
     }
 
     /// A projection without its bias, which the next kernel adds.

@@ -13,6 +13,7 @@ mod graphs;
 mod loading;
 mod memory;
 mod sampling;
+mod short;
 mod step;
 mod watched;
 mod weights;
@@ -31,6 +32,7 @@ use kernels::cuda::setup::{UpdateTables, update_tables};
 use kernels::cuda::{Device, Fault, Graph, Launch, Misuse, Pending, Slice};
 pub use memory::CacheType;
 use memory::{BLOCK, Buffers, Extent, Layout};
+pub use short::SHORT_ROWS;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use step::{Bounds, Rows};
@@ -67,6 +69,8 @@ pub struct Options {
     /// whether it is computed again, or was found in the cache? Prompts then take longer, and so does decoding after
     /// long contexts.
     pub deterministic: bool,
+    /// Most rows of a step whose launches are those of `short.rs`; 0 for none. Unless `deterministic`.
+    pub short_rows: usize,
     /// Are blocks without meaning filled with what is no number? For tests.
     pub poison: bool,
 }
@@ -173,8 +177,8 @@ impl CudaExecutor {
         if let Some(reason) = lacks(&spec) {
             return Err(refuse(reason.into()));
         }
-        let Options { blocks, cache, context, slots, step_rows, end_tokens, pool, graphs, deterministic, poison } =
-            options;
+        let Options { blocks, cache, context, slots, step_rows, end_tokens, pool, graphs, deterministic, .. } = options;
+        let (short_rows, poison) = (options.short_rows, options.poison);
         if step_rows > ROWS_MAX {
             return Err(refuse(format!("max-num-batched-tokens is {step_rows}; a GPU computes {ROWS_MAX} at a time")));
         }
@@ -190,7 +194,7 @@ impl CudaExecutor {
         let rotors =
             rotors(&spec, &buffers, context, device.as_mut()).map_err(|error| error.refusal(weights.file(), ""))?;
         let (processors, units) = (device.processors(), device.matrix_units());
-        let forward = Forward { spec, model, buffers, rotors, processors, units, deterministic };
+        let forward = Forward { spec, model, buffers, rotors, processors, units, deterministic, short_rows };
         let mut executor = CudaExecutor {
             device,
             forward,
