@@ -13,6 +13,9 @@
 //   shared    for each warp bf16 or e4m3 [RING][keys, values][16][D]; for all f32 [D / 8][32 lanes][4], and from
 //             D = 256 on queries bf16 [16][D]
 //
+// What was written before the step (`wait_for_earlier`) is loaded while earlier kernels still run: which units there are, and
+// all tiles of theirs but the last.
+//
 // A cache of e4m3 is widened to bf16 in registers, four neighbours at once (`widen_alternate`): of each sixteen numbers
 // of a head, the product's columns 2t, 2t + 1, 2t + 8 and 2t + 9 are 4t, 4t + 2, 4t + 1 and 4t + 3, in queries as well.
 #include "attention_units.cuh"
@@ -71,9 +74,19 @@ template <class Number, int D> struct Loader {
     DEVICE unsigned char *keys() const { return ring + place * 2 * TILE_BYTES<Number, D>; }
     DEVICE unsigned char *values() const { return keys() + TILE_BYTES<Number, D>; }
 
+    DEVICE void seek() {
+        while (tile >= end && next < turns.units) begin(unit_at(job, next));
+    }
+
+    // May the next tile be one that an earlier kernel of the step writes to? It writes the row's last position alone.
+    DEVICE bool is_fresh() {
+        seek();
+        return tile + 1 >= end;
+    }
+
     // Every call ends a group of copies, also where there is nothing left to load.
     DEVICE void load_keys() {
-        while (tile >= end && next < turns.units) begin(unit_at(job, next));
+        seek();
         if (tile < end) copy(keys(), job.cache.keys);
         copies_commit();
     }
@@ -311,7 +324,6 @@ template <class Number, int D> DEVICE Range begin(const Decode<Number> &job, con
 
 template <class Number, int D> DEVICE void decode(const Decode<Number> &job) {
     DYNAMIC_SHARED(memory);
-    wait_for_earlier();
     let_next_start();
     Rule rule = rule_of(job.scale, job.soft_cap, job.window);
     Turns turns(min(*job.n_work, job.most_work) * job.cache.kv_heads);
@@ -322,9 +334,11 @@ template <class Number, int D> DEVICE void decode(const Decode<Number> &job) {
     Queries<Number, D> queries;
     queries.stage = exchange + D / 8 * WARP * 16;
     for (int i = 0; i < RING<Number, D>; i++) {
+        if (loader.is_fresh()) wait_for_earlier();
         loader.load_keys();
         loader.load_values();
     }
+    wait_for_earlier();
     for (int index = turns.first(); index < turns.units; index = turns.after(index)) {
         Range seen = begin(job, unit_at(job, index), queries);
         if (seen.none()) continue;

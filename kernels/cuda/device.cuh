@@ -324,7 +324,10 @@ DEVICE float block_max(float value, float *scratch) {
 // ------------------------------------------------------------------------------------- kernels that overlap each other
 
 // Waits until all that earlier kernels of the stream wrote can be read. Every kernel calls it, in every thread, before
-// it reads or writes anything that another kernel of the step writes or reads; weights may be read before.
+// it reads or writes anything that another kernel of the step writes or reads; weights may be read before. So may what is
+// written before a step begins: its tokens' slots and positions, tables of blocks, lists of work, and what the cache holds
+// of earlier positions. For the first kernel of a step (`embed`) lets the next start only after it has waited, so all
+// that comes after it finds that written.
 DEVICE void wait_for_earlier() {
 #if defined(__CUDACC__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");

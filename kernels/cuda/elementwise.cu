@@ -16,8 +16,9 @@
 KERNEL(256)
 embed(const bf16 *table, const int *tokens, const int *slots, const int *last, float *x, int hidden, int vocab,
       int slot_count, float scale) {
-    let_next_start();
+    // The first of a step, and the only one in this order: see device.cuh.
     wait_for_earlier();
+    let_next_start();
     size_t row = blockIdx.x;
     int column = 4 * int(blockIdx.y * blockDim.x + threadIdx.x);
     if (column >= hidden) return;

@@ -30,6 +30,8 @@ struct Product {
     int sharers = 1;
     // What sums are multiplied with, for each output.
     const float *factors = nullptr;
+    // Which of the rows that sums have room for is the first.
+    int place = 0;
 
     DEVICE size_t x_row(int row) const { return pairs ? pairs[row] / sharers : row; }
     DEVICE size_t y_row(int row) const { return pairs ? pairs[row] : row; }
@@ -58,24 +60,32 @@ template <int tiles> struct X {
         to = offset + half * 8 * tiles * LINE + place(row, piece);
     }
 
-    // `put` is given a place in the stage, one in x, and whether the latter exists.
-    template <class Put> DEVICE void step(unsigned char *stage, Put put) {
-        UNROLL for (int first = 0; first < x_pieces<tiles>; first += THREADS)
-            if (first + int(threadIdx.x) < x_pieces<tiles>)
-                put(stage + to + first * PIECE, from + first / THREADS * 32, first / THREADS * 32 < left);
+    // Pieces that are this thread's.
+    static constexpr int MOST = (x_pieces<tiles> + THREADS - 1) / THREADS;
+    DEVICE static bool has(int piece) { return piece * THREADS + int(threadIdx.x) < x_pieces<tiles>; }
+
+    DEVICE void copy(unsigned char *stage) {
+        UNROLL for (int piece = 0; piece < MOST; piece++)
+            if (has(piece)) copy_async16(stage + to + piece * THREADS * PIECE, from + piece * 32, piece * 32 < left);
         from += STEP;
         left -= STEP;
     }
 
-    DEVICE void copy(unsigned char *stage) {
-        step(stage, [](void *shared, const bf16 *global, bool there) { copy_async16(shared, global, there); });
-    }
-
-    // At once, for the first stages: their weights are under way before x is there.
-    DEVICE void move(unsigned char *stage) {
-        step(stage, [](void *shared, const bf16 *global, bool there) {
-            store16(shared, there ? load16(global) : Bytes16{0, 0, 0, 0});
-        });
+    // Of the first stages, at once: their weights are under way before x is there. All is read before anything is put
+    // where it belongs, or each read would wait for the one before.
+    template <int stages> DEVICE void move(unsigned char *ring, int stage_bytes, int steps) {
+        Bytes16 got[stages][MOST];
+        UNROLL for (int step = 0; step < stages; step++)
+            UNROLL for (int piece = 0; piece < MOST; piece++) {
+                bool there = step < steps && has(piece) && step * STEP + piece * 32 < left;
+                got[step][piece] = there ? load16(from + step * STEP + piece * 32) : Bytes16{0, 0, 0, 0};
+            }
+        UNROLL for (int step = 0; step < stages; step++)
+            UNROLL for (int piece = 0; piece < MOST; piece++)
+                if (step < steps && has(piece))
+                    store16(ring + step * stage_bytes + to + piece * THREADS * PIECE, got[step][piece]);
+        from += stages * STEP;
+        left -= stages * STEP;
     }
 };
 
@@ -166,22 +176,39 @@ DEVICE bool is_last(int *counter, int parts) {
     return true;
 }
 
-// Adds up the parts in their order, whichever came first.
-template <class Out> DEVICE void add_parts(Out *y, const Product &product, const float *mine) {
-    int parts = gridDim.y;
-    size_t part = size_t(gridDim.x) * product.room * BLOCK;
-    float *sums = product.sums + size_t(blockIdx.x) * product.room * BLOCK;
-    for (int four = threadIdx.x; four < product.rows * (BLOCK / 4); four += THREADS)
+// Adds up the parts in their order, whichever came first. A thread has as many fours of outputs as there are tiles. What it
+// reads is under way sixteen reads at a time: one after the other, each read would take the way to the second cache.
+template <int tiles, class Out> DEVICE void add_parts(Out *y, const Product &product, const float *mine) {
+    constexpr int abreast = tiles < 2 ? tiles : 2, at_once = 16 / abreast;
+    int parts = gridDim.y, fours = product.rows * (BLOCK / 4);
+    unsigned part = gridDim.x * product.room * BLOCK;
+    float *sums = product.sums + (size_t(blockIdx.x) * product.room + product.place) * BLOCK;
+    for (int four = threadIdx.x; four < fours; four += THREADS)
         store_four(sums + blockIdx.y * part + four * 4,
                    load_four(mine + four / (BLOCK / 4) * PITCH + four % (BLOCK / 4) * 4));
-    if (!is_last(product.counters + blockIdx.x, parts)) return;
-    for (int four = threadIdx.x; four < product.rows * (BLOCK / 4); four += THREADS) {
-        Four sum = load_four(sums + four * 4);
-        for (int other = 1; other < parts; other++) {
-            Four more = load_four(sums + other * part + four * 4);
-            UNROLL for (int i = 0; i < 4; i++) sum.at[i] += more.at[i];
+    if (!is_last(product.counters + blockIdx.z * gridDim.x + blockIdx.x, parts)) return;
+    ROLLED for (int first = threadIdx.x; first < fours; first += abreast * THREADS) {
+        Four sum[abreast];
+        ROLLED for (int from = 0; from < parts; from += at_once) {
+            Bytes16 more[at_once][abreast];
+            UNROLL for (int i = 0; i < at_once; i++)
+                UNROLL for (int j = 0; j < abreast; j++)
+                    if (from + i < parts && first + j * THREADS < fours)
+                        more[i][j] = load16(sums + (from + i) * part + (first + j * THREADS) * 4);
+            UNROLL for (int i = 0; i < at_once; i++)
+                UNROLL for (int j = 0; j < abreast; j++) {
+                    if (from + i >= parts) continue;
+                    Four one{{bits_to_float(more[i][j].x), bits_to_float(more[i][j].y), bits_to_float(more[i][j].z),
+                              bits_to_float(more[i][j].w)}};
+                    bool begins = i == 0 && from == 0;
+                    UNROLL for (int k = 0; k < 4; k++) sum[j].at[k] = begins ? one.at[k] : sum[j].at[k] + one.at[k];
+                }
         }
-        finish(y, product, four / (BLOCK / 4), blockIdx.x * BLOCK + four % (BLOCK / 4) * 4, sum);
+        UNROLL for (int j = 0; j < abreast; j++) {
+            int four = first + j * THREADS;
+            if (four < fours)
+                finish(y, product, four / (BLOCK / 4), blockIdx.x * BLOCK + four % (BLOCK / 4) * 4, sum[j]);
+        }
     }
 }
 
@@ -192,7 +219,7 @@ DEVICE void finish_all(Out *y, const Product &product, const float (&d)[SETS][ti
     __syncthreads();
     float *sums = reinterpret_cast<float *>(ring);
     add_halves<tiles>(sums, d);
-    if (gridDim.y > 1) return add_parts(y, product, sums);
+    if (gridDim.y > 1) return add_parts<tiles>(y, product, sums);
     for (int four = threadIdx.x; four < product.rows * (BLOCK / 4); four += THREADS) {
         int row = four / (BLOCK / 4), output = four % (BLOCK / 4) * 4;
         finish(y, product, row, blockIdx.x * BLOCK + output, load_four(sums + row * PITCH + output));
@@ -225,7 +252,7 @@ DEVICE unsigned char *add_all(float (&d)[SETS][tiles][4], const Job &product) {
     }
     wait_for_earlier();
     X<tiles> x(product, first, Weights::bytes);
-    for (int step = 0; step < ahead && step < steps; step++) x.move(ring + step * Is::stage_bytes);
+    x.template move<ahead>(ring, Is::stage_bytes, steps);
 
     int stage = 0, filled = ahead * Is::stage_bytes;
     for (int step = 0; step < steps; step++) {
@@ -265,8 +292,7 @@ template <int tiles> DEVICE bool take_unit(Product &product, Unit &unit, const i
     unit = find_unit(offsets, experts, 8 * tiles, blockIdx.z);
     if (unit.pairs == 0) return false;
     if (product.bias) product.bias += unit.expert * product.outputs;
-    product.sums += size_t(unit.first) * BLOCK;
-    product.counters += blockIdx.z * gridDim.x;
+    product.place = unit.first;
     product.pairs += unit.first;
     product.rows = unit.pairs;
     return true;

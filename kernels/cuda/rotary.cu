@@ -158,9 +158,16 @@ template <int LANES, class Number> DEVICE void rotary_write(const Rotary &job, c
         Part::prefetch(job.key_norm + column, upper);
     }
     if (job.bias && head < total && column < upper) Part::prefetch(job.bias + head * dim + column, upper);
-    prefetch(job.positions + row);
-    prefetch(job.slots + row);
     let_next_start();
+    // The step's rows and tables were there before it began.
+    int position = job.positions[row], slot = job.slots[row];
+    // Nothing is written outside the cache, whatever the tables say.
+    int block = -1;
+    if (position >= 0 && unsigned(slot) < unsigned(job.slot_count) && position / PAGE < job.table_stride)
+        block = job.tables[size_t(slot) * job.table_stride + position / PAGE];
+    const bool kept = unsigned(block) < unsigned(job.block_count);
+    const size_t line = (size_t(block) * job.kv_heads * PAGE + position % PAGE) * dim + column;
+    if (job.dims > 0 && position >= 0) fill_factors(factors, job, position, frequency);
     wait_for_earlier();
 
     const float *from = job.qkv + row * (size_t(total) * dim);
@@ -168,19 +175,11 @@ template <int LANES, class Number> DEVICE void rotary_write(const Rotary &job, c
     Part part, next;
     for (int i = 0; i < 8; i++) part.half[i / 4][i % 4] = next.half[i / 4][i % 4] = 0.0f;
     if (head < total && column < upper) next.load(from + head * dim + column, upper);
-    int position = job.positions[row], slot = job.slots[row];
     if (position < 0) {
         for (; head < heads; head += step)
             if (column < upper) part.store(queries + head * dim, upper);
         return;
     }
-    // Nothing is written outside the cache, whatever the tables say.
-    int block = -1;
-    if (unsigned(slot) < unsigned(job.slot_count) && position / PAGE < job.table_stride)
-        block = job.tables[size_t(slot) * job.table_stride + position / PAGE];
-    const bool kept = unsigned(block) < unsigned(job.block_count);
-    const size_t line = (size_t(block) * job.kv_heads * PAGE + position % PAGE) * dim + column;
-    if (job.dims > 0) fill_factors(factors, job, position, frequency);
     float of_queries = 0.0f, of_keys = 0.0f;
     if (job.full) {
         const float *bias = job.bias ? job.bias + heads * dim : nullptr;
