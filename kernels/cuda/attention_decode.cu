@@ -7,10 +7,10 @@
 //   tops      f32 [n_work][heads][2], the largest score and the sum of weights that belong to it
 //   counters  u32 [n_work][kv_heads]: what has finished of what is added up together; 0 before and after
 //
-// Tiles of 16 positions go to the warps of a block in turn; each warp has loads of its own under way, also those of the
+// Tiles of 32 positions (16, where heads are long) go to the warps of a block in turn; each warp has loads of its own under way, also those of the
 // units that come next, and waits for no other before a unit's end:
 //
-//   shared    for each warp bf16 or e4m3 [RING][keys, values][16][D]; for all f32 [D / 8][32 lanes][4], and from
+//   shared    for each warp bf16 or e4m3 [RING][keys, values][tile][D]; for all f32 [D / 8][32 lanes][4], and from
 //             D = 256 on queries bf16 [16][D]
 //
 // What was written before the step (`wait_for_earlier`) is loaded while earlier kernels still run: which units there are, and
@@ -24,15 +24,18 @@ using namespace attention;
 
 namespace {
 
-constexpr int KEYS = 16;
-
+// Positions of a tile: as many as registers allow, for what is done once for a tile is then done less often.
+template <int D> constexpr int KEYS = D <= 128 && D != 96 ? 32 : 16;
+// Eights of them, of which a product has scores.
+template <int D> constexpr int EIGHTS = KEYS<D> / 8;
 // Tiles of keys, and of values, that a warp has room for.
-template <class Number, int D> constexpr int RING = (D <= 64 ? 8 : D <= 128 ? 4 : 2) / int(sizeof(Number));
-template <class Number, int D> constexpr int TILE_BYTES = KEYS * D * int(sizeof(Number));
+template <class Number, int D>
+constexpr int RING = (D <= 64 ? 128 : D <= 128 ? 64 : 32) / int(sizeof(Number)) / KEYS<D>;
+template <class Number, int D> constexpr int TILE_BYTES = KEYS<D> * D * int(sizeof(Number));
 
 // The first tile of `seen` that is this warp's.
-DEVICE int first_tile(const Range &seen) {
-    int tile = seen.first / KEYS;
+template <int D> DEVICE int first_tile(const Range &seen) {
+    int tile = seen.first / KEYS<D>;
     return tile + ((warp_index() - tile) & (WARPS - 1));
 }
 
@@ -102,29 +105,30 @@ template <class Number, int D> struct Loader {
         if (unit.seen.none()) return;
         seen = unit.seen;
         kv_head = unit.kv_head;
-        tile = first_tile(seen);
-        end = (seen.end + KEYS - 1) / KEYS;
+        tile = first_tile<D>(seen);
+        end = (seen.end + KEYS<D> - 1) / KEYS<D>;
         int at = unit.split * PAGES_OF_SPLIT + lane_index() % PAGES_OF_SPLIT;
         bool there = at >= seen.first / PAGE && at <= (seen.end - 1) / PAGE;
         page = there ? job.cache.block(unit.slot, at) : -1;
     }
 
     DEVICE void copy(unsigned char *to, const Number *cache) {
-        constexpr unsigned pieces = PIECES<Number, D>, NUMBERS = 16 / sizeof(Number), LINES = PAGE / KEYS;
+        constexpr unsigned pieces = PIECES<Number, D>, NUMBERS = 16 / sizeof(Number), LINES = PAGE / KEYS<D>;
         int block = __shfl_sync(ALL_LANES, page, unsigned(tile) / LINES % PAGES_OF_SPLIT);
-        unsigned lane = opaque(lane_index()), line = unsigned(tile) % LINES * KEYS;
+        unsigned lane = opaque(lane_index()), line = unsigned(tile) % LINES * KEYS<D>;
         const Number *from = cache + job.cache.start(block, kv_head);
         if constexpr (WARP % pieces == 0) {
-            if (block >= 0 && job.cache.head_dim == D && seen.first <= tile * KEYS && (tile + 1) * KEYS <= seen.end)
+            if (block >= 0 && job.cache.head_dim == D && seen.first <= tile * KEYS<D> &&
+                (tile + 1) * KEYS<D> <= seen.end)
                 return copy_whole(to, from + (line + lane / pieces % (WARP / pieces)) * D + lane % pieces * NUMBERS, lane);
         }
         int dim = block < 0 ? 0 : job.cache.head_dim;
         from += line * dim;
         // Positions that are not seen become zeros: what the cache holds there may be no number, and 0 times that is none.
         UNROLL
-        for (unsigned i = 0; i < KEYS * pieces / WARP; i++) {
+        for (unsigned i = 0; i < KEYS<D> * pieces / WARP; i++) {
             unsigned key = (i * WARP + lane) / pieces, piece = (i * WARP + lane) % pieces;
-            bool there = int(NUMBERS * piece) < dim && seen.has(tile * KEYS + key);
+            bool there = int(NUMBERS * piece) < dim && seen.has(tile * KEYS<D> + key);
             copy_async16(to + 16 * piece_at<pieces>(key, piece), from + key * dim + NUMBERS * piece, there);
         }
     }
@@ -134,7 +138,7 @@ template <class Number, int D> struct Loader {
         constexpr unsigned pieces = PIECES<Number, D>, at_once = WARP / pieces;
         unsigned key = lane / pieces % at_once, piece = lane % pieces, first = piece_at<pieces>(key, piece);
         UNROLL
-        for (unsigned i = 0; i < KEYS / at_once; i++) {
+        for (unsigned i = 0; i < KEYS<D> / at_once; i++) {
             unsigned at = piece_at<pieces>(key + i * at_once, piece);
             // The same, where a compiler sees what is known beforehand.
             if constexpr (pieces % 8 == 0) at = (first ^ i * at_once % 8) + i * at_once * pieces;
@@ -202,37 +206,40 @@ template <class Number, int D> struct Queries {
         return held[STAGED ? 0 : k];
     }
 
-    DEVICE void multiply(float (&scores)[1][2][4], const unsigned char *keys) {
+    DEVICE void multiply(float (&scores)[1][EIGHTS<D>][4], const unsigned char *keys) {
         unsigned lane = opaque(lane_index());
         UNROLL
-        for (int at = 0; at < 8; at++) scores[0][at / 4][at % 4] = 0.0f;
+        for (int at = 0; at < 4 * EIGHTS<D>; at++) scores[0][at / 4][at % 4] = 0.0f;
         UNROLL
         for (int k = 0; k < PIECES<Number, D> / 2; k++) {
-            uint32_t right[4];
-            load_matrices(right, right_lines<PIECES<Number, D>>(keys, lane, 0, 2 * k));
-            if constexpr (ALTERNATE) {
-                UNROLL
-                for (int half = 0; half < 2; half++) {
-                    uint32_t first[2], second[2];
-                    widen_alternate(first, right[half]);
-                    widen_alternate(second, right[2 + half]);
-                    const uint32_t(&queries)[4] = left(lane, 2 * k + half);
-                    multiply_add(scores[0][0], queries, first[0], first[1]);
-                    multiply_add(scores[0][1], queries, second[0], second[1]);
+            UNROLL
+            for (int eight = 0; eight < EIGHTS<D>; eight += 2) {
+                uint32_t right[4];
+                load_matrices(right, right_lines<PIECES<Number, D>>(keys, lane, 8 * eight, 2 * k));
+                if constexpr (ALTERNATE) {
+                    UNROLL
+                    for (int half = 0; half < 2; half++) {
+                        uint32_t first[2], second[2];
+                        widen_alternate(first, right[half]);
+                        widen_alternate(second, right[2 + half]);
+                        const uint32_t(&queries)[4] = left(lane, 2 * k + half);
+                        multiply_add(scores[0][eight], queries, first[0], first[1]);
+                        multiply_add(scores[0][eight + 1], queries, second[0], second[1]);
+                    }
+                } else {
+                    const uint32_t(&queries)[4] = left(lane, k);
+                    multiply_add(scores[0][eight], queries, right[0], right[1]);
+                    multiply_add(scores[0][eight + 1], queries, right[2], right[3]);
                 }
-            } else {
-                const uint32_t(&queries)[4] = left(lane, k);
-                multiply_add(scores[0][0], queries, right[0], right[1]);
-                multiply_add(scores[0][1], queries, right[2], right[3]);
             }
         }
     }
 };
 
-DEVICE void hide_unseen(float (&scores)[1][2][4], const Range &seen, int tile) {
+template <int D> DEVICE void hide_unseen(float (&scores)[1][EIGHTS<D>][4], const Range &seen, int tile) {
     UNROLL
-    for (int at = 0; at < 8; at++) {
-        int position = tile * KEYS + at / 4 * 8 + lane_index() % 4 * 2 + at % 2;
+    for (int at = 0; at < 4 * EIGHTS<D>; at++) {
+        int position = tile * KEYS<D> + at / 4 * 8 + lane_index() % 4 * 2 + at % 2;
         if (!seen.has(position)) scores[0][at / 4][at % 4] = -INFINITY;
     }
 }
@@ -344,8 +351,8 @@ template <class Number, int D> DEVICE void decode(const Decode<Number> &job) {
         if (seen.none()) continue;
         Rows<Number, D, 1> rows;
         rows.begin();
-        for (int tile = first_tile(seen); tile * KEYS < seen.end; tile += WARPS) {
-            float scores[1][2][4];
+        for (int tile = first_tile<D>(seen); tile * KEYS<D> < seen.end; tile += WARPS) {
+            float scores[1][EIGHTS<D>][4];
             copies_wait<PENDING>();
             __syncwarp();
             queries.multiply(scores, loader.keys());
@@ -354,7 +361,7 @@ template <class Number, int D> DEVICE void decode(const Decode<Number> &job) {
             const unsigned char *values = loader.values();
             loader.load_keys();
             cap(scores, rule);
-            if (!seen.has(tile * KEYS) || !seen.has(tile * KEYS + KEYS - 1)) hide_unseen(scores, seen, tile);
+            if (!seen.has(tile * KEYS<D>) || !seen.has(tile * KEYS<D> + KEYS<D> - 1)) hide_unseen<D>(scores, seen, tile);
             rows.weigh(scores, rule.unit, halves);
             copies_wait<PENDING>();
             __syncwarp();
