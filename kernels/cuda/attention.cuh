@@ -216,7 +216,7 @@ template <class Number, int D, int M> struct Rows {
         }
     }
 
-    // Adds the lines of a tile of 8 N values, by their weights rounded to bf16.
+    // Adds the lines of a tile of 8 N values, by their weights rounded to as many bits as those become.
     // (Whether the lane is an `int` matters: shifts and masks of one that is not take fewer instructions, and of one that
     // is, other registers.)
     template <int N, class Index>
@@ -227,7 +227,8 @@ template <class Number, int D, int M> struct Rows {
             UNROLL
             for (int at = 0; at < 4 * M; at++) {
                 const float(&four)[4] = weights[at / 4][2 * k + at % 4 / 2];
-                left[at / 4][at % 4] = at % 2 == 0 ? to_bf16_pair(four[0], four[1]) : to_bf16_pair(four[2], four[3]);
+                float first = four[at % 2 * 2], second = four[at % 2 * 2 + 1];
+                left[at / 4][at % 4] = ALTERNATE ? to_half_pair(first, second) : to_bf16_pair(first, second);
             }
             UNROLL
             for (int c = 0; c < PIECES<Number, D> / 2; c++) {
@@ -241,7 +242,8 @@ template <class Number, int D, int M> struct Rows {
                         widen_alternate(second, right[2 * half + 1]);
                         UNROLL
                         for (int i = 0; i < 2 * M; i++)
-                            multiply_add(out[i / 2][4 * c + 2 * half + i % 2], left[i / 2], first[i % 2], second[i % 2]);
+                            multiply_add_half(out[i / 2][4 * c + 2 * half + i % 2], left[i / 2], first[i % 2],
+                                              second[i % 2]);
                     }
                 } else {
                     UNROLL

@@ -16,7 +16,7 @@
 // What was written before the step (`wait_for_earlier`) is loaded while earlier kernels still run: which units there are, and
 // all tiles of theirs but the last.
 //
-// A cache of e4m3 is widened to bf16 in registers, four neighbours at once (`widen_alternate`): of each sixteen numbers
+// A cache of e4m3 is widened to halves in registers, and so are queries and weights, four neighbours at once (`widen_alternate`): of each sixteen numbers
 // of a head, the product's columns 2t, 2t + 1, 2t + 8 and 2t + 9 are 4t, 4t + 2, 4t + 1 and 4t + 3, in queries as well.
 #include "attention_units.cuh"
 
@@ -147,9 +147,11 @@ template <class Number, int D> struct Loader {
     }
 };
 
-// The first numbers of two pairs, and the second ones.
-DEVICE uint32_t lower_halves(uint32_t first, uint32_t second) { return (first & 0xffff) | second << 16; }
-DEVICE uint32_t upper_halves(uint32_t first, uint32_t second) { return first >> 16 | (second & 0xffff0000u); }
+// The first numbers of two pairs of bf16, and the second ones, as halves: what a cache of e4m3 is widened to.
+DEVICE uint32_t lower_halves(uint32_t first, uint32_t second) { return to_half_pair(low_float(first), low_float(second)); }
+DEVICE uint32_t upper_halves(uint32_t first, uint32_t second) {
+    return to_half_pair(high_float(first), high_float(second));
+}
 
 // Sixteen numbers in the order that a product with e4m3 has them.
 DEVICE void alternate(Bytes16 &first, Bytes16 &second) {
@@ -223,8 +225,8 @@ template <class Number, int D> struct Queries {
                         widen_alternate(first, right[half]);
                         widen_alternate(second, right[2 + half]);
                         const uint32_t(&queries)[4] = left(lane, 2 * k + half);
-                        multiply_add(scores[0][eight], queries, first[0], first[1]);
-                        multiply_add(scores[0][eight + 1], queries, second[0], second[1]);
+                        multiply_add_half(scores[0][eight], queries, first[0], first[1]);
+                        multiply_add_half(scores[0][eight + 1], queries, second[0], second[1]);
                     }
                 } else {
                     const uint32_t(&queries)[4] = left(lane, k);

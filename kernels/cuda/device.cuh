@@ -280,7 +280,19 @@ DEVICE void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uin
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #else
-    emulator::multiply_add(d, a, b0, b1);
+    emulator::multiply_add(d, a, b0, b1, false);
+#endif
+}
+
+// The same where a and b are halves.
+DEVICE void multiply_add_half(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#ifdef __CUDACC__
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+    emulator::multiply_add(d, a, b0, b1, true);
 #endif
 }
 
@@ -396,12 +408,6 @@ DEVICE uint32_t widen_e4m3(uint32_t pair) {
 #endif
 }
 
-// Four e4m3 as pairs of bf16: the first and the third, the second and the fourth. It costs less than neighbours do.
-DEVICE void widen_alternate(uint32_t (&to)[2], uint32_t four) {
-    to[0] = widen_e4m3(four << 8);
-    to[1] = widen_e4m3(four);
-}
-
 // Eight e4m3 as bf16, in their order.
 DEVICE Bytes16 widen_eight(uint32_t first, uint32_t second) {
 #ifdef __CUDACC__
@@ -418,6 +424,42 @@ DEVICE Bytes16 widen_eight(uint32_t first, uint32_t second) {
 }
 
 // -------------------------------------------------------------------------------------------- codes, pairs, and halves
+
+// Two numbers of 16 bits of IEEE 754 ("half precision"), to the nearest; those beyond 65504 to that. `first` is the lower.
+DEVICE uint32_t to_half_pair(float first, float second) {
+    constexpr float LARGEST = 65504.0f;
+    first = first > LARGEST ? LARGEST : first < -LARGEST ? -LARGEST : first;
+    second = second > LARGEST ? LARGEST : second < -LARGEST ? -LARGEST : second;
+#ifdef __CUDACC__
+    uint32_t pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+    return pair;
+#else
+    return uint32_t(emulator::round_to_half(first)) | uint32_t(emulator::round_to_half(second)) << 16;
+#endif
+}
+
+// Four e4m3 as pairs of halves, exactly: the first and the third, the second and the fourth. It costs less than neighbours
+// do, and less than bf16.
+DEVICE void widen_alternate(uint32_t (&to)[2], uint32_t four) {
+#if defined(__CUDACC__) && __CUDA_ARCH__ >= 890
+    asm("{\n.reg .b16 even, odd;\nmov.b32 {even, odd}, %2;\ncvt.rn.f16x2.e4m3x2 %0, even;\ncvt.rn.f16x2.e4m3x2 %1, odd;\n}"
+        : "=r"(to[0]), "=r"(to[1])
+        : "r"(__byte_perm(four, 0, 0x3120)));
+#else
+    UNROLL
+    for (int odd = 0; odd < 2; odd++) {
+        uint32_t pair = odd ? four : four << 8;
+        // With the exponent's bits where those of a half are, it is smaller by a power of two, also where it is subnormal.
+        uint32_t small = (pair & 0x80008000u) | (pair >> 1 & 0x3f803f80u);
+#ifdef __CUDACC__
+        asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(to[odd]) : "r"(small), "r"(0x5c005c00u));
+#else
+        to[odd] = to_half_pair(emulator::half_to_float(small) * 256.0f, emulator::half_to_float(small >> 16) * 256.0f);
+#endif
+    }
+#endif
+}
 
 // a b + c of each half of registers that hold pairs of bf16, rounded once. (A host rounds the sum to 32 bits before.)
 DEVICE uint32_t multiply_add_pair(uint32_t a, uint32_t b, uint32_t c) {
@@ -464,6 +506,6 @@ DEVICE float half_to_float(uint32_t half) {
     asm("cvt.f32.f16 %0, %1;" : "=f"(number) : "h"(static_cast<unsigned short>(half)));
     return number;
 #else
-    return bits_to_float((half & 0x8000) << 16 | (half & 0x7fff) << 13) * 0x1p112f;
+    return emulator::half_to_float(half);
 #endif
 }

@@ -321,7 +321,10 @@ static float half_of(uint32_t pair, int half) {
     return bit_cast<float>(half == 0 ? pair << 16 : pair & 0xffff0000u);
 }
 
-void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bool halves) {
+    auto number = [halves](uint32_t pair, int which) {
+        return halves ? half_to_float(pair >> 16 * which) : half_of(pair, which);
+    };
     Warp &mine = warp();
     uint32_t put[6] = {a[0], a[1], a[2], a[3], b0, b1};
     memcpy(mine.fragments[lane()], put, sizeof put);
@@ -332,8 +335,8 @@ void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
         float sum = 0;
         for (int k = 0; k < 16; k++) {
             int owner_a = row % 8 * 4 + k % 8 / 2, owner_b = column * 4 + k % 8 / 2;
-            float left = half_of(mine.fragments[owner_a][row / 8 + 2 * (k / 8)], k % 2);
-            float right = half_of(mine.fragments[owner_b][4 + k / 8], k % 2);
+            float left = number(mine.fragments[owner_a][row / 8 + 2 * (k / 8)], k % 2);
+            float right = number(mine.fragments[owner_b][4 + k / 8], k % 2);
             sum += left * right;
         }
         d[which] += sum;
@@ -345,6 +348,20 @@ uint16_t round_to_bf16(float number) {
     uint32_t bits = bit_cast<uint32_t>(number);
     if (number != number) return uint16_t(bits >> 16 | 0x40);
     return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+uint16_t round_to_half(float number) {
+    uint32_t bits = bit_cast<uint32_t>(number), sign = bits >> 16 & 0x8000;
+    if (number != number) return uint16_t(sign | 0x7e00);
+    float size = fabsf(number);
+    // Below 2^-14 the steps are those of floats from 2^-1 on.
+    if (size < 0x1p-14f) return uint16_t(sign | (bit_cast<uint32_t>(size + 0.5f) - bit_cast<uint32_t>(0.5f)));
+    uint32_t large = bit_cast<uint32_t>(size);
+    return uint16_t(sign | (((large + 0xfff + (large >> 13 & 1)) >> 13) - (112 << 10)));
+}
+
+float half_to_float(uint32_t half) {
+    return bit_cast<float>((half & 0x8000) << 16 | (half & 0x7fff) << 13) * 0x1p112f;
 }
 
 Registration::Registration(const char *name, Call call) { kernels()[name] = call; }

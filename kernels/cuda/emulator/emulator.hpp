@@ -33,7 +33,8 @@ void copy_async(void *to, const void *from, size_t bytes);
 void copies_commit();
 void copies_wait(int pending);
 void load_matrices(uint32_t (&to)[4], const void *row, bool transposed);
-void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+// Of bf16, or of halves.
+void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bool halves);
 
 // The units of four warps: see wgmma.cuh. Sums are no numbers while products are under way, products read their
 // operands both when they begin and when they are waited for, and what breaks a rule ends the launch with 2.
@@ -54,6 +55,10 @@ template <class To, class From> To bit_cast(From from) {
 }
 
 uint16_t round_to_bf16(float number);
+// Numbers that are no larger than a half can be.
+uint16_t round_to_half(float number);
+// The lower bits of a register, which must be finite.
+float half_to_float(uint32_t half);
 
 // Kernels by name.
 using Call = void (*)(void **arguments);
