@@ -148,9 +148,11 @@ template <class Number, int D> struct Loader {
 };
 
 // The first numbers of two pairs of bf16, and the second ones, as halves: what a cache of e4m3 is widened to.
-DEVICE uint32_t lower_halves(uint32_t first, uint32_t second) { return to_half_pair(low_float(first), low_float(second)); }
+DEVICE uint32_t lower_halves(uint32_t first, uint32_t second) {
+    return to_half_pair(within_half(low_float(first)), within_half(low_float(second)));
+}
 DEVICE uint32_t upper_halves(uint32_t first, uint32_t second) {
-    return to_half_pair(high_float(first), high_float(second));
+    return to_half_pair(within_half(high_float(first)), within_half(high_float(second)));
 }
 
 // Sixteen numbers in the order that a product with e4m3 has them.

@@ -425,11 +425,14 @@ DEVICE Bytes16 widen_eight(uint32_t first, uint32_t second) {
 
 // -------------------------------------------------------------------------------------------- codes, pairs, and halves
 
-// Two numbers of 16 bits of IEEE 754 ("half precision"), to the nearest; those beyond 65504 to that. `first` is the lower.
+// What a half ("half precision", 16 bits) can hold of a number; what is no number stays none.
+constexpr float HALF_MAX = 65504.0f;
+DEVICE float within_half(float number) {
+    return number > HALF_MAX ? HALF_MAX : number < -HALF_MAX ? -HALF_MAX : number;
+}
+
+// Two numbers within halves to the nearest of these. `first` is the lower.
 DEVICE uint32_t to_half_pair(float first, float second) {
-    constexpr float LARGEST = 65504.0f;
-    first = first > LARGEST ? LARGEST : first < -LARGEST ? -LARGEST : first;
-    second = second > LARGEST ? LARGEST : second < -LARGEST ? -LARGEST : second;
 #ifdef __CUDACC__
     uint32_t pair;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
