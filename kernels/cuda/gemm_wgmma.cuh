@@ -1,6 +1,6 @@
 // What products by the matrix units of four warps share (wgmma.cuh): tiles, their parts, sums of parts, results.
 //
-// A block makes tiles of 128 rows and 128, 192 or 256 outputs, one after the other, going along the inputs in steps of
+// A block makes tiles of 128 rows and 128 to 256 outputs, one after the other, going along the inputs in steps of
 // 128 bytes through a ring of stages in shared memory; each of its two groups of four warps makes 64 of the rows:
 //
 //     stage    x [128 rows], weights [outputs of the tile]: 128 bytes of each, in places as wgmma.cuh says

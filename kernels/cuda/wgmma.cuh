@@ -133,9 +133,10 @@ template <int deep> DEVICE void settle([[maybe_unused]] uint32_t (&a)[deep][4]) 
 #define SUMS_96                                                                                                        \
     SUMS_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, "   \
             "%84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define SUMS_112                                                                                                       \
+    SUMS_96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
 #define SUMS_128                                                                                                       \
-    SUMS_96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, "     \
-            "%113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+    SUMS_112 ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define SUM_1(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
 #define SUM_4(j) SUM_1(j), SUM_1(j + 1), SUM_1(j + 2), SUM_1(j + 3)
 #define SUM_8(j) SUM_4(j), SUM_4(j + 4)
@@ -164,7 +165,8 @@ template <class Number, int wide>
 DEVICE void warpgroup_multiply([[maybe_unused]] float (&d)[wide][4], [[maybe_unused]] uint64_t a,
                                [[maybe_unused]] uint64_t b, [[maybe_unused]] bool kept) {
     constexpr bool eight = sizeof(Number) == 1;
-    static_assert(wide == 16 || wide == 24 || wide == 32 || (wide == 8 && !eight), "a shape that is written out below");
+    static_assert(wide == 16 || wide == 24 || wide == 32 || ((wide == 8 || wide == 28) && !eight),
+                  "a shape that is written out below");
 #ifdef __CUDACC__
 #ifdef WARPGROUPS
     if constexpr (wide == 8)
@@ -177,6 +179,8 @@ DEVICE void warpgroup_multiply([[maybe_unused]] float (&d)[wide][4], [[maybe_unu
         MULTIPLY("m64n192k32", "e4m3.e4m3", SUMS_96, "96", "97", "98", "", SUM_16(0), SUM_4(16), SUM_4(20));
     else if constexpr (wide == 24)
         MULTIPLY("m64n192k16", "bf16.bf16", SUMS_96, "96", "97", "98", ", 0, 0", SUM_16(0), SUM_4(16), SUM_4(20));
+    else if constexpr (wide == 28)
+        MULTIPLY("m64n224k16", "bf16.bf16", SUMS_112, "112", "113", "114", ", 0, 0", SUM_16(0), SUM_8(16), SUM_4(24));
     else if constexpr (eight)
         MULTIPLY("m64n256k32", "e4m3.e4m3", SUMS_128, "128", "129", "130", "", SUM_16(0), SUM_16(16));
     else

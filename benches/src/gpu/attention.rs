@@ -57,11 +57,31 @@ pub(super) fn decode(bench: &mut Bench<'_>) -> Result<(), Failure> {
         counters: bench.zeros(attention::counters_len(most, wide.kv_heads))?,
         processors: bench.device.processors(),
     };
-    for (what, cache) in [("attention.decode.256x4k", wide), ("attention.decode.fp8.256x4k", narrow)] {
+    // Blocks one after the other, as none are once sequences have come and gone: what it costs that they lie scattered.
+    let all = rows * wide.table_stride;
+    let ordered = Cache { tables: bench.counted(all)?, ..wide };
+    let caches = [("", wide), ("fp8.", narrow), ("ordered.", ordered)];
+    for (which, cache) in caches {
         let launch = attention::decode(&Decode { cache, ..job })?;
-        bench.bandwidth(what, &[launch], attention::decode_bytes(&cache, &rule, &positions))?;
+        let bytes = attention::decode_bytes(&cache, &rule, &positions);
+        bench.bandwidth(&format!("attention.decode.{which}256x4k"), &[launch], bytes)?;
     }
-    Ok(())
+    alone(bench, &job)
+}
+
+/// One sequence after the other, each alone, as layers of a model have it: nothing of the next is in a cache.
+fn alone(bench: &mut Bench<'_>, job: &Decode) -> Result<(), Failure> {
+    let positions = [bench.sizes.context as i32 / 4 - 1];
+    let work = attention::work(&positions);
+    let entries = work.len() / 2;
+    let (position, work, work_len) = (bench.put(&positions)?, bench.put(&work)?, bench.put(&[entries as i32])?);
+    let mut launches = Vec::new();
+    for row in 0..job.rows {
+        let slots = job.slots.part(row..row + 1)?;
+        launches.push(attention::decode(&Decode { rows: 1, slots, positions: position, work, work_len, ..*job })?);
+    }
+    let bytes = launches.len() * attention::decode_bytes(&job.cache, &job.rule, &positions);
+    bench.bandwidth("attention.decode.1x1k", &launches, bytes)
 }
 
 /// A prompt.

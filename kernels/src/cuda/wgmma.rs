@@ -30,7 +30,7 @@ const PROCESSORS: usize = 132;
 /// How a product is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Outputs of a tile: 128, 192 or 256.
+    /// Outputs of a tile: one of [`Plan::WIDTHS`].
     pub width: usize,
     /// Parts of the inputs, summed each by itself.
     pub parts: usize,
@@ -38,7 +38,7 @@ pub struct Plan {
 
 impl Plan {
     /// Widths of tiles.
-    pub const WIDTHS: [usize; 3] = [256, 192, 128];
+    pub const WIDTHS: [usize; 4] = [256, 224, 192, 128];
 
     /// That with which all is done soonest. Bits depend on the number of parts, and that on the shape of the weights
     /// and on whether there are up to 128 rows, up to 256, or more.
@@ -135,6 +135,8 @@ fn launch(job: &Product, plan: Plan, processors: u32, late: bool) -> Result<Laun
         (128, Output::Bf16(_)) => "gemm_wgmma_128_bf16",
         (192, Output::F32(_)) => "gemm_wgmma_192_f32",
         (192, Output::Bf16(_)) => "gemm_wgmma_192_bf16",
+        (224, Output::F32(_)) => "gemm_wgmma_224_f32",
+        (224, Output::Bf16(_)) => "gemm_wgmma_224_bf16",
         (256, Output::F32(_)) => "gemm_wgmma_256_f32",
         (256, Output::Bf16(_)) => "gemm_wgmma_256_bf16",
         (width, _) => return Err(Misuse(format!("tiles of {width} outputs"))),
@@ -278,7 +280,8 @@ mod tests {
         assert_eq!(plan(1024, 28672, 4096), (256, 1));
         assert_eq!(plan(1024, 4096, 14336), (256, 1));
         assert_eq!(plan(256, 4096, 14336), (256, 4));
-        assert_eq!(plan(256, 28672, 4096), (256, 1));
+        // Two waves of it leave no multiprocessor without work.
+        assert_eq!(plan(256, 28672, 4096), (224, 1));
         assert_eq!(plan(512, 4096, 4096), (128, 1));
         assert_eq!(plan(65, 8, 64), (128, 1));
     }

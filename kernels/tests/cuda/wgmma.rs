@@ -135,7 +135,7 @@ fn every_tile_and_ragged_sizes() {
 #[test]
 fn inputs_in_parts() {
     let Some(mut device) = able() else { return };
-    for (width, parts) in [(128, 2), (192, 4), (256, 3)] {
+    for (width, parts) in [(128, 2), (192, 4), (224, 2), (256, 3)] {
         check(device.as_mut(), [130, 200, 448], Plan { width, parts });
     }
 }
@@ -150,7 +150,7 @@ fn a_row_has_the_bits_that_it_has_among_others() {
         let job = numbers.on(device, 0, 200);
         let launch = product(&job, Plan { width: 256, parts }, BLOCKS).unwrap();
         let all = bits(&results(device, &launch, job.y, job.workspace));
-        for (width, first, rows, blocks) in [(256, 70, 65, 1), (192, 0, 200, 7), (128, 9, 99, 2)] {
+        for (width, first, rows, blocks) in [(256, 70, 65, 1), (224, 3, 140, 2), (192, 0, 200, 7), (128, 9, 99, 2)] {
             let job = numbers.on(device, first, rows);
             let launch = product(&job, Plan { width, parts }, blocks).unwrap();
             let some = bits(&results(device, &launch, job.y, job.workspace));
