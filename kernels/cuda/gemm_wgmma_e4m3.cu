@@ -144,48 +144,88 @@ DEVICE void scale_outputs(float (&sums)[WIDTH / 8][4], const Coded &product, con
     }
 }
 
-template <bool grouped, class Out> DEVICE void multiply(Out *y, const Coded &product) {
+// The block's way along the inputs of one part of a tile after the other. The products of a step are under way while those
+// of the step before, which are in other registers, are added to the sums.
+template <bool grouped> struct Walk {
     using Is = Ring<WIDTH>;
-    DYNAMIC_SHARED(memory);
-    let_next_start();
-    unsigned char *ring = matrix_aligned(memory);
-    Copy copy(product);
-    // Weights are nobody's output: they need not wait.
-    int early = min(Is::ahead, copy.left);
-    ROLLED for (int step = 0; step < early; step++) copy.copy_weight(product, ring + step * Is::stage_bytes, step);
-    wait_for_earlier();
-    ROLLED for (int step = 0; step < Is::ahead; step++) {
-        copy.copy(product, ring + step * Is::stage_bytes, step >= early);
-        copies_commit();
+    const Coded &product;
+    unsigned char *ring;
+    Copy copy;
+    uint64_t x_at, weight_at;
+    unsigned stage, filled;
+
+    DEVICE Walk(const Coded &product, unsigned char *ring)
+        : product(product), ring(ring), copy(product), stage(0), filled(Is::ahead * Is::stage_bytes) {
+        // The same in all lanes, as the compiler should know.
+        int group = __shfl_sync(ALL_LANES, int(threadIdx.x) / WARPGROUP, 0);
+        x_at = matrix_at(ring + group * (ROWS / 2) * LINE);
+        weight_at = matrix_at(ring + ROWS * LINE);
     }
 
-    // The same in all lanes, as the compiler should know.
-    int group = __shfl_sync(ALL_LANES, int(threadIdx.x) / WARPGROUP, 0);
-    uint64_t x_at = matrix_at(ring + group * (ROWS / 2) * LINE), weight_at = matrix_at(ring + ROWS * LINE);
-    unsigned stage = 0, filled = Is::ahead * Is::stage_bytes;
+    DEVICE void begin() {
+        // Weights are nobody's output: they need not wait.
+        int early = min(Is::ahead, copy.left);
+        ROLLED for (int step = 0; step < early; step++) copy.copy_weight(product, ring + step * Is::stage_bytes, step);
+        wait_for_earlier();
+        ROLLED for (int step = 0; step < Is::ahead; step++) {
+            copy.copy(product, ring + step * Is::stage_bytes, step >= early);
+            copies_commit();
+        }
+    }
+
+    // Begins the products of a step; then what came of the one before is added, where there is one.
+    DEVICE void take(float (&sums)[WIDTH / 8][4], float (&now)[WIDTH / 8][4], float (&before)[WIDTH / 8][4],
+                     const Work<WIDTH> &work, int step) {
+        copies_wait<Is::ahead - 1>();
+        show_copies();
+        // This step's stage is there, and all have waited for the products of the stage that is filled next.
+        __syncthreads();
+        warpgroup_begin();
+        UNROLL for (unsigned piece = 0; piece < LINE; piece += 32)
+            warpgroup_multiply<e4m3>(now, x_at + (stage + piece) / 16, weight_at + (stage + piece) / 16, piece > 0);
+        warpgroup_commit();
+        copy.copy(product, ring + filled, true);
+        copies_commit();
+        stage = Is::after(stage);
+        filled = Is::after(filled);
+        if (step == work.first_step) return;
+        Scales<grouped> scales(product, work, step - 1);
+        warpgroup_wait<1>();
+        settle(before);
+        scales.add(sums, before);
+    }
+
+    // The last of a part.
+    DEVICE void end(float (&sums)[WIDTH / 8][4], float (&now)[WIDTH / 8][4], const Work<WIDTH> &work) const {
+        Scales<grouped> scales(product, work, work.first_step + work.steps - 1);
+        warpgroup_wait<0>();
+        settle(now);
+        scales.add(sums, now);
+    }
+};
+
+template <bool grouped, class Out> DEVICE void multiply(Out *y, const Coded &product) {
+    DYNAMIC_SHARED(memory);
+    let_next_start();
+    Walk<grouped> walk(product, matrix_aligned(memory));
+    walk.begin();
     int all = Work<WIDTH>::tiles(product) * product.parts;
     for (int index = blockIdx.x; index < all; index += gridDim.x) {
         Work<WIDTH> work(product, index);
-        float sums[WIDTH / 8][4] = {}, d[WIDTH / 8][4] = {};
+        float sums[WIDTH / 8][4] = {}, even[WIDTH / 8][4] = {}, odd[WIDTH / 8][4] = {};
         int step = work.first_step, end = step + work.steps;
-        do {
-            copies_wait<Is::ahead - 1>();
-            show_copies();
-            // This step's stage is there, and all have waited for the products of those before.
-            __syncthreads();
-            warpgroup_begin();
-            UNROLL for (unsigned piece = 0; piece < LINE; piece += 32)
-                warpgroup_multiply<e4m3>(d, x_at + (stage + piece) / 16, weight_at + (stage + piece) / 16, piece > 0);
-            warpgroup_commit();
-            Scales<grouped> scales(product, work, step);
-            copy.copy(product, ring + filled, true);
-            copies_commit();
-            stage = Is::after(stage);
-            filled = Is::after(filled);
-            warpgroup_wait<0>();
-            settle(d);
-            scales.add(sums, d);
-        } while (++step < end);
+        while (true) {
+            walk.take(sums, even, odd, work, step);
+            if (++step == end) {
+                walk.end(sums, even, work);
+                break;
+            }
+            walk.take(sums, odd, even, work, step);
+            if (++step == end) {
+                walk.end(sums, odd, work);
+                break;
+            }
+        }
         if (product.parts > 1 && !add_parts(sums, product, work)) continue;
         scale_outputs<grouped>(sums, product, work);
         store(y, product, work, sums);
