@@ -30,6 +30,7 @@ constexpr int ROWS = 8;           // at most
 constexpr int GROUP = 8;          // rows of weights that are one product's right side
 constexpr int RING_BYTES = 12288; // of a warp
 constexpr int PIECE = 16;         // bytes, 8 inputs
+constexpr int DEEPEST = 128;      // inputs of a stage, at most
 
 // What becomes of the outputs.
 enum Outcome { F32, BF16, ADDED, GATED };
@@ -46,8 +47,10 @@ struct Product {
     float offset, eps, factor;
 
     DEVICE bool gated() const { return outcome >= GATED; }
-    // Bytes from one row of x in shared memory to the next: those of two rows lie in different banks.
-    DEVICE int line() const { return (inputs * 2 + 127) / 128 * 128 + 64; }
+    // Numbers of a row of x in shared memory: whole stages, of which the last may end with zeros.
+    DEVICE int padded() const { return (inputs + DEEPEST - 1) / DEEPEST * DEEPEST; }
+    // Bytes from one row to the next: those of two rows lie in different banks.
+    DEVICE int line() const { return padded() * 2 + 64; }
     // What is written for a row.
     DEVICE int width() const { return gated() ? outputs / 2 : outputs; }
     // The block's units: the first, and how many groups of weights they are.
@@ -63,14 +66,13 @@ struct Product {
 };
 
 template <int G> struct Stage {
-    static constexpr int DEEP = G == 4 ? 64 : 128; // inputs
+    static constexpr int DEEP = G == 4 ? 64 : DEEPEST; // inputs
     static constexpr int PIECES = DEEP / 8;        // of a row
     static constexpr int BYTES = G * GROUP * DEEP * 2;
     static constexpr int COUNT = RING_BYTES / BYTES;
     static_assert(COUNT >= 3, "one is multiplied, and two are under way");
 
     DEVICE static int place(int row, int piece) { return (row * PIECES + (piece ^ row % 2 * 4)) * PIECE; }
-    DEVICE static int count(const Product &product) { return (product.inputs + DEEP - 1) / DEEP; }
 };
 
 DEVICE float activate(int kind, float gate, float up, float limit) {
@@ -85,15 +87,26 @@ DEVICE float activate(int kind, float gate, float up, float limit) {
 // Loads a warp's stages one after the other.
 template <int G> struct Loader {
     using Is = Stage<G>;
+    static constexpr int AT_ONCE = WARP / Is::PIECES; // rows
     const Product &product;
-    unsigned char *ring;
-    int groups, stages, group, stage, place;
+    unsigned char *to;
+    // The lane's first piece of the next stage; numbers from a group of weights to the one after it, and from two to two.
+    const bf16 *from;
+    size_t other, pair;
+    int groups, group, stage, place;
 
     DEVICE Loader(const Product &product, unsigned char *ring)
-        : product(product), ring(ring), groups(product.groups()), stages(Is::count(product)), group(0),
-          stage(warp_index()), place(0) {
-        if (stage >= stages) group = groups;
+        : product(product), groups(product.groups()), group(0), stage(warp_index()), place(0) {
+        int row = lane_index() / Is::PIECES, piece = lane_index() % Is::PIECES;
+        size_t eight = size_t(GROUP) * product.inputs;
+        to = ring + Is::place(row, piece);
+        from = product.weight + size_t(product.weight_row(0) + row) * product.inputs + stage * Is::DEEP + piece * 8;
+        other = product.gated() ? size_t(product.width()) * product.inputs : eight;
+        pair = product.gated() ? eight : 2 * eight;
+        if (stage >= stages()) group = groups;
     }
+
+    DEVICE int stages() const { return (product.inputs + Is::DEEP - 1) / Is::DEEP; }
 
     // Every call ends a group of copies, also where there is nothing left to load.
     DEVICE void load() {
@@ -101,31 +114,35 @@ template <int G> struct Loader {
         copies_commit();
         place = place + Is::BYTES == Is::COUNT * Is::BYTES ? 0 : place + Is::BYTES;
         stage += WARPS;
-        if (stage < stages) return;
+        from += WARPS * Is::DEEP;
+        if (stage < stages()) return;
+        // Back to the warp's first stage, of the groups that follow.
+        from -= stage * Is::DEEP;
         stage = warp_index();
+        from += stage * Is::DEEP;
+        from += G == 1 ? other : G / 2 * pair;
         group += G;
     }
 
     DEVICE void copy() const {
-        constexpr int AT_ONCE = WARP / Is::PIECES; // rows
-        int lane = lane_index(), input = stage * Is::DEEP + lane % Is::PIECES * 8;
-        UNROLL for (int first = 0; first < G * GROUP; first += AT_ONCE) {
-            int row = first + lane / Is::PIECES, of = group + row / GROUP;
-            int weight_row = product.weight_row(of) + row % GROUP;
-            bool there = of < groups && weight_row < product.outputs && input < product.inputs;
-            copy_async16(ring + place + Is::place(row, lane % Is::PIECES),
-                         product.weight + size_t(there ? weight_row : 0) * product.inputs + (there ? input : 0), there);
-        }
+        // Rows of weights from here on that are there: a gated product has no groups in part.
+        int rows = (groups - group) * GROUP;
+        if (!product.gated()) rows = min(rows, product.outputs - product.weight_row(group));
+        if (stage * Is::DEEP + lane_index() % Is::PIECES * 8 >= product.inputs) rows = 0;
+        rows -= lane_index() / Is::PIECES;
+        UNROLL for (int g = 0; g < G; g++)
+            UNROLL for (int row = 0; row < GROUP; row += AT_ONCE)
+                copy_async16(to + place + (g * GROUP + row) * Is::PIECES * PIECE,
+                             from + (g / 2 * pair + g % 2 * other + row * product.inputs), g * GROUP + row < rows);
     }
 };
 
 // Rows of x as they are.
 DEVICE void copy_rows(unsigned char *to, const Product &product) {
-    int pieces = product.inputs / 8;
-    for (int at = threadIdx.x; at < product.rows * pieces; at += THREADS) {
-        int row = at / pieces, piece = at % pieces;
-        const bf16 *from = static_cast<const bf16 *>(product.x) + size_t(row) * product.inputs + piece * 8;
-        store16(to + row * product.line() + piece * PIECE, load16(from));
+    for (int row = 0; row < product.rows; row++) {
+        const bf16 *from = static_cast<const bf16 *>(product.x) + size_t(row) * product.inputs;
+        UNROLL_4 for (int at = threadIdx.x * 8; at < product.padded(); at += THREADS * 8)
+            store16(to + row * product.line() + at * 2, at < product.inputs ? load16(from + at) : Bytes16{0, 0, 0, 0});
     }
 }
 
@@ -142,12 +159,13 @@ DEVICE void norm_rows(unsigned char *to, float (&squares)[ROWS][WARPS], const Pr
     unsigned char *line = to + row * product.line();
     for (int part = warp_index() % sharers; part < WARPS; part += sharers) {
         float sum = 0.0f;
-        UNROLL_4 for (int at = (part * WARP + lane_index()) * 4; at < product.inputs; at += THREADS * 4) {
-            float numbers[4], weights[4];
-            load_four(numbers, x + at);
-            load_four(weights, product.norm + at);
+        UNROLL_4 for (int at = (part * WARP + lane_index()) * 4; at < product.padded(); at += THREADS * 4) {
+            float numbers[4] = {}, weights[4] = {};
+            if (there && at < product.inputs) {
+                load_four(numbers, x + at);
+                load_four(weights, product.norm + at);
+            }
             UNROLL for (int i = 0; i < 4; i++) {
-                numbers[i] = there ? numbers[i] : 0.0f;
                 sum += numbers[i] * numbers[i];
                 numbers[i] *= weights[i] + product.offset;
             }
@@ -167,7 +185,6 @@ DEVICE void multiply(float (&d)[G][4], const Product &product, const unsigned ch
     int row = lane_index() / 4, piece = lane_index() % 4;
     x += row * product.line() + stage * Is::DEEP * 2 + piece * PIECE;
     UNROLL for (int block = 0; block < Is::DEEP / 32; block++) {
-        if (stage * Is::DEEP + block * 32 >= product.inputs) break;
         Bytes16 left{0, 0, 0, 0};
         if (row < product.rows) left = load16(x + block * 64);
         const uint32_t first[4] = {left.x, 0, left.y, 0}, second[4] = {left.z, 0, left.w, 0};
@@ -239,7 +256,7 @@ template <int G> DEVICE void gemv(const Product &product) {
     for (int group = 0; group < loader.groups; group += G) {
         Result<G> result(product, group);
         float d[G][4] = {};
-        for (int stage = warp_index(); stage < loader.stages; stage += WARPS) {
+        for (int stage = warp_index(); stage < loader.stages(); stage += WARPS) {
             copies_wait<Is::COUNT - 1>();
             __syncwarp();
             multiply<G>(d, product, x, ring + place, stage);

@@ -13,6 +13,8 @@ const PROCESSORS: usize = 132;
 /// Outputs of a unit.
 const UNIT: usize = 8;
 const THREADS: usize = 256;
+/// Inputs of a stage, at most.
+const DEEPEST: usize = 128;
 /// Bytes of shared memory for the weights that are under way.
 const RINGS: usize = 8 * 12_288;
 /// Bytes of shared memory that a block may have: with compute capability 9.0, which it is meant for. Others have less.
@@ -187,7 +189,7 @@ fn together(groups: usize) -> usize {
 
 /// Bytes of shared memory of a block: as the kernel says.
 fn shared(rows: usize, inputs: usize, groups: usize) -> usize {
-    let line = (inputs * Bf16::BYTES).next_multiple_of(128) + 64;
+    let line = inputs.next_multiple_of(DEEPEST) * Bf16::BYTES + 64;
     rows * line + RINGS + 2 * THREADS / 32 * rows * groups * UNIT * f32::BYTES
 }
 
