@@ -4,7 +4,7 @@
 //! is ready, and the old one lives until its last request is done. A load that fails leaves what served before.
 
 use crate::batcher;
-use crate::entry::{AWAITED, Entry, NO_PROCESS, UNLOADED, ready, unavailable};
+use crate::entry::{AWAITED, Entry, UNLOADED, ready, unavailable};
 use crate::error::Error;
 use crate::llm::watch::Loading;
 use crate::probe::{Probe, Tried};
@@ -202,8 +202,10 @@ impl Registry {
             for (version, entry) in versions {
                 let (state, reason) = match &entry.state {
                     State::Loading => ("LOADING", String::new()),
-                    State::Ready(servable) if !servable.is_ready() => ("UNAVAILABLE", NO_PROCESS.into()),
-                    State::Ready(_) => ("READY", entry.trouble.clone()),
+                    State::Ready(servable) => match servable.trouble() {
+                        Some(reason) => ("UNAVAILABLE", reason),
+                        None => ("READY", entry.trouble.clone()),
+                    },
                     State::Unavailable(reason) => ("UNAVAILABLE", reason.clone()),
                 };
                 entries.push(IndexEntry { name: name.clone(), version: Some(*version), state, reason });

@@ -1,6 +1,7 @@
 //! A model that serves: what it does, what it was set to, and what happened to its requests.
 
 use crate::batcher::{self, Batcher};
+use crate::entry::NO_PROCESS;
 use crate::error::Error;
 use crate::llm::Language;
 use crate::metrics::ModelMetrics;
@@ -193,9 +194,14 @@ impl Servable {
 
     /// Would a request be answered now?
     pub fn is_ready(&self) -> bool {
+        self.trouble().is_none()
+    }
+
+    /// Why no request would be answered now.
+    pub fn trouble(&self) -> Option<String> {
         match &self.work {
-            Work::Predictor(batcher) => batcher.predictor().is_ready(),
-            Work::Language(_) => true,
+            Work::Predictor(batcher) => (!batcher.predictor().is_ready()).then(|| NO_PROCESS.to_owned()),
+            Work::Language(language) => language.broken().map(|reason| format!("its engine has ended: {reason}")),
         }
     }
 

@@ -5,12 +5,16 @@
 use backends::LoadError;
 use backends::llm::blocks::{BlockPool, PrefixKey};
 use backends::llm::engine::{Engine, Overlap};
+use backends::llm::executor::{Executor, Failure, Masks, Ticket};
+use backends::llm::model::BoxedExecutor;
+use backends::llm::plan::{Plan, Sampled};
 use backends::llm::progress::Calls;
 use backends::llm::request::{Draft, Limits, Request};
 use backends::llm::sampling::{Parameters, Sampling};
 use backends::llm::scheduler::{Scheduler, Settings};
 use backends::llm::scripted::Scripted;
 use backends::llm::sequence::Event;
+use server::error::Error;
 use server::llm::generator::{Generator, Tokens};
 use server::llm::watch::Loading;
 use server::{process, telemetry};
@@ -34,10 +38,12 @@ fn child(test: &str) -> (Output, Duration) {
     (output, began.elapsed())
 }
 
-/// An engine on a device that takes `step` for each step, and the answer to a request of so many tokens, asked for in
-/// `runtime`.
-fn generate(runtime: &Runtime, step: Duration, step_timeout: Option<Duration>, most: u32) -> (Generator, Tokens) {
-    let (blocks, block_len, vocabulary) = (64, 16, 100);
+const BLOCKS: u32 = 64;
+const BLOCK_LEN: u32 = 16;
+const VOCABULARY: u32 = 100;
+
+/// An engine's thread.
+fn start(executor: BoxedExecutor, step_timeout: Option<Duration>) -> Generator {
     let settings = Settings {
         token_budget: 64,
         chunk_tokens: 64,
@@ -50,17 +56,27 @@ fn generate(runtime: &Runtime, step: Duration, step_timeout: Option<Duration>, m
         prefix_cache: false,
         end_tokens: Vec::new().into(),
     };
-    let executor = Scripted::new(blocks, block_len, vocabulary).with_next(Box::new(move |_, history| {
-        std::thread::sleep(step);
-        history.len() as u32 % vocabulary
-    }));
-    let pool = BlockPool::new(blocks, block_len, PrefixKey::new([7; 16]));
-    let engine = Engine::new(Scheduler::new(settings, pool).unwrap(), Box::new(executor) as _, Overlap::Ahead);
-    let generator = Generator::start("engine", engine, step_timeout).unwrap();
-    let limits = Limits { prompt_tokens: 512, copies: 4, output_tokens: 512, vocabulary };
+    let pool = BlockPool::new(BLOCKS, BLOCK_LEN, PrefixKey::new([7; 16]));
+    let engine = Engine::new(Scheduler::new(settings, pool).unwrap(), executor, Overlap::Ahead);
+    Generator::start("engine", engine, step_timeout).unwrap()
+}
+
+/// A request of so many tokens.
+fn request(most: u32) -> Request {
+    let limits = Limits { prompt_tokens: 512, copies: 4, output_tokens: 512, vocabulary: VOCABULARY };
     let sampling = Arc::new(Sampling::new(Parameters::default()).unwrap());
-    let request = Request::new(Draft::new(vec![1, 2, 3], most, sampling), &limits).unwrap();
-    let mut streams = runtime.block_on(generator.admit(request, Vec::new())).unwrap();
+    Request::new(Draft::new(vec![1, 2, 3], most, sampling), &limits).unwrap()
+}
+
+/// An engine on a device that takes `step` for each step, and the answer to a request of so many tokens, asked for in
+/// `runtime`.
+fn generate(runtime: &Runtime, step: Duration, step_timeout: Option<Duration>, most: u32) -> (Generator, Tokens) {
+    let executor = Scripted::new(BLOCKS, BLOCK_LEN, VOCABULARY).with_next(Box::new(move |_, history| {
+        std::thread::sleep(step);
+        history.len() as u32 % VOCABULARY
+    }));
+    let generator = start(Box::new(executor), step_timeout);
+    let mut streams = runtime.block_on(generator.admit(request(most), Vec::new())).unwrap();
     (generator, streams.remove(0))
 }
 
@@ -75,6 +91,47 @@ fn tokens(runtime: &Runtime, mut stream: Tokens) -> usize {
         count += usize::from(matches!(event, Event::Token { .. }));
     }
     count
+}
+
+/// One with a defect: in a step, or in what it does in idle times.
+struct Defect {
+    idle: bool,
+}
+
+impl Executor for Defect {
+    fn launch(&mut self, _plan: &Plan) -> Result<Ticket, Failure> {
+        panic!("a defect")
+    }
+    fn sample(&mut self, _ticket: &Ticket, _masks: &Masks) -> Result<(), Failure> {
+        unreachable!("nothing was launched")
+    }
+    fn collect(&mut self, _ticket: Ticket) -> Result<Vec<Sampled>, Failure> {
+        unreachable!("nothing was launched")
+    }
+    fn prepare(&mut self) -> Result<bool, Failure> {
+        if self.idle { panic!("a defect") } else { Ok(false) }
+    }
+}
+
+/// Nobody waits for an engine that has ended, and whoever asks whether it serves is told the truth.
+#[test]
+fn an_engine_with_a_defect_ends_and_says_so() {
+    for idle in [false, true] {
+        let (runtime, generator) = (runtime(), start(Box::new(Defect { idle }), None));
+        match runtime.block_on(generator.admit(request(5), Vec::new())) {
+            // It came before anything was wrong.
+            Ok(mut streams) => assert_eq!(tokens(&runtime, streams.remove(0)), 0),
+            Err(error) => assert!(format!("{error:?}").contains("the engine has ended"), "{error:?}"),
+        }
+        let ended = std::iter::repeat_with(|| {
+            std::thread::sleep(Duration::from_millis(5));
+            generator.broken()
+        });
+        assert_eq!(ended.take(2000).flatten().next().as_deref(), Some("it panicked"), "idle: {idle}");
+        assert!(generator.is_stuck(Instant::now()));
+        let error = runtime.block_on(generator.admit(request(5), Vec::new())).unwrap_err();
+        assert_eq!(error, Error::Internal("the engine has ended: it panicked".into()));
+    }
 }
 
 #[test]

@@ -200,6 +200,11 @@ impl Generator {
         self.0.0.lock().counters
     }
 
+    /// Why the engine has ended, where it has: no request is answered any more.
+    pub fn broken(&self) -> Option<String> {
+        self.0.0.lock().broken.clone()
+    }
+
     /// Has the engine ended, or does a step run at `now` that should long be over?
     pub fn is_stuck(&self, now: Instant) -> bool {
         let overdue = self.0.0.overdue;
@@ -253,30 +258,33 @@ struct Thread {
 
 impl Thread {
     fn run(mut self) {
+        match std::panic::catch_unwind(AssertUnwindSafe(|| self.serve())) {
+            Ok(None) => {}
+            Ok(Some(reason)) => self.broken(&reason),
+            Err(_) => self.broken("it panicked"),
+        }
+    }
+
+    /// Until all is over; or why the engine cannot go on.
+    fn serve(&mut self) -> Option<String> {
         while let Some((admissions, cancellations)) = self.commands() {
-            let work = AssertUnwindSafe(|| {
-                admissions.into_iter().for_each(|admission| self.admit(admission));
-                for (sequence, reason) in cancellations {
-                    self.engine.cancel(sequence, reason);
-                }
-                self.step();
-            });
-            if std::panic::catch_unwind(work).is_err() {
-                self.broken("it panicked");
-                return;
+            admissions.into_iter().for_each(|admission| self.admit(admission));
+            for (sequence, reason) in cancellations {
+                self.engine.cancel(sequence, reason);
             }
+            self.step();
             if let Some(remark) = self.engine.remark() {
                 tracing::warn!("{remark}");
             }
-            if let Some(failure) = self.engine.lost().cloned() {
-                if let Failure::Lost(what) = &failure {
+            if let Some(failure) = self.engine.lost() {
+                if let Failure::Lost(what) = failure {
                     // A device does not come back to a process that has lost it: whoever started this one starts another.
                     process::give_up(process::LOST, &format!("the device of a language model is lost: {what}"));
                 }
-                self.broken(&failure.to_string());
-                return;
+                return Some(failure.to_string());
             }
         }
+        None
     }
 
     /// What came in since the last step; waits where there is nothing else to do. `None` when all is over.

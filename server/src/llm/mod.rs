@@ -198,6 +198,11 @@ impl Language {
         self.generator.counters()
     }
 
+    /// Why its engine has ended, where it has.
+    pub fn broken(&self) -> Option<String> {
+        self.generator.broken()
+    }
+
     /// Has its engine ended, or does it hang?
     pub fn is_stuck(&self, now: Instant) -> bool {
         self.generator.is_stuck(now)
