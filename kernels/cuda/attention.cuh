@@ -62,9 +62,9 @@ template <class Number> struct Cache {
     float value_scale;
 
     // The block of a slot's positions from 32 * `index` on; -1 where the tables do not lead into the cache.
-    DEVICE int block(int slot, int index) const {
+    template <bool early = false> DEVICE int block(int slot, int index) const {
         if (unsigned(slot) >= unsigned(slot_count) || unsigned(index) >= unsigned(table_stride)) return -1;
-        int block = tables[size_t(slot) * table_stride + index];
+        int block = load_int<early>(tables + size_t(slot) * table_stride + index);
         return unsigned(block) < unsigned(block_count) ? block : -1;
     }
     // Where a block's first position is, for one KV head.

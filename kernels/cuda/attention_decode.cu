@@ -77,13 +77,14 @@ template <class Number, int D> struct Loader {
     DEVICE unsigned char *keys() const { return ring + place * 2 * TILE_BYTES<Number, D>; }
     DEVICE unsigned char *values() const { return keys() + TILE_BYTES<Number, D>; }
 
-    DEVICE void seek() {
-        while (tile >= end && next < turns.units) begin(unit_at(job, next));
+    template <bool early = false> DEVICE void seek() {
+        while (tile >= end && next < turns.units) begin<early>(unit_at<early>(job, next));
     }
 
-    // May the next tile be one that an earlier kernel of the step writes to? It writes the row's last position alone.
+    // Before the kernel has waited: may the next tile be one that an earlier kernel of the step writes to? It writes the
+    // row's last position alone.
     DEVICE bool is_fresh() {
-        seek();
+        seek<true>();
         return tile + 1 >= end;
     }
 
@@ -100,7 +101,7 @@ template <class Number, int D> struct Loader {
         place = unsigned(place + 1) % RING<Number, D>;
     }
 
-    DEVICE void begin(const Unit &unit) {
+    template <bool early> DEVICE void begin(const Unit &unit) {
         next = turns.after(next);
         if (unit.seen.none()) return;
         seen = unit.seen;
@@ -109,7 +110,7 @@ template <class Number, int D> struct Loader {
         end = (seen.end + KEYS<D> - 1) / KEYS<D>;
         int at = unit.split * PAGES_OF_SPLIT + lane_index() % PAGES_OF_SPLIT;
         bool there = at >= seen.first / PAGE && at <= (seen.end - 1) / PAGE;
-        page = there ? job.cache.block(unit.slot, at) : -1;
+        page = there ? job.cache.template block<early>(unit.slot, at) : -1;
     }
 
     DEVICE void copy(unsigned char *to, const Number *cache) {
@@ -337,7 +338,7 @@ template <class Number, int D> DEVICE void decode(const Decode<Number> &job) {
     DYNAMIC_SHARED(memory);
     let_next_start();
     Rule rule = rule_of(job.scale, job.soft_cap, job.window);
-    Turns turns(min(*job.n_work, job.most_work) * job.cache.kv_heads);
+    Turns turns(min(load_fresh(job.n_work), job.most_work) * job.cache.kv_heads);
     int halves = job.group() > 8 ? 2 : 1;
     constexpr int PENDING = 2 * RING<Number, D> - 1, RING_BYTES = 2 * RING<Number, D> * TILE_BYTES<Number, D>;
     unsigned char *exchange = memory + WARPS * RING_BYTES;

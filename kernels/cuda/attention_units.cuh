@@ -39,16 +39,17 @@ struct Unit {
     Range seen;
 };
 
-template <class Number> DEVICE Unit unit_at(const Decode<Number> &job, int index) {
+// `early`: before the kernel has waited for those before it.
+template <bool early = false, class Number> DEVICE Unit unit_at(const Decode<Number> &job, int index) {
     Unit unit;
     unit.item = index / job.cache.kv_heads;
     unit.kv_head = index % job.cache.kv_heads;
-    unit.row = job.work[2 * unit.item];
-    unit.split = job.work[2 * unit.item + 1];
+    unit.row = load_int<early>(job.work + 2 * unit.item);
+    unit.split = load_int<early>(job.work + 2 * unit.item + 1);
     bool there = unsigned(unit.row) < unsigned(job.rows) && unit.split >= 0;
     // Both at once: each takes as long as the way to the second cache.
-    unit.position = there ? job.positions[unit.row] : -1;
-    unit.slot = there ? job.slots[unit.row] : -1;
+    unit.position = there ? load_int<early>(job.positions + unit.row) : -1;
+    unit.slot = there ? load_int<early>(job.slots + unit.row) : -1;
     if (!there) unit.row = -1;
     unit.seen = seen_of_split(unit.position, job.window, max(unit.split, 0));
     return unit;

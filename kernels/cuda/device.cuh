@@ -242,6 +242,18 @@ DEVICE float load_fresh(const float *from) {
 #endif
 }
 
+DEVICE int load_fresh(const int *from) {
+#ifdef __CUDACC__
+    int got;
+    asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(got) : "l"(from) : "memory");
+    return got;
+#else
+    return *from;
+#endif
+}
+// The same where `early`: before `wait_for_earlier` only the second cache is sure to have what was written before the step.
+template <bool early> DEVICE int load_int(const int *from) { return early ? load_fresh(from) : *from; }
+
 // ------------------------------------------------------------------------------------------------------ matrix units
 
 // Four 8x8 matrices of 16-bit numbers out of shared memory. Lane l gives the address of row l % 8 of matrix l / 8
@@ -338,8 +350,8 @@ DEVICE float block_max(float value, float *scratch) {
 // Waits until all that earlier kernels of the stream wrote can be read. Every kernel calls it, in every thread, before
 // it reads or writes anything that another kernel of the step writes or reads; weights may be read before. So may what is
 // written before a step begins: its tokens' slots and positions, tables of blocks, lists of work, and what the cache holds
-// of earlier positions. For the first kernel of a step (`embed`) lets the next start only after it has waited, so all
-// that comes after it finds that written.
+// of earlier positions; past the first cache (`load_int`, asynchronous copies), which nothing has emptied yet. For the first
+// kernel of a step (`embed`) lets the next start only after it has waited, so all that comes after it finds that written.
 DEVICE void wait_for_earlier() {
 #if defined(__CUDACC__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -443,7 +455,7 @@ DEVICE uint32_t to_half_pair(float first, float second) {
 }
 
 // Four e4m3 as pairs of halves, exactly: the first and the third, the second and the fourth. It costs less than neighbours
-// do, and less than bf16.
+// do, and less than bf16. What is no number stays none, or becomes 480 on cards that have no instruction for it.
 DEVICE void widen_alternate(uint32_t (&to)[2], uint32_t four) {
 #if defined(__CUDACC__) && __CUDA_ARCH__ >= 890
     asm("{\n.reg .b16 even, odd;\nmov.b32 {even, odd}, %2;\ncvt.rn.f16x2.e4m3x2 %0, even;\ncvt.rn.f16x2.e4m3x2 %1, odd;\n}"
@@ -458,7 +470,12 @@ DEVICE void widen_alternate(uint32_t (&to)[2], uint32_t four) {
 #ifdef __CUDACC__
         asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(to[odd]) : "r"(small), "r"(0x5c005c00u));
 #else
-        to[odd] = to_half_pair(emulator::half_to_float(small) * 256.0f, emulator::half_to_float(small >> 16) * 256.0f);
+        to[odd] = 0;
+        for (int half = 0; half < 2; half++) {
+            bool none = (pair >> (16 * half + 8) & 0x7f) == 0x7f;
+            float number = none ? NAN : emulator::half_to_float(small >> 16 * half) * 256.0f;
+            to[odd] |= uint32_t(emulator::round_to_half(number)) << 16 * half;
+        }
 #endif
     }
 #endif

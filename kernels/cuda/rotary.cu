@@ -160,11 +160,11 @@ template <int LANES, class Number> DEVICE void rotary_write(const Rotary &job, c
     if (job.bias && head < total && column < upper) Part::prefetch(job.bias + head * dim + column, upper);
     let_next_start();
     // The step's rows and tables were there before it began.
-    int position = job.positions[row], slot = job.slots[row];
+    int position = load_fresh(job.positions + row), slot = load_fresh(job.slots + row);
     // Nothing is written outside the cache, whatever the tables say.
     int block = -1;
     if (position >= 0 && unsigned(slot) < unsigned(job.slot_count) && position / PAGE < job.table_stride)
-        block = job.tables[size_t(slot) * job.table_stride + position / PAGE];
+        block = load_fresh(job.tables + size_t(slot) * job.table_stride + position / PAGE);
     const bool kept = unsigned(block) < unsigned(job.block_count);
     const size_t line = (size_t(block) * job.kv_heads * PAGE + position % PAGE) * dim + column;
     if (job.dims > 0 && position >= 0) fill_factors(factors, job, position, frequency);

@@ -21,8 +21,10 @@ const BLOCK: usize = 32;
 const STEP_ROWS: usize = 4096;
 /// Steps that are not counted after all sequences have begun.
 const WARM: usize = 4;
-/// Rows of the steps that are measured with the launches of few rows beside those without.
-const SHORT: usize = 4;
+/// Sequences of the steps whose launches are compared: those of few rows with the others.
+const FEW: usize = 4;
+/// What a server has not.
+const OTHERWISE: usize = if SHORT_ROWS == 0 { FEW } else { 0 };
 /// Prompts whose first token is timed.
 const FIRSTS: usize = 9;
 /// A prompt of a closed loop: shorter than a block, so that no two share one.
@@ -48,10 +50,16 @@ struct Decode {
     tokens: usize,
 }
 
-/// A row of decoding; `.short` where steps of so few rows take the launches that are for these.
+/// A row of decoding: `.short` or `.long` where steps of few rows have not the launches that a server gives them.
 fn name(shape: Shape, clients: usize, short_rows: usize) -> String {
     let numbers = if shape.eight_bits { "fp8" } else { "bf16" };
-    let short = if short_rows == SHORT { ".short" } else { "" };
+    let short = if short_rows == SHORT_ROWS {
+        ""
+    } else if short_rows == 0 {
+        ".long"
+    } else {
+        ".short"
+    };
     format!("decode.{}.{numbers}.b{clients}{short}", shape.name)
 }
 
@@ -60,9 +68,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let context = if args.small { 64 } else { 1024 };
     let long = if args.small { 16 } else { 128 };
     // While 256 prompts are read, four a step, the first of them decode already.
-    let (some, many) = if args.small { (2, 4) } else { (32, 256) };
+    let (some, many) = if args.small { (2, 5) } else { (32, 256) };
     let longer = if args.small { 24 } else { 192 };
-    for short_rows in [SHORT_ROWS, SHORT] {
+    for short_rows in [SHORT_ROWS, OTHERWISE] {
         if args.wants(&name(QWEN, 1, short_rows)) {
             let mut model = Model::load(args, QWEN, (1, 2 * context), short_rows)?;
             model.decode(args, QWEN, context, &Decode { clients: 1, tokens: long })?;
@@ -71,7 +79,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let rows = ["decode.llama-3.1-8b.bf16.", "ttft.llama-3.1-8b.", "engine.closed."];
     if rows.iter().any(|row| args.wants(row)) {
         let mut model = Model::load(args, LLAMA, (many, context + context / 4), SHORT_ROWS)?;
-        for (clients, tokens) in [(1, long), (SHORT, long), (some, long), (many, longer)] {
+        for (clients, tokens) in [(1, long), (FEW, long), (some, long), (many, longer)] {
             model.decode(args, LLAMA, context, &Decode { clients, tokens })?;
         }
         model.first(args, LLAMA, context)?;
@@ -79,9 +87,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             model.closed(args, clients)?;
         }
     }
-    if args.wants(&name(LLAMA, 1, SHORT)) || args.wants(&name(LLAMA, SHORT, SHORT)) {
-        let mut model = Model::load(args, LLAMA, (SHORT, context + context / 4), SHORT)?;
-        for clients in [1, SHORT] {
+    if args.wants(&name(LLAMA, 1, OTHERWISE)) || args.wants(&name(LLAMA, FEW, OTHERWISE)) {
+        let mut model = Model::load(args, LLAMA, (FEW, context + context / 4), OTHERWISE)?;
+        for clients in [1, FEW] {
             model.decode(args, LLAMA, context, &Decode { clients, tokens: long })?;
         }
     }

@@ -361,6 +361,8 @@ uint16_t round_to_half(float number) {
 }
 
 float half_to_float(uint32_t half) {
+    // Beyond the largest: infinite, or no number.
+    if ((half & 0x7c00) == 0x7c00) return bit_cast<float>((half & 0x8000) << 16 | 0x7f800000u | (half & 0x3ff) << 13);
     return bit_cast<float>((half & 0x8000) << 16 | (half & 0x7fff) << 13) * 0x1p112f;
 }
 

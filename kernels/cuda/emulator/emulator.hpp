@@ -57,7 +57,7 @@ template <class To, class From> To bit_cast(From from) {
 uint16_t round_to_bf16(float number);
 // Numbers that are no larger than a half can be.
 uint16_t round_to_half(float number);
-// The lower bits of a register, which must be finite.
+// The lower bits of a register.
 float half_to_float(uint32_t half);
 
 // Kernels by name.

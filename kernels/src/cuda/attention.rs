@@ -51,7 +51,8 @@ pub struct Rule {
     pub sinks: Option<Slice<f32>>,
 }
 
-/// Attention of rows that are one token each.
+/// Attention of rows that are one token each. Positions, slots, tables, work, and the cache of all but a row's last position
+/// are read before earlier launches have ended: of these, only `embed` and what comes before it may write them.
 #[derive(Clone, Copy, Debug)]
 pub struct Decode {
     /// `[rows, heads, head_dim]`, written. Rows with position -1 become zeros.

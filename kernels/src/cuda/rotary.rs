@@ -40,7 +40,8 @@ pub struct Turn {
     pub interleaved: bool,
 }
 
-/// What attention reads, of a projection.
+/// What attention reads, of a projection. Positions, slots and tables are read before earlier launches have ended: of these,
+/// only `embed` and what comes before it may write them.
 #[derive(Clone, Copy, Debug)]
 pub struct RotaryWrite {
     /// `[rows, heads + 2 * kv_heads, head_dim]`: queries, keys, values.

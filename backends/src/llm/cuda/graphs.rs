@@ -19,9 +19,17 @@ impl CudaExecutor {
         // A row of padding: it goes through every kernel of decoding, so that none is loaded while a graph is captured,
         // and leaves nothing behind.
         let nothing = Plan { step: 0, chunks: Vec::new(), stale: Vec::new(), preempted: Vec::new() };
-        let mut rows = Rows { tiled: self.forward.deterministic, ..Rows::default() };
-        rows.pad(1, self.extent.slots);
-        self.eager(&nothing, &rows)?;
+        // Where one row goes the short way, as many go the other, too.
+        let longer = if self.forward.is_short(1) {
+            (2..=self.extent.slots).find(|rows| !self.forward.is_short(*rows))
+        } else {
+            None
+        };
+        for count in [Some(1), longer].into_iter().flatten() {
+            let mut rows = Rows { tiled: self.forward.deterministic, ..Rows::default() };
+            rows.pad(count, self.extent.slots);
+            self.eager(&nothing, &rows)?;
+        }
         self.warm_up_sampler()?;
         for _ in 0..EARLY_BUCKETS {
             match self.capture_next() {
