@@ -103,7 +103,7 @@ class Checks:
 
     def executor(self):
         """Families, and weights as codes, against references; batched is alone, graphs are eager, ahead is in step."""
-        return f"{self.tests('test-llm', 'cuda::', 'whole::', 'stored::', 'calibration::')[0]} tests"
+        return f"{self.tests('test-llm', 'cuda::', 'short::', 'whole::', 'stored::', 'calibration::')[0]} tests"
 
     def executor_of_ptx(self):
         """The families by PTX."""
