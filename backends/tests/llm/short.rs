@@ -3,14 +3,17 @@
 
 use crate::cuda::{PLAIN, TOLERANCE, Variant, distance, options, prompt_logprobs, run};
 use crate::driven::requests;
-use crate::parity::{cases, goldens};
-use backends::llm::cuda::{CudaExecutor, Options, lacks};
+use crate::parity::goldens;
+use backends::llm::cuda::{CudaExecutor, Options};
 use backends::llm::engine::Overlap;
 use backends::llm::weights::Format;
 use backends::llm::weights::dummy::{Dummy, Init};
-use kernels::cuda::{Device, Units};
+use kernels::cuda::Device;
+#[cfg(feature = "emulator")]
+use kernels::cuda::Units;
 
 /// What a device has that takes short steps.
+#[cfg(feature = "emulator")]
 pub(super) const UNITS: Units = Units::Warpgroups { processors: 3 };
 
 /// A GPU where there is one, else an emulator that takes them.
@@ -78,10 +81,10 @@ fn graphs_are_eager() {
 #[test]
 fn models_of_simple_layers_take_them() {
     let mut short = std::collections::BTreeSet::new();
-    for case in cases() {
+    for case in crate::parity::cases() {
         let golden = goldens(&case).remove(0);
         let spec = golden.spec();
-        if lacks(&spec).is_some() {
+        if backends::llm::cuda::lacks(&spec).is_some() {
             continue;
         }
         for deterministic in [true, false] {

@@ -5,7 +5,7 @@ use crate::cuda::{PLAIN, Variant, device, options, prompt_logprobs, run};
 use crate::driven::{distance, requests};
 use crate::quantised::{FormatOf, Quantised, TOKENS, mixed, spec, wanted};
 use backends::LoadError;
-use backends::llm::cuda::{CudaExecutor, Options, weight_bytes};
+use backends::llm::cuda::{CudaExecutor, weight_bytes};
 use backends::llm::engine::Overlap;
 use backends::llm::spec::DecoderSpec;
 use backends::llm::weights::dummy::{Dummy, Init};
@@ -134,7 +134,7 @@ fn eight_bits_meet_eight_bits_where_units_can() {
         let told = [Units::Warps, Units::Warpgroups { processors: 3 }].map(|units| {
             let mut emulator = kernels::cuda::Emulator::with_units(units);
             let log = emulator.log();
-            let options = Options { deterministic: false, step_rows, ..options(8, 512) };
+            let options = backends::llm::cuda::Options { deterministic: false, step_rows, ..options(8, 512) };
             let mut executor = CudaExecutor::load(spec.clone(), &weights, Box::new(emulator), options).unwrap();
             let told = prompt_logprobs(&mut executor, &tokens, tokens.len());
             for kernel in ["gemm_wgmma_e4m3", "attention_wgmma_64"] {
