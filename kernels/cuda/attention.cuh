@@ -14,7 +14,7 @@
 // sums as they were, bit for bit.
 #pragma once
 
-#include "device.cuh"
+#include "narrow.cuh"
 
 namespace attention {
 

@@ -12,7 +12,7 @@
 //   lane       0    1    2    3    0    1    2    3
 //   head of 32 aaaa bbbb cccc dddd eeee ffff gggg hhhh
 //              lower half          upper half             number i of both is a pair where all of a head is rotated
-#include "device.cuh"
+#include "narrow.cuh"
 
 namespace {
 

@@ -1,6 +1,6 @@
 // What is done before a model computes, or between its steps: weights that are made up, and the tables of the cache's
 // blocks. Numbers of 64 bits come as two arguments each, the lower half first.
-#include "device.cuh"
+#include "narrow.cuh"
 
 namespace {
 

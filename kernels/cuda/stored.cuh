@@ -22,7 +22,7 @@
 //                                    times the scale; what that leaves
 #pragma once
 
-#include "device.cuh"
+#include "narrow.cuh"
 
 namespace {
 

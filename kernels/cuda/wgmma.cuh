@@ -15,7 +15,7 @@
 // nor writes where the operands are, before `warpgroup_wait`.
 #pragma once
 
-#include "device.cuh"
+#include "narrow.cuh"
 
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define WARPGROUPS

@@ -1,7 +1,7 @@
 //! Steps of a few rows, whose launches are those of `cuda/short.rs`: as near the reference as others, as graphs what they
 //! are one by one, and taken where they can be.
 
-use crate::cuda::{PLAIN, TOLERANCE, Variant, distance, options, prompt_logprobs, run};
+use crate::cuda::{PLAIN, Variant, options, run, too_far};
 use crate::driven::requests;
 use crate::parity::goldens;
 use backends::llm::cuda::{CudaExecutor, Options};
@@ -47,17 +47,10 @@ fn families_are_near_the_reference() {
     let mut failed = Vec::new();
     for golden in SIMPLE.iter().map(|case| goldens(case).remove(0)) {
         let spec = golden.spec();
-        let (vocab, weights) = (spec.vocab, golden.weights(&spec));
+        let weights = golden.weights(&spec);
         let options = Options { deterministic: false, short_rows: 8, ..options(8, golden.context) };
         let mut executor = CudaExecutor::load(spec, &weights, device(), options).unwrap();
-        for chunk in [5, 1] {
-            let told = prompt_logprobs(&mut executor, &golden.tokens, chunk);
-            let error = distance(&golden, &told, vocab);
-            println!("{:24} chunks of {chunk:3} {error:.4}", golden.name);
-            if error.is_nan() || error >= TOLERANCE {
-                failed.push((golden.name.clone(), chunk, error));
-            }
-        }
+        failed.extend(too_far(&golden, &mut executor, &[5, 1]));
     }
     assert!(failed.is_empty(), "{failed:?}");
 }
@@ -94,7 +87,7 @@ fn models_of_simple_layers_take_them() {
             let weights = golden.weights(&spec);
             let mut executor = CudaExecutor::load(spec.clone(), &weights, Box::new(emulator), options).unwrap();
             log.lock().unwrap().clear();
-            prompt_logprobs(&mut executor, &golden.tokens[..8], 8);
+            crate::cuda::prompt_logprobs(&mut executor, &golden.tokens[..8], 8);
             let kernels: Vec<&str> = log.lock().unwrap().iter().map(|launch| launch.kernel()).collect();
             let some = kernels.iter().any(|name| name.starts_with("gemv"));
             assert!(!(some && deterministic), "{case}: {kernels:?}");
