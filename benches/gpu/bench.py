@@ -29,16 +29,16 @@ PEERS = ROOT / "benches" / "peers" / "gpu_peers.py"
 # What a process measures, as its rows begin, and the most seconds that it may take: a fault ends no other.
 MODELS = [
     (["decode.qwen3"], 40),
-    (["decode.llama-3.1-8b.bf16.", "ttft.", "engine.closed."], 140),
-    (["decode.llama-3.1-8b.fp8."], 60),
+    (["decode.llama-3.1-8b.bf16.", "ttft.", "engine.closed."], 160),
+    (["decode.llama-3.1-8b.fp8."], 80),
 ]
-FEW = [f"gemm.skinny.m{rows}" for rows in ["1", "4", "8", "32", "64"]]
+FEW = [f"gemm.{way}.m{rows}" for way in ["skinny", "stream"] for rows in ["1", "4", "8", "32", "64"]]
 CODES = [f"gemm.skinny.{kind}" for kind in ["fp8", "q8_0", "int8", "q5_k", "q4_k", "awq", "gptq", "mxfp4"]]
 KERNELS = [
     (["attention."], 30),
-    ([*FEW, "gemv.", "gemm.tiled.", "gemm.wgmma.m"], 50),
+    ([*FEW, "gemv.", "gemm.tiled.", "gemm.wgmma.m", "gemm.pairs.m"], 50),
     (["norm", "rope-write", "silu-mul"], 20),
-    ([*CODES, "gemm.wgmma.fp8", "widen.", "quantise-rows"], 60),
+    ([*CODES, "gemm.wgmma.fp8", "gemm.pairs.fp8", "widen.", "quantise-rows"], 60),
     (["experts."], 40),
     (["embed", "gelu", "clamped-swiglu", "shape-logits"], 20),
     (["sampler.", "history-begin"], 20),

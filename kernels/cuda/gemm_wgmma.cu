@@ -96,7 +96,7 @@ template <int width, class Out> DEVICE void multiply(Out *y, const Product &prod
         } while (--steps > 0);
         warpgroup_wait<0>();
         settle(d);
-        if (product.parts == 1 || add_parts(d, product, work)) store(y, product, work, d);
+        if (product.parts == 1 || add_parts(d, product, work)) store<width>(y, product, work.row, work.output, d);
     }
 #else
     __trap();

@@ -27,9 +27,8 @@ constexpr int LINE = MATRIX_LINE;                 // bytes of a row in a stage
 constexpr int ACROSS = LINE / 16;                 // pieces of a row in a stage
 constexpr int COPIED = THREADS / ACROSS;          // rows that the block copies at once
 constexpr int ROOM = 226 << 10;                   // bytes of shared memory for stages
-// Tiles one below the other that are gone through together: as much of x as stays in the second cache while weights
-// pass by.
-constexpr int TOGETHER = 8;
+// Rows that are gone through together: as much of x as stays in the second cache while weights pass by.
+constexpr int TOGETHER = 8 * ROWS;
 
 struct Product {
     const unsigned char *x, *weight;
@@ -55,22 +54,23 @@ template <int width> struct Ring {
     }
 };
 
-// A part of a tile.
-template <int width> struct Work {
+// A part of a tile, which has `high` rows: a block's, or those of a pair of blocks.
+template <int width, int high = ROWS> struct Work {
     int tile, part, row, output, first_step, steps;
 
     DEVICE static int tiles(const Product &product) {
-        return (product.rows + ROWS - 1) / ROWS * ((product.outputs + width - 1) / width);
+        return (product.rows + high - 1) / high * ((product.outputs + width - 1) / width);
     }
 
-    // Down a column of tiles, then the next column; `TOGETHER` tiles down at most. The parts of a tile are neighbours.
+    // Down a column of tiles, then the next column; `TOGETHER` rows down at most. The parts of a tile are neighbours.
     DEVICE Work(const Product &product, int index) {
-        int down = (product.rows + ROWS - 1) / ROWS, across = (product.outputs + width - 1) / width;
+        constexpr int most = TOGETHER / high;
+        int down = (product.rows + high - 1) / high, across = (product.outputs + width - 1) / width;
         tile = index / product.parts;
         part = index % product.parts;
-        int band = tile / (TOGETHER * across), in_band = tile % (TOGETHER * across);
-        int height = min(TOGETHER, down - band * TOGETHER);
-        row = (band * TOGETHER + in_band % height) * ROWS;
+        int band = tile / (most * across), in_band = tile % (most * across);
+        int height = min(most, down - band * most);
+        row = (band * most + in_band % height) * high;
         output = in_band / height * width;
         int all = product.steps();
         first_step = all * part / product.parts;
@@ -78,33 +78,52 @@ template <int width> struct Work {
     }
 };
 
-// Is this the last of the blocks that make the same tile? Then the others' sums can be read.
-DEVICE bool is_last(int *counter, int parts) {
-    SHARED int before;
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) before = atomicAdd(counter, 1);
-    __syncthreads();
-    if (before != parts - 1) return false;
-    __threadfence();
-    if (threadIdx.x == 0) *counter = 0;
+// Is this the last of the blocks that make the same tile? Then the others' sums can be read. By as many threads as `meet`
+// lets meet; `before` is theirs.
+template <void (*meet)()> DEVICE bool is_last(int *counter, int parts, int *before) {
+    meet();
+    // One thread's fences are those of all that it has met, and meets.
+    if (threadIdx.x == 0) {
+        __threadfence();
+        *before = atomicAdd(counter, 1);
+        __threadfence();
+        if (*before == parts - 1) *counter = 0;
+    }
+    meet();
+    return *before == parts - 1;
+}
+
+DEVICE void load_fresh_four(float (&to)[4], const float *from) {
+    Bytes16 got = load_fresh16(from);
+    to[0] = bits_to_float(got.x), to[1] = bits_to_float(got.y);
+    to[2] = bits_to_float(got.z), to[3] = bits_to_float(got.w);
+}
+
+// Puts this part's sums, of 128 rows of a tile, where the last of the parts to come finds them; that one gets those of
+// all. `tile` counts by 128 rows.
+template <int width, void (*meet)()>
+DEVICE bool add_parts(float (&d)[width / 8][4], const Product &product, int tile, int tiles, int part, int *before) {
+    size_t of_tile = size_t(ROWS) * width, of_part = of_tile * tiles;
+    float *sums = product.sums + tile * of_tile + threadIdx.x * 4;
+    UNROLL for (int j = 0; j < width / 8; j++) store_four(sums + part * of_part + j * THREADS * 4, d[j]);
+    if (!is_last<meet>(product.counters + tile, product.parts, before)) return false;
+    UNROLL for (int j = 0; j < width / 8; j++) load_fresh_four(d[j], sums + j * THREADS * 4);
+    ROLLED for (int other = 1; other < product.parts; other++) {
+        sums += of_part;
+        UNROLL for (int j = 0; j < width / 8; j++) {
+            float more[4];
+            load_fresh_four(more, sums + j * THREADS * 4);
+            UNROLL for (int i = 0; i < 4; i++) d[j][i] += more[i];
+        }
+    }
     return true;
 }
 
-// Puts this part's sums where the last of the tile's parts to come finds them; that one gets those of all.
+// The same where a block makes a tile by itself.
+DEVICE void meet_block() { __syncthreads(); }
 template <int width> DEVICE bool add_parts(float (&d)[width / 8][4], const Product &product, const Work<width> &work) {
-    size_t of_tile = size_t(ROWS) * width, of_part = of_tile * Work<width>::tiles(product);
-    float *sums = product.sums + work.tile * of_tile + threadIdx.x * 4;
-    UNROLL for (int j = 0; j < width / 8; j++) store_four(sums + work.part * of_part + j * THREADS * 4, d[j]);
-    if (!is_last(product.counters + work.tile, product.parts)) return false;
-    for (int part = 0; part < product.parts; part++)
-        UNROLL for (int j = 0; j < width / 8; j++) {
-            Bytes16 more = load_fresh16(sums + part * of_part + j * THREADS * 4);
-            const float four[4] = {bits_to_float(more.x), bits_to_float(more.y), bits_to_float(more.z),
-                                   bits_to_float(more.w)};
-            UNROLL for (int i = 0; i < 4; i++) d[j][i] = part == 0 ? four[i] : d[j][i] + four[i];
-        }
-    return true;
+    SHARED int before;
+    return add_parts<width, meet_block>(d, product, work.tile, Work<width>::tiles(product), work.part, &before);
 }
 
 // Of four registers in each of four neighbouring lanes, lane t gets the t-th of every lane.
@@ -136,21 +155,22 @@ DEVICE void store_groups(bf16 *y, const Product &product, int row, int output, c
         store16(y + size_t(row) * product.outputs + output, Bytes16{four[0], four[1], four[2], four[3]});
 }
 
+// 128 rows of a tile, from `first_row` on.
 template <int width, class Out>
-DEVICE void store(Out *y, const Product &product, const Work<width> &work, const float (&d)[width / 8][4]) {
-    int row = work.row + warp_index() * 16 + lane_index() / 4;
+DEVICE void store(Out *y, const Product &product, int first_row, int first_output, const float (&d)[width / 8][4]) {
+    int row = first_row + warp_index() * 16 + lane_index() / 4;
     UNROLL for (int j = 0; j < width / 8; j += 4) {
         float upper[4][2], lower[4][2];
         UNROLL for (int i = 0; i < 4; i++) {
-            int output = work.output + 8 * (j + i) + lane_index() % 4 * 2;
+            int output = first_output + 8 * (j + i) + lane_index() % 4 * 2;
             UNROLL for (int one = 0; one < 2; one++) {
                 float bias = product.bias && output < product.outputs ? product.bias[output + one] : 0.0f;
                 upper[i][one] = d[j + i][one] + bias;
                 lower[i][one] = d[j + i][2 + one] + bias;
             }
         }
-        store_groups(y, product, row, work.output + 8 * j, upper);
-        store_groups(y, product, row + 8, work.output + 8 * j, lower);
+        store_groups(y, product, row, first_output + 8 * j, upper);
+        store_groups(y, product, row + 8, first_output + 8 * j, lower);
     }
 }
 

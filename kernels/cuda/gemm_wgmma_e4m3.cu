@@ -1,66 +1,26 @@
 // Products of more than 64 rows with weights that are codes of eight bits, by the matrix units of compute capability
-// 9.0, which multiply such codes as they are: rows of x are rounded to them first. How, is said in gemm_wgmma.cuh; a
-// step is 128 inputs, and weights lie as stored.cuh says:
-//
-//     codes    [outputs / 32][inputs / 32][2][lane][16 bytes]: eight of output lane / 4, eight of the eighth after it
-//     scales   bf16, times 2^120 [outputs / 32][group][8][4 scales, 4 rests of them]: of outputs 8 apart. `1 << shift`
-//              inputs are a group
-//     factors  f32 [outputs / 32][32]
-//     x        [rows][inputs], each 32 in the order of the weights' codes; scales f32 [rows][inputs / 128]
-//
-// The unit adds up 128 inputs, with few bits; these sums, each times both its scales, are added up in 32 bits by
-// ascending inputs: the bits of a result depend on the number of parts alone.
-#include "gemm_wgmma.cuh"
+// 9.0, which multiply such codes as they are: rows of x are rounded to them first. How, is said in gemm_wgmma.cuh, and
+// how weights lie in gemm_coded.cuh; a step is 128 inputs.
+#include "gemm_coded.cuh"
 
 namespace {
 
-constexpr int DEEP = LINE; // inputs of a step
-
 #ifdef WARPGROUPS
 
-constexpr int WIDTH = 128;          // outputs of a tile
-constexpr int BLOCK = 32;           // outputs whose codes lie together
-constexpr int UNIT = BLOCK * 32;    // bytes of 32 inputs of them
-// What scales of groups are too large by, in two halves.
-constexpr float HALF = 0x1p-60f;
-
-// Scales and their rests of two neighbours, and of the outputs 8, 16 and 24 further on.
-struct ScalePairs {
-    Bytes16 of[2];
-
-    DEVICE float at(int eight, int second) const {
-        const Bytes16 &one = of[second];
-        uint32_t scales = eight < 2 ? one.x : one.y, rests = eight < 2 ? one.z : one.w;
-        return eight % 2 == 0 ? low_float(scales) + low_float(rests) : high_float(scales) + high_float(rests);
-    }
-};
-
-struct Coded : Product {
-    const unsigned char *scales;
-    const float *factors, *x_scales;
-    int shift;
-
-    DEVICE int groups() const { return ((line - 1) >> shift) + 1; }
-    // Those of a lane's outputs, from 32 on that begin with `output`.
-    DEVICE ScalePairs scales_of(int output, int group) const {
-        if (output >= outputs) return ScalePairs{};
-        const unsigned char *of_block = scales + (size_t(output / BLOCK) * groups() + group) * BLOCK * 4;
-        of_block += lane_index() % 4 * 32;
-        return ScalePairs{{load16(of_block), load16(of_block + 16)}};
-    }
-};
+constexpr int WIDTH = 128; // outputs of a tile
 
 // A thread's share of copying both matrices into stages, through all that the block works at.
 struct Copy {
     const unsigned char *x, *weight;
-    int next, rows, outputs, left, x_to, weight_to;
+    int next, rows, outputs, left, x_to, weight_from, weight_to;
 
     DEVICE Copy(const Coded &product) {
         x_to = matrix_place(threadIdx.x / ACROSS, threadIdx.x % ACROSS);
-        // Eight codes: `unit` of two, and of it those of a lane, for one of its two outputs.
-        int unit = threadIdx.x / 128, lane = threadIdx.x / 2 % 32;
-        int row = threadIdx.x / 64 % 2 * 16 + threadIdx.x % 2 * 8 + lane / 4;
-        weight_to = ROWS * LINE + matrix_place(row, unit * 2 + lane % 4 / 2) + lane % 2 * 8;
+        // Of two units.
+        int unit = threadIdx.x / 128;
+        EightCodes eight(threadIdx.x % 128);
+        weight_to = ROWS * LINE + (eight.to ^ unit * 32);
+        weight_from = unit * UNIT + eight.from;
         next = blockIdx.x;
         begin(product);
     }
@@ -72,7 +32,7 @@ struct Copy {
         Work<WIDTH> work(product, next);
         int row = threadIdx.x / ACROSS;
         x = product.x + size_t(work.row + row) * product.line + work.first_step * LINE + threadIdx.x % ACROSS * 16;
-        weight = product.weight + size_t(work.output) * product.line + work.first_step * (4 * UNIT) + threadIdx.x * 8;
+        weight = product.weight + size_t(work.output) * product.line + work.first_step * (4 * UNIT) + weight_from;
         rows = product.rows - work.row - row;
         outputs = product.outputs - work.output;
         left = work.steps;
@@ -100,49 +60,6 @@ struct Copy {
         left--;
     }
 };
-
-// The scales of a step: of two rows of x, and of the weights where groups have their own.
-template <bool grouped> struct Scales {
-    float of_x[2];
-    ScalePairs of_weight[WIDTH / BLOCK];
-
-    DEVICE Scales(const Coded &product, const Work<WIDTH> &work, int step) {
-        int row = work.row + warp_index() * 16 + lane_index() / 4;
-        UNROLL for (int i = 0; i < 2; i++) {
-            const float *scale = product.x_scales + size_t(row + 8 * i) * product.steps() + step;
-            of_x[i] = row + 8 * i < product.rows ? (grouped ? *scale * HALF : *scale) : 0.0f;
-        }
-        if (grouped)
-            UNROLL for (int block = 0; block < WIDTH / BLOCK; block++)
-                of_weight[block] = product.scales_of(work.output + block * BLOCK, step * DEEP >> product.shift);
-    }
-
-    DEVICE void add(float (&sums)[WIDTH / 8][4], const float (&d)[WIDTH / 8][4]) const {
-        UNROLL for (int j = 0; j < WIDTH / 8; j++)
-            UNROLL for (int i = 0; i < 4; i++) {
-                float scale = of_x[i / 2];
-                if (grouped) scale *= of_weight[j / 4].at(j % 4, i % 2);
-                sums[j][i] = fmaf(d[j][i], scale, sums[j][i]);
-            }
-    }
-};
-
-// What is the same for all inputs of an output.
-template <bool grouped>
-DEVICE void scale_outputs(float (&sums)[WIDTH / 8][4], const Coded &product, const Work<WIDTH> &work) {
-    UNROLL for (int block = 0; block < WIDTH / BLOCK; block++) {
-        int first = work.output + block * BLOCK;
-        ScalePairs scales = grouped ? ScalePairs{} : product.scales_of(first, 0);
-        UNROLL for (int j = 0; j < BLOCK / 8; j++)
-            UNROLL for (int second = 0; second < 2; second++) {
-                int output = first + 8 * j + lane_index() % 4 * 2 + second;
-                float factor = output < product.outputs ? product.factors[output] : 0.0f;
-                factor *= grouped ? HALF : scales.at(j, second) * HALF * HALF;
-                sums[block * 4 + j][second] *= factor;
-                sums[block * 4 + j][2 + second] *= factor;
-            }
-    }
-}
 
 // The block's way along the inputs of one part of a tile after the other. The products of a step are under way while those
 // of the step before, which are in other registers, are added to the sums.
@@ -189,7 +106,7 @@ template <bool grouped> struct Walk {
         stage = Is::after(stage);
         filled = Is::after(filled);
         if (step == work.first_step) return;
-        Scales<grouped> scales(product, work, step - 1);
+        Scales<grouped, WIDTH> scales(product, work.row, work.output, step - 1);
         warpgroup_wait<1>();
         settle(before);
         scales.add(sums, before);
@@ -197,7 +114,7 @@ template <bool grouped> struct Walk {
 
     // The last of a part.
     DEVICE void end(float (&sums)[WIDTH / 8][4], float (&now)[WIDTH / 8][4], const Work<WIDTH> &work) const {
-        Scales<grouped> scales(product, work, work.first_step + work.steps - 1);
+        Scales<grouped, WIDTH> scales(product, work.row, work.output, work.first_step + work.steps - 1);
         warpgroup_wait<0>();
         settle(now);
         scales.add(sums, now);
@@ -227,8 +144,8 @@ template <bool grouped, class Out> DEVICE void multiply(Out *y, const Coded &pro
             }
         }
         if (product.parts > 1 && !add_parts(sums, product, work)) continue;
-        scale_outputs<grouped>(sums, product, work);
-        store(y, product, work, sums);
+        scale_outputs<grouped, WIDTH>(sums, product, work.output);
+        store<WIDTH>(y, product, work.row, work.output, sums);
     }
 }
 

@@ -124,12 +124,16 @@ template <int deep> DEVICE void settle([[maybe_unused]] uint32_t (&a)[deep][4]) 
 
 #if defined(__CUDACC__) && defined(WARPGROUPS)
 // The registers of the sums, as text and as operands.
+#define SUMS_8 "{%0, %1, %2, %3, %4, %5, %6, %7"
+#define SUMS_16 SUMS_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define SUMS_32                                                                                                        \
     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "  \
     "%24, %25, %26, %27, %28, %29, %30, %31"
 #define SUMS_64                                                                                                        \
     SUMS_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, "   \
             "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define SUMS_80                                                                                                        \
+    SUMS_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
 #define SUMS_96                                                                                                        \
     SUMS_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, "   \
             "%84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
@@ -165,16 +169,23 @@ template <class Number, int wide>
 DEVICE void warpgroup_multiply([[maybe_unused]] float (&d)[wide][4], [[maybe_unused]] uint64_t a,
                                [[maybe_unused]] uint64_t b, [[maybe_unused]] bool kept) {
     constexpr bool eight = sizeof(Number) == 1;
-    static_assert(wide == 16 || wide == 24 || wide == 32 || ((wide == 8 || wide == 28) && !eight),
+    static_assert(wide == 16 || wide == 24 || wide == 32 || (wide == 20 && eight) ||
+                      ((wide == 2 || wide == 4 || wide == 8 || wide == 28) && !eight),
                   "a shape that is written out below");
 #ifdef __CUDACC__
 #ifdef WARPGROUPS
-    if constexpr (wide == 8)
+    if constexpr (wide == 2)
+        MULTIPLY("m64n16k16", "bf16.bf16", SUMS_8, "8", "9", "10", ", 0, 0", SUM_1(0), SUM_1(1));
+    else if constexpr (wide == 4)
+        MULTIPLY("m64n32k16", "bf16.bf16", SUMS_16, "16", "17", "18", ", 0, 0", SUM_4(0));
+    else if constexpr (wide == 8)
         MULTIPLY("m64n64k16", "bf16.bf16", SUMS_32, "32", "33", "34", ", 0, 0", SUM_8(0));
     else if constexpr (wide == 16 && eight)
         MULTIPLY("m64n128k32", "e4m3.e4m3", SUMS_64, "64", "65", "66", "", SUM_16(0));
     else if constexpr (wide == 16)
         MULTIPLY("m64n128k16", "bf16.bf16", SUMS_64, "64", "65", "66", ", 0, 0", SUM_16(0));
+    else if constexpr (wide == 20)
+        MULTIPLY("m64n160k32", "e4m3.e4m3", SUMS_80, "80", "81", "82", "", SUM_16(0), SUM_4(16));
     else if constexpr (wide == 24 && eight)
         MULTIPLY("m64n192k32", "e4m3.e4m3", SUMS_96, "96", "97", "98", "", SUM_16(0), SUM_4(16), SUM_4(20));
     else if constexpr (wide == 24)

@@ -396,25 +396,31 @@ fn plans_that_break_the_contract_fail_and_the_next_one_does_not() {
     assert!(executor.collect(ticket).unwrap()[0].token.is_some());
 }
 
-/// What four warps multiply together is as near: prompts of more than 64 tokens by either kind of units.
+/// What four warps multiply together is as near, by single blocks and by pairs: prompts of more than 128 tokens.
 #[cfg(feature = "emulator")]
 #[test]
 fn units_of_four_warps_are_as_near() {
     use kernels::cuda::Units;
     let golden = goldens("qwen3").remove(0);
-    let (spec, tokens) = (golden.spec(), golden.tokens.iter().copied().cycle().take(100).collect::<Vec<u32>>());
-    let [by_one, by_four] = [Units::Warps, Units::Warpgroups { processors: 3 }].map(|units| {
+    let (spec, tokens) = (golden.spec(), golden.tokens.iter().copied().cycle().take(150).collect::<Vec<u32>>());
+    let by_four = |pairs| Units::Warpgroups { processors: 132, pairs };
+    let ways = [(Units::Warps, ""), (by_four(false), "gemm_wgmma"), (by_four(true), "gemm_pairs")];
+    let [by_one, others @ ..] = ways.map(|(units, kernel)| {
         let mut emulator = kernels::cuda::Emulator::with_units(units);
         let log = emulator.log();
         let options = Options { deterministic: false, ..options(8, 512) };
         let mut executor =
             CudaExecutor::load(spec.clone(), &golden.weights(&spec), Box::new(emulator), options).unwrap();
         let told = prompt_logprobs(&mut executor, &tokens, tokens.len());
-        let some = log.lock().unwrap().iter().any(|launch| launch.kernel().starts_with("gemm_wgmma"));
-        assert_eq!(some, units != Units::Warps);
+        for other in ["gemm_wgmma", "gemm_pairs"] {
+            let some = log.lock().unwrap().iter().any(|launch| launch.kernel().starts_with(other));
+            assert_eq!(some, other == kernel, "{other} with {units:?}");
+        }
         told
     });
-    let squares = by_one.iter().zip(&by_four).map(|(one, four)| f64::from(one.logprob - four.logprob).powi(2));
-    let error = (squares.sum::<f64>() / by_one.len() as f64).sqrt();
-    assert!(error < TOLERANCE, "{error}");
+    for four in others {
+        let squares = by_one.iter().zip(&four).map(|(one, four)| f64::from(one.logprob - four.logprob).powi(2));
+        let error = (squares.sum::<f64>() / by_one.len() as f64).sqrt();
+        assert!(error < TOLERANCE, "{error}");
+    }
 }

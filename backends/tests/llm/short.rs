@@ -14,7 +14,7 @@ use kernels::cuda::Units;
 
 /// What a device has that takes short steps.
 #[cfg(feature = "emulator")]
-pub(super) const UNITS: Units = Units::Warpgroups { processors: 3 };
+pub(super) const UNITS: Units = Units::Warpgroups { processors: 3, pairs: false };
 
 /// A GPU where there is one, else an emulator that takes them.
 pub(super) fn device() -> Box<dyn Device> {

@@ -131,20 +131,25 @@ fn eight_bits_meet_eight_bits_where_units_can() {
     let weights = Dummy::new(&spec, Format::Bf16, Init::FanIn, 3).unwrap().in_eight_bits();
     let tokens: Vec<u32> = (0..100).map(|at| at * 7 % spec.vocab as u32).collect();
     for step_rows in [512, 128] {
-        let told = [Units::Warps, Units::Warpgroups { processors: 3 }].map(|units| {
+        let by_four = |pairs| Units::Warpgroups { processors: 3, pairs };
+        let ways = [(Units::Warps, ""), (by_four(false), "gemm_wgmma_e4m3"), (by_four(true), "gemm_pairs_e4m3")];
+        let [one, others @ ..] = ways.map(|(units, product)| {
             let mut emulator = kernels::cuda::Emulator::with_units(units);
             let log = emulator.log();
             let options = backends::llm::cuda::Options { deterministic: false, step_rows, ..options(8, 512) };
             let mut executor = CudaExecutor::load(spec.clone(), &weights, Box::new(emulator), options).unwrap();
             let told = prompt_logprobs(&mut executor, &tokens, tokens.len());
-            for kernel in ["gemm_wgmma_e4m3", "attention_wgmma_64"] {
+            for kernel in ["gemm_wgmma_e4m3", "gemm_pairs_e4m3", "attention_wgmma_64"] {
                 let some = log.lock().unwrap().iter().any(|launch| launch.kernel().starts_with(kernel));
-                assert_eq!(some, units != Units::Warps, "{kernel} in steps of {step_rows}");
+                let wanted = units != Units::Warps && (kernel == product || kernel.starts_with("attention"));
+                assert_eq!(some, wanted, "{kernel} in steps of {step_rows} with {units:?}");
             }
             told
         });
-        let squares = told[0].iter().zip(&told[1]).map(|(one, four)| f64::from(one.logprob - four.logprob).powi(2));
-        let error = (squares.sum::<f64>() / told[0].len() as f64).sqrt();
-        assert!(error < 0.1, "steps of {step_rows}: {error}");
+        for four in others {
+            let squares = one.iter().zip(&four).map(|(one, four)| f64::from(one.logprob - four.logprob).powi(2));
+            let error = (squares.sum::<f64>() / one.len() as f64).sqrt();
+            assert!(error < 0.1, "steps of {step_rows}: {error}");
+        }
     }
 }

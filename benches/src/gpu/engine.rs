@@ -1,7 +1,7 @@
 //! Whole models through the engine: the scheduler's steps, as a server makes them, without HTTP.
 
 use super::shapes::{self, LLAMA, QWEN, Shape};
-use super::{Args, open};
+use super::{Args, open_with};
 use crate::Failure;
 use backends::llm::blocks::{BlockPool, PrefixKey};
 use backends::llm::cuda::{CacheType, CudaExecutor, Options, SHORT_ROWS};
@@ -11,6 +11,7 @@ use backends::llm::sampling::{Parameters, Sampling};
 use backends::llm::scheduler::{Scheduler, Settings};
 use backends::llm::sequence::{Event, GroupId};
 use backends::llm::spec::DecoderSpec;
+use kernels::cuda::pairs::PAIRS;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,8 +24,11 @@ const STEP_ROWS: usize = 4096;
 const WARM: usize = 4;
 /// Sequences of the steps whose launches are compared: those of few rows with the others.
 const FEW: usize = 4;
-/// What a server has not.
-const OTHERWISE: usize = if SHORT_ROWS == 0 { FEW } else { 0 };
+/// What a server has.
+const SERVED: Way = Way { short_rows: SHORT_ROWS, pairs: PAIRS };
+/// And what it has not: of steps of few rows, and of those of many.
+const SHORT: Way = Way { short_rows: if SHORT_ROWS == 0 { FEW } else { 0 }, ..SERVED };
+const PAIRED: Way = Way { pairs: !PAIRS, ..SERVED };
 /// Prompts whose first token is timed.
 const FIRSTS: usize = 9;
 /// A prompt of a closed loop: shorter than a block, so that no two share one.
@@ -32,13 +36,33 @@ const LOOP_PROMPT: usize = 31;
 /// Tokens of its answer.
 const LOOP_TOKENS: usize = 64;
 
+/// How steps are launched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Way {
+    /// Those of up to so many rows go the shorter way.
+    short_rows: usize,
+    /// Do products of many rows go by pairs of blocks?
+    pairs: bool,
+}
+
+impl Way {
+    /// What the names of rows end with: nothing where a server does so.
+    fn name(self) -> &'static str {
+        match (self.short_rows == SERVED.short_rows, self.pairs == SERVED.pairs) {
+            (true, true) => "",
+            (false, _) => [".long", ".short"][usize::from(self.short_rows > 0)],
+            (true, false) => [".single", ".pairs"][usize::from(self.pairs)],
+        }
+    }
+}
+
 /// A model that is ready.
 struct Model {
     engine: Engine<CudaExecutor>,
     spec: DecoderSpec,
     limits: Limits,
     sampling: Arc<Sampling>,
-    short_rows: usize,
+    way: Way,
     /// Of made-up prompts.
     state: u64,
 }
@@ -50,17 +74,15 @@ struct Decode {
     tokens: usize,
 }
 
-/// A row of decoding: `.short` or `.long` where steps of few rows have not the launches that a server gives them.
-fn name(shape: Shape, clients: usize, short_rows: usize) -> String {
+/// A row of decoding.
+fn name(shape: Shape, clients: usize, way: Way) -> String {
     let numbers = if shape.eight_bits { "fp8" } else { "bf16" };
-    let short = if short_rows == SHORT_ROWS {
-        ""
-    } else if short_rows == 0 {
-        ".long"
-    } else {
-        ".short"
-    };
-    format!("decode.{}.{numbers}.b{clients}{short}", shape.name)
+    format!("decode.{}.{numbers}.b{clients}{}", shape.name, way.name())
+}
+
+/// A row of first tokens.
+fn name_of_first(shape: Shape, way: Way) -> String {
+    format!("ttft.{}.bf16.1k{}", shape.name, way.name())
 }
 
 /// All rows that need an engine.
@@ -70,15 +92,15 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     // While 256 prompts are read, four a step, the first of them decode already.
     let (some, many) = if args.small { (2, 5) } else { (32, 256) };
     let longer = if args.small { 24 } else { 192 };
-    for short_rows in [SHORT_ROWS, OTHERWISE] {
-        if args.wants(&name(QWEN, 1, short_rows)) {
-            let mut model = Model::load(args, QWEN, (1, 2 * context), short_rows)?;
+    for way in [SERVED, SHORT, PAIRED] {
+        if args.wants(&name(QWEN, 1, way)) {
+            let mut model = Model::load(args, QWEN, (1, 2 * context), way)?;
             model.decode(args, QWEN, context, &Decode { clients: 1, tokens: long })?;
         }
     }
     let rows = ["decode.llama-3.1-8b.bf16.", "ttft.llama-3.1-8b.", "engine.closed."];
     if rows.iter().any(|row| args.wants(row)) {
-        let mut model = Model::load(args, LLAMA, (many, context + context / 4), SHORT_ROWS)?;
+        let mut model = Model::load(args, LLAMA, (many, context + context / 4), SERVED)?;
         for (clients, tokens) in [(1, long), (FEW, long), (some, long), (many, longer)] {
             model.decode(args, LLAMA, context, &Decode { clients, tokens })?;
         }
@@ -87,22 +109,34 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             model.closed(args, clients)?;
         }
     }
-    if args.wants(&name(LLAMA, 1, OTHERWISE)) || args.wants(&name(LLAMA, FEW, OTHERWISE)) {
-        let mut model = Model::load(args, LLAMA, (FEW, context + context / 4), OTHERWISE)?;
+    if args.wants(&name(LLAMA, 1, SHORT)) || args.wants(&name(LLAMA, FEW, SHORT)) {
+        let mut model = Model::load(args, LLAMA, (FEW, context + context / 4), SHORT)?;
         for clients in [1, FEW] {
             model.decode(args, LLAMA, context, &Decode { clients, tokens: long })?;
         }
     }
-    if args.wants("decode.llama-3.1-8b.fp8.") {
-        let mut model = Model::load(args, LLAMA.in_eight_bits(), (many, context + context / 4), SHORT_ROWS)?;
-        model.decode(args, LLAMA.in_eight_bits(), context, &Decode { clients: many, tokens: longer })?;
+    let decodes = [(1, long), (FEW, long), (some, long), (many, longer)];
+    let paired = decodes.iter().map(|(clients, _)| name(LLAMA, *clients, PAIRED));
+    if paired.chain([name_of_first(LLAMA, PAIRED)]).any(|row| args.wants(&row)) {
+        let mut model = Model::load(args, LLAMA, (many, context + context / 4), PAIRED)?;
+        for (clients, tokens) in decodes {
+            model.decode(args, LLAMA, context, &Decode { clients, tokens })?;
+        }
+        model.first(args, LLAMA, context)?;
+    }
+    for way in [SERVED, PAIRED] {
+        let shape = LLAMA.in_eight_bits();
+        if args.wants(&name(shape, many, way)) {
+            let mut model = Model::load(args, shape, (many, context + context / 4), way)?;
+            model.decode(args, shape, context, &Decode { clients: many, tokens: longer })?;
+        }
     }
     Ok(())
 }
 
 impl Model {
     /// `slots` sequences of `context` tokens fit in.
-    fn load(args: &Args, shape: Shape, (slots, context): (usize, usize), short_rows: usize) -> Result<Self, Failure> {
+    fn load(args: &Args, shape: Shape, (slots, context): (usize, usize), way: Way) -> Result<Self, Failure> {
         let spec = shape.spec(args.small)?;
         let blocks = (slots * context.div_ceil(BLOCK)) as u32;
         let begun = Instant::now();
@@ -116,10 +150,10 @@ impl Model {
             pool: Arc::new(rayon::ThreadPoolBuilder::new().build()?),
             graphs: true,
             deterministic: false,
-            short_rows,
+            short_rows: way.short_rows,
             poison: false,
         };
-        let executor = CudaExecutor::load(spec.clone(), &shape.weights(&spec)?, open()?, options)?;
+        let executor = CudaExecutor::load(spec.clone(), &shape.weights(&spec)?, open_with(way.pairs)?, options)?;
         let settings = Settings {
             token_budget: STEP_ROWS as u32,
             chunk_tokens: STEP_ROWS as u32,
@@ -143,7 +177,7 @@ impl Model {
         let parameters = Parameters { ignore_eos: true, ..Parameters::default() };
         let (most, vocabulary) = (context as u32, spec.vocab as u32);
         let limits = Limits { prompt_tokens: most, copies: 1, output_tokens: most, vocabulary };
-        Ok(Model { engine, spec, limits, sampling: Arc::new(Sampling::new(parameters)?), short_rows, state: 1 })
+        Ok(Model { engine, spec, limits, sampling: Arc::new(Sampling::new(parameters)?), way, state: 1 })
     }
 
     /// Takes a prompt of so many random tokens.
@@ -184,7 +218,7 @@ impl Model {
 
     /// Tokens a second while all sequences decode, at contexts around `context`.
     fn decode(&mut self, args: &Args, shape: Shape, context: usize, job: &Decode) -> Result<(), Failure> {
-        let what = name(shape, job.clients, self.short_rows);
+        let what = name(shape, job.clients, self.way);
         if !args.wants(&what) {
             return Ok(());
         }
@@ -217,7 +251,7 @@ impl Model {
 
     /// Milliseconds from a prompt to its first token: the median.
     fn first(&mut self, args: &Args, shape: Shape, tokens: usize) -> Result<(), Failure> {
-        let what = format!("ttft.{}.bf16.1k", shape.name);
+        let what = name_of_first(shape, self.way);
         if !args.wants(&what) {
             return Ok(());
         }

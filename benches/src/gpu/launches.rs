@@ -46,7 +46,7 @@ const TOY: Sizes = Sizes {
     context: 64,
     few: &[1, 16],
     vectors: &[1, 8],
-    many: &[128],
+    many: &[130],
     mixture: [64, 96, 8, 2],
 };
 

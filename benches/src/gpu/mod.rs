@@ -26,6 +26,7 @@ mod stored;
 
 use crate::Failure;
 use kernels::cuda::Device;
+use kernels::cuda::pairs::PAIRS;
 use serde::Serialize;
 
 /// Arguments of `gpu`.
@@ -111,15 +112,25 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 
 /// The first GPU, or the emulator. Memory goes back when it is dropped.
 fn open() -> Result<Box<dyn Device>, Failure> {
+    open_with(PAIRS)
+}
+
+/// The same, with products of many rows by pairs of blocks, or without.
+fn open_with(pairs: bool) -> Result<Box<dyn Device>, Failure> {
     #[cfg(feature = "cuda")]
     if let kernels::cuda::Driver::Gpus(names) = kernels::cuda::driver()
         && !names.is_empty()
     {
-        return Ok(Box::new(kernels::cuda::Gpu::open(0)?));
+        let mut gpu = kernels::cuda::Gpu::open(0)?;
+        gpu.multiply_by_pairs(pairs);
+        return Ok(Box::new(gpu));
     }
     // With all units, so that all kernels run.
     #[cfg(feature = "emulator")]
-    return Ok(Box::new(kernels::cuda::Emulator::with_units(kernels::cuda::Units::Warpgroups { processors: 3 })));
+    return Ok(Box::new(kernels::cuda::Emulator::with_units(kernels::cuda::Units::Warpgroups {
+        processors: 132,
+        pairs,
+    })));
     #[cfg(not(feature = "emulator"))]
     Err(match cfg!(feature = "cuda") {
         true => "there is no GPU here".into(),

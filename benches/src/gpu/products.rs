@@ -8,6 +8,7 @@ use kernels::cuda::elementwise::Gate;
 use kernels::cuda::gemm::{self, Output, Product, Workspace};
 use kernels::cuda::gemv::{self, Gemv, Input, Outcome};
 use kernels::cuda::{Bf16, Launch, Slice, Units};
+use kernels::cuda::{pairs, stream};
 
 /// A matrix of a layer, with what its product takes besides.
 #[derive(Clone, Copy)]
@@ -55,16 +56,37 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), Failure> {
     for &rows in bench.sizes.few {
         measure(bench, &products, &format!("gemm.skinny.m{rows}"), (rows, Units::Warps))?;
     }
+    let sizes = |(_, of_kind): &OfKind<'_>| (of_kind[0].outputs, of_kind[0].inputs);
+    for &rows in bench.sizes.few {
+        let suits = products.iter().map(sizes).all(|(outputs, inputs)| stream::suits(rows, outputs, inputs));
+        if let Some((_, units)) = ways(bench).into_iter().find(|(way, _)| *way == "pairs" && suits) {
+            measure(bench, &products, &format!("gemm.stream.m{rows}"), (rows, units))?;
+        }
+    }
     for &rows in bench.sizes.vectors {
         measure_gemv(bench, &products, rows)?;
     }
     for &rows in bench.sizes.many {
         measure(bench, &products, &format!("gemm.tiled.m{rows}"), (rows, Units::Warps))?;
-        if let units @ Units::Warpgroups { .. } = bench.device.matrix_units() {
-            measure(bench, &products, &format!("gemm.wgmma.m{rows}"), (rows, units))?;
+        for (way, units) in ways(bench) {
+            // Fewer rows are no pair's.
+            let suits = products.iter().map(sizes).all(|(outputs, inputs)| pairs::suits(rows, outputs, inputs));
+            if way == "wgmma" || suits {
+                measure(bench, &products, &format!("gemm.{way}.m{rows}"), (rows, units))?;
+            }
         }
     }
     Ok(())
+}
+
+/// How many rows are multiplied where four warps do it together: by single blocks, and by pairs.
+pub(super) fn ways(bench: &Bench<'_>) -> Vec<(&'static str, Units)> {
+    match bench.device.matrix_units() {
+        Units::Warps => Vec::new(),
+        Units::Warpgroups { processors, .. } => [("wgmma", false), ("pairs", true)]
+            .map(|(way, pairs)| (way, Units::Warpgroups { processors, pairs }))
+            .into(),
+    }
 }
 
 /// A kind's products, of which as many as there are layers take turns.

@@ -45,8 +45,9 @@ pub(super) const LLAMA: Shape = Shape {
         "rope_theta": 5e5, "rope_scaling": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192, "rope_type": "llama3"}, "tie_word_embeddings": false,
         "hidden_act": "silu", "attention_bias": false, "torch_dtype": "bfloat16"}"#,
-    toy: r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 96, "vocab_size": 300,
+    // Of a size that all kernels know.
+    toy: r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 128, "vocab_size": 300,
         "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 5e5, "tie_word_embeddings": false,
         "hidden_act": "silu", "attention_bias": false, "torch_dtype": "bfloat16"}"#,
     eight_bits: false,

@@ -3,7 +3,7 @@
 
 use super::Needs;
 use super::launches::{Bench, LAYERS};
-use super::products::{self, kinds};
+use super::products::{self, kinds, ways};
 use crate::Failure;
 use kernels::cuda::setup::MakeUp;
 use kernels::cuda::stored::{self, Kind, Layout, Matrix, Product};
@@ -45,7 +45,7 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), Failure> {
     let layers: Vec<products::Kind> = (0..LAYERS).flat_map(|_| kinds.clone()).collect();
     let wide = wide(bench, &layers)?;
     for (name, kind, group) in FORMATS {
-        let rows = ["gemm.skinny.", "gemm.wgmma.", "widen."].map(|begin| format!("{begin}{name}"));
+        let rows = ["gemm.skinny.", "gemm.wgmma.", "gemm.pairs.", "widen."].map(|begin| format!("{begin}{name}"));
         if !rows.iter().any(|row| bench.args.wants(row)) {
             continue;
         }
@@ -105,14 +105,14 @@ fn matrix_bytes(matrix: &Matrix) -> usize {
 
 /// Rows are rounded, and multiplied by units that do twice as much of eight bits.
 fn many(bench: &mut Bench<'_>, name: &str, products: &[Product]) -> Result<(), Failure> {
-    let units = bench.device.matrix_units();
-    for &rows in bench.sizes.many {
+    let (ways, many) = (ways(bench), bench.sizes.many);
+    for (rows, (way, units)) in many.iter().flat_map(|rows| ways.iter().map(|way| (*rows, *way))) {
         let (mut launches, mut bytes, mut operations) = (Vec::new(), 0, 0);
         for product in products.iter().map(|product| Product { rows, ..*product }) {
             let (outputs, inputs) = (product.matrix.outputs, product.matrix.layout.inputs);
             let some = stored::product_on(&product, units)?;
             // A toy's sizes may be none for them.
-            if units == Units::Warps || some[0].kernel() != "quantise_rows" {
+            if some[0].kernel() != "quantise_rows" {
                 continue;
             }
             launches.extend(some);
@@ -122,7 +122,7 @@ fn many(bench: &mut Bench<'_>, name: &str, products: &[Product]) -> Result<(), F
         }
         if !launches.is_empty() {
             let needs = Needs { bytes, operations: operations / 2, alone: 0 };
-            bench.rate(&format!("gemm.wgmma.{name}.m{rows}"), &launches, operations, needs)?;
+            bench.rate(&format!("gemm.{way}.{name}.m{rows}"), &launches, operations, needs)?;
         }
     }
     Ok(())

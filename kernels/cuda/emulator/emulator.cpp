@@ -48,13 +48,19 @@ struct Multiplication {
     uint32_t a[4] = {};
 };
 
+struct Kernel {
+    Call call;
+    // Blocks that run together.
+    unsigned cluster;
+};
+
 // Where all of a group wait until the last has come.
 struct Barrier {
     unsigned arrived = 0, generation = 0;
 };
 
-std::map<std::string, Call> &kernels() {
-    static std::map<std::string, Call> all;
+std::map<std::string, Kernel> &kernels() {
+    static std::map<std::string, Kernel> all;
     return all;
 }
 
@@ -99,22 +105,45 @@ struct Copied {
 
 struct Block {
     dim3 index, size, grid;
-    unsigned shared = 0;
+    // Its place in the cluster.
+    unsigned rank = 0, shared = 0;
     std::vector<Warpgroup> warpgroups;
     std::vector<Copied> copied;
     std::vector<Thread> threads;
     std::vector<Warp> warps;
     Barrier barrier;
+    // Of some of its threads.
+    Barrier some;
     unsigned live = 0;
     unsigned char *dynamic = nullptr;
     Call call = nullptr;
     void **arguments = nullptr;
 };
 
+// A tile that is under way to one block's shared memory.
+struct Arrival {
+    Block *block;
+    unsigned char *to;
+    uint64_t *barrier;
+    TileSource from;
+    int column, row;
+};
+
+// Blocks that run together.
+struct Cluster {
+    std::vector<Block> blocks;
+    Barrier barrier;
+    unsigned live = 0;
+    std::vector<Arrival> arrivals;
+};
+
+thread_local Cluster *cluster = nullptr;
 thread_local Block *block = nullptr;
 thread_local Thread *thread = nullptr;
 thread_local void *scheduler = nullptr;
 thread_local bool broken = false;
+// Counts what others may have waited for.
+thread_local uint64_t events = 0;
 
 // A rule of the device is broken: said once.
 void complain(const char *what) {
@@ -179,6 +208,7 @@ void *prepare(void *stack, void (*entry)()) {
 void yield() { emulator_switch(&thread->stack_pointer, scheduler); }
 
 void open_if_all(Barrier &barrier, unsigned live) {
+    events++;
     if (barrier.arrived > 0 && barrier.arrived == live) {
         barrier.arrived = 0;
         barrier.generation++;
@@ -201,6 +231,7 @@ void entry() {
     // Who has left is not waited for.
     open_if_all(block->barrier, --block->live);
     open_if_all(warp().barrier, --warp().live);
+    open_if_all(cluster->barrier, --cluster->live);
     yield();
 }
 
@@ -231,8 +262,7 @@ struct Stacks {
     }
 };
 
-void run_block(Block &running) {
-    static thread_local Stacks stacks;
+void begin_block(Block &running, Stacks &stacks) {
     unsigned count = running.size.x;
     running.threads.assign(count, Thread());
     running.warps.assign((count + LANES - 1) / LANES, Warp());
@@ -242,18 +272,35 @@ void run_block(Block &running) {
     for (unsigned index = 0; index < count; index++) {
         Thread &made = running.threads[index];
         made.index = index;
-        made.stack = stacks.at(index);
+        made.stack = stacks.at(running.rank * count + index);
         made.stack_pointer = prepare(made.stack, entry);
         running.warps[index / LANES].live++;
     }
-    block = &running;
+}
+
+void land_some(unsigned pass);
+
+void run_cluster(Cluster &running) {
+    static thread_local Stacks stacks;
+    constexpr unsigned PASSES_OF_NOTHING = 64;
+    for (Block &one : running.blocks) begin_block(one, stacks);
+    unsigned of_block = running.blocks[0].size.x, count = of_block * unsigned(running.blocks.size()), idle = 0;
+    running.live = count;
+    cluster = &running;
     // Forwards and backwards in turn: a result that depends on who runs first changes.
-    for (unsigned pass = running.index.x + running.index.y; running.live > 0; pass++) {
+    for (unsigned pass = running.blocks[0].index.x + running.blocks[0].index.y; running.live > 0; pass++) {
+        uint64_t before = events;
         for (unsigned step = 0; step < count; step++) {
-            thread = &running.threads[pass % 2 == 0 ? step : count - 1 - step];
+            unsigned next = pass % 2 == 0 ? step : count - 1 - step;
+            block = &running.blocks[next / of_block];
+            thread = &block->threads[next % of_block];
             if (!thread->done) emulator_switch(&scheduler, thread->stack_pointer);
         }
+        land_some(pass);
+        idle = events == before ? idle + 1 : 0;
+        if (idle > PASSES_OF_NOTHING) return complain("all threads wait, and nothing is to come");
     }
+    if (!running.arrivals.empty()) complain("blocks end while tiles are under way to them");
 }
 
 } // namespace
@@ -366,11 +413,12 @@ float half_to_float(uint32_t half) {
     return bit_cast<float>((half & 0x8000) << 16 | (half & 0x7fff) << 13) * 0x1p112f;
 }
 
-Registration::Registration(const char *name, Call call) { kernels()[name] = call; }
+Registration::Registration(const char *name, Call call, unsigned cluster) { kernels()[name] = Kernel{call, cluster}; }
 
 } // namespace emulator
 
 #include "warpgroups.hpp"
+#include "clusters.hpp"
 
 // Runs a kernel to its end. `grid` has three numbers; `arguments` a pointer to each argument. 0 where all went well; 1
 // where there is no kernel of this name; 2 where it broke a rule of the device, which is said on the standard error.
@@ -380,21 +428,28 @@ extern "C" int tensorgate_emulate(const char *name, const unsigned *grid, unsign
     auto found = kernels().find(name);
     if (found == kernels().end()) return 1;
     broken = false;
-    std::unique_ptr<unsigned char[]> memory(new unsigned char[shared + 128]);
+    unsigned together = found->second.cluster, room = (shared + 127) / 128 * 128;
+    if (grid[0] % together != 0) return 2;
+    std::unique_ptr<unsigned char[]> memory(new unsigned char[size_t(room) * together + 128]);
     auto *dynamic = reinterpret_cast<unsigned char *>((reinterpret_cast<uintptr_t>(memory.get()) + 127) & ~uintptr_t(127));
     for (unsigned z = 0; z < grid[2]; z++)
         for (unsigned y = 0; y < grid[1]; y++)
-            for (unsigned x = 0; x < grid[0]; x++) {
-                Block running;
-                running.index = dim3{x, y, z};
-                running.size = dim3{threads, 1, 1};
-                running.grid = dim3{grid[0], grid[1], grid[2]};
-                running.dynamic = dynamic;
-                running.shared = shared;
-                running.call = found->second;
-                running.arguments = arguments;
-                memset(dynamic, 0xff, shared);
-                run_block(running);
+            for (unsigned x = 0; x < grid[0]; x += together) {
+                Cluster running;
+                running.blocks.resize(together);
+                for (unsigned rank = 0; rank < together; rank++) {
+                    Block &one = running.blocks[rank];
+                    one.rank = rank;
+                    one.index = dim3{x + rank, y, z};
+                    one.size = dim3{threads, 1, 1};
+                    one.grid = dim3{grid[0], grid[1], grid[2]};
+                    one.dynamic = dynamic + size_t(room) * rank;
+                    one.shared = shared;
+                    one.call = found->second.call;
+                    one.arguments = arguments;
+                }
+                memset(dynamic, 0xff, size_t(room) * together);
+                run_cluster(running);
             }
     return broken ? 2 : 0;
 }

@@ -1,5 +1,5 @@
-// Runs kernels on a host, as a device would: blocks one after the other, the threads of a block as coroutines that
-// change over at barriers and shuffles. It is slow, and exact about what devices leave undefined: shared memory begins
+// Runs kernels on a host, as a device would: blocks one after the other, or clusters of them, whose threads are coroutines
+// that change over at barriers and shuffles. It is slow, and exact about what devices leave undefined: shared memory begins
 // as what is no number, asynchronous copies land only when they are waited for, and threads take turns in changing
 // order, so that a barrier left out shows.
 #pragma once
@@ -47,6 +47,22 @@ void warpgroup_multiply_registers(float *d, int wide, const uint32_t *a, uint64_
 void warpgroup_commit();
 void warpgroup_wait(int pending);
 
+// Clusters of blocks, barriers in shared memory and tiles that come by themselves: see pairs.cuh. A tile is no numbers
+// until it has come, which it does some time after it was asked for, and after others that were asked for later.
+struct TileSource {
+    const unsigned char *first;
+    uint64_t rows, line, box_rows;
+};
+unsigned cluster_rank();
+void cluster_barrier();
+void barrier_begin(uint64_t *barrier, unsigned count);
+void barrier_arrive(uint64_t *barrier, unsigned rank);
+void barrier_expect(uint64_t *barrier, unsigned bytes);
+void barrier_wait(uint64_t *barrier, unsigned parity);
+void bring_tile(unsigned char *to, const TileSource &from, int column, int row, uint64_t *barrier, bool to_all);
+// A barrier of the first so many threads of the block.
+void barrier_of(unsigned threads);
+
 template <class To, class From> To bit_cast(From from) {
     static_assert(sizeof(To) == sizeof(From), "as many bytes");
     To to;
@@ -63,7 +79,7 @@ float half_to_float(uint32_t half);
 // Kernels by name.
 using Call = void (*)(void **arguments);
 struct Registration {
-    Registration(const char *name, Call call);
+    Registration(const char *name, Call call, unsigned cluster);
 };
 
 template <class Kernel> struct Caller;
@@ -95,9 +111,10 @@ int lane();
 // `SHARED float x[8];` is a static of the block that runs. Blocks run one after the other on one thread.
 #define SHARED static thread_local
 #define DYNAMIC_SHARED(name) unsigned char *name = emulator::dynamic_shared()
-#define EXPORT(name)                                                                                                   \
-    static emulator::Registration registration_of_##name(                                                             \
-        #name, &emulator::Caller<std::remove_pointer_t<decltype(&name)>>::call<name>);
+#define EXPORT_CLUSTER(name, blocks)                                                                                   \
+    static emulator::Registration registration_of_##name(                                                              \
+        #name, &emulator::Caller<std::remove_pointer_t<decltype(&name)>>::call<name>, blocks);
+#define EXPORT(name) EXPORT_CLUSTER(name, 1)
 
 #define threadIdx (emulator::thread_index())
 #define blockIdx (emulator::block_index())

@@ -21,6 +21,8 @@ pub enum Units {
     Warpgroups {
         /// Multiprocessors of the device.
         processors: u32,
+        /// Do products of many rows go by pairs of blocks ([`super::pairs`])?
+        pairs: bool,
     },
 }
 

@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use super::device::{Device, Fault, Graph, Pending, Units};
-use super::launch::Launch;
+use super::launch::{Launch, Matrix};
 use super::memory::Slice;
 use std::alloc::{Layout, alloc, dealloc};
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
@@ -32,7 +32,20 @@ const FRESH_BYTE: u8 = 0xff;
 /// KiB, one of which is left to static arrays.
 const SHARED_MAX: u32 = 98 << 10;
 /// What the names of kernels for compute capability 9.0 alone have in them.
-const OF_HOPPER: [&str; 2] = ["wgmma", "gemv"];
+const OF_HOPPER: [&str; 4] = ["wgmma", "gemv", "pairs", "stream"];
+
+/// A matrix as kernels get it here: as long as `TensorMap` in `cuda/pairs.cuh`, and aligned as it.
+#[repr(C, align(128))]
+struct TileSource([u64; 16]);
+
+impl TileSource {
+    fn of(matrix: &Matrix) -> Self {
+        let mut words = [0; 16];
+        let numbers = [matrix.address, matrix.rows as u64, matrix.line as u64, matrix.box_rows as u64];
+        words[..4].copy_from_slice(&numbers);
+        TileSource(words)
+    }
+}
 
 /// Launches that somebody else may look at.
 pub type Log = Arc<Mutex<Vec<Launch>>>;
@@ -85,10 +98,14 @@ impl Emulator {
         }
         let name = CString::new(launch.kernel()).map_err(|_| Fault::Call("a kernel's name has a zero".into()))?;
         let mut values = launch.arguments().to_vec();
-        let mut arguments: Vec<*mut c_void> = values.iter_mut().map(|value| std::ptr::from_mut(value).cast()).collect();
+        let mut matrices: Vec<TileSource> = launch.matrices().iter().map(TileSource::of).collect();
+        let of_matrices = matrices.iter_mut().map(|matrix| std::ptr::from_mut(matrix).cast());
+        let mut arguments: Vec<*mut c_void> =
+            of_matrices.chain(values.iter_mut().map(|value| std::ptr::from_mut(value).cast())).collect();
         let grid = launch.grid();
         // SAFETY: the launcher has checked that the kernel stays within the slices it was given, which are memory of
-        // this process that lives as long as `self`; each argument points to eight bytes, the lower of which it takes.
+        // this process that lives as long as `self`; each argument points to a matrix, or to eight bytes, the lower of which
+        // it takes.
         let code = unsafe {
             tensorgate_emulate(name.as_ptr(), grid.as_ptr(), launch.threads(), launch.shared(), arguments.as_mut_ptr())
         };

@@ -6,6 +6,7 @@ use super::elementwise::vectors;
 use super::launch::{Launch, blocks, int, long_enough, needs};
 use super::memory::{Bf16, Misuse, Number, Slice};
 use super::wgmma::{self, Plan};
+use super::{pairs, stream};
 
 /// Most rows of [`skinny`].
 pub const SKINNY_ROWS: usize = 64;
@@ -78,14 +79,16 @@ pub fn product(job: &Product) -> Result<Vec<Launch>, Misuse> {
 /// # Errors
 /// A slice is too short or not aligned to 16 bytes, or a size is none that the kernels know.
 pub fn product_on(job: &Product, units: Units) -> Result<Vec<Launch>, Misuse> {
+    let able = matches!(units, Units::Warpgroups { pairs: true, processors } if stream::suits_device(processors));
+    if able && !job.deterministic && stream::suits(job.rows, job.outputs, job.inputs) {
+        return Ok(vec![stream::product(job, stream::shares(job.outputs, job.inputs), false)?]);
+    }
     if job.rows <= SKINNY_ROWS {
         return Ok(vec![skinny(job)?]);
     }
     if !job.deterministic {
         return Ok(vec![match units {
-            Units::Warpgroups { processors } if wgmma::suits(job.outputs, job.inputs) => {
-                wgmma::product(job, Plan::best(job.rows, job.outputs, job.inputs), processors)?
-            }
+            Units::Warpgroups { .. } if wgmma::suits(job.outputs, job.inputs) => by_warpgroups(job, units, false)?,
             _ => tiled(job, Tile::best(job.rows, job.outputs))?,
         }]);
     }
@@ -153,13 +156,18 @@ pub fn sums_len(outputs: usize, inputs: usize) -> usize {
         1 => 0,
         parts => parts * outputs.div_ceil(SKINNY_OUTPUTS) * SKINNY_ROWS * SKINNY_OUTPUTS,
     };
-    skinny.max(wgmma::workspace(outputs, inputs).0)
+    of_hopper(outputs, inputs).fold(skinny, |most, (sums, _)| most.max(sums))
 }
 
 /// Numbers of [`Workspace::counters`] that a product with such weights needs.
 pub fn counters_len(outputs: usize, inputs: usize) -> usize {
     let skinny = if parts(outputs, inputs) == 1 { 0 } else { outputs.div_ceil(SKINNY_OUTPUTS) };
-    skinny.max(wgmma::workspace(outputs, inputs).1)
+    of_hopper(outputs, inputs).fold(skinny, |most, (_, counters)| most.max(counters))
+}
+
+/// Numbers of sums and of counters that each kind of products by four warps needs.
+fn of_hopper(outputs: usize, inputs: usize) -> impl Iterator<Item = (usize, usize)> {
+    [wgmma::workspace, pairs::workspace, stream::workspace].into_iter().map(move |of| of(outputs, inputs))
 }
 
 /// What a block of [`tiled`] makes, rows by outputs.
@@ -216,10 +224,23 @@ pub fn tiled(job: &Product, tile: Tile) -> Result<Launch, Misuse> {
 /// The product of many rows with weights that an earlier launch makes: they are waited for.
 pub(super) fn after(job: &Product, units: Units) -> Result<Launch, Misuse> {
     match units {
-        Units::Warpgroups { processors } if wgmma::suits(job.outputs, job.inputs) => {
-            wgmma::product_after(job, Plan::best(job.rows, job.outputs, job.inputs), processors)
-        }
+        Units::Warpgroups { .. } if wgmma::suits(job.outputs, job.inputs) => by_warpgroups(job, units, true),
         _ => Ok(by_tiles(job, Tile::best(job.rows, job.outputs))?.int(1)),
+    }
+}
+
+/// The product of many rows that suits the units. `late`: an earlier launch makes the weights.
+fn by_warpgroups(job: &Product, units: Units, late: bool) -> Result<Launch, Misuse> {
+    let Product { rows, outputs, inputs, .. } = *job;
+    let Units::Warpgroups { processors, pairs: by_pairs } = units else {
+        return Err(Misuse("warps of this device do not multiply by fours".into()));
+    };
+    match late {
+        _ if by_pairs && pairs::suits(rows, outputs, inputs) => {
+            pairs::product(job, Plan::pairs(rows, outputs, inputs), processors, late)
+        }
+        false => wgmma::product(job, Plan::best(rows, outputs, inputs), processors),
+        true => wgmma::product_after(job, Plan::best(rows, outputs, inputs), processors),
     }
 }
 
@@ -254,6 +275,14 @@ pub fn product_flops(job: &Product) -> usize {
 }
 
 impl Output {
+    /// Appends where results go.
+    pub(super) fn onto(self, launch: Launch) -> Launch {
+        match self {
+            Output::F32(y) => launch.slice(y),
+            Output::Bf16(y) => launch.slice(y),
+        }
+    }
+
     pub(super) fn number_bytes(self) -> usize {
         match self {
             Output::F32(_) => f32::BYTES,
@@ -276,13 +305,7 @@ impl Product {
 
     /// Appends what all kernels begin with.
     pub(super) fn operands(&self, launch: Launch) -> Launch {
-        match self.y {
-            Output::F32(y) => launch.slice(y),
-            Output::Bf16(y) => launch.slice(y),
-        }
-        .slice(self.x)
-        .slice(self.weight)
-        .optional(self.bias)
+        self.y.onto(launch).slice(self.x).slice(self.weight).optional(self.bias)
     }
 
     /// Appends what all kernels end with.

@@ -8,7 +8,9 @@ use super::device::{Device, Fault, Fill, Graph, Pending, Units, parts};
 use super::launch::Launch;
 use super::memory::Slice;
 use super::modules::{Function, Modules};
+use super::pairs::PAIRS;
 use super::staging::{Landing, Rounds, Staging, Waits};
+use super::tiles;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use std::collections::HashMap;
@@ -139,9 +141,16 @@ impl Gpu {
         // Four warps multiply together where the driver took the machine code that has it (which is what waits itself
         // there), rather than translate PTX, which has not.
         if capability == WARPGROUPS_CAPABILITY && gpu.modules.function("gemm_wgmma_256_f32", 0)?.overlaps {
-            gpu.units = Units::Warpgroups { processors };
+            gpu.units = Units::Warpgroups { processors, pairs: PAIRS };
         }
         Ok(gpu)
+    }
+
+    /// Have products of many rows to go by pairs of blocks ([`super::pairs`])? Where the device can.
+    pub fn multiply_by_pairs(&mut self, wanted: bool) {
+        if let Units::Warpgroups { pairs, .. } = &mut self.units {
+            *pairs = wanted;
+        }
     }
 
     /// Bytes of memory that are free, and all.
@@ -222,7 +231,16 @@ impl Device for Gpu {
         let mut values = [0u64; 32];
         let count = launch.arguments().len();
         values[..count].copy_from_slice(launch.arguments());
-        let mut arguments: [*mut c_void; 32] = values.each_mut().map(|value| std::ptr::from_mut(value).cast());
+        let mut arguments: [*mut c_void; 34] = [std::ptr::null_mut(); 34];
+        let mut matrices = [sys::CUtensorMap { opaque: [0; 16] }; 2];
+        let of_matrices = launch.matrices().len();
+        for ((matrix, map), argument) in launch.matrices().iter().zip(&mut matrices).zip(&mut arguments) {
+            tiles::describe(matrix, map).map_err(fault)?;
+            *argument = std::ptr::from_mut(map).cast();
+        }
+        for (argument, value) in arguments[of_matrices..].iter_mut().zip(&mut values) {
+            *argument = std::ptr::from_mut(value).cast();
+        }
         let [x, y, z] = launch.grid();
         let mut attribute = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
@@ -242,7 +260,7 @@ impl Device for Gpu {
             numAttrs: u32::from(function.overlaps),
         };
         // SAFETY: the launcher has checked that the kernel stays within the slices it was given, which live as long as
-        // this device; each argument points to eight bytes, of which the kernel takes what its parameter is long. What
+        // this device; each argument points to a matrix or to eight bytes, of which the kernel takes what its parameter is long. What
         // it must not see of earlier kernels it waits for itself (`wait_for_earlier`).
         unsafe { sys::cuLaunchKernelEx(&config, function.handle, arguments.as_mut_ptr(), std::ptr::null_mut()) }
             .result()

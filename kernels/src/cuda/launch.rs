@@ -4,8 +4,23 @@
 
 use super::memory::{Misuse, Number, Slice};
 
-/// Most arguments of a kernel.
+/// Most arguments of a kernel, without matrices.
 const ARGUMENTS: usize = 32;
+/// Most matrices of a kernel.
+const MATRICES: usize = 2;
+
+/// A matrix of which a kernel has boxes brought to it: `MATRIX` in `cuda/pairs.cuh`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Matrix {
+    /// Where its first row is: a multiple of 16.
+    pub(super) address: u64,
+    /// Its rows.
+    pub(super) rows: usize,
+    /// Bytes of a row: a multiple of 16.
+    pub(super) line: usize,
+    /// Rows of a box, which is 128 bytes wide: up to 256.
+    pub(super) box_rows: usize,
+}
 
 /// One run of a kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +29,8 @@ pub struct Launch {
     grid: [u32; 3],
     threads: u32,
     shared: u32,
+    matrices: [Matrix; MATRICES],
+    matrix_count: usize,
     arguments: [u64; ARGUMENTS],
     count: usize,
 }
@@ -22,7 +39,15 @@ impl Launch {
     /// Over `grid` blocks of `threads` threads, each block with `shared` bytes of dynamic shared memory. Arguments
     /// follow in the kernel's order.
     pub(super) fn new(kernel: &'static str, grid: [u32; 3], threads: u32, shared: u32) -> Self {
-        Launch { kernel, grid, threads, shared, arguments: [0; ARGUMENTS], count: 0 }
+        let (matrices, arguments) = (Default::default(), [0; ARGUMENTS]);
+        Launch { kernel, grid, threads, shared, matrices, matrix_count: 0, arguments, count: 0 }
+    }
+
+    /// Appends a matrix; these come before all else.
+    pub(super) fn matrix(mut self, matrix: Matrix) -> Self {
+        self.matrices[self.matrix_count] = matrix;
+        self.matrix_count += 1;
+        self
     }
 
     fn argument(mut self, bits: u64) -> Self {
@@ -71,7 +96,12 @@ impl Launch {
         self.shared
     }
 
-    /// Its arguments: the lower bytes of each are the value.
+    /// The matrices with which its arguments begin.
+    pub fn matrices(&self) -> &[Matrix] {
+        &self.matrices[..self.matrix_count]
+    }
+
+    /// Its other arguments: the lower bytes of each are the value.
     pub fn arguments(&self) -> &[u64] {
         &self.arguments[..self.count]
     }

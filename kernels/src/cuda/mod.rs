@@ -28,12 +28,16 @@ pub mod memory;
 #[cfg(feature = "cuda")]
 mod modules;
 pub mod packing;
+pub mod pairs;
 pub mod rotary;
 pub mod sampler;
 pub mod setup;
 #[cfg(feature = "cuda")]
 mod staging;
 pub mod stored;
+pub mod stream;
+#[cfg(feature = "cuda")]
+mod tiles;
 pub mod wgmma;
 
 pub use cache::CacheNumbers;

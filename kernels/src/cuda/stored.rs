@@ -7,6 +7,7 @@ use super::experts::{self, Choices};
 use super::gemm::{self, INPUTS, Output, SKINNY_OUTPUTS, SKINNY_ROWS, SKINNY_STEP, Workspace};
 use super::launch::{Launch, blocks, int, long_enough, needs};
 use super::memory::{Bf16, Misuse, Number, Slice};
+use super::pairs;
 use super::setup::MakeUp;
 use super::wgmma::{self, Coded, Plan, Rounded};
 
@@ -255,7 +256,7 @@ fn rounded(job: &Product, units: Units) -> Result<Option<Vec<Launch>>, Misuse> {
     let (Matrix { layout, outputs, codes, scales, factors }, rows) = (job.matrix, job.rows);
     let Layout { group, inputs, .. } = layout;
     let room = job.wide.filter(|_| can_round(&layout, outputs) && rows > SKINNY_ROWS && !job.deterministic);
-    let (Some(room), Units::Warpgroups { processors }) = (room, units) else { return Ok(None) };
+    let (Some(room), Units::Warpgroups { processors, pairs: by_pairs }) = (room, units) else { return Ok(None) };
     let (of_codes, of_scales) = (rows * inputs, Rounded::scales_len(rows, inputs) * f32::BYTES);
     let bytes = room.cast::<u8>()?;
     if bytes.len() < rounded_bytes(rows, inputs) {
@@ -265,8 +266,11 @@ fn rounded(job: &Product, units: Units) -> Result<Option<Vec<Launch>>, Misuse> {
         Rounded { codes: bytes.first(of_codes)?.cast()?, scales: bytes.part(of_codes..of_codes + of_scales)?.cast()? };
     let (bias, y, workspace) = (job.bias, job.y, job.workspace);
     let product = Coded { x, codes, scales, factors, bias, y, workspace, rows, outputs, inputs, group };
-    let plan = Plan::coded(rows, outputs, inputs);
-    Ok(Some(vec![wgmma::round(x, job.x, rows, inputs)?, wgmma::coded(&product, plan, processors)?]))
+    let launch = match by_pairs {
+        true => pairs::coded(&product, Plan::coded_pairs(rows, outputs, inputs, group >= inputs), processors)?,
+        false => wgmma::coded(&product, Plan::coded(rows, outputs, inputs), processors)?,
+    };
+    Ok(Some(vec![wgmma::round(x, job.x, rows, inputs)?, launch]))
 }
 
 /// All weights as bf16, `[outputs, inputs]`.

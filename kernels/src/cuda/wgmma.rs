@@ -7,25 +7,25 @@ use super::launch::{Launch, blocks, int, long_enough, needs};
 use super::memory::{Bf16, E4m3, Misuse, Slice};
 
 /// Rows of a tile.
-const ROWS: usize = 128;
+pub(super) const ROWS: usize = 128;
 /// Inputs of a step.
 const STEP: usize = 64;
 /// Inputs of a step, and outputs of a tile, of products with codes; outputs whose codes lie together.
-const CODED_STEP: usize = 128;
+pub(super) const CODED_STEP: usize = 128;
 const CODED_WIDTH: usize = 128;
 const BLOCK: usize = 32;
 /// Bytes of a row in a stage.
-const LINE: usize = 128;
+pub(super) const LINE: usize = 128;
 /// Bytes of shared memory for stages: as `ROOM` in the kernel.
-const ROOM: usize = 226 << 10;
+pub(super) const ROOM: usize = 226 << 10;
 /// What the stages need before them, to begin where they must.
-const ALIGNMENT: usize = 1024;
+pub(super) const ALIGNMENT: usize = 1024;
 /// Rows up to which inputs may be divided.
 const DIVIDED_ROWS: usize = 256;
 /// Most parts of the inputs.
 const PARTS_MAX: usize = 8;
 /// Multiprocessors that plans are made for. A constant: sums must not depend on the device.
-const PROCESSORS: usize = 132;
+pub(super) const PROCESSORS: usize = 132;
 
 /// How a product is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ impl Plan {
     }
 
     fn of(widths: &[usize], rows: usize, outputs: usize, steps: usize) -> Plan {
-        let most = if rows <= DIVIDED_ROWS { PARTS_MAX.min(steps / 2).max(1) } else { 1 };
+        let most = Plan::most_parts(rows, steps);
         // In kilobytes that go through a multiprocessor, which the second cache limits.
         let time = |plan: &Plan| {
             let (step, ends) = ((ROWS + plan.width) / 8, 16 + plan.width / 4);
@@ -65,15 +65,26 @@ impl Plan {
         some.min_by_key(time).unwrap_or(Plan { width: CODED_WIDTH, parts: 1 })
     }
 
+    /// Most parts of so many steps, for a class of numbers of rows.
+    pub(super) fn most_parts(rows: usize, steps: usize) -> usize {
+        if rows <= DIVIDED_ROWS { PARTS_MAX.min(steps / 2).max(1) } else { 1 }
+    }
+
     /// Tiles of a product.
     fn tiles(&self, rows: usize, outputs: usize) -> usize {
         rows.div_ceil(ROWS) * outputs.div_ceil(self.width)
     }
 
-    /// Numbers that the workspace needs for sums, and for counters.
-    fn needs(&self, rows: usize, outputs: usize) -> (usize, usize) {
-        let tiles = self.tiles(rows, outputs);
+    /// Numbers that the workspace needs for sums, and for counters, of so many tiles of 128 rows.
+    pub(super) fn sums(&self, tiles: usize) -> (usize, usize) {
         if self.parts == 1 { (0, 0) } else { (self.parts * tiles * ROWS * self.width, tiles) }
+    }
+
+    /// Has the workspace room for them?
+    pub(super) fn room(&self, workspace: Workspace, tiles: usize) -> Result<(), Misuse> {
+        let (sums, counters) = self.sums(tiles);
+        vectors("the workspace's sums", workspace.sums, sums)?;
+        long_enough("the workspace's counters", workspace.counters, counters)
     }
 
     /// A launch without arguments, after it is known that the workspace has room.
@@ -84,9 +95,7 @@ impl Plan {
         workspace: Workspace,
         processors: u32,
     ) -> Result<Launch, Misuse> {
-        let (sums, counters) = self.needs(rows, outputs);
-        vectors("the workspace's sums", workspace.sums, sums)?;
-        long_enough("the workspace's counters", workspace.counters, counters)?;
+        self.room(workspace, self.tiles(rows, outputs))?;
         let all = blocks("parts of tiles", self.tiles(rows, outputs) * self.parts)?;
         let stage = (ROWS + self.width) * LINE;
         let shared = ROOM / stage * stage + ALIGNMENT;
@@ -104,8 +113,12 @@ pub(super) fn workspace(outputs: usize, inputs: usize) -> (usize, usize) {
     if !suits(outputs, inputs) {
         return (0, 0);
     }
-    let plans = [ROWS, DIVIDED_ROWS]
-        .map(|rows| [Plan::best, Plan::coded].map(|plan| plan(rows, outputs, inputs).needs(rows, outputs)));
+    let plans = [ROWS, DIVIDED_ROWS].map(|rows| {
+        [Plan::best, Plan::coded].map(|plan| {
+            let plan = plan(rows, outputs, inputs);
+            plan.sums(plan.tiles(rows, outputs))
+        })
+    });
     plans.into_iter().flatten().fold((0, 0), |most, (sums, counters)| (most.0.max(sums), most.1.max(counters)))
 }
 
@@ -229,21 +242,22 @@ pub fn coded(job: &Coded, plan: Plan, processors: u32) -> Result<Launch, Misuse>
         (Output::Bf16(_), true) => "gemm_wgmma_e4m3_bf16",
         (Output::Bf16(_), false) => "gemm_wgmma_e4m3_groups_bf16",
     };
-    let launch = plan.launch(kernel, (rows, outputs), job.workspace, processors)?;
-    let launch = match job.y {
-        Output::F32(y) => launch.slice(y),
-        Output::Bf16(y) => launch.slice(y),
-    };
-    let launch = launch.slice(job.x.codes).slice(job.x.scales).slice(job.codes).slice(job.scales).slice(job.factors);
-    let launch = launch.optional(job.bias).slice(job.workspace.sums).slice(job.workspace.counters);
-    let launch = launch.int(int("parts", plan.parts)?).int(int("rows", rows)?).int(int("outputs", outputs)?);
-    // One that takes every input to 0, where there is one group.
-    let shift = if one { 30 } else { job.group.trailing_zeros() as i32 };
-    Ok(launch.int(int("inputs", inputs)?).int(shift))
+    let launch = job.y.onto(plan.launch(kernel, (rows, outputs), job.workspace, processors)?);
+    job.rest(launch.slice(job.x.codes).slice(job.x.scales), plan)
 }
 
 impl Coded {
-    fn check(&self) -> Result<(), Misuse> {
+    /// Appends what all kernels have after rows.
+    pub(super) fn rest(&self, launch: Launch, plan: Plan) -> Result<Launch, Misuse> {
+        let launch = launch.slice(self.codes).slice(self.scales).slice(self.factors).optional(self.bias);
+        let launch = launch.slice(self.workspace.sums).slice(self.workspace.counters);
+        let launch = launch.int(int("parts", plan.parts)?).int(int("rows", self.rows)?);
+        // One that takes every input to 0, where there is one group.
+        let shift = if self.group >= self.inputs { 30 } else { self.group.trailing_zeros() as i32 };
+        Ok(launch.int(int("outputs", self.outputs)?).int(int("inputs", self.inputs)?).int(shift))
+    }
+
+    pub(super) fn check(&self) -> Result<(), Misuse> {
         let Coded { rows, outputs, inputs, group, .. } = *self;
         needs(rows > 0 && outputs > 0 && suits_coded(outputs, inputs, group), || {
             format!("a product of {rows} rows of {inputs} inputs, {group} to a scale, with {outputs} outputs")

@@ -8,7 +8,7 @@ use kernels::cuda::attention::{Chunk, Prompt, prompt_on, tiles};
 use kernels::cuda::{Misuse, Units, attention_wgmma};
 use std::sync::OnceLock;
 
-const UNITS: Units = Units::Warpgroups { processors: 4 };
+const UNITS: Units = Units::Warpgroups { processors: 4, pairs: false };
 
 /// Sequences whose prompts go through the units; none where the device has none.
 fn world(shape: Shape, lengths: &[usize]) -> Option<World> {

@@ -11,10 +11,12 @@ mod experts;
 mod fp8;
 mod gemm;
 mod gemv;
+mod pairs;
 mod rotary;
 mod sampler;
 mod setup;
 mod stored;
+mod stream;
 mod wgmma;
 mod world;
 

@@ -6,7 +6,7 @@ use kernels::cuda::gemm::{Output, Product, Workspace, counters_len, product_on, 
 use kernels::cuda::packing::{Plain, pack};
 use kernels::cuda::stored::{self, Kind, Layout, Matrix};
 use kernels::cuda::wgmma::{Coded, Plan, Rounded, coded, product, product_after, round};
-use kernels::cuda::{Bf16, Device, E4m3, Launch, Slice, Units};
+use kernels::cuda::{Bf16, Device, E4m3, Launch, Misuse, Slice, Units};
 
 /// Rows after the last that nobody may look at.
 const BEYOND: usize = 3;
@@ -21,17 +21,17 @@ pub fn able() -> Option<Box<dyn Device>> {
 }
 
 /// Numbers of one product on the host.
-struct Numbers {
-    x: Vec<Bf16>,
-    weight: Vec<Bf16>,
-    bias: Vec<f32>,
+pub(super) struct Numbers {
+    pub(super) x: Vec<Bf16>,
+    pub(super) weight: Vec<Bf16>,
+    pub(super) bias: Vec<f32>,
     rows: usize,
     outputs: usize,
     inputs: usize,
 }
 
 /// Makes up numbers of a product.
-fn numbers(rows: usize, outputs: usize, inputs: usize) -> Numbers {
+pub(super) fn numbers(rows: usize, outputs: usize, inputs: usize) -> Numbers {
     let seed = (rows * 1_000_003 + outputs * 1009 + inputs) as u64;
     let rounded = |seed, len| random(seed, len).into_iter().map(Bf16::from_f32).collect();
     let (x, weight) = (rounded(seed, rows * inputs), rounded(seed + 1, outputs * inputs));
@@ -39,7 +39,7 @@ fn numbers(rows: usize, outputs: usize, inputs: usize) -> Numbers {
 }
 
 /// `x weight^T`, and the bias where there is one.
-fn wanted(x: &[f32], weight: &[f32], inputs: usize, bias: Option<&[f32]>) -> Vec<f32> {
+pub(super) fn wanted(x: &[f32], weight: &[f32], inputs: usize, bias: Option<&[f32]>) -> Vec<f32> {
     let mut all = Vec::new();
     for row in x.chunks_exact(inputs) {
         for (output, weights) in weight.chunks_exact(inputs).enumerate() {
@@ -50,22 +50,20 @@ fn wanted(x: &[f32], weight: &[f32], inputs: usize, bias: Option<&[f32]>) -> Vec
     all
 }
 
-fn wide(numbers: &[Bf16]) -> Vec<f32> {
+pub(super) fn wide(numbers: &[Bf16]) -> Vec<f32> {
     numbers.iter().map(|number| number.to_f32()).collect()
 }
 
-/// Room for so many parts of tiles of any width.
-fn workspace(device: &mut dyn Device, rows: usize, outputs: usize, parts: usize) -> Workspace {
-    let sums = parts * rows.next_multiple_of(128) * (outputs + 255);
-    Workspace {
-        sums: put(device, &vec![f32::NAN; sums]),
-        counters: zeros(device, rows.div_ceil(128) * outputs.div_ceil(128)),
-    }
+/// Room for so many parts of tiles of any size.
+pub(super) fn workspace(device: &mut dyn Device, rows: usize, outputs: usize, parts: usize) -> Workspace {
+    let (rows, outputs) = (rows.next_multiple_of(256), outputs + 384);
+    let sums = parts * rows * outputs;
+    Workspace { sums: put(device, &vec![f32::NAN; sums]), counters: zeros(device, rows / 128 * outputs.div_ceil(128)) }
 }
 
 impl Numbers {
     /// The product of rows `first` to `first + rows` in 32 bits on a device.
-    fn on(&self, device: &mut dyn Device, first: usize, rows: usize) -> Product {
+    pub(super) fn on(&self, device: &mut dyn Device, first: usize, rows: usize) -> Product {
         let nothing = vec![Bf16(0x7fc0); BEYOND * self.inputs];
         let x = &self.x[first * self.inputs..(first + rows) * self.inputs];
         Product {
@@ -82,7 +80,7 @@ impl Numbers {
     }
 
     /// The same as sixteen bits and with a bias.
-    fn rounded_on(&self, device: &mut dyn Device) -> Product {
+    pub(super) fn rounded_on(&self, device: &mut dyn Device) -> Product {
         let y = Output::Bf16(put(device, &vec![Bf16(0x7fc0); self.rows * self.outputs]));
         let bias = Some(put(device, &self.bias));
         Product { y, bias, ..self.on(device, 0, self.rows) }
@@ -90,7 +88,7 @@ impl Numbers {
 }
 
 /// What a launch writes to `y`, as 32 bits.
-fn results(device: &mut dyn Device, launch: &Launch, y: Output, workspace: Workspace) -> Vec<f32> {
+pub(super) fn results(device: &mut dyn Device, launch: &Launch, y: Output, workspace: Workspace) -> Vec<f32> {
     device.launch(launch).unwrap();
     let counters: Vec<i32> = get(device, workspace.counters);
     assert!(counters.iter().all(|counter| *counter == 0), "the counters are as before");
@@ -100,7 +98,7 @@ fn results(device: &mut dyn Device, launch: &Launch, y: Output, workspace: Works
     }
 }
 
-fn bits(numbers: &[f32]) -> Vec<u32> {
+pub(super) fn bits(numbers: &[f32]) -> Vec<u32> {
     numbers.iter().map(|number| number.to_bits()).collect()
 }
 
@@ -163,7 +161,7 @@ fn a_row_has_the_bits_that_it_has_among_others() {
 fn the_kernel_follows_from_the_device_and_the_sizes() {
     let Some(mut device) = able() else { return };
     let device = device.as_mut();
-    let units = Units::Warpgroups { processors: 132 };
+    let units = Units::Warpgroups { processors: 132, pairs: false };
     for ([rows, outputs, inputs], units, kernel) in [
         ([64, 200, 256], units, "gemm_skinny"),
         ([65, 200, 256], units, "gemm_wgmma"),
@@ -256,8 +254,15 @@ fn rows_are_rounded_in_groups() {
     }
 }
 
-/// Rounds rows and multiplies them by codes; what comes out, and what should.
-fn check_coded(device: &mut dyn Device, [rows, outputs, inputs, group]: [usize; 4], parts: usize, blocks: u32) {
+/// How codes are multiplied by a plan on a device of so many multiprocessors.
+pub(super) type Multiply = fn(&Coded, Plan, u32) -> Result<Launch, Misuse>;
+
+/// Rounds rows and multiplies them by codes; what comes out, which is what should.
+pub(super) fn check_coded(
+    device: &mut dyn Device,
+    [rows, outputs, inputs, group]: [usize; 4],
+    (multiply, plan, blocks): (Multiply, Plan, u32),
+) -> Vec<f32> {
     let seed = (rows + outputs + inputs + group) as u64;
     let x: Vec<Bf16> = random(seed, rows * inputs).into_iter().map(Bf16::from_f32).collect();
     let codes = codes(seed + 1, [outputs, inputs, group]);
@@ -279,36 +284,40 @@ fn check_coded(device: &mut dyn Device, [rows, outputs, inputs, group]: [usize; 
         factors: put(device, &codes.factors),
         bias: None,
         y: Output::F32(y),
-        workspace: workspace(device, rows, outputs, parts),
+        workspace: workspace(device, rows, outputs, plan.parts),
         rows,
         outputs,
         inputs,
         group,
     };
-    let plan = Plan { width: 128, parts };
-    let got = results(device, &coded(&job, plan, blocks).unwrap(), job.y, job.workspace);
-    let error = nmse(&got, &wanted(&x, &codes.numbers, inputs, None));
+    let exact = results(device, &multiply(&job, plan, blocks).unwrap(), job.y, job.workspace);
+    let error = nmse(&exact, &wanted(&x, &codes.numbers, inputs, None));
     // The units of Hopper add up products of codes with about 13 bits of fraction, relative to the largest of a step of
     // 32 inputs, and cut off the rest, always to the same side: of the four steps that a scale spans up to 4 * 2^-13,
     // which squared is 2.4e-7. The emulator keeps all.
     let tolerance = if device.name() == "emulator" { 1e-11 } else { 1e-6 };
     assert!(error < tolerance, "{rows} x {outputs} x {inputs}, groups of {group}, in 32 bits: {error:e}");
     (job.bias, job.y) = (Some(put(device, &bias)), Output::Bf16(put(device, &vec![Bf16(0x7fc0); rows * outputs])));
-    let got = results(device, &coded(&job, plan, blocks).unwrap(), job.y, job.workspace);
+    let got = results(device, &multiply(&job, plan, blocks).unwrap(), job.y, job.workspace);
     let error = nmse(&got, &wanted(&x, &codes.numbers, inputs, Some(&bias)));
     assert!(error < 6e-6, "{rows} x {outputs} x {inputs}, groups of {group}, in 16 bits: {error:e}");
+    exact
 }
 
 #[test]
 fn products_with_codes() {
     let Some(mut device) = able() else { return };
     let device = device.as_mut();
-    check_coded(device, [65, 104, 128, 128], 1, 1);
-    check_coded(device, [100, 200, 384, 128], 1, 2);
-    check_coded(device, [300, 136, 512, 256], 1, 4);
-    check_coded(device, [128, 40, 1152, 1152], 1, 1);
-    check_coded(device, [130, 264, 640, 640], 2, 3);
-    check_coded(device, [70, 128, 640, 128], 3, 99);
+    for (sizes, parts, blocks) in [
+        ([65, 104, 128, 128], 1, 1),
+        ([100, 200, 384, 128], 1, 2),
+        ([300, 136, 512, 256], 1, 4),
+        ([128, 40, 1152, 1152], 1, 1),
+        ([130, 264, 640, 640], 2, 3),
+        ([70, 128, 640, 128], 3, 99),
+    ] {
+        check_coded(device, sizes, (coded, Plan { width: 128, parts }, blocks));
+    }
 }
 
 /// Weights as they are stored take the units, too: as they are where they can, and else widened.
@@ -316,7 +325,7 @@ fn products_with_codes() {
 fn stored_weights() {
     let Some(mut device) = able() else { return };
     let device = device.as_mut();
-    let units = Units::Warpgroups { processors: 3 };
+    let units = Units::Warpgroups { processors: 3, pairs: false };
     let (outputs, inputs) = (136, 256);
     for (kind, group, rows, names, tolerance) in [
         (Kind::E4m3, 128, 70, ["quantise_rows", "gemm_wgmma_e4m3_groups_f32"], 2e-3),
