@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -60,7 +61,8 @@ class Results:
         device = re.sub(r"[^a-z0-9]+", "-", gpu["name"].lower()).strip("-")
         self.path = self.folder / f"{today}-{device}.json"
         self.all = {"device": gpu["name"], "driver": gpu["driver"], "commit": commit(),
-                    "command": "benches/gpu-bench.sh", "date": str(today), "rows": [], "notes": []}
+                    "command": shlex.join(["benches/gpu-bench.sh", *sys.argv[1:]]),
+                    "date": str(today), "rows": [], "notes": []}
 
     def value(self, what):
         """A row's value."""

@@ -88,7 +88,7 @@ def section(results):
     head = "## Language models on a GPU"
     if rows:
         head = f"## {results['date']}, commit {results['commit'][:7]}, language models on one {results['device']}"
-    lines = [head, "", "    benches/gpu-bench.sh", ""]
+    lines = [head, "", f"    {results.get('command', 'benches/gpu-bench.sh')}", ""]
     if rows:
         copy, matrix = by.get("copy", {}).get("value"), by.get("matrix", {}).get("value")
         known = "What the card allows was not measured."

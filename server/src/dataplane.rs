@@ -6,6 +6,7 @@ use crate::check;
 use crate::classify;
 use crate::error::Error;
 use crate::llm::answer::Answer;
+use crate::process;
 use crate::profile::Profile;
 use crate::registry::{IndexEntry, Registry};
 use crate::telemetry::SPANS;
@@ -163,10 +164,11 @@ impl Dataplane {
         self.draining.load(Ordering::Acquire)
     }
 
-    /// Does every model that runs get on? One that does not come back is mended by a restart alone.
+    /// Does every model that runs get on? One that does not come back is mended by a restart alone, as is a process that
+    /// has given up.
     pub fn live(&self) -> bool {
         let now = Instant::now();
-        !self.registry.servables().iter().any(|servable| servable.is_stuck(now))
+        process::giving_up().is_none() && !self.registry.servables().iter().any(|servable| servable.is_stuck(now))
     }
 
     /// No request takes longer.

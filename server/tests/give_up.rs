@@ -130,7 +130,7 @@ fn an_engine_with_a_defect_ends_and_says_so() {
         assert_eq!(ended.take(2000).flatten().next().as_deref(), Some("it panicked"), "idle: {idle}");
         assert!(generator.is_stuck(Instant::now()));
         let error = runtime.block_on(generator.admit(request(5), Vec::new())).unwrap_err();
-        assert_eq!(error, Error::Internal("the engine has ended: it panicked".into()));
+        assert_eq!(error, Error::Unavailable("the engine has ended: it panicked".into()));
     }
 }
 

@@ -76,13 +76,25 @@ pub fn announce(choice: Choice) -> Result<Option<String>, String> {
         return Ok(None);
     }
     match gpus() {
-        Ok(names) => Ok(Some(format!("language models are computed on GPUs: {}", names.join(", ")))),
+        Ok(names) => Ok(Some(computed_on(&names))),
         // A binary without kernels says nothing of what it lacks.
         Err(_) if choice == Choice::Auto && !cfg!(feature = "cuda") => Ok(None),
         Err(absent) if choice == Choice::Auto => {
             Ok(Some(format!("language models are computed on the CPU: {}", absent.reason())))
         }
         Err(absent) => Err(format!("--device cuda: {}; {}", absent.reason(), absent.remedy())),
+    }
+}
+
+/// The line about GPUs, of which the first serves.
+fn computed_on(names: &[String]) -> String {
+    let first = names.first().map_or("", String::as_str);
+    match names.len() {
+        0 | 1 => format!("language models are computed on a GPU: {first}"),
+        all => format!(
+            "language models are computed on the first of {all} GPUs: {first}; the others stay idle. Start a process for \
+             each, with CUDA_VISIBLE_DEVICES=0, 1 ..."
+        ),
     }
 }
 
@@ -196,6 +208,17 @@ mod tests {
             let error = format.bytes(&place).unwrap_err();
             assert!(error.contains(name) && error.contains("--kv-cache-dtype auto"), "{error}");
         }
+    }
+
+    #[test]
+    fn gpus_that_stay_idle_are_told() {
+        let names = ["NVIDIA H200".to_owned(), "NVIDIA H200".to_owned()];
+        assert_eq!(computed_on(&names[..1]), "language models are computed on a GPU: NVIDIA H200");
+        let line = computed_on(&names);
+        assert!(
+            line.contains("first of 2") && line.contains("idle") && line.contains("CUDA_VISIBLE_DEVICES"),
+            "{line}"
+        );
     }
 
     #[test]

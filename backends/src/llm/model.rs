@@ -39,7 +39,13 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+#[cfg(feature = "cuda")]
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+
+/// Who loads a model to a GPU.
+#[cfg(feature = "cuda")]
+static LOADS: Mutex<()> = Mutex::new(());
 
 /// Executors that may be moved to the engine's thread.
 pub type BoxedExecutor = Box<dyn Executor>;
@@ -393,6 +399,8 @@ impl Computing {
             #[cfg(feature = "cuda")]
             Place::Gpu => {
                 let lost = |fault: Fault| refuse(fault.to_string()).with_lost(fault.is_lost());
+                // One after the other: what is free is another's no more once it was reserved.
+                let _turn = LOADS.lock().unwrap_or_else(PoisonError::into_inner);
                 let gpu = wishes.calls.during(|| Gpu::open(0)).map_err(lost)?;
                 let free = wishes.calls.during(|| gpu.memory_info()).map_err(lost)?.0;
                 let taken = cuda::weight_bytes(&spec, weights.as_ref())?;

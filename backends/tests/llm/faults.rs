@@ -4,15 +4,16 @@ use crate::cuda::{device, options, prompt_logprobs};
 use crate::parity::goldens;
 use backends::LoadError;
 use backends::llm::cuda::CudaExecutor;
+use backends::llm::cuda::Options;
 use backends::llm::cuda::Watched;
-use backends::llm::executor::{Executor, Masks};
+use backends::llm::executor::{Executor, Failure, Masks};
 use backends::llm::plan::{Chunk, Fill, Input, Plan};
 use backends::llm::progress::Calls;
 use backends::llm::sampling::{Parameters, Sampling};
 use backends::llm::sequence::{GroupId, SequenceId};
 use kernels::cuda::{Device, Fault, Graph, Launch, Pending, Slice, Units};
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ struct Faulty {
     good: Arc<AtomicUsize>,
     fault: Fault,
     prepared: BTreeSet<&'static str>,
+    /// From now on no kernel is loaded any more.
+    ready: Arc<AtomicBool>,
     captures: bool,
     stop: Option<Arc<Barrier>>,
 }
@@ -44,7 +47,8 @@ struct Faulty {
 impl Faulty {
     fn new(call: Call, good: usize, fault: &Fault) -> Box<Self> {
         let (fault, prepared, good) = (fault.clone(), BTreeSet::new(), Arc::new(good.into()));
-        Box::new(Faulty { inner: device(), call, good, fault, prepared, captures: false, stop: None })
+        let (ready, captures, stop) = (Arc::default(), false, None);
+        Box::new(Faulty { inner: device(), call, good, fault, prepared, ready, captures, stop })
     }
 
     fn take(&mut self, call: Call) -> Result<(), Fault> {
@@ -75,7 +79,9 @@ impl Device for Faulty {
         self.inner.reserve(bytes)
     }
     fn launch(&mut self, launch: &Launch) -> Result<(), Fault> {
-        assert!(!self.captures || self.prepared.contains(launch.kernel()), "{} is loaded too late", launch.kernel());
+        let late = self.captures || self.ready.load(Relaxed);
+        assert!(!late || self.prepared.contains(launch.kernel()), "{} is loaded too late", launch.kernel());
+        self.prepared.insert(launch.kernel());
         self.take(Call::Launch)?;
         self.inner.launch(launch)
     }
@@ -160,18 +166,67 @@ fn a_device_that_captures_nothing_serves() {
     }
 }
 
+/// With slots for more than the buckets that are captured before it is ready.
+fn load_for_many(device: Box<dyn Device>, deterministic: bool) -> Result<CudaExecutor, LoadError> {
+    let golden = goldens("qwen3").remove(0);
+    let spec = golden.spec();
+    let options = Options { slots: 16, deterministic, ..options(16, 512) };
+    CudaExecutor::load(spec.clone(), &golden.weights(&spec), device, options)
+}
+
+/// A device that is lost while nothing is asked for is told of at once, not by somebody's request.
+#[test]
+fn a_device_that_is_lost_in_idle_times_is_told() {
+    let lost = Fault::Lost("an illegal address was read".into());
+    let mut executor = load_for_many(Faulty::new(Call::Capture, 12, &lost), true).unwrap();
+    let failure = executor.prepare().expect_err("a lost device");
+    assert_eq!(failure, Failure::Lost("an illegal address was read".into()));
+}
+
+/// A driver loads a kernel when it is first asked for: that is before a model is ready, whatever prompts come then.
+#[test]
+fn kernels_of_prompts_are_loaded_before_a_model_is_ready() {
+    for deterministic in [true, false] {
+        let device = Faulty::new(Call::Capture, PLENTY, &Fault::Call("never".into()));
+        let ready = device.ready.clone();
+        let mut executor = load_for_many(device, deterministic).unwrap();
+        while executor.prepare().unwrap() {}
+        ready.store(true, Relaxed);
+        for (step, length) in [3, 12, 20, 40, 70, 140, 300, 500].into_iter().enumerate() {
+            let parameters = Parameters { frequency_penalty: step as f32 / 8.0, ..Parameters::default() };
+            assert!(step_of(&mut executor, step as u64 + 1, length, parameters).is_some(), "{length} tokens");
+        }
+    }
+}
+
+/// What has no room shows before weights are read, with what would help.
+#[test]
+fn a_cache_without_room_is_told_with_what_helps() {
+    let full = Fault::OutOfMemory { wanted: 3, free: 2 };
+    let error = load(Faulty::new(Call::Reserve, 1, &full)).expect_err("no room");
+    for part in ["its cache", "--kv-cache-bytes", "2 bytes of memory left, and 3 are needed"] {
+        assert!(error.reason.contains(part), "{error:?}");
+    }
+}
+
 /// A step of decoding, whose token is chosen with this temperature.
 fn decode(executor: &mut CudaExecutor, step: u64, temperature: f32) -> Option<u32> {
+    step_of(executor, step, 1, Parameters { temperature, ..Parameters::default() })
+}
+
+/// A step of a prompt of so many tokens.
+fn step_of(executor: &mut CudaExecutor, step: u64, length: u32, parameters: Parameters) -> Option<u32> {
+    let prompt: Vec<u32> = (0..length).map(|at| 5 + at % 50).collect();
     let chunk = Chunk {
         sequence: SequenceId { group: GroupId(step), copy: 0 },
         slot: 0,
-        fill: Some(Fill { prompt: Arc::from([5]), output: Vec::new() }),
+        fill: Some(Fill { prompt: prompt.clone().into(), output: Vec::new() }),
         start: 0,
-        length: 1,
-        input: Input::Known(vec![5]),
-        blocks: Arc::new(vec![2]),
+        length,
+        input: Input::Known(prompt),
+        blocks: Arc::new((0..length.div_ceil(32)).collect()),
         sample: true,
-        sampling: Arc::new(Sampling::new(Parameters { temperature, ..Parameters::default() }).unwrap()),
+        sampling: Arc::new(Sampling::new(parameters).unwrap()),
         prompt_logprobs: 0,
     };
     let plan = Plan { step, chunks: vec![chunk], stale: Vec::new(), preempted: Vec::new() };

@@ -7,7 +7,7 @@ use super::memory::{Bf16, Misuse, Number, Slice};
 /// Threads of a block of a kernel that has no sums.
 const THREADS: usize = 256;
 /// Widest residual stream.
-const HIDDEN_MAX: usize = 16_384;
+pub const HIDDEN_MAX: usize = 16_384;
 
 /// `x = scale * table[token]`.
 #[derive(Clone, Copy, Debug)]

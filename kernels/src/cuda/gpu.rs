@@ -66,14 +66,22 @@ fn devices() -> Result<Vec<(sys::CUdevice, String)>, String> {
         let (major, minor) = (version / 1000, version % 1000 / 10);
         return Err(format!("it is of CUDA {major}.{minor}, and the kernels need CUDA 13.0, which is release 580"));
     }
-    let mut devices = Vec::new();
+    let (mut devices, mut others) = (Vec::new(), Vec::new());
     for ordinal in 0..result::device::get_count().map_err(describe)? {
         let device = result::device::get(ordinal).map_err(describe)?;
         let major = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
+        let name = result::device::get_name(device).map_err(describe)?;
         // SAFETY: the device is one of the driver's.
-        if unsafe { result::device::get_attribute(device, major) }.map_err(describe)? >= CAPABILITY_MAJOR {
-            devices.push((device, result::device::get_name(device).map_err(describe)?));
+        match unsafe { result::device::get_attribute(device, major) }.map_err(describe)? >= CAPABILITY_MAJOR {
+            true => devices.push((device, name)),
+            false => others.push(name),
         }
+    }
+    if devices.is_empty() && !others.is_empty() {
+        let others = others.join(", ");
+        return Err(format!(
+            "its GPUs ({others}) are too old: the kernels need compute capability {CAPABILITY_MAJOR}.0"
+        ));
     }
     Ok(devices)
 }
@@ -356,7 +364,10 @@ impl Drop for Gpu {
         // Nothing can be done about errors here: the context may be lost already.
         // SAFETY: each handle was made by this device, is destroyed once, and after all work of the stream has ended.
         unsafe {
-            let _ = result::stream::synchronize(self.stream);
+            // Where that fails the context is lost: no call does anything any more, and all is let go with the process.
+            if result::stream::synchronize(self.stream).is_err() {
+                return;
+            }
             self.staging.free();
             self.landing.free();
             for graph in self.graphs.drain(..) {

@@ -9,6 +9,10 @@ use cudarc::driver::sys;
 const PIECE: usize = 4 << 20;
 /// Pieces: while one is copied, others are filled.
 const PIECES: usize = 4;
+/// Bytes of a piece on the way back, at least, and how many there are from the beginning: what is chosen in a step of many
+/// sequences, of one step more than is waited for, and something besides.
+const LANDING: usize = 256 << 10;
+const LANDINGS: usize = 3;
 /// Where copies begin.
 const ALIGNMENT: usize = 64;
 
@@ -107,11 +111,13 @@ impl Staging {
             // SAFETY: event and stream live.
             unsafe { result::event::record(piece.event, stream) }?;
         }
-        if self.pieces.len() < PIECES {
-            // Nothing is copied out of a new one.
-            // Only who reads weights has to wait for one, and leaves the CPU to the other threads that do.
-            self.pieces.push(Pinned::new(PIECE, Waits::Asleep)?);
-            (self.at, self.filled) = (self.pieces.len() - 1, 0);
+        if self.pieces.is_empty() {
+            // All at once, and so before a model is ready: a driver that pins memory may wait for the GPU.
+            for _ in 0..PIECES {
+                // Only who reads weights has to wait for one, and leaves the CPU to the other threads that do.
+                self.pieces.push(Pinned::new(PIECE, Waits::Asleep)?);
+            }
+            (self.at, self.filled) = (0, 0);
             return Ok(());
         }
         (self.at, self.filled) = ((self.at + 1) % self.pieces.len(), 0);
@@ -192,8 +198,13 @@ impl Landing {
         let at = match self.pieces.iter().position(fits) {
             Some(at) => at,
             None => {
-                self.pieces.push((Pinned::new(bytes.max(1).next_power_of_two(), self.waits)?, None));
-                self.pieces.len() - 1
+                // The first comes while a model is loaded; with it those that its steps will take.
+                let wanted = if self.pieces.is_empty() { LANDINGS } else { 1 };
+                let at = self.pieces.len();
+                for _ in 0..wanted {
+                    self.pieces.push((Pinned::new(bytes.max(LANDING).next_power_of_two(), self.waits)?, None));
+                }
+                at
             }
         };
         let (piece, used) = &mut self.pieces[at];

@@ -1,8 +1,9 @@
 //! Tokens of one sequence as text: bytes put together, stop strings found, thoughts and calls told apart, and why it ended. Runs on the task of the
 //! request, never on the engine's thread.
 
-use super::generator::Tokens;
+use super::generator::{ENDED, Tokens};
 use crate::error::Error;
+use backends::llm::executor::{LOST, WEIGHTS_LOST};
 use backends::llm::grammar::STUCK;
 use backends::llm::plan::Logprobs;
 use backends::llm::sampling::{NOTHING_LEFT, Sampling};
@@ -181,7 +182,7 @@ impl Answer {
                 Some(Event::Finished { reason, .. }) => Ok(self.finished(reason)),
                 Some(Event::Cancelled { reason, .. }) => Err(self.cancelled(reason)),
                 Some(Event::Failed { reason, .. }) => Err(self.failed(reason)),
-                None => Err(self.failed("its engine has ended".into())),
+                None => Err(self.failed(ENDED.into())),
             };
             return Poll::Ready(Some(told));
         }
@@ -286,10 +287,37 @@ impl Answer {
 
     fn failed(&mut self, reason: String) -> Error {
         self.ended = true;
-        match [STUCK, NOTHING_LEFT].iter().find_map(|begin| reason.find(begin)) {
-            // The request brought the form, and wishes that exclude each other.
-            Some(at) => Error::Invalid(reason[at..].to_owned()),
-            None => Error::Internal(format!("an answer could not be computed: {reason}")),
+        error_of(&reason)
+    }
+}
+
+/// What an answer that could not be computed is to who asked.
+fn error_of(reason: &str) -> Error {
+    // The request brought the form, and wishes that exclude each other.
+    if let Some(at) = [STUCK, NOTHING_LEFT].iter().find_map(|begin| reason.find(begin)) {
+        return Error::Invalid(reason[at..].to_owned());
+    }
+    let told = format!("an answer could not be computed: {reason}");
+    // Another server may answer then, or this one once it was started again.
+    match [LOST, WEIGHTS_LOST, ENDED].iter().any(|gone| reason.contains(gone)) {
+        true => Error::Unavailable(told),
+        false => Error::Internal(told),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asked_learns_whether_to_ask_again() {
+        let told = |what: &str| format!("an answer could not be computed: {what}");
+        for gone in ["the device is lost: an illegal address was read", "the weights are lost: cut short", ENDED] {
+            assert_eq!(error_of(gone), Error::Unavailable(told(gone)));
         }
+        let once = "the device failed: it has not so much memory";
+        assert_eq!(error_of(once), Error::Internal(told(once)));
+        let theirs = format!("{NOTHING_LEFT}they exclude each other");
+        assert_eq!(error_of(&format!("row 3: {theirs}")), Error::Invalid(theirs));
     }
 }

@@ -32,6 +32,8 @@ pub type Matchers = Vec<Box<dyn Matcher>>;
 const INBOX: usize = 1024;
 /// Events of a sequence besides its tokens: its start, its end, and what is told of its prompt, chunk by chunk.
 const EVENTS: usize = 64;
+/// What is said of an engine that has ended; why follows where it is known.
+pub(super) const ENDED: &str = "the engine has ended";
 /// A step that takes so long will not end, unless a longer time is stated: large prompts are cut into chunks that take
 /// seconds. Nor will a call of a GPU's driver while a model is loaded.
 pub const OVERDUE: Duration = Duration::from_secs(180);
@@ -171,15 +173,15 @@ impl Generator {
     /// Asks for an answer: one stream for each copy.
     ///
     /// # Errors
-    /// [`Error::Overloaded`], [`Error::Invalid`] for what never fits, [`Error::Internal`] when the engine has ended, or
-    /// outside of a runtime.
+    /// [`Error::Overloaded`], [`Error::Invalid`] for what never fits, [`Error::Unavailable`] when the engine has ended,
+    /// [`Error::Internal`] outside of a runtime.
     pub async fn admit(&self, request: Request, matchers: Matchers) -> Result<Vec<Tokens>, Error> {
         let runtime = Runtime::try_current().map_err(|error| Error::Internal(error.to_string()))?;
         let (reply, admitted) = oneshot::channel();
         {
             let mut inbox = self.0.0.lock();
             if let Some(reason) = &inbox.broken {
-                return Err(Error::Internal(format!("the engine has ended: {reason}")));
+                return Err(Error::Unavailable(format!("{ENDED}: {reason}")));
             }
             if inbox.admissions.len() >= INBOX {
                 return Err(Error::Overloaded(format!("{INBOX} requests wait to enter the queue; try again later")));
@@ -191,7 +193,7 @@ impl Generator {
             Ok(Ok(streams)) => Ok(streams),
             Ok(Err(full @ Rejected::QueueFull { .. })) => Err(Error::Overloaded(full.to_string())),
             Ok(Err(never @ Rejected::NeverFits { .. })) => Err(Error::Invalid(never.to_string())),
-            Err(_) => Err(Error::Internal("the engine has ended".into())),
+            Err(_) => Err(Error::Unavailable(ENDED.into())),
         }
     }
 
@@ -359,7 +361,7 @@ impl Thread {
     fn broken(mut self, reason: &str) {
         tracing::error!(reason, "the engine of a language model has ended");
         if let Some(runtime) = &self.runtime {
-            let failed = |sequence| Event::Failed { sequence, reason: format!("the engine has ended: {reason}") };
+            let failed = |sequence| Event::Failed { sequence, reason: format!("{ENDED}: {reason}") };
             let ends = self.listeners.drain().map(|(sequence, listener)| (listener, failed(sequence)));
             self.telling.tell(runtime, ends);
         }

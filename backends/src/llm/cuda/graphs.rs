@@ -8,6 +8,10 @@ use super::{CudaExecutor, EARLY_BUCKETS};
 use crate::llm::executor::Failure;
 use crate::llm::plan::Plan;
 use kernels::cuda::{Graph, Launch};
+use std::collections::HashMap;
+
+/// Rows of steps from which on other kernels take them, or the same with more memory: the first of each kind.
+const CLASSES: [usize; 8] = [1, 9, 17, 33, 65, 129, 257, 1025];
 
 impl CudaExecutor {
     /// Captures what small batches need, and runs it once: what the device cannot do shows here rather than in
@@ -31,6 +35,7 @@ impl CudaExecutor {
             self.eager(&nothing, &rows)?;
         }
         self.warm_up_sampler()?;
+        self.load_kernels()?;
         for _ in 0..EARLY_BUCKETS {
             match self.capture_next() {
                 Err(lost @ Failure::Lost(_)) => return Err(lost),
@@ -41,6 +46,24 @@ impl CudaExecutor {
         let pending = self.device.download(self.forward.buffers.last.cast()?)?;
         self.device.wait(pending)?;
         Ok(())
+    }
+
+    /// Has the driver load the kernels that requests bring with them: those of prompts, of tables, of penalties. It loads
+    /// one when it is first asked for, and the device may have no room for it by then. Nothing is launched.
+    fn load_kernels(&mut self) -> Result<(), Failure> {
+        let mut launches: HashMap<&str, Launch> = HashMap::new();
+        for rows in CLASSES.into_iter().chain([self.extent.rows]).filter(|rows| *rows <= self.extent.rows) {
+            let inputs = Layout::of(rows, 1, 0, rows).inputs(self.forward.buffers.inputs, 0)?;
+            let shape = Shape { rows, decodes: 0, tiles: rows, sampled: 1 };
+            self.forward.step(shape, &inputs, &mut |launch| {
+                launches.insert(launch.kernel(), launch);
+            })?;
+        }
+        let inputs = self.forward.buffers.inputs;
+        for launch in [self.update(inputs.first(3)?)?, self.counting(0, 0..1, 0..0)?] {
+            launches.insert(launch.kernel(), launch);
+        }
+        Ok(launches.values().try_for_each(|launch| self.device.prepare(launch))?)
     }
 
     /// Captures what the smallest bucket lacks of its graphs: of the step, and of both samplers after it, that of greedy

@@ -51,7 +51,7 @@ struct Piece<'a> {
 pub(super) struct Loader<'a> {
     spec: &'a DecoderSpec,
     weights: &'a dyn Weights,
-    device: &'a mut dyn Device,
+    device: &'a mut (dyn Device + 'static),
     arena: Arena,
     queue: Vec<Piece<'a>>,
 }
@@ -112,6 +112,11 @@ impl<'a> Loader<'a> {
         arena: Arena,
     ) -> Self {
         Loader { spec, weights, device, arena, queue: Vec::new() }
+    }
+
+    /// Where it loads to.
+    pub(super) fn device(&mut self) -> &mut (dyn Device + 'static) {
+        self.device
     }
 
     fn refuse(&self, error: impl Into<Error>) -> LoadError {

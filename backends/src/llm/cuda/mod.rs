@@ -27,7 +27,9 @@ use super::weights::Weights;
 use crate::error::LoadError;
 use forward::{Forward, Rotor, Shape};
 use kernels::cuda::attention;
+use kernels::cuda::elementwise::HIDDEN_MAX;
 use kernels::cuda::experts::{CHOICES_MAX, EXPERTS_MAX};
+use kernels::cuda::sampler::VOCAB_MAX;
 use kernels::cuda::setup::{UpdateTables, update_tables};
 use kernels::cuda::{Device, Fault, Graph, Launch, Misuse, Pending, Slice};
 pub use memory::CacheType;
@@ -43,6 +45,9 @@ use weights::Model;
 const LOGIT_ROWS: usize = 32;
 /// Most rows of a step: a grid's second side is no longer.
 const ROWS_MAX: usize = 65_535;
+/// What stands before the reason, where there is no room for all but weights.
+const ITS_CACHE: &str = "its cache and its activations, which are less with smaller --kv-cache-bytes, --max-num-seqs or \
+                         --max-num-batched-tokens: ";
 /// Buckets whose graphs are captured before a model is ready.
 const EARLY_BUCKETS: usize = 4;
 
@@ -150,7 +155,9 @@ pub fn lacks(spec: &DecoderSpec) -> Option<&'static str> {
     let mixture = spec.mixture.filter(|_| spec.layers.iter().any(|layer| layer.mixture));
     let dense = (!spec.layers.iter().all(|layer| layer.mixture)).then_some(spec.intermediate);
     let widths = [Some(spec.hidden), Some(spec.attention.query_width()), dense, mixture.map(|of| of.intermediate)];
-    if mixture.is_some_and(|of| of.experts > EXPERTS_MAX || of.top_k > CHOICES_MAX) {
+    if spec.vocab > VOCAB_MAX || spec.hidden > HIDDEN_MAX {
+        Some("its vocabulary or its rows are longer than the kernels know; --device cpu serves it")
+    } else if mixture.is_some_and(|of| of.experts > EXPERTS_MAX || of.top_k > CHOICES_MAX) {
         Some("it has more experts than the kernels know; --device cpu serves it")
     } else if !head.is_multiple_of(16) || head > 256 || spec.attention.group() > 16 {
         Some("its heads are none that the kernels know; --device cpu serves it")
@@ -183,11 +190,17 @@ impl CudaExecutor {
             return Err(refuse(format!("max-num-batched-tokens is {step_rows}; a GPU computes {ROWS_MAX} at a time")));
         }
         let slots = step::rounded(slots);
+        if slots > ROWS_MAX {
+            return Err(refuse(format!("max-num-seqs is {}; a GPU computes {ROWS_MAX} at a time", options.slots)));
+        }
         let extent = Extent { blocks: blocks as usize, context, slots, rows: step_rows.max(slots), cache };
-        let model = pool.install(|| Model::load(&spec, weights, device.as_mut()))?;
-        let mut buffers = Buffers::reserve(&spec, &model, &extent, device.as_mut())
-            .and_then(|buffers| buffers.zero(device.as_mut()).map(|()| buffers))
-            .map_err(|error| error.refusal(weights.file(), "its cache and its activations: "))?;
+        // What has no room shows before weights are read.
+        let reserve = |model: &Model, device: &mut (dyn Device + 'static)| {
+            Buffers::reserve(&spec, model, &extent, device)
+                .and_then(|buffers| buffers.zero(device).map(|()| buffers))
+                .map_err(|error| error.refusal(weights.file(), ITS_CACHE))
+        };
+        let (model, mut buffers) = pool.install(|| Model::load(&spec, weights, device.as_mut(), reserve))?;
         if cache == CacheType::Fp8 {
             buffers.calibrate(&calibration::scales(&spec, weights)?);
         }
@@ -271,14 +284,19 @@ impl CudaExecutor {
         let all = self.forward.buffers.inputs;
         self.device.upload(all.cast()?, bytemuck::cast_slice(&arrays))?;
         if !updates.is_empty() {
-            self.device.launch(&update_tables(&UpdateTables {
-                updates: all.part(layout.end..layout.end + updates.len())?,
-                count: updates.len() / 3,
-                tables: self.forward.buffers.tables,
-                table_stride: self.forward.buffers.table_stride,
-            })?)?;
+            self.device.launch(&self.update(all.part(layout.end..layout.end + updates.len())?)?)?;
         }
         Ok(layout.inputs(all, room.unwrap_or(units))?)
+    }
+
+    /// What takes changes of tables over.
+    fn update(&self, updates: Slice<i32>) -> Result<Launch, Misuse> {
+        update_tables(&UpdateTables {
+            updates,
+            count: updates.len() / 3,
+            tables: self.forward.buffers.tables,
+            table_stride: self.forward.buffers.table_stride,
+        })
     }
 
     /// Any step, launch by launch. Returns what is to be told of prompts, chunk by chunk.
@@ -436,10 +454,14 @@ impl Executor for CudaExecutor {
     }
 
     fn prepare(&mut self) -> Result<bool, Failure> {
-        Ok(self.capture_next().unwrap_or_else(|failure| {
-            self.stop_capturing(&failure);
-            false
-        }))
+        match self.capture_next() {
+            Err(lost @ Failure::Lost(_)) => Err(lost),
+            Err(failure) => {
+                self.stop_capturing(&failure);
+                Ok(false)
+            }
+            more => more,
+        }
     }
 
     fn remark(&mut self) -> Option<String> {

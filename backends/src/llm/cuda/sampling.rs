@@ -8,6 +8,7 @@ use crate::llm::sampler::{NO_CHANCE, Wish, allowed, leaves_none, nothing_left};
 use crate::llm::sampling::Sampling;
 use kernels::cuda::sampler::{self, Choice, Edit, HistoryBegin, Row, Status};
 use kernels::cuda::{Launch, Misuse, Slice};
+use std::ops::Range;
 
 /// The sampler's part of the device's memory.
 #[derive(Clone, Copy, Debug)]
@@ -197,25 +198,27 @@ impl CudaExecutor {
 
     /// Counts what a slot has, for its penalties.
     fn count(&mut self, slot: usize) -> Result<(), Failure> {
-        let (inputs, counts) = (self.forward.buffers.inputs, self.forward.buffers.sampler.counts);
+        let inputs = self.forward.buffers.inputs;
         let (prompt, output) = (self.slots[slot].prompt.clone(), self.slots[slot].history.output());
         // The step's own arrays were read by what was launched before.
         let both = prompt.len() + output.len();
         let tokens: Vec<u32> = prompt.iter().copied().chain(output.iter().copied()).collect();
         self.device.upload(inputs.first(both)?.cast()?, bytemuck::cast_slice(&tokens))?;
-        let some = |range: std::ops::Range<usize>| match range.is_empty() {
+        let launch = self.counting(slot, 0..prompt.len(), prompt.len()..both)?;
+        self.device.launch(&launch)?;
+        self.slots[slot].counted = true;
+        Ok(())
+    }
+
+    /// What counts tokens that stand in the inputs.
+    pub(super) fn counting(&self, slot: usize, prompt: Range<usize>, output: Range<usize>) -> Result<Launch, Misuse> {
+        let (inputs, counts) = (self.forward.buffers.inputs, self.forward.buffers.sampler.counts);
+        let some = |range: Range<usize>| match range.is_empty() {
             true => Ok(None),
             false => inputs.part(range).map(Some),
         };
-        self.device.launch(&sampler::history_begin(&HistoryBegin {
-            counts,
-            history: slot,
-            vocab: self.forward.spec.vocab,
-            prompt: some(0..prompt.len())?,
-            output: some(prompt.len()..both)?,
-        })?)?;
-        self.slots[slot].counted = true;
-        Ok(())
+        let (vocab, prompt, output) = (self.forward.spec.vocab, some(prompt)?, some(output)?);
+        sampler::history_begin(&HistoryBegin { counts, history: slot, vocab, prompt, output })
     }
 
     /// Waits for the logits of a row, and chooses on the host.

@@ -204,15 +204,16 @@ impl Model {
         Ok(counter.sizes.bytes())
     }
 
-    /// Reads all weights; the current rayon pool reads and converts.
+    /// Reads all weights; the current rayon pool reads and converts. Before that `reserve` takes what else is needed.
     ///
     /// # Errors
-    /// A tensor is missing, of the wrong shape, or unreadable; the device has not the memory.
-    pub(super) fn load(
+    /// A tensor is missing, of the wrong shape, or unreadable; the device has not the memory; or those of `reserve`.
+    pub(super) fn load<T>(
         spec: &DecoderSpec,
         weights: &dyn Weights,
         device: &mut (dyn Device + 'static),
-    ) -> Result<Self, LoadError> {
+        reserve: impl FnOnce(&Model, &mut (dyn Device + 'static)) -> Result<T, LoadError>,
+    ) -> Result<(Self, T), LoadError> {
         let mut counter = Counter { spec, weights, sizes: Sizes::default() };
         visit(spec, &mut counter)?;
         let arena = Arena::reserve(device, &counter.sizes)
@@ -220,9 +221,10 @@ impl Model {
         let mut loader = Loader::new(spec, weights, device, arena);
         let mut model = visit(spec, &mut loader)?
             .ok_or_else(|| LoadError::new(weights.file(), "its weights were counted, not read".to_owned()))?;
-        loader.finish()?;
         model.bytes = counter.sizes.bytes();
-        Ok(model)
+        let reserved = reserve(&model, loader.device())?;
+        loader.finish()?;
+        Ok((model, reserved))
     }
 }
 
