@@ -79,22 +79,13 @@ template <int width, class Out> DEVICE void multiply(Out *y, const Product &prod
 template <int width, class Out>
 DEVICE void multiply_by_pairs(Out *y, const TensorMap &x, const TensorMap &weight, const Product &product, bool late) {
 #ifdef WARPGROUPS
-    DYNAMIC_SHARED(memory);
-    let_next_start();
-    PairRing<width> ring(memory);
-    if (threadIdx.x == THREADS) {
-        prefetch_matrix(x);
-        prefetch_matrix(weight);
-    }
-    ring.begin(1);
-    if (multiplies()) {
-        multiply<width>(y, product, ring);
-    } else {
-        if (threadIdx.x == THREADS) bring<width>(x, weight, product, ring, late);
-        __syncwarp();
-    }
-    // Nobody leaves while the other may put something into its shared memory.
-    meet_pair();
+    bool brings = threadIdx.x == THREADS;
+    if (brings) prefetch_matrix(x), prefetch_matrix(weight);
+    as_pair<width, true>(
+        1, [&](const PairRing<width> &ring) { multiply<width>(y, product, ring); },
+        [&](const PairRing<width> &ring) {
+            if (brings) bring<width>(x, weight, product, ring, late);
+        });
 #else
     __trap();
 #endif

@@ -58,12 +58,24 @@ template <int width> struct PairRing {
     }
 };
 
-// Is this thread one of those that multiply? They take registers over from the others.
-DEVICE bool multiplies() {
-    bool so = threadIdx.x < THREADS;
-    if (so) have_registers<232, true>();
-    else have_registers<40, false>();
-    return so;
+// What a kernel of pairs does: who has it to do multiplies, and the others bring, of whom so many say that a stage is
+// filled. `hands_over`: those that multiply take registers over from the others.
+template <int width, bool hands_over, class Multiply, class Bring>
+DEVICE void as_pair(int fillers, Multiply multiply, Bring bring) {
+    DYNAMIC_SHARED(memory);
+    let_next_start();
+    PairRing<width> ring(memory);
+    ring.begin(fillers);
+    if (threadIdx.x < THREADS) {
+        if (hands_over) have_registers<232, true>();
+        multiply(ring);
+    } else {
+        if (hands_over) have_registers<40, false>();
+        bring(ring);
+    }
+    __syncwarp();
+    // Nobody leaves while the other may put something into its shared memory.
+    meet_pair();
 }
 
 // The steps of all parts of tiles that a pair works at.

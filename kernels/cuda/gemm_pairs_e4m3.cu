@@ -120,17 +120,11 @@ DEVICE void multiply(Out *y, const Coded &product, const PairRing<width> &ring) 
 
 template <bool grouped, int width, class Out> DEVICE void multiply_by_pairs(Out *y, const TensorMap &x, const Coded &product) {
 #ifdef WARPGROUPS
-    DYNAMIC_SHARED(memory);
-    let_next_start();
-    PairRing<width> ring(memory);
     if (threadIdx.x == THREADS) prefetch_matrix(x);
     // A stage is filled when all warps that copy weights say so, and the one that asks for rows.
-    ring.begin(WARPGROUP / WARP + 1);
-    if (multiplies()) multiply<grouped, width>(y, product, ring);
-    else Bringer<width>(x, product, ring).bring();
-    __syncwarp();
-    // Nobody leaves while the other may put something into its shared memory.
-    meet_pair();
+    as_pair<width, true>(
+        WARPGROUP / WARP + 1, [&](const PairRing<width> &ring) { multiply<grouped, width>(y, product, ring); },
+        [&](const PairRing<width> &ring) { Bringer<width>(x, product, ring).bring(); });
 #else
     __trap();
 #endif

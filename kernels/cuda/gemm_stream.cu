@@ -154,20 +154,14 @@ DEVICE void multiply(Out *y, const Product &product, const Shares &shares, const
 template <int rows, class Out>
 DEVICE void stream(Out *y, const TensorMap &x, const TensorMap &weight, const Product &product, int count, bool late) {
 #ifdef WARPGROUPS
-    DYNAMIC_SHARED(memory);
-    let_next_start();
-    if (threadIdx.x == THREADS) {
-        prefetch_matrix(x);
-        prefetch_matrix(weight);
-    }
-    PairRing<rows> ring(memory);
+    bool brings = threadIdx.x == THREADS;
+    if (brings) prefetch_matrix(x), prefetch_matrix(weight);
     Shares shares(product, count);
-    ring.begin(1);
-    if (warp_index() < WARPS) multiply<rows>(y, product, shares, ring);
-    else if (threadIdx.x == THREADS) bring<rows>(x, weight, shares, ring, late);
-    __syncwarp();
-    // Nobody leaves while the other may put something into its shared memory.
-    meet_pair();
+    as_pair<rows, false>(
+        1, [&](const PairRing<rows> &ring) { multiply<rows>(y, product, shares, ring); },
+        [&](const PairRing<rows> &ring) {
+            if (brings) bring<rows>(x, weight, shares, ring, late);
+        });
 #else
     __trap();
 #endif

@@ -8,6 +8,7 @@ use crate::edge::activity::Timeouts;
 use crate::edge::keys::Keys;
 use crate::edge::listener::{self, Phase, Services};
 use crate::edge::tls::{Files, Tls};
+use crate::llm::watch::Loading;
 use crate::probe::Probe;
 use crate::profile::Profile;
 use crate::registry::Registry;
@@ -19,9 +20,9 @@ use crate::{batcher, grpc, metrics, process, telemetry};
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
+use backends::llm::LanguageOptions;
 use backends::llm::progress::Calls;
 use backends::llm::spec::FloatType;
-use backends::llm::{LanguageOptions, device};
 use backends::onnx::{OnnxOptions, Place};
 use backends::{Limits, LoadOptions};
 use std::net::SocketAddr;
@@ -38,7 +39,7 @@ use tokio::sync::watch as watch_channel;
 pub async fn run(config: Config) -> Result<u8, String> {
     let start = Instant::now();
     let repository = repository(&config)?;
-    if let Some(line) = device::announce(config.device)? {
+    if let Some(line) = Loading::announce(config.device)? {
         tracing::info!("{line}");
     }
     // Before anything else: a signal that comes while models load must be heard.

@@ -192,7 +192,8 @@ fn a_device_that_hangs_while_a_model_is_loaded_ends_the_process() {
         let options = telemetry::Options { level, format: telemetry::Format::Text, otlp_endpoint: None };
         let _telemetry = telemetry::init(&options).unwrap();
         let calls = Calls::default();
-        let _watch = Loading::watch("some", &calls, Duration::from_millis(300)).unwrap();
+        let _watch =
+            Loading::watch("while model 'some' was loaded".into(), &calls, Duration::from_millis(300)).unwrap();
         calls.during(|| std::thread::sleep(Duration::from_secs(60)));
         return;
     }
@@ -206,7 +207,7 @@ fn a_device_that_hangs_while_a_model_is_loaded_ends_the_process() {
 #[test]
 fn a_model_that_is_long_in_loading_hangs_in_nothing() {
     let (calls, longest) = (Calls::default(), Duration::from_secs(1));
-    let watch = Loading::watch("some", &calls, longest).unwrap();
+    let watch = Loading::watch("while model 'some' was loaded".into(), &calls, longest).unwrap();
     // Calls that return, and what is read between them, however long it takes.
     (0..20).for_each(|_| calls.during(|| std::thread::sleep(longest / 10)));
     calls.during(|| calls.between(|| std::thread::sleep(2 * longest)));

@@ -1,9 +1,9 @@
 //! Products by pairs of blocks, against sums in 64 bits and against those by single blocks, whose bits they have. They are
 //! machine code for compute capability 9.0 alone: on other GPUs there is nothing to test.
 
-use super::wgmma::{able, bits, check_coded, numbers, results, wanted, wide};
+use super::wgmma::{able, bits, check_choice, check_coded, numbers, results, wanted, wide};
 use super::{get, nmse, zeros};
-use kernels::cuda::gemm::{Output, Product, Workspace, counters_len, product_on, sums_len};
+use kernels::cuda::gemm::{Output, Product, Workspace};
 use kernels::cuda::pairs::{coded, product};
 use kernels::cuda::stream;
 use kernels::cuda::wgmma::{self, Plan};
@@ -83,9 +83,8 @@ fn products_with_codes_have_the_bits_of_single_blocks() {
 #[test]
 fn units_that_go_by_pairs_do_so_with_many_rows() {
     let Some(mut device) = able() else { return };
-    let device = device.as_mut();
     let units = Units::Warpgroups { processors: 132, pairs: true };
-    for ([rows, outputs, inputs], kernel) in [
+    for (sizes, kernel) in [
         ([64, 200, 256], "gemm_stream"),
         ([128, 200, 256], "gemm_wgmma"),
         ([129, 200, 256], "gemm_pairs"),
@@ -93,16 +92,7 @@ fn units_that_go_by_pairs_do_so_with_many_rows() {
         ([300, 204, 256], "gemm_tiled"),
         ([300, 200, 224], "gemm_tiled"),
     ] {
-        let numbers = numbers(rows, outputs, inputs);
-        let (sums, counters) = (sums_len(outputs, inputs), counters_len(outputs, inputs));
-        let room = Workspace { sums: zeros(device, sums.max(1)), counters: zeros(device, counters.max(1)) };
-        let job = Product { workspace: room, ..numbers.on(device, 0, rows) };
-        let launches = product_on(&job, units).unwrap();
-        assert_eq!(launches.len(), 1);
-        assert!(launches[0].kernel().starts_with(kernel), "{} is not {kernel}", launches[0].kernel());
-        let got = results(device, &launches[0], job.y, room);
-        let error = nmse(&got, &wanted(&wide(&numbers.x), &wide(&numbers.weight), inputs, None));
-        assert!(error < 1e-11, "{kernel}: {error:e}");
+        check_choice(device.as_mut(), sizes, (units, false), kernel);
     }
 }
 

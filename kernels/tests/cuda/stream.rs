@@ -1,9 +1,9 @@
 //! Products of few rows whose weights stream through the units that four warps use together, against sums in 64 bits. They
 //! are machine code for compute capability 9.0 alone: on other GPUs there is nothing to test.
 
-use super::wgmma::{able, bits, numbers, results, wanted, wide};
+use super::wgmma::{able, bits, check_choice, numbers, results, wanted, wide};
 use super::{nmse, put, zeros};
-use kernels::cuda::gemm::{Output, Product, Workspace, counters_len, product_on, sums_len};
+use kernels::cuda::gemm::{Output, Product, Workspace};
 use kernels::cuda::stream::{product, shares};
 use kernels::cuda::{Bf16, Device, Units};
 
@@ -71,29 +71,18 @@ fn a_row_has_the_bits_that_it_has_among_others() {
 #[test]
 fn units_that_go_by_pairs_do_so_with_few_rows_unless_bits_may_not_depend_on_them() {
     let Some(mut device) = able() else { return };
-    let device = device.as_mut();
-    let pairs = |pairs| Units::Warpgroups { processors: 132, pairs };
-    let few = Units::Warpgroups { processors: 114, pairs: true };
-    for ([rows, outputs, inputs], units, deterministic, kernel) in [
-        ([64, 200, 256], pairs(true), false, "gemm_stream_64"),
-        ([3, 200, 256], pairs(true), false, "gemm_stream_16"),
-        ([3, 200, 256], pairs(true), true, "gemm_skinny"),
-        ([3, 200, 256], few, false, "gemm_skinny"),
-        ([3, 200, 256], pairs(false), false, "gemm_skinny"),
-        ([3, 200, 224], pairs(true), false, "gemm_skinny"),
-        ([3, 204, 256], pairs(true), false, "gemm_skinny"),
+    let units = |processors, pairs| Units::Warpgroups { processors, pairs };
+    for (sizes, units, deterministic, kernel) in [
+        ([64, 200, 256], units(132, true), false, "gemm_stream_64"),
+        ([3, 200, 256], units(132, true), false, "gemm_stream_16"),
+        ([3, 200, 256], units(132, true), true, "gemm_skinny"),
+        ([3, 200, 256], units(114, true), false, "gemm_skinny"),
+        ([3, 200, 256], units(132, false), false, "gemm_skinny"),
+        ([3, 200, 224], units(132, true), false, "gemm_skinny"),
+        ([3, 204, 256], units(132, true), false, "gemm_skinny"),
         ([3, 200, 256], Units::Warps, false, "gemm_skinny"),
     ] {
-        let numbers = numbers(rows, outputs, inputs);
-        let (sums, counters) = (sums_len(outputs, inputs), counters_len(outputs, inputs));
-        let room = Workspace { sums: zeros(device, sums.max(1)), counters: zeros(device, counters.max(1)) };
-        let job = Product { workspace: room, deterministic, ..numbers.on(device, 0, rows) };
-        let launches = product_on(&job, units).unwrap();
-        assert_eq!(launches.len(), 1);
-        assert!(launches[0].kernel().starts_with(kernel), "{} is not {kernel}", launches[0].kernel());
-        let got = results(device, &launches[0], job.y, room);
-        let error = nmse(&got, &wanted(&wide(&numbers.x), &wide(&numbers.weight), inputs, None));
-        assert!(error < 1e-11, "{kernel}: {error:e}");
+        check_choice(device.as_mut(), sizes, (units, deterministic), kernel);
     }
 }
 

@@ -157,28 +157,37 @@ fn a_row_has_the_bits_that_it_has_among_others() {
     }
 }
 
+/// Is it this kernel that units have for a product, and does it what it should?
+pub(super) fn check_choice(
+    device: &mut dyn Device,
+    [rows, outputs, inputs]: [usize; 3],
+    (units, deterministic): (Units, bool),
+    kernel: &str,
+) {
+    let numbers = numbers(rows, outputs, inputs);
+    let (sums, counters) = (sums_len(outputs, inputs), counters_len(outputs, inputs));
+    let room = Workspace { sums: zeros(device, sums.max(1)), counters: zeros(device, counters.max(1)) };
+    let job = Product { workspace: room, deterministic, ..numbers.on(device, 0, rows) };
+    let launches = product_on(&job, units).unwrap();
+    assert_eq!(launches.len(), 1);
+    assert!(launches[0].kernel().starts_with(kernel), "{} is not {kernel}", launches[0].kernel());
+    let got = results(device, &launches[0], job.y, room);
+    let error = nmse(&got, &wanted(&wide(&numbers.x), &wide(&numbers.weight), inputs, None));
+    assert!(error < 1e-11, "{kernel}: {error:e}");
+}
+
 #[test]
 fn the_kernel_follows_from_the_device_and_the_sizes() {
     let Some(mut device) = able() else { return };
-    let device = device.as_mut();
     let units = Units::Warpgroups { processors: 132, pairs: false };
-    for ([rows, outputs, inputs], units, kernel) in [
+    for (sizes, units, kernel) in [
         ([64, 200, 256], units, "gemm_skinny"),
         ([65, 200, 256], units, "gemm_wgmma"),
         ([65, 200, 256], Units::Warps, "gemm_tiled"),
         ([65, 204, 256], units, "gemm_tiled"),
         ([65, 200, 224], units, "gemm_tiled"),
     ] {
-        let numbers = numbers(rows, outputs, inputs);
-        let (sums, counters) = (sums_len(outputs, inputs), counters_len(outputs, inputs));
-        let room = Workspace { sums: zeros(device, sums.max(1)), counters: zeros(device, counters.max(1)) };
-        let job = Product { workspace: room, ..numbers.on(device, 0, rows) };
-        let launches = product_on(&job, units).unwrap();
-        assert_eq!(launches.len(), 1);
-        assert!(launches[0].kernel().starts_with(kernel), "{} is not {kernel}", launches[0].kernel());
-        let got = results(device, &launches[0], job.y, room);
-        let error = nmse(&got, &wanted(&wide(&numbers.x), &wide(&numbers.weight), inputs, None));
-        assert!(error < 1e-11, "{kernel}: {error:e}");
+        check_choice(device.as_mut(), sizes, (units, false), kernel);
     }
 }
 

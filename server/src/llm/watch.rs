@@ -5,6 +5,7 @@ use super::generator::OVERDUE;
 use crate::{process, threads};
 use backends::Format;
 use backends::llm::LanguageOptions;
+use backends::llm::device::{self, Choice};
 use backends::llm::progress::Calls;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -56,29 +57,46 @@ impl Loading {
     /// The system gives no thread.
     pub fn of(model: &str, format: Format, options: &LanguageOptions) -> Result<Option<Self>, String> {
         let longest = options.step_timeout.filter(|_| matches!(format, Format::HuggingFace | Format::Gguf));
-        longest.map(|longest| Loading::watch(model, &options.calls, longest.max(OVERDUE))).transpose()
+        let watch = |longest: Duration| {
+            Loading::watch(format!("while model '{model}' was loaded"), &options.calls, longest.max(OVERDUE))
+        };
+        longest.map(watch).transpose()
     }
 
-    /// Where one of the `calls` that its device is given takes longer than `longest`, it hangs and does not come back:
-    /// the process ends with [`process::HUNG`].
+    /// Asks for GPUs; a driver that does not answer is told from one that is slow.
+    ///
+    /// # Errors
+    /// Those of [`device::announce`], and the system gives no thread.
+    pub fn announce(choice: Choice) -> Result<Option<String>, String> {
+        // Nobody is asked.
+        if choice == Choice::Cpu || !cfg!(feature = "cuda") {
+            return device::announce(choice);
+        }
+        let calls = Calls::default();
+        let _watch = Loading::watch("while the server looked for GPUs".into(), &calls, OVERDUE)?;
+        calls.during(|| device::announce(choice))
+    }
+
+    /// Where one of the `calls` that a device is given takes longer than `longest`, it hangs and does not come back:
+    /// the process ends with [`process::HUNG`], and its log says `when` that was.
     ///
     /// # Errors
     /// The system gives no thread.
-    pub fn watch(model: &str, calls: &Calls, longest: Duration) -> Result<Self, String> {
+    pub fn watch(when: String, calls: &Calls, longest: Duration) -> Result<Self, String> {
         let loads = Arc::new(());
-        let (model, calls, still) = (model.to_owned(), calls.clone(), Arc::downgrade(&loads));
-        threads::spawn("load-watch", move || watch(&model, &calls, longest, &still))?;
+        let (calls, still) = (calls.clone(), Arc::downgrade(&loads));
+        threads::spawn("load-watch", move || watch(&when, &calls, longest, &still))?;
         Ok(Loading { _loads: loads })
     }
 }
 
 /// Until the model is loaded, or its device hangs.
-fn watch(model: &str, calls: &Calls, longest: Duration, still: &Weak<()>) {
+fn watch(when: &str, calls: &Calls, longest: Duration, still: &Weak<()>) {
     let mut looks = Looks::new(longest);
     while still.strong_count() > 0 {
         looks.pause();
         if looks.hangs(calls.under_way()) {
-            let what = format!("while model '{model}' was loaded, a call of its driver took longer than {longest:?}");
+            let what = format!("{when}, a call of its driver took longer than {longest:?}");
             process::give_up(process::HUNG, &format!("the device of a language model hangs: {what}"));
             return;
         }

@@ -45,9 +45,8 @@ use weights::Model;
 const LOGIT_ROWS: usize = 32;
 /// Most rows of a step: a grid's second side is no longer.
 const ROWS_MAX: usize = 65_535;
-/// What stands before the reason, where there is no room for all but weights.
-const ITS_CACHE: &str = "its cache and its activations, which are less with smaller --kv-cache-bytes, --max-num-seqs or \
-                         --max-num-batched-tokens: ";
+/// What helps where there is no room for all but weights.
+const LESS: &str = "; a smaller --kv-cache-bytes, --max-num-seqs or --max-num-batched-tokens takes less";
 /// Buckets whose graphs are captured before a model is ready.
 const EARLY_BUCKETS: usize = 4;
 
@@ -198,7 +197,13 @@ impl CudaExecutor {
         let reserve = |model: &Model, device: &mut (dyn Device + 'static)| {
             Buffers::reserve(&spec, model, &extent, device)
                 .and_then(|buffers| buffers.zero(device).map(|()| buffers))
-                .map_err(|error| error.refusal(weights.file(), ITS_CACHE))
+                .map_err(|error| {
+                    let mut refused = error.refusal(weights.file(), "its cache and its activations: ");
+                    if matches!(error, memory::Error::Fault(Fault::OutOfMemory { .. })) {
+                        refused.reason.push_str(LESS);
+                    }
+                    refused
+                })
         };
         let (model, mut buffers) = pool.install(|| Model::load(&spec, weights, device.as_mut(), reserve))?;
         if cache == CacheType::Fp8 {
