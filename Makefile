@@ -54,7 +54,7 @@ export TENSORGATE_ONNXRUNTIME_LIB
 
 # The compiler of the CUDA kernels: who has that of CUDA 13.0 has it here, or names it, and nothing is fetched.
 OWN_NVCC := $(shell for nvcc in "$$(command -v nvcc)" /usr/local/cuda/bin/nvcc; do \
-  if "$$nvcc" --version 2>/dev/null | grep -q 'release 13\.0,'; then echo "$$nvcc"; break; fi; done)
+  if "$$nvcc" --version 2>/dev/null | grep 'release 13\.0,' >/dev/null; then echo "$$nvcc"; break; fi; done)
 NVCC ?= $(or $(OWN_NVCC),$(CUDA)/nvidia/cu13/bin/nvcc)
 NVCC_READY := $(if $(filter $(CUDA)/%,$(NVCC)),$(CUDA)/.done)
 export NVCC

@@ -113,6 +113,9 @@ enum Absent {
     /// The driver knows of none.
     #[cfg(feature = "cuda")]
     NoGpu,
+    /// It knows of none but these, for which there are no kernels.
+    #[cfg(feature = "cuda")]
+    TooOld(Vec<String>),
 }
 
 impl Absent {
@@ -126,6 +129,8 @@ impl Absent {
             Absent::Driver(why) => format!("NVIDIA's driver cannot be used: {why}"),
             #[cfg(feature = "cuda")]
             Absent::NoGpu => "NVIDIA's driver finds no GPU".into(),
+            #[cfg(feature = "cuda")]
+            Absent::TooOld(names) => format!("there are no kernels for {}", names.join(", ")),
         }
     }
 
@@ -142,6 +147,8 @@ impl Absent {
             Absent::Driver(_) => "it has to be 580 or later, and fit the GPU",
             #[cfg(feature = "cuda")]
             Absent::NoGpu => "give the container one, and look at CUDA_VISIBLE_DEVICES",
+            #[cfg(feature = "cuda")]
+            Absent::TooOld(_) => "they want a GPU of compute capability 8.0 or later",
         }
     }
 }
@@ -156,6 +163,7 @@ fn gpus() -> Result<Vec<String>, Absent> {
     match kernels::cuda::driver() {
         kernels::cuda::Driver::Missing => Err(Absent::NoDriver),
         kernels::cuda::Driver::Unusable(why) => Err(Absent::Driver(why)),
+        kernels::cuda::Driver::TooOld(names) => Err(Absent::TooOld(names)),
         kernels::cuda::Driver::Gpus(names) if names.is_empty() => Err(Absent::NoGpu),
         kernels::cuda::Driver::Gpus(names) => Ok(names),
     }

@@ -86,11 +86,6 @@ pub struct Ticket {
     pub step: u64,
 }
 
-/// How the text of [`Failure::Lost`] begins: whoever asks again is not helped by this engine.
-pub const LOST: &str = "the device is lost: ";
-/// How that of [`Failure::Weights`] begins: likewise.
-pub const WEIGHTS_LOST: &str = "the weights are lost: ";
-
 /// Why a step gave nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
@@ -108,8 +103,8 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Device(what) => write!(f, "the device failed: {what}"),
-            Failure::Lost(what) => write!(f, "{LOST}{what}"),
-            Failure::Weights(what) => write!(f, "{WEIGHTS_LOST}{what}"),
+            Failure::Lost(what) => write!(f, "the device is lost: {what}"),
+            Failure::Weights(what) => write!(f, "the weights are lost: {what}"),
             Failure::Contract(what) => write!(f, "internal error: {what}"),
         }
     }

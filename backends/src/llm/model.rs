@@ -43,7 +43,8 @@ use std::sync::Arc;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// Who loads a model to a GPU.
+/// Who loads a model to a GPU. One after the other does: what is free is another's no more once it was reserved. Never
+/// taken by a thread of the pool: while it waits for others there, it would take up the next load, and wait for itself.
 #[cfg(feature = "cuda")]
 static LOADS: Mutex<()> = Mutex::new(());
 
@@ -316,6 +317,8 @@ fn assemble(path: &Path, files: Files, options: &LoadOptions) -> Result<Language
     }
     let place = device::place(wishes.device, &spec, wishes.dtype).map_err(refuse)?;
     let (vocab, weights) = (spec.vocab, Arc::from(weights));
+    #[cfg(feature = "cuda")]
+    let _turn = matches!(place, Place::Gpu).then(|| LOADS.lock().unwrap_or_else(PoisonError::into_inner));
     // A tokenizer is built on one thread, which takes about as long as opening a GPU, or as reading half a gigabyte of
     // weights.
     let (text, computing) = options.pool.install(|| {
@@ -399,8 +402,6 @@ impl Computing {
             #[cfg(feature = "cuda")]
             Place::Gpu => {
                 let lost = |fault: Fault| refuse(fault.to_string()).with_lost(fault.is_lost());
-                // One after the other: what is free is another's no more once it was reserved.
-                let _turn = LOADS.lock().unwrap_or_else(PoisonError::into_inner);
                 let gpu = wishes.calls.during(|| Gpu::open(0)).map_err(lost)?;
                 let free = wishes.calls.during(|| gpu.memory_info()).map_err(lost)?.0;
                 let taken = cuda::weight_bytes(&spec, weights.as_ref())?;

@@ -36,6 +36,8 @@ pub enum Driver {
     Missing,
     /// It is there, and cannot be used: why.
     Unusable(String),
+    /// It has none but these, which are older than compute capability 8.0.
+    TooOld(Vec<String>),
     /// The names of its GPUs, but for those that are too old for the kernels.
     Gpus(Vec<String>),
 }
@@ -47,16 +49,20 @@ pub fn driver() -> Driver {
         return Driver::Missing;
     }
     match devices() {
-        Ok(devices) => Driver::Gpus(devices.into_iter().map(|(_, name)| name).collect()),
+        Ok((devices, others)) if devices.is_empty() && !others.is_empty() => Driver::TooOld(others),
+        Ok((devices, _)) => Driver::Gpus(devices.into_iter().map(|(_, name)| name).collect()),
         Err(why) => Driver::Unusable(why),
     }
 }
 
-/// The GPUs that run the kernels; why there can be none.
-fn devices() -> Result<Vec<(sys::CUdevice, String)>, String> {
+/// GPUs and their names.
+type Named = Vec<(sys::CUdevice, String)>;
+
+/// The GPUs that run the kernels, and the names of those that are too old; why there can be none.
+fn devices() -> Result<(Named, Vec<String>), String> {
     match result::init() {
         // Where CUDA_VISIBLE_DEVICES leaves none, too.
-        Err(DriverError(sys::cudaError_enum::CUDA_ERROR_NO_DEVICE)) => return Ok(Vec::new()),
+        Err(DriverError(sys::cudaError_enum::CUDA_ERROR_NO_DEVICE)) => return Ok((Vec::new(), Vec::new())),
         other => other.map_err(describe)?,
     }
     let mut version = 0;
@@ -77,13 +83,7 @@ fn devices() -> Result<Vec<(sys::CUdevice, String)>, String> {
             false => others.push(name),
         }
     }
-    if devices.is_empty() && !others.is_empty() {
-        let others = others.join(", ");
-        return Err(format!(
-            "its GPUs ({others}) are too old: the kernels need compute capability {CAPABILITY_MAJOR}.0"
-        ));
-    }
-    Ok(devices)
+    Ok((devices, others))
 }
 
 /// A GPU, for one model.
@@ -114,7 +114,7 @@ impl Gpu {
         if driver() == Driver::Missing {
             return Err(Fault::Call("CUDA's driver (libcuda.so.1) is not on this machine".into()));
         }
-        let devices = devices().map_err(|why| Fault::Call(format!("CUDA's driver cannot be used: {why}")))?;
+        let (devices, _) = devices().map_err(|why| Fault::Call(format!("CUDA's driver cannot be used: {why}")))?;
         let known = devices.len();
         let found = devices.into_iter().nth(ordinal);
         let (device, name) =
@@ -364,8 +364,8 @@ impl Drop for Gpu {
         // Nothing can be done about errors here: the context may be lost already.
         // SAFETY: each handle was made by this device, is destroyed once, and after all work of the stream has ended.
         unsafe {
-            // Where that fails the context is lost: no call does anything any more, and all is let go with the process.
-            if result::stream::synchronize(self.stream).is_err() {
+            // A context that is lost is asked for nothing more: what it holds goes with the process.
+            if result::stream::synchronize(self.stream).is_err_and(|error| fault(error).is_lost()) {
                 return;
             }
             self.staging.free();

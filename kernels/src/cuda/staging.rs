@@ -121,7 +121,7 @@ impl Staging {
             return Ok(());
         }
         (self.at, self.filled) = ((self.at + 1) % self.pieces.len(), 0);
-        // SAFETY: the event was recorded when the piece was left.
+        // SAFETY: the event was recorded when the piece was left, or never, and then it passes at once.
         unsafe { result::event::synchronize(self.pieces[self.at].event) }
     }
 

@@ -3,7 +3,6 @@
 
 use super::generator::{ENDED, Tokens};
 use crate::error::Error;
-use backends::llm::executor::{LOST, WEIGHTS_LOST};
 use backends::llm::grammar::STUCK;
 use backends::llm::plan::Logprobs;
 use backends::llm::sampling::{NOTHING_LEFT, Sampling};
@@ -297,11 +296,10 @@ fn error_of(reason: &str) -> Error {
     if let Some(at) = [STUCK, NOTHING_LEFT].iter().find_map(|begin| reason.find(begin)) {
         return Error::Invalid(reason[at..].to_owned());
     }
-    let told = format!("an answer could not be computed: {reason}");
-    // Another server may answer then, or this one once it was started again.
-    match [LOST, WEIGHTS_LOST, ENDED].iter().any(|gone| reason.contains(gone)) {
-        true => Error::Unavailable(told),
-        false => Error::Internal(told),
+    // It was not computed. One that a step failed with is no reason to ask others: the request may have made it fail.
+    match reason == ENDED {
+        true => Error::Unavailable(ENDED.into()),
+        false => Error::Internal(format!("an answer could not be computed: {reason}")),
     }
 }
 
@@ -311,12 +309,10 @@ mod tests {
 
     #[test]
     fn who_asked_learns_whether_to_ask_again() {
-        let told = |what: &str| format!("an answer could not be computed: {what}");
-        for gone in ["the device is lost: an illegal address was read", "the weights are lost: cut short", ENDED] {
-            assert_eq!(error_of(gone), Error::Unavailable(told(gone)));
+        assert_eq!(error_of(ENDED), Error::Unavailable(ENDED.into()));
+        for failed in ["the device is lost: an illegal address was read", "the device failed: it has no memory"] {
+            assert_eq!(error_of(failed), Error::Internal(format!("an answer could not be computed: {failed}")));
         }
-        let once = "the device failed: it has not so much memory";
-        assert_eq!(error_of(once), Error::Internal(told(once)));
         let theirs = format!("{NOTHING_LEFT}they exclude each other");
         assert_eq!(error_of(&format!("row 3: {theirs}")), Error::Invalid(theirs));
     }

@@ -32,8 +32,8 @@ pub type Matchers = Vec<Box<dyn Matcher>>;
 const INBOX: usize = 1024;
 /// Events of a sequence besides its tokens: its start, its end, and what is told of its prompt, chunk by chunk.
 const EVENTS: usize = 64;
-/// What is said of an engine that has ended; why follows where it is known.
-pub(super) const ENDED: &str = "the engine has ended";
+/// What is said of an engine that has ended. Why is in the log: it may name files.
+pub(super) const ENDED: &str = "the model's engine has ended";
 /// A step that takes so long will not end, unless a longer time is stated: large prompts are cut into chunks that take
 /// seconds. Nor will a call of a GPU's driver while a model is loaded.
 pub const OVERDUE: Duration = Duration::from_secs(180);
@@ -180,8 +180,8 @@ impl Generator {
         let (reply, admitted) = oneshot::channel();
         {
             let mut inbox = self.0.0.lock();
-            if let Some(reason) = &inbox.broken {
-                return Err(Error::Unavailable(format!("{ENDED}: {reason}")));
+            if inbox.broken.is_some() {
+                return Err(Error::Unavailable(ENDED.into()));
             }
             if inbox.admissions.len() >= INBOX {
                 return Err(Error::Overloaded(format!("{INBOX} requests wait to enter the queue; try again later")));
@@ -361,7 +361,7 @@ impl Thread {
     fn broken(mut self, reason: &str) {
         tracing::error!(reason, "the engine of a language model has ended");
         if let Some(runtime) = &self.runtime {
-            let failed = |sequence| Event::Failed { sequence, reason: format!("{ENDED}: {reason}") };
+            let failed = |sequence| Event::Failed { sequence, reason: ENDED.into() };
             let ends = self.listeners.drain().map(|(sequence, listener)| (listener, failed(sequence)));
             self.telling.tell(runtime, ends);
         }

@@ -11,7 +11,11 @@ use kernels::cuda::{Graph, Launch};
 use std::collections::HashMap;
 
 /// Rows of steps from which on other kernels take them, or the same with more memory: the first of each kind.
-const CLASSES: [usize; 8] = [1, 9, 17, 33, 65, 129, 257, 1025];
+const CLASSES: [usize; 7] = [1, 9, 17, 33, 65, 129, 257];
+/// Rows up to which kernels are looked for by 64; more go by the tiles of many.
+const TILED_ROWS: usize = 4096;
+/// Rows with logits up to which they are: as many as the largest graph.
+const SAMPLED_ROWS: usize = 512;
 
 impl CudaExecutor {
     /// Captures what small batches need, and runs it once: what the device cannot do shows here rather than in
@@ -52,9 +56,14 @@ impl CudaExecutor {
     /// one when it is first asked for, and the device may have no room for it by then. Nothing is launched.
     fn load_kernels(&mut self) -> Result<(), Failure> {
         let mut launches: HashMap<&str, Launch> = HashMap::new();
-        for rows in CLASSES.into_iter().chain([self.extent.rows]).filter(|rows| *rows <= self.extent.rows) {
-            let inputs = Layout::of(rows, 1, 0, rows).inputs(self.forward.buffers.inputs, 0)?;
-            let shape = Shape { rows, decodes: 0, tiles: rows, sampled: 1 };
+        // Tiles suit the number of rows, and one kind may be for some hundreds of them alone; not where all rows go in
+        // pieces.
+        let tiled = if self.forward.deterministic { 0 } else { self.extent.rows.min(TILED_ROWS) };
+        let all = CLASSES.into_iter().chain((64..=tiled).step_by(64)).chain([self.extent.rows]);
+        for rows in all.filter(|rows| *rows <= self.extent.rows) {
+            let sampled = rows.min(self.extent.slots).min(SAMPLED_ROWS);
+            let inputs = Layout::of(rows, sampled, 0, rows).inputs(self.forward.buffers.inputs, 0)?;
+            let shape = Shape { rows, decodes: 0, tiles: rows, sampled };
             self.forward.step(shape, &inputs, &mut |launch| {
                 launches.insert(launch.kernel(), launch);
             })?;
