@@ -8,7 +8,7 @@ use super::memory::{Bf16, Misuse, Number, Slice};
 use super::wgmma::{self, ALIGNMENT, CODED_STEP, Coded, LINE, PROCESSORS, Plan, ROOM, ROWS};
 
 /// Do servers' products go by pairs, those of this file and of [`super::stream`], on devices that can?
-/// [`super::Gpu::multiply_by_pairs`] says otherwise. They do not before that was measured to be faster.
+/// `Gpu::multiply_by_pairs` says otherwise. They do not before that was measured to be faster.
 pub const PAIRS: bool = false;
 
 /// Rows of a tile of bf16.
