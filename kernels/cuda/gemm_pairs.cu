@@ -1,7 +1,7 @@
 // Products of more than 128 rows with a matrix of weights, as those of gemm_wgmma.cu and with the same bits, by pairs of
 // blocks. A pair makes a tile of 256 rows; each block has 128 of them, brings half of the weights, and both get all of
 // these: so a step's weights go through the second cache once for 256 rows, and not for 128. That cache limits products
-// of many rows: a block of gemm_wgmma.cu has 48 KB for 4.2 million multiplications out of it, one of a pair 32.
+// of many rows: a block of gemm_wgmma.cu has 48 KB for 4.2 million operations out of it, one of a pair 32.
 //
 // How, is said in gemm_pairs.cuh; a step is 64 inputs.
 #include "gemm_pairs.cuh"
@@ -93,8 +93,8 @@ DEVICE void multiply_by_pairs(Out *y, const TensorMap &x, const TensorMap &weigh
 
 } // namespace
 
-// Tiles of 256 x `width`. Threads: 384. Dynamic shared memory: 1 KB, and ROOM. The grid is an even number of blocks, at
-// most two for each part of a tile. Boxes have 128 rows of x, and width / 2 of the weights. `line`: bytes of a row of
+// Tiles of 256 x `width`. Threads: 384. Dynamic shared memory: 1 KB, the stages, and two gates of each and 8 bytes. The grid
+// is an even number of blocks, at most two for each part of a tile. Boxes have 128 rows of x, and width / 2 of the weights. `line`: bytes of a row of
 // both, a multiple of 128.
 #define PAIRS(width, out, Out)                                                                                         \
     KERNEL_OF_PAIRS(PAIR_THREADS)                                                                                      \
