@@ -63,6 +63,8 @@ fn emulator() {
         .include("cuda")
         .flag("-xc++")
         .flag("-fno-strict-aliasing")
+        // How matrices are passed has changed before this project began.
+        .flag_if_supported("-Wno-psabi")
         .link_lib_modifier("+whole-archive");
     build.files(sources()).file("cuda/emulator/emulator.cpp").compile("tensorgate_emulator");
 }

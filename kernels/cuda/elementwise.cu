@@ -3,11 +3,15 @@
 //   embed      table bf16 [vocab][hidden], token of a row          -> x f32 [rows][hidden]
 //   add_norm   x f32 [rows][hidden] += delta f32 [rows][hidden]    -> out bf16 [rows][hidden], the norm of x
 //   gated      bf16 [rows][gate 0..width | up 0..width]            -> out bf16 [rows][width]
+//   round_rows bf16 [rows][inputs]                                 -> codes [rows][inputs], scales f32 [rows][inputs / 128]
 //   shape_logits   f32 [count], scaled and capped where they stand
+//
+// `add_norm` and `gated` write codes (rounded.cuh) where they get `scales` for them.
 //
 // All are bound by memory: a thread moves four floats (16 bytes) or eight bf16 at a time, neighbours side by side. How
 // a row is divided among threads depends on its width alone, so it is summed in one order whatever stands beside it.
 #include "activation.cuh"
+#include "rounded.cuh"
 
 // ----------------------------------------------------------------------------------------------------------- embedding
 
@@ -45,6 +49,7 @@ struct AddNorm {
     float *x;
     const float *delta, *delta_bias, *delta_weight, *weight, *bias;
     bf16 *out;
+    float *scales;
     const int *row_index;
     int x_rows, hidden, centred;
     float eps, offset, residual_scale;
@@ -92,6 +97,22 @@ template <int VECTORS> struct Places {
         for (int i = 0; i < VECTORS; i++)
             if (holds(i)) store_four(row + column(i), from[i]);
     }
+    // As codes. All lanes of a warp hold something, or none: `hidden` is a multiple of 128.
+    DEVICE void store_codes(uint32_t *codes, float *scales, size_t row, const float (&from)[VECTORS][4]) const {
+        // Pairs t and t + 4 of sixteen numbers are with lanes t / 2 and t / 2 + 2 of four.
+        int lane = lane_index(), t = lane % 4, giver = lane - t + t / 2;
+        for (int i = 0; i < VECTORS; i++) {
+            if (!holds(i)) continue;
+            uint32_t even = to_bf16_pair(from[i][0], from[i][1]), odd = to_bf16_pair(from[i][2], from[i][3]);
+            float most = warp_max(fmaxf(largest(even), largest(odd)));
+            uint32_t of[4];
+            for (int from = 0; from < 4; from++) of[from] = __shfl_sync(ALL_LANES, from % 2 ? odd : even, giver + from / 2 * 2);
+            size_t at = row * hidden + column(i);
+            uint32_t first = t % 2 ? of[1] : of[0], second = t % 2 ? of[3] : of[2];
+            codes[word_of_codes(at, t)] = four_codes(first, second, to_codes(most));
+            if (lane == 0) scales[at / CODES_OF_SCALE] = scale_of(most);
+        }
+    }
     DEVICE void store_zeros(bf16 *row) const {
         for (int i = 0; i < VECTORS; i++)
             if (holds(i)) store8(row + column(i), Bytes8{0, 0});
@@ -128,7 +149,7 @@ DEVICE void centre(float (&x)[VECTORS][4], Places<VECTORS> places, float (&scrat
 
 // x += residual_scale * f(delta + delta_bias), where f is the RMS norm by delta_weight, or nothing; then out is the
 // norm of x by weight, or x as it is. The row stays in registers between. With `row_index`, row r of out is of row
-// row_index[r] of x, zeros where there is no such row (-1); there is no delta then.
+// row_index[r] of x, zeros where there is no such row (-1); there is no delta then, and no codes.
 template <int VECTORS> DEVICE void add_norm(const AddNorm &job) {
     SHARED float scratch[3][MOST_WARPS];
     Places<VECTORS> places(job.hidden);
@@ -172,6 +193,7 @@ template <int VECTORS> DEVICE void add_norm(const AddNorm &job) {
         places.scale(x, weight, job.offset, inverse);
     }
     if (job.bias) places.add(x, job.bias);
+    if (job.scales) return places.store_codes(reinterpret_cast<uint32_t *>(job.out), job.scales, blockIdx.x, x);
     places.store(job.out + size_t(blockIdx.x) * job.hidden, x);
 }
 
@@ -182,10 +204,10 @@ template <int VECTORS> DEVICE void add_norm(const AddNorm &job) {
 #define ADD_NORM(name, threads, vectors)                                                                               \
     KERNEL(threads)                                                                                                    \
     name(float *x, const float *delta, const float *delta_bias, const float *delta_weight, const float *weight,        \
-         const float *bias, bf16 *out, const int *row_index, int x_rows, int hidden, int centred, float eps,           \
-         float offset, float residual_scale) {                                                                         \
-        add_norm<vectors>(AddNorm{x, delta, delta_bias, delta_weight, weight, bias, out, row_index, x_rows, hidden,    \
-                                  centred, eps, offset, residual_scale});                                              \
+         const float *bias, bf16 *out, float *scales, const int *row_index, int x_rows, int hidden, int centred,       \
+         float eps, float offset, float residual_scale) {                                                              \
+        add_norm<vectors>(AddNorm{x, delta, delta_bias, delta_weight, weight, bias, out, scales, row_index, x_rows,    \
+                                  hidden, centred, eps, offset, residual_scale});                                      \
     }                                                                                                                  \
     EXPORT(name)
 
@@ -210,15 +232,31 @@ DEVICE void load_eight(float (&to)[8], const bf16 *from, const float *bias) {
     }
 }
 
-// Eight results for each thread, those of all rows in one sequence.
+// Eight neighbours as codes; sixteen threads have those of a scale, and two have the pairs of a word.
+DEVICE void store_eight_codes(uint32_t *codes, float *scales, size_t at, const uint32_t (&pairs)[4], bool there) {
+    float most = fmaxf(fmaxf(largest(pairs[0]), largest(pairs[1])), fmaxf(largest(pairs[2]), largest(pairs[3])));
+    for (int distance = CODES_OF_SCALE / 16; distance > 0; distance /= 2)
+        most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, distance));
+    bool upper = lane_index() & 1;
+    for (int i = 0; i < 2; i++) {
+        uint32_t other = __shfl_xor_sync(ALL_LANES, upper ? pairs[i] : pairs[2 + i], 1);
+        uint32_t first = upper ? other : pairs[i], second = upper ? pairs[2 + i] : other;
+        if (there) codes[word_of_codes(at, upper ? 2 + i : i)] = four_codes(first, second, to_codes(most));
+    }
+    if (there && at % CODES_OF_SCALE == 0) scales[at / CODES_OF_SCALE] = scale_of(most);
+}
+
+// Eight results for each thread, those of all rows in one sequence. Codes want a `width` that is a multiple of 128.
 template <int KIND>
-DEVICE void gate_rows(const bf16 *in, const float *bias, bf16 *out, int rows, int width, float limit) {
+DEVICE void gate_rows(const bf16 *in, const float *bias, bf16 *out, float *scales, int rows, int width, float limit) {
     let_next_start();
     wait_for_earlier();
     unsigned at = blockIdx.x * blockDim.x + threadIdx.x, of_row = unsigned(width) / 8;
     unsigned row = at / of_row, column = at % of_row * 8;
-    if (row >= unsigned(rows)) return;
-    const bf16 *from = in + size_t(row) * 2 * width + column;
+    bool there = row < unsigned(rows);
+    // Of those that share a scale all are there, or none; a warp may have both.
+    if (!there && !scales) return;
+    const bf16 *from = in + (there ? size_t(row) * 2 * width : 0) + column;
     float gate[8], up[8];
     load_eight(gate, from, bias ? bias + column : nullptr);
     load_eight(up, from + width, bias ? bias + width + column : nullptr);
@@ -227,15 +265,17 @@ DEVICE void gate_rows(const bf16 *in, const float *bias, bf16 *out, int rows, in
         float first = activate<KIND>(gate[2 * i], up[2 * i], limit);
         pairs[i] = to_bf16_pair(first, activate<KIND>(gate[2 * i + 1], up[2 * i + 1], limit));
     }
-    store16(out + size_t(row) * width + column, Bytes16{pairs[0], pairs[1], pairs[2], pairs[3]});
+    size_t to = size_t(row) * width + column;
+    if (scales) return store_eight_codes(reinterpret_cast<uint32_t *>(out), scales, to, pairs, there);
+    store16(out + to, Bytes16{pairs[0], pairs[1], pairs[2], pairs[3]});
 }
 
 } // namespace
 
 // Grid (ceil(rows * width / 8 / threads)); `width` is a multiple of 8, `bias` of both halves or null.
 #define GATED(name, kind)                                                                                              \
-    KERNEL(256) name(const bf16 *in, const float *bias, bf16 *out, int rows, int width, float limit) {                 \
-        gate_rows<kind>(in, bias, out, rows, width, limit);                                                            \
+    KERNEL(256) name(const bf16 *in, const float *bias, bf16 *out, float *scales, int rows, int width, float limit) {  \
+        gate_rows<kind>(in, bias, out, scales, rows, width, limit);                                                    \
     }                                                                                                                  \
     EXPORT(name)
 
@@ -243,6 +283,26 @@ GATED(gated_silu, SILU)
 GATED(gated_gelu, GELU)
 GATED(gated_gelu_tanh, GELU_TANH)
 GATED(gated_clamped_swiglu, CLAMPED_SWIGLU)
+
+// --------------------------------------------------------------------------------------------------------------- codes
+
+// What another kernel has left as bf16: a warp for each 128 numbers. Grid (ceil(rows * inputs / 128 / warps)); `inputs` is
+// a multiple of 128.
+KERNEL(256) round_rows(uint32_t *codes, float *scales, const bf16 *x, int rows, int inputs) {
+    wait_for_earlier();
+    let_next_start();
+    size_t group = size_t(blockIdx.x) * (blockDim.x / WARP) + warp_index();
+    if (group >= size_t(rows) * (inputs / CODES_OF_SCALE)) return;
+    // A lane makes one word, of two pairs.
+    int lane = lane_index(), t = lane % 8 / 2;
+    size_t at = group * CODES_OF_SCALE + lane / 8 * 32 + lane % 2 * 16;
+    const uint32_t *from = reinterpret_cast<const uint32_t *>(x + at);
+    uint32_t first = from[t], second = from[t + 4];
+    float most = warp_max(fmaxf(largest(first), largest(second)));
+    codes[word_of_codes(at, t)] = four_codes(first, second, to_codes(most));
+    if (lane == 0) scales[group] = scale_of(most);
+}
+EXPORT(round_rows)
 
 // -------------------------------------------------------------------------------------------------------------- logits
 

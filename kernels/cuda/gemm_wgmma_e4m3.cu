@@ -1,6 +1,6 @@
 // Products of more than 64 rows with weights that are codes of eight bits, by the matrix units of compute capability
-// 9.0, which multiply such codes as they are: rows of x are rounded to them first. How, is said in gemm_wgmma.cuh, and
-// how weights lie in gemm_coded.cuh; a step is 128 inputs.
+// 9.0, which multiply such codes as they are, with rows that were rounded to them (rounded.cuh). How, is said in
+// gemm_wgmma.cuh, and how weights lie in gemm_coded.cuh; a step is 128 inputs.
 #include "gemm_coded.cuh"
 
 namespace {
@@ -159,27 +159,6 @@ template <bool grouped, class Out> DEVICE void multiply(Out *y, const Coded &pro
 #endif
 
 } // namespace
-
-// Rows as codes, each 128 numbers by a scale of their own: a warp for them. Numbers so small that none matters are
-// zeros. Threads: 256, a block for every 8 scales.
-KERNEL(THREADS) quantise_rows(e4m3 *codes, float *scales, const bf16 *x, int rows, int inputs) {
-    wait_for_earlier();
-    let_next_start();
-    size_t group = size_t(blockIdx.x) * (THREADS / WARP) + warp_index();
-    if (group >= size_t(rows) * (inputs / DEEP)) return;
-    // A lane's codes are four neighbours; they are of two pairs of numbers, eight apart.
-    int lane = lane_index();
-    const uint32_t *from = reinterpret_cast<const uint32_t *>(x + group * DEEP) + lane / 8 * 16;
-    from += lane % 2 * 8 + lane % 8 / 2;
-    uint32_t first = from[0], second = from[4];
-    float a = low_float(first), b = high_float(first), c = low_float(second), d = high_float(second);
-    float most = warp_max(fmaxf(fmaxf(fabsf(a), fabsf(b)), fmaxf(fabsf(c), fabsf(d))));
-    float up = most > 1e-30f ? 448.0f / most : 0.0f;
-    uint32_t four = to_e4m3_pair(a * up, c * up) | to_e4m3_pair(b * up, d * up) << 16;
-    reinterpret_cast<uint32_t *>(codes)[group * (DEEP / 4) + lane] = four;
-    if (lane == 0) scales[group] = most / 448.0f;
-}
-EXPORT(quantise_rows)
 
 // Tiles of 128 x 128. Threads: 256. Dynamic shared memory: 1 KB, and the stages of Ring<128>. The grid is at most a
 // block for each part of a tile. `inputs` is a multiple of 128. With groups, shift is 7 or more; else all inputs are one.

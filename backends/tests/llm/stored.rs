@@ -144,6 +144,10 @@ fn eight_bits_meet_eight_bits_where_units_can() {
                 let wanted = units != Units::Warps && (kernel == product || kernel.starts_with("attention"));
                 assert_eq!(some, wanted, "{kernel} in steps of {step_rows} with {units:?}");
             }
+            // Norms and activations write codes themselves: of four products, the rows of one are rounded by a kernel.
+            let count = |begin: &str| log.lock().unwrap().iter().filter(|it| it.kernel().starts_with(begin)).count();
+            let products = if product.is_empty() { 0 } else { count(product) };
+            assert_eq!(4 * count("round_rows"), products, "in steps of {step_rows} with {units:?}");
             told
         });
         for four in others {

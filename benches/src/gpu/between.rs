@@ -5,7 +5,8 @@ use crate::Failure;
 use kernels::cuda::attention::PAGE;
 use kernels::cuda::elementwise::{self, AddNorm, Delta, Embed, Gate, Gated, Norm, ShapeLogits};
 use kernels::cuda::rotary::{self, RotaryWrite, Turn};
-use kernels::cuda::{CacheNumbers, E4m3};
+use kernels::cuda::rounded::{CODES_OF_SCALE, Rounded, Rows};
+use kernels::cuda::{Bf16, CacheNumbers, E4m3};
 
 /// Goes through all of a power of two, since it is odd.
 pub(super) const STRIDE: usize = 12_289;
@@ -59,7 +60,7 @@ fn norms(bench: &mut Bench<'_>) -> Result<(), Failure> {
         x: bench.random_f32(rows * hidden, 1.0)?,
         delta: Some(Delta { numbers, bias: None, weight: None, scale: 1.0 }),
         norm,
-        out: Some(bench.room(rows * hidden)?),
+        out: Some(bench.room::<Bf16>(rows * hidden)?.into()),
         row_index: None,
         rows,
         hidden,
@@ -74,14 +75,30 @@ fn norms(bench: &mut Bench<'_>) -> Result<(), Failure> {
     ] {
         bench.bandwidth(what, &[elementwise::add_norm(&job)?], elementwise::add_norm_bytes(&job))?;
     }
+    if let Some(out) = codes(bench, rows, hidden)? {
+        let job = AddNorm { out: Some(out), ..add };
+        bench.bandwidth("norm.fp8", &[elementwise::add_norm(&job)?], elementwise::add_norm_bytes(&job))?;
+    }
     Ok(())
+}
+
+/// Room for rows as codes, where they are so wide that there are any.
+fn codes(bench: &mut Bench<'_>, rows: usize, width: usize) -> Result<Option<Rows>, Failure> {
+    if !width.is_multiple_of(CODES_OF_SCALE) {
+        return Ok(None);
+    }
+    let (codes, scales) = (bench.room(rows * width)?, bench.room(Rounded::scales_len(rows, width))?);
+    Ok(Some(Rows::Rounded(Rounded { codes, scales })))
 }
 
 fn gated(bench: &mut Bench<'_>, what: &str, gate: Gate) -> Result<(), Failure> {
     let (rows, width) = (bench.sizes.rows, bench.spec.intermediate);
-    let (input, out) = (bench.random(2 * rows * width)?, bench.room(rows * width)?);
+    let (input, out) = (bench.random(2 * rows * width)?, bench.room::<Bf16>(rows * width)?.into());
     let job = Gated { input, bias: None, out, gate, rows, width };
-    bench.bandwidth(what, &[elementwise::gated(&job)?], elementwise::gated_bytes(&job))
+    bench.bandwidth(what, &[elementwise::gated(&job)?], elementwise::gated_bytes(&job))?;
+    let Some(out) = codes(bench, rows, width)? else { return Ok(()) };
+    let job = Gated { out, ..job };
+    bench.bandwidth(&format!("{what}.fp8"), &[elementwise::gated(&job)?], elementwise::gated_bytes(&job))
 }
 
 /// Rows that are one prompt, into a cache of eight bits.

@@ -5,9 +5,10 @@ use super::Needs;
 use super::launches::{Bench, LAYERS};
 use super::products::{self, kinds, ways};
 use crate::Failure;
+use kernels::cuda::rounded::{self, Rounded};
 use kernels::cuda::setup::MakeUp;
 use kernels::cuda::stored::{self, Kind, Layout, Matrix, Product};
-use kernels::cuda::wgmma::{self, Rounded};
+use kernels::cuda::wgmma;
 use kernels::cuda::{Bf16, Launch, Number, Slice, Units};
 
 /// Stands for all inputs.
@@ -55,6 +56,7 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), Failure> {
             let layout = Layout { kind, group, inputs };
             let matrix = matrix(bench, layout, outputs)?;
             let (bias, wide, rows, deterministic) = (None, Some(*wide), 0, false);
+            let x = x.into();
             products.push(Product { x, matrix, bias, y, workspace, wide, rows, deterministic });
         }
         few(bench, name, &products)?;
@@ -112,7 +114,7 @@ fn many(bench: &mut Bench<'_>, name: &str, products: &[Product]) -> Result<(), F
             let (outputs, inputs) = (product.matrix.outputs, product.matrix.layout.inputs);
             let some = stored::product_on(&product, units)?;
             // A toy's sizes may be none for them.
-            if some[0].kernel() != "quantise_rows" {
+            if some[0].kernel() != "round_rows" {
                 continue;
             }
             launches.extend(some);
@@ -138,7 +140,7 @@ fn rounding(bench: &mut Bench<'_>, kinds: Vec<products::Kind>) -> Result<(), Fai
     }
     let x = bench.random(rows * inputs)?;
     let to = Rounded { codes: bench.room(rows * inputs)?, scales: bench.room(Rounded::scales_len(rows, inputs))? };
-    let launch: Launch = wgmma::round(to, x, rows, inputs)?;
+    let launch: Launch = rounded::round(to, x, rows, inputs)?;
     let bytes = x.byte_len() + to.codes.byte_len() + to.scales.byte_len();
     bench.bandwidth("quantise-rows", &[launch], bytes)
 }

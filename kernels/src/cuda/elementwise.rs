@@ -3,6 +3,7 @@
 
 use super::launch::{Launch, blocks, int, long_enough, needs};
 use super::memory::{Bf16, Misuse, Number, Slice};
+use super::rounded::Rows;
 
 /// Threads of a block of a kernel that has no sums.
 const THREADS: usize = 256;
@@ -100,8 +101,9 @@ pub struct AddNorm {
     /// What `out` is of the sum.
     pub norm: Norm,
     /// `[rows, hidden]`, written.
-    pub out: Option<Slice<Bf16>>,
-    /// `[rows]`: row r of `out` is of row `row_index[r]` of `x`; zeros where there is none (-1). Only without a delta.
+    pub out: Option<Rows>,
+    /// `[rows]`: row r of `out` is of row `row_index[r]` of `x`; zeros where there is none (-1). Only without a delta, and
+    /// of bf16.
     pub row_index: Option<Slice<i32>>,
     /// Rows of `out`.
     pub rows: usize,
@@ -116,9 +118,8 @@ pub struct AddNorm {
 pub fn add_norm(job: &AddNorm) -> Result<Launch, Misuse> {
     is_width("hidden", job.hidden)?;
     needs(job.rows > 0 && job.hidden <= HIDDEN_MAX, || format!("a norm of {} rows by {}", job.rows, job.hidden))?;
-    needs(job.row_index.is_none() || (job.delta.is_none() && job.out.is_some()), || {
-        "rows by an index have no delta, and go somewhere".into()
-    })?;
+    let plain = job.delta.is_none() && matches!(job.out, Some(Rows::Bf16(_)));
+    needs(job.row_index.is_none() || plain, || "rows by an index have no delta, and go somewhere as bf16".into())?;
     let without = job.norm.weight.is_none() && job.norm.bias.is_none() && !job.norm.centred;
     needs(job.out.is_some() || without, || "a norm whose result goes nowhere".into())?;
     needs(job.norm.weight.is_some() || !job.norm.centred, || "a layer norm without weights".into())?;
@@ -126,7 +127,9 @@ pub fn add_norm(job: &AddNorm) -> Result<Launch, Misuse> {
     vectors("x", job.x, if job.row_index.is_some() { job.hidden } else { numbers })?;
     optional("weights", job.norm.weight, job.hidden)?;
     optional("biases", job.norm.bias, job.hidden)?;
-    optional("out", job.out, numbers)?;
+    if let Some(out) = job.out {
+        out.check("out", job.rows, job.hidden)?;
+    }
     if let Some(index) = job.row_index {
         long_enough("the index", index, job.rows)?;
     }
@@ -142,14 +145,14 @@ pub fn add_norm(job: &AddNorm) -> Result<Launch, Misuse> {
     };
     let shared = if job.norm.weight.is_some() { job.hidden * f32::BYTES } else { 0 };
     let grid = [blocks("rows", job.rows)?, 1, 1];
-    Ok(Launch::new(kernel, grid, threads(job.hidden.div_ceil(each)) as u32, shared as u32)
+    let launch = Launch::new(kernel, grid, threads(job.hidden.div_ceil(each)) as u32, shared as u32)
         .slice(job.x)
         .optional(job.delta.map(|delta| delta.numbers))
         .optional(job.delta.and_then(|delta| delta.bias))
         .optional(job.delta.and_then(|delta| delta.weight))
         .optional(job.norm.weight)
-        .optional(job.norm.bias)
-        .optional(job.out)
+        .optional(job.norm.bias);
+    Ok(Rows::onto(job.out, launch)
         .optional(job.row_index)
         .int(int("rows of x", job.x.len() / job.hidden)?)
         .int(int("hidden", job.hidden)?)
@@ -162,8 +165,7 @@ pub fn add_norm(job: &AddNorm) -> Result<Launch, Misuse> {
 /// Bytes that [`add_norm`] moves.
 pub fn add_norm_bytes(job: &AddNorm) -> usize {
     let x = if job.delta.is_some() { 3 * f32::BYTES } else { f32::BYTES };
-    let out = if job.out.is_some() { Bf16::BYTES } else { 0 };
-    job.rows * job.hidden * (x + out)
+    job.rows * job.hidden * x + job.out.map_or(0, |out| out.bytes(job.rows, job.hidden))
 }
 
 /// What a gate and an up projection become.
@@ -202,7 +204,7 @@ pub struct Gated {
     /// `[2, width]`, added first.
     pub bias: Option<Slice<f32>>,
     /// `[rows, width]`, written.
-    pub out: Slice<Bf16>,
+    pub out: Rows,
     /// Which activation.
     pub gate: Gate,
     /// Rows.
@@ -220,24 +222,21 @@ pub fn gated(job: &Gated) -> Result<Launch, Misuse> {
     needs(job.rows > 0, || "an activation of no rows".into())?;
     vectors("gate and up", job.input, 2 * job.rows * job.width)?;
     optional("biases", job.bias, 2 * job.width)?;
-    vectors("out", job.out, job.rows * job.width)?;
+    job.out.check("out", job.rows, job.width)?;
     let (number, limit) = job.gate.numbered();
     let kernel = ["gated_silu", "gated_gelu", "gated_gelu_tanh", "gated_clamped_swiglu"][number];
     // The kernel counts eights of all rows in 32 bits.
     let eights = int("all of the gate by eights", job.rows * job.width / 8)? as usize;
     let threads = threads(eights).min(THREADS);
-    Ok(Launch::new(kernel, [blocks("eights", eights.div_ceil(threads))?, 1, 1], threads as u32, 0)
+    let launch = Launch::new(kernel, [blocks("eights", eights.div_ceil(threads))?, 1, 1], threads as u32, 0)
         .slice(job.input)
-        .optional(job.bias)
-        .slice(job.out)
-        .int(int("rows", job.rows)?)
-        .int(int("the gate", job.width)?)
-        .float(limit))
+        .optional(job.bias);
+    Ok(Rows::onto(Some(job.out), launch).int(int("rows", job.rows)?).int(int("the gate", job.width)?).float(limit))
 }
 
 /// Bytes that [`gated`] moves.
 pub fn gated_bytes(job: &Gated) -> usize {
-    3 * job.rows * job.width * Bf16::BYTES
+    2 * job.rows * job.width * Bf16::BYTES + job.out.bytes(job.rows, job.width)
 }
 
 /// `logits *= scale`, then `cap * tanh(logits / cap)`.

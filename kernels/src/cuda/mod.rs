@@ -30,6 +30,7 @@ mod modules;
 pub mod packing;
 pub mod pairs;
 pub mod rotary;
+pub mod rounded;
 pub mod sampler;
 pub mod setup;
 #[cfg(feature = "cuda")]

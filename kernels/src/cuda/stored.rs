@@ -8,8 +8,9 @@ use super::gemm::{self, INPUTS, Output, SKINNY_OUTPUTS, SKINNY_ROWS, SKINNY_STEP
 use super::launch::{Launch, blocks, int, long_enough, needs};
 use super::memory::{Bf16, Misuse, Number, Slice};
 use super::pairs;
+use super::rounded::{self, Rounded, Rows, can_round, codes_of_rows, rounded_bytes};
 use super::setup::MakeUp;
-use super::wgmma::{self, Coded, Plan, Rounded};
+use super::wgmma::{self, Coded, Plan};
 
 /// Outputs that lie together: matrices begin and end with whole ones.
 pub const TOGETHER: usize = 32;
@@ -175,8 +176,8 @@ pub struct Matrix {
 /// `y = x weight^T + bias`.
 #[derive(Clone, Copy, Debug)]
 pub struct Product {
-    /// `[rows, inputs]`
-    pub x: Slice<Bf16>,
+    /// `[rows, inputs]`. Codes stand where [`rounded::codes_of_rows`] says.
+    pub x: Rows,
     /// The weights.
     pub matrix: Matrix,
     /// `[outputs]`
@@ -201,16 +202,6 @@ pub fn wide_len(layout: &Layout, outputs: usize, rows: usize) -> usize {
     weights.max(if is_rounded { rounded_bytes(rows, layout.inputs).div_ceil(Bf16::BYTES) } else { 0 })
 }
 
-/// Are these weights of a kind that codes of rows can be multiplied with?
-fn can_round(layout: &Layout, outputs: usize) -> bool {
-    layout.kind == Kind::E4m3 && wgmma::suits_coded(outputs, layout.inputs, layout.group)
-}
-
-/// Bytes of rows as codes, and their scales.
-fn rounded_bytes(rows: usize, inputs: usize) -> usize {
-    rows * inputs + Rounded::scales_len(rows, inputs) * f32::BYTES
-}
-
 /// The product by whatever kernels suit the number of rows. Up to [`SLICED_ROWS`], a row's bits do not depend on how
 /// many there are.
 ///
@@ -228,13 +219,15 @@ pub fn product(job: &Product) -> Result<Vec<Launch>, Misuse> {
 /// A slice is too short or not aligned to 16 bytes, or a size is none that the kernels know.
 pub fn product_on(job: &Product, units: Units) -> Result<Vec<Launch>, Misuse> {
     checked(job)?;
-    if let Some(launches) = rounded(job, units)? {
-        return Ok(launches);
+    let room = job.wide.filter(|_| !job.deterministic);
+    if let Some(x) = codes_of_rows(&job.matrix, job.rows, room, units)? {
+        return rounded(job, x, units);
     }
+    let x = job.x.bf16()?;
     match job.wide_weights() {
         Some(wide) => {
             let plain = gemm::Product {
-                x: job.x,
+                x,
                 weight: wide,
                 bias: job.bias,
                 y: job.y,
@@ -246,31 +239,31 @@ pub fn product_on(job: &Product, units: Units) -> Result<Vec<Launch>, Misuse> {
             };
             Ok(vec![widen(&job.matrix, wide)?, gemm::after(&plain, units)?])
         }
-        None => (0..job.rows).step_by(SKINNY_ROWS).map(|first| skinny(&job.slice(first)?)).collect(),
+        None => {
+            let slices = (0..job.rows).step_by(SKINNY_ROWS);
+            slices.map(|first| job.slice(x, first).and_then(|(job, x)| skinny(&job, x))).collect()
+        }
     }
 }
 
-/// The product of codes with codes, where the device and the matrix are such that it can be: rows are rounded into the
-/// room for wide weights.
-fn rounded(job: &Product, units: Units) -> Result<Option<Vec<Launch>>, Misuse> {
+/// The product of codes with codes. Rows of bf16 are rounded first.
+fn rounded(job: &Product, x: Rounded, units: Units) -> Result<Vec<Launch>, Misuse> {
     let (Matrix { layout, outputs, codes, scales, factors }, rows) = (job.matrix, job.rows);
     let Layout { group, inputs, .. } = layout;
-    let room = job.wide.filter(|_| can_round(&layout, outputs) && rows > SKINNY_ROWS && !job.deterministic);
-    let (Some(room), Units::Warpgroups { processors, pairs: by_pairs }) = (room, units) else { return Ok(None) };
-    let (of_codes, of_scales) = (rows * inputs, Rounded::scales_len(rows, inputs) * f32::BYTES);
-    let bytes = room.cast::<u8>()?;
-    if bytes.len() < rounded_bytes(rows, inputs) {
-        return Ok(None);
-    }
-    let x =
-        Rounded { codes: bytes.first(of_codes)?.cast()?, scales: bytes.part(of_codes..of_codes + of_scales)?.cast()? };
+    let Units::Warpgroups { processors, pairs: by_pairs } = units else {
+        return Err(Misuse("a product of codes without the units for it".into()));
+    };
     let (bias, y, workspace) = (job.bias, job.y, job.workspace);
+    let (x, first) = match job.x {
+        Rows::Bf16(rows_of_x) => (x, Some(rounded::round(x, rows_of_x, rows, inputs)?)),
+        Rows::Rounded(x) => (x, None),
+    };
     let product = Coded { x, codes, scales, factors, bias, y, workspace, rows, outputs, inputs, group };
     let launch = match by_pairs {
         true => pairs::coded(&product, Plan::coded_pairs(rows, outputs, inputs, group >= inputs), processors)?,
         false => wgmma::coded(&product, Plan::coded(rows, outputs, inputs), processors)?,
     };
-    Ok(Some(vec![wgmma::round(x, job.x, rows, inputs)?, launch]))
+    Ok(first.into_iter().chain([launch]).collect())
 }
 
 /// All weights as bf16, `[outputs, inputs]`.
@@ -306,7 +299,7 @@ pub fn make_up(to: &Matrix, job: &MakeUp) -> Result<Launch, Misuse> {
     Ok(numbers.iter().fold(launch, |launch, number| launch.int(*number as i32).int((*number >> 32) as i32)))
 }
 
-fn skinny(job: &Product) -> Result<Launch, Misuse> {
+fn skinny(job: &Product, x: Slice<Bf16>) -> Result<Launch, Misuse> {
     let Matrix { layout, outputs, .. } = job.matrix;
     let (tiles, parts) = (outputs.div_ceil(SKINNY_OUTPUTS), gemm::parts(outputs, layout.inputs));
     let most = job.rows.next_power_of_two().max(8);
@@ -320,7 +313,7 @@ fn skinny(job: &Product) -> Result<Launch, Misuse> {
         Output::F32(y) => (launch.slice(y), 1),
         Output::Bf16(y) => (launch.slice(y), 0),
     };
-    let launch = job.matrix.operands(launch.slice(job.x)).optional(job.bias);
+    let launch = job.matrix.operands(launch.slice(x)).optional(job.bias);
     let launch = launch.slice(job.workspace.sums).slice(job.workspace.counters).int(int("rows", job.rows)?);
     Ok(job.matrix.sizes(launch)?.int(wide))
 }
@@ -417,7 +410,7 @@ pub fn product_bytes(job: &Product) -> usize {
         Some(_) => once + 2 * outputs * layout.inputs * Bf16::BYTES,
         None => job.rows.div_ceil(SKINNY_ROWS) * once,
     };
-    let (x, bias) = (job.rows * layout.inputs * Bf16::BYTES, job.bias.map_or(0, |bias| bias.byte_len()));
+    let (x, bias) = (job.x.bytes(job.rows, layout.inputs), job.bias.map_or(0, |bias| bias.byte_len()));
     weights + x + job.rows * outputs * job.y.number_bytes() + bias
 }
 
@@ -428,8 +421,8 @@ impl Product {
         self.wide.filter(|wide| self.rows > SLICED_ROWS && !self.deterministic && wide.len() >= all)
     }
 
-    /// The same of at most 64 rows from `first` on.
-    fn slice(&self, first: usize) -> Result<Product, Misuse> {
+    /// The same of at most 64 rows of `x` from `first` on.
+    fn slice(&self, x: Slice<Bf16>, first: usize) -> Result<(Product, Slice<Bf16>), Misuse> {
         let rows = (self.rows - first).min(SKINNY_ROWS);
         let (outputs, inputs) = (self.matrix.outputs, self.matrix.layout.inputs);
         let of_y = first * outputs..(first + rows) * outputs;
@@ -437,7 +430,8 @@ impl Product {
             Output::F32(y) => Output::F32(y.part(of_y)?),
             Output::Bf16(y) => Output::Bf16(y.part(of_y)?),
         };
-        Ok(Product { x: self.x.part(first * inputs..(first + rows) * inputs)?, y, rows, ..*self })
+        let x = x.part(first * inputs..(first + rows) * inputs)?;
+        Ok((Product { x: x.into(), y, rows, ..*self }, x))
     }
 }
 
@@ -466,7 +460,7 @@ fn checked(job: &Product) -> Result<(), Misuse> {
     job.matrix.checked()?;
     let (rows, outputs) = (job.rows, job.matrix.outputs);
     needs(rows > 0, || "a product of no rows".into())?;
-    vectors("x", job.x, rows * job.matrix.layout.inputs)?;
+    job.x.check("x", rows, job.matrix.layout.inputs)?;
     if let Some(bias) = job.bias {
         long_enough("the bias", bias, outputs)?;
     }

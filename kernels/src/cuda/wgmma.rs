@@ -4,14 +4,15 @@
 use super::elementwise::vectors;
 use super::gemm::{Output, Product, Workspace, checked};
 use super::launch::{Launch, blocks, int, long_enough, needs};
-use super::memory::{Bf16, E4m3, Misuse, Slice};
+use super::memory::{Misuse, Slice};
+use super::rounded::{CODES_OF_SCALE, Rounded};
 
 /// Rows of a tile.
 pub(super) const ROWS: usize = 128;
 /// Inputs of a step.
 const STEP: usize = 64;
 /// Inputs of a step, and outputs of a tile, of products with codes; outputs whose codes lie together.
-pub(super) const CODED_STEP: usize = 128;
+pub(super) const CODED_STEP: usize = CODES_OF_SCALE;
 const CODED_WIDTH: usize = 128;
 const BLOCK: usize = 32;
 /// Bytes of a row in a stage.
@@ -159,39 +160,6 @@ fn launch(job: &Product, plan: Plan, processors: u32, late: bool) -> Result<Laun
     job.sizes(launch.int(int("parts", plan.parts)?).int(i32::from(late)))
 }
 
-/// Rows as codes of eight bits.
-#[derive(Clone, Copy, Debug)]
-pub struct Rounded {
-    /// `[rows, inputs]`: each 32 in the order in which the weights' codes lie.
-    pub codes: Slice<E4m3>,
-    /// `[rows, inputs / 128]`
-    pub scales: Slice<f32>,
-}
-
-impl Rounded {
-    /// Numbers of the scales of so many rows.
-    pub fn scales_len(rows: usize, inputs: usize) -> usize {
-        rows * (inputs / CODED_STEP)
-    }
-}
-
-/// Rounds rows to codes: each 128 numbers by a scale of their own.
-///
-/// # Errors
-/// A slice is too short or not aligned to 16 bytes, or the inputs are no multiple of 128.
-pub fn round(to: Rounded, x: Slice<Bf16>, rows: usize, inputs: usize) -> Result<Launch, Misuse> {
-    /// Groups of a block.
-    const AT_ONCE: usize = 8;
-    needs(rows > 0 && inputs > 0 && inputs.is_multiple_of(CODED_STEP), || format!("{rows} rows of {inputs} inputs"))?;
-    vectors("x", x, rows * inputs)?;
-    vectors("the codes", to.codes, rows * inputs)?;
-    let groups = Rounded::scales_len(rows, inputs);
-    long_enough("the scales", to.scales, groups)?;
-    let grid = [blocks("groups of numbers", groups.div_ceil(AT_ONCE))?, 1, 1];
-    let launch = Launch::new("quantise_rows", grid, 256, 0).slice(to.codes).slice(to.scales).slice(x);
-    Ok(launch.int(int("rows", rows)?).int(int("inputs", inputs)?))
-}
-
 /// `y = x weight^T + bias`, of weights that are codes of eight bits.
 #[derive(Clone, Copy, Debug)]
 pub struct Coded {
@@ -263,8 +231,7 @@ impl Coded {
             format!("a product of {rows} rows of {inputs} inputs, {group} to a scale, with {outputs} outputs")
         })?;
         let (together, groups) = (outputs.next_multiple_of(BLOCK), inputs.div_ceil(group));
-        vectors("the rows' codes", self.x.codes, rows * inputs)?;
-        long_enough("the rows' scales", self.x.scales, Rounded::scales_len(rows, inputs))?;
+        self.x.check(rows, inputs)?;
         vectors("the weights' codes", self.codes, together * inputs)?;
         vectors("the weights' scales", self.scales, 2 * together * groups)?;
         long_enough("the weights' factors", self.factors, together)?;

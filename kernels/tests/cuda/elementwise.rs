@@ -5,7 +5,8 @@ use kernels::cuda::elementwise::{
     AddNorm, Delta, Embed, Gate, Gated, Norm, ShapeLogits, add_norm, add_norm_bytes, embed, embed_bytes, gated,
     gated_bytes, shape_logits, shape_logits_bytes,
 };
-use kernels::cuda::{Bf16, Slice};
+use kernels::cuda::rounded::{Rounded, Rows, round};
+use kernels::cuda::{Bf16, Device, E4m3, Slice};
 
 /// Of numbers that are rounded to bf16.
 const ROUNDED: f64 = 1e-5;
@@ -126,7 +127,7 @@ impl Given {
         }
     }
 
-    fn job(&self, device: &mut dyn kernels::cuda::Device) -> AddNorm {
+    fn job(&self, device: &mut dyn Device) -> AddNorm {
         let rows = self.x.len() / self.hidden;
         let mut some = |numbers: &Vec<f32>| (!numbers.is_empty()).then(|| put(device, numbers));
         let (bias, weight) = (some(&self.delta_bias), some(&self.delta_weight));
@@ -136,12 +137,17 @@ impl Given {
             x: put(device, &self.x),
             delta,
             norm: Norm { weight, bias, centred: self.centred, eps: EPS, offset: self.offset },
-            out: Some(zeros(device, rows * self.hidden)),
+            out: Some(zeros::<Bf16>(device, rows * self.hidden).into()),
             row_index: None,
             rows,
             hidden: self.hidden,
         }
     }
+}
+
+/// What a norm has written.
+fn written(device: &mut dyn Device, job: &AddNorm) -> Vec<Bf16> {
+    get(device, job.out.unwrap().bf16().unwrap())
 }
 
 fn shift(x: &mut [f64], bias: &[f32]) {
@@ -157,7 +163,7 @@ fn norms_with_all_parts() {
         let job = given.job(&mut *device);
         run(&mut *device, add_norm(&job));
         assert!(nmse(&get(&mut *device, job.x), &sums) < EXACT, "{parts:b}");
-        assert!(nmse(&wide(&get(&mut *device, job.out.unwrap())), &normed) < ROUNDED, "{parts:b}");
+        assert!(nmse(&wide(&written(&mut *device, &job)), &normed) < ROUNDED, "{parts:b}");
     }
 }
 
@@ -171,7 +177,7 @@ fn norms_of_all_widths() {
             let job = given.job(&mut *device);
             run(&mut *device, add_norm(&job));
             assert!(nmse(&get(&mut *device, job.x), &sums) < EXACT, "{hidden} {parts:b}");
-            assert!(nmse(&wide(&get(&mut *device, job.out.unwrap())), &normed) < ROUNDED, "{hidden} {parts:b}");
+            assert!(nmse(&wide(&written(&mut *device, &job)), &normed) < ROUNDED, "{hidden} {parts:b}");
         }
     }
 }
@@ -183,7 +189,7 @@ fn a_row_alone_is_a_row_of_many() {
         let given = Given::new(hidden, 9, 0b1111);
         let job = given.job(&mut *device);
         run(&mut *device, add_norm(&job));
-        let (sums, normed) = (get(&mut *device, job.x), get(&mut *device, job.out.unwrap()));
+        let (sums, normed) = (get(&mut *device, job.x), written(&mut *device, &job));
         let row = 7 * hidden..8 * hidden;
         let mut alone = given.clone();
         alone.x = given.x[row.clone()].to_vec();
@@ -191,7 +197,7 @@ fn a_row_alone_is_a_row_of_many() {
         let job = alone.job(&mut *device);
         run(&mut *device, add_norm(&job));
         assert_eq!(get(&mut *device, job.x), sums[row.clone()]);
-        assert_eq!(get(&mut *device, job.out.unwrap()), normed[row]);
+        assert_eq!(written(&mut *device, &job), normed[row]);
     }
 }
 
@@ -202,10 +208,10 @@ fn rows_by_an_index() {
     let given = Given::new(hidden, 5, 0b1000);
     let all = given.job(&mut *device);
     run(&mut *device, add_norm(&all));
-    let normed = get(&mut *device, all.out.unwrap());
+    let normed = written(&mut *device, &all);
     let row_index = Some(put(&mut *device, &index));
     let out: Slice<Bf16> = zeros(&mut *device, index.len() * hidden);
-    let job = AddNorm { out: Some(out), row_index, rows: index.len(), ..all };
+    let job = AddNorm { out: Some(out.into()), row_index, rows: index.len(), ..all };
     run(&mut *device, add_norm(&job));
     for (row, from) in get(&mut *device, out).chunks(hidden).zip(index) {
         match usize::try_from(from) {
@@ -228,6 +234,71 @@ fn a_sum_without_a_norm() {
     assert!(add_norm(&AddNorm { norm: Norm { weight, ..job.norm }, ..job }).is_err());
     assert!(add_norm(&AddNorm { rows: 3, ..job }).is_err());
     assert!(add_norm(&AddNorm { x: job.x.part(1..127).unwrap(), rows: 1, ..job }).is_err());
+}
+
+/// Room for rows as codes, with what is no number in it, and more than is needed.
+fn room_for_codes(device: &mut dyn Device, rows: usize, width: usize) -> Rounded {
+    let scales = Rounded::scales_len(rows, width) + 1;
+    Rounded { codes: put(device, &vec![E4m3(0x7f); rows * width + 32]), scales: put(device, &vec![f32::NAN; scales]) }
+}
+
+/// Are `got` what rounding makes of `rows` that are bf16, and nothing else written?
+fn check_codes(device: &mut dyn Device, got: Rounded, rows: Slice<Bf16>, (count, width): (usize, usize)) {
+    let want = room_for_codes(device, count, width);
+    run(device, round(want, rows, count, width));
+    assert!(get(device, got.codes) == get(device, want.codes), "{count} x {width}");
+    let [got, want] = [got.scales, want.scales].map(|scales| get(device, scales));
+    assert!(got.iter().zip(&want).all(|(got, want)| got.to_bits() == want.to_bits()), "{count} x {width}");
+}
+
+#[test]
+fn norms_as_codes() {
+    let mut device = device();
+    let device = &mut *device;
+    for (hidden, rows, parts) in [(128, 3, 0b1001), (896, 2, 0b11_1111), (1152, 2, 0b1000), (5120, 2, 0b1001)] {
+        let mut given = Given::new(hidden, rows, parts);
+        // Numbers that share a scale and are all 0.
+        if parts & 1 == 0 {
+            given.x[..128].fill(0.0);
+        }
+        let (plain, same) = (given.job(device), given.job(device));
+        let to = room_for_codes(device, rows, hidden);
+        let job = AddNorm { out: Some(Rows::Rounded(to)), ..same };
+        run(device, add_norm(&plain));
+        run(device, add_norm(&job));
+        assert_eq!(get(device, job.x), get(device, plain.x));
+        check_codes(device, to, plain.out.unwrap().bf16().unwrap(), (rows, hidden));
+        let moved = add_norm_bytes(&plain) - add_norm_bytes(&job);
+        assert_eq!(moved, rows * hidden - rows * hidden / 32);
+        let row_index = Some(zeros(device, rows));
+        assert!(add_norm(&AddNorm { delta: None, row_index, ..job }).is_err(), "codes by an index");
+        assert!(add_norm(&AddNorm { rows: rows + 1, ..job }).is_err());
+    }
+    let odd = Given::new(64, 2, 0b1000).job(device);
+    let to = Rows::Rounded(room_for_codes(device, 2, 128));
+    assert!(add_norm(&AddNorm { out: Some(to), ..odd }).unwrap_err().0.contains("no multiple of 128"));
+}
+
+#[test]
+fn gates_as_codes() {
+    let mut device = device();
+    let device = &mut *device;
+    let kinds = [Gate::Silu, Gate::Gelu, Gate::GeluTanh, Gate::ClampedSwiglu { limit: 1.5 }];
+    // Of the first, the last warp has numbers of one scale and none of another.
+    for ((rows, width), gate) in [(1, 128), (3, 384), (7, 640), (2, 2176)].into_iter().zip(kinds) {
+        let mut input = rounded(&random(1, 2 * rows * width));
+        input[..128].fill(Bf16(0));
+        let (input, bias) = (put(device, &input), Some(put(device, &random(2, 2 * width))));
+        let out = zeros(device, rows * width);
+        let plain = Gated { input, bias, out: Rows::Bf16(out), gate, rows, width };
+        let to = room_for_codes(device, rows, width);
+        let job = Gated { out: Rows::Rounded(to), ..plain };
+        run(device, gated(&plain));
+        run(device, gated(&job));
+        check_codes(device, to, out, (rows, width));
+        assert_eq!(gated_bytes(&plain) - gated_bytes(&job), rows * width - rows * width / 32);
+        assert!(gated(&Gated { rows: rows + 1, ..job }).is_err());
+    }
 }
 
 fn erf(x: f64) -> f64 {
@@ -279,7 +350,7 @@ fn gates() {
             let job = Gated {
                 input: put(&mut *device, &input),
                 bias: with_bias.then(|| put(&mut *device, &bias)),
-                out: zeros(&mut *device, rows * width),
+                out: zeros::<Bf16>(&mut *device, rows * width).into(),
                 gate: kind,
                 rows,
                 width,
@@ -287,7 +358,7 @@ fn gates() {
             run(&mut *device, gated(&job));
             // Each number by itself, for the large ones say little: half a step of bf16, and what f32 may lose.
             let close = |got: &f32, want: &f32| (got - want).abs() <= want.abs() / 250.0 + 1e-6;
-            let got = wide(&get(&mut *device, job.out));
+            let got = wide(&get(&mut *device, job.out.bf16().unwrap()));
             assert!(got.iter().zip(&want).all(|(got, want)| close(got, want)), "{kind:?} {rows} x {width}");
             assert_eq!(gated_bytes(&job), rows * width * 6);
             assert!(gated(&Gated { rows: rows + 1, ..job }).is_err());
@@ -304,13 +375,13 @@ fn gates_far_out() {
         let job = Gated {
             input: put(&mut *device, &input),
             bias: None,
-            out: zeros(&mut *device, 8),
+            out: zeros::<Bf16>(&mut *device, 8).into(),
             gate: kind,
             rows: 1,
             width: 8,
         };
         run(&mut *device, gated(&job));
-        let got = wide(&get(&mut *device, job.out));
+        let got = wide(&get(&mut *device, job.out.bf16().unwrap()));
         assert!(got[..5].iter().all(|number| number.abs() < 1e-30), "{kind:?} {got:?}");
         if !matches!(kind, Gate::ClampedSwiglu { .. }) {
             assert_eq!(got[5..], wide(&input[5..8]), "{kind:?}");

@@ -102,7 +102,7 @@ impl Numbers {
         let inputs = self.layout.inputs;
         let x = [&self.x[first * inputs..(first + rows) * inputs], &vec![Bf16(0x7fc0); 3 * inputs]].concat();
         Product {
-            x: put(device, &x),
+            x: put(device, &x).into(),
             matrix: self.matrix(device),
             bias: None,
             y: Output::F32(put(device, &vec![f32::NAN; rows * self.outputs])),

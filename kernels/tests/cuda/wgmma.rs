@@ -4,8 +4,9 @@
 use super::{device, get, nmse, put, random, zeros};
 use kernels::cuda::gemm::{Output, Product, Workspace, counters_len, product_on, sums_len};
 use kernels::cuda::packing::{Plain, pack};
+use kernels::cuda::rounded::{Rounded, round};
 use kernels::cuda::stored::{self, Kind, Layout, Matrix};
-use kernels::cuda::wgmma::{Coded, Plan, Rounded, coded, product, product_after, round};
+use kernels::cuda::wgmma::{Coded, Plan, coded, product, product_after};
 use kernels::cuda::{Bf16, Device, E4m3, Launch, Misuse, Slice, Units};
 
 /// Rows after the last that nobody may look at.
@@ -337,8 +338,8 @@ fn stored_weights() {
     let units = Units::Warpgroups { processors: 3, pairs: false };
     let (outputs, inputs) = (136, 256);
     for (kind, group, rows, names, tolerance) in [
-        (Kind::E4m3, 128, 70, ["quantise_rows", "gemm_wgmma_e4m3_groups_f32"], 2e-3),
-        (Kind::E4m3, inputs, 300, ["quantise_rows", "gemm_wgmma_e4m3_f32"], 2e-3),
+        (Kind::E4m3, 128, 70, ["round_rows", "gemm_wgmma_e4m3_groups_f32"], 2e-3),
+        (Kind::E4m3, inputs, 300, ["round_rows", "gemm_wgmma_e4m3_f32"], 2e-3),
         (Kind::Int8, 64, 300, ["stored_widen_int8", "gemm_wgmma_128_f32"], 1e-4),
     ] {
         let layout = Layout { kind, group, inputs };
@@ -353,7 +354,7 @@ fn stored_weights() {
         let weights: Vec<f32> = (0..outputs * inputs).map(number).collect();
         let y = put(device, &vec![f32::NAN; rows * outputs]);
         let job = stored::Product {
-            x: put(device, &x),
+            x: put(device, &x).into(),
             matrix: Matrix {
                 layout,
                 outputs,

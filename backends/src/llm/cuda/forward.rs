@@ -18,6 +18,7 @@ use kernels::cuda::elementwise::{self, AddNorm, Delta, Embed, Gate, Gated, Norm}
 use kernels::cuda::experts::{self, Choices, Choose, Combine};
 use kernels::cuda::gemm::{self, Output, Product};
 use kernels::cuda::rotary::{self, HeadNorms, RotaryWrite, Turn};
+use kernels::cuda::rounded::{self, Rows};
 use kernels::cuda::stored::{self, OfExperts};
 use kernels::cuda::{Bf16, Launch, Misuse, Slice, Units};
 
@@ -78,14 +79,19 @@ impl Forward {
         }
         let mut delta = None;
         for (index, layer) in self.model.layers.iter().enumerate() {
-            sink(self.norm(shape.rows, delta, layer.attention_before, true)?);
-            self.attention(index, layer, Batch { shape, inputs }, sink)?;
+            let normed = self.rows_for(&layer.qkv, self.buffers.normed, shape.rows)?;
+            sink(self.norm(shape.rows, delta, layer.attention_before, Some(normed))?);
+            self.attention(index, layer, (Batch { shape, inputs }, normed), sink)?;
             let added = self.delta(layer.output.bias, layer.attention_after);
-            sink(self.norm(shape.rows, Some(added), layer.mlp_before, true)?);
-            let bias = self.feed_forward(layer, Batch { shape, inputs }, sink)?;
+            let normed = match &layer.feed_forward {
+                FeedForward::Dense { gate_up, .. } => self.rows_for(gate_up, self.buffers.normed, shape.rows)?,
+                FeedForward::Mixture { .. } => self.buffers.normed.into(),
+            };
+            sink(self.norm(shape.rows, Some(added), layer.mlp_before, Some(normed))?);
+            let bias = self.feed_forward(layer, (Batch { shape, inputs }, normed), sink)?;
             delta = Some(self.delta(bias, layer.mlp_after));
         }
-        sink(self.norm(shape.rows, delta, None, false)?);
+        sink(self.norm(shape.rows, delta, None, None)?);
         if shape.sampled > 0 {
             self.logits(shape.sampled, inputs.sampled, sink)?;
         }
@@ -114,12 +120,12 @@ impl Forward {
             x: buffers.x,
             delta: None,
             norm: self.weighted(self.model.norm),
-            out: Some(buffers.normed),
+            out: Some(buffers.normed.into()),
             row_index: Some(rows),
             rows: count,
             hidden: spec.hidden,
         })?);
-        self.product(&self.model.head, (buffers.normed, Output::F32(buffers.logits)), count, sink)?;
+        self.product(&self.model.head, (buffers.normed.into(), Output::F32(buffers.logits)), count, sink)?;
         self.shape_logits(count, sink)
     }
 
@@ -153,24 +159,30 @@ impl Forward {
         rows: usize,
         delta: Option<Delta>,
         weight: Option<Slice<f32>>,
-        written: bool,
+        out: Option<Rows>,
     ) -> Result<Launch, Misuse> {
         elementwise::add_norm(&AddNorm {
             x: self.buffers.x,
             delta,
             norm: self.weighted(weight),
-            out: written.then_some(self.buffers.normed),
+            out,
             row_index: None,
             rows,
             hidden: self.spec.hidden,
         })
     }
 
-    fn attention(&self, index: usize, layer: &Layer, batch: Batch<'_>, sink: &mut Sink<'_>) -> Result<(), Misuse> {
+    fn attention(
+        &self,
+        index: usize,
+        layer: &Layer,
+        (batch, normed): (Batch<'_>, Rows),
+        sink: &mut Sink<'_>,
+    ) -> Result<(), Misuse> {
         let (buffers, rows) = (&self.buffers, batch.shape.rows);
-        self.product(&layer.qkv, (buffers.normed, Output::F32(buffers.qkv)), rows, sink)?;
+        self.product(&layer.qkv, (normed, Output::F32(buffers.qkv)), rows, sink)?;
         self.mix_positions(index, layer, batch, sink)?;
-        self.product(&layer.output, (buffers.mixed, Output::F32(buffers.added)), rows, sink)
+        self.product(&layer.output, (buffers.mixed.into(), Output::F32(buffers.added)), rows, sink)
     }
 
     /// From the projection of queries, keys and values to what attention makes of them.
@@ -268,13 +280,19 @@ impl Forward {
     }
 
     /// Returns the bias that is still to be added.
-    fn feed_forward(&self, layer: &Layer, batch: Batch<'_>, sink: &mut Sink<'_>) -> Result<Option<Slice<f32>>, Misuse> {
+    fn feed_forward(
+        &self,
+        layer: &Layer,
+        (batch, normed): (Batch<'_>, Rows),
+        sink: &mut Sink<'_>,
+    ) -> Result<Option<Slice<f32>>, Misuse> {
         let (buffers, rows) = (&self.buffers, batch.shape.rows);
         match (&layer.feed_forward, &self.spec.mixture) {
             (FeedForward::Dense { gate_up, down }, _) => {
-                self.product(gate_up, (buffers.normed, Output::Bf16(buffers.gate_up)), rows, sink)?;
-                sink(self.activation(rows, gate_up.outputs / 2, gate_up.bias)?);
-                self.product(down, (buffers.activated, Output::F32(buffers.added)), rows, sink)?;
+                self.product(gate_up, (normed, Output::Bf16(buffers.gate_up)), rows, sink)?;
+                let activated = self.rows_for(down, buffers.activated, rows)?;
+                sink(self.activation(rows, gate_up.outputs / 2, gate_up.bias, activated)?);
+                self.product(down, (activated, Output::F32(buffers.added)), rows, sink)?;
                 Ok(down.bias)
             }
             (FeedForward::Mixture { router, gate_up, down }, Some(mixture)) => {
@@ -297,7 +315,7 @@ impl Forward {
         let (buffers, rows, hidden) = (&self.buffers, batch.shape.rows, self.spec.hidden);
         let of = &buffers.mixture;
         let y = Output::F32(of.logits);
-        self.products(router, router.bias, (buffers.normed, y), rows)?.into_iter().for_each(&mut *sink);
+        self.products(router, router.bias, (buffers.normed.into(), y), rows)?.into_iter().for_each(&mut *sink);
         let most = if self.deterministic { gemm::SKINNY_ROWS } else { MIXTURE_ROWS };
         for first in (0..rows).step_by(most) {
             let some = first..(first + most).min(rows);
@@ -320,7 +338,7 @@ impl Forward {
             let in_rows = some.start * hidden..some.end * hidden;
             let (x, y) = (buffers.normed.part(in_rows.clone())?, Output::Bf16(buffers.gate_up));
             sink(self.of_experts(gate_up, choices, (x, y), false)?);
-            sink(self.activation(choices.pairs(), mixture.intermediate, None)?);
+            sink(self.activation(choices.pairs(), mixture.intermediate, None, buffers.activated.into())?);
             sink(self.of_experts(down, choices, (buffers.activated, Output::F32(of.added)), true)?);
             sink(experts::combine(&Combine { added: of.added, choices, out: buffers.added.part(in_rows)?, hidden })?);
         }
@@ -355,15 +373,8 @@ impl Forward {
         }
     }
 
-    fn activation(&self, rows: usize, width: usize, bias: Option<Slice<f32>>) -> Result<Launch, Misuse> {
-        elementwise::gated(&Gated {
-            input: self.buffers.gate_up,
-            bias,
-            out: self.buffers.activated,
-            gate: self.gate(),
-            rows,
-            width,
-        })
+    fn activation(&self, rows: usize, width: usize, bias: Option<Slice<f32>>, out: Rows) -> Result<Launch, Misuse> {
+        elementwise::gated(&Gated { input: self.buffers.gate_up, bias, out, gate: self.gate(), rows, width })
     }
 
     pub(super) fn gate(&self) -> Gate {
@@ -376,13 +387,7 @@ impl Forward {
     }
 
     /// A projection without its bias, which the next kernel adds.
-    fn product(
-        &self,
-        linear: &Linear,
-        (x, y): (Slice<Bf16>, Output),
-        rows: usize,
-        sink: &mut Sink<'_>,
-    ) -> Result<(), Misuse> {
+    fn product(&self, linear: &Linear, (x, y): (Rows, Output), rows: usize, sink: &mut Sink<'_>) -> Result<(), Misuse> {
         self.products(linear, None, (x, y), rows)?.into_iter().for_each(sink);
         Ok(())
     }
@@ -391,21 +396,35 @@ impl Forward {
         &self,
         linear: &Linear,
         bias: Option<Slice<f32>>,
-        (x, y): (Slice<Bf16>, Output),
+        (x, y): (Rows, Output),
         rows: usize,
     ) -> Result<Vec<Launch>, Misuse> {
         let (workspace, deterministic) = (self.buffers.workspace, self.deterministic);
         let (outputs, inputs) = (linear.outputs, linear.inputs);
         match linear.weight {
             Weight::Bf16(weight) => {
+                let x = x.bf16()?;
                 let job = Product { x, weight, bias, y, workspace, rows, outputs, inputs, deterministic };
                 gemm::product_on(&job, self.units)
             }
             Weight::Codes(matrix) => {
-                let wide = Some(self.buffers.wide).filter(|wide| linear.of_all_rows && !wide.is_empty());
+                let wide = self.room_for(linear);
                 let job = stored::Product { x, matrix, bias, y, workspace, wide, rows, deterministic };
                 stored::product_on(&job, self.units)
             }
         }
+    }
+
+    /// Room for weights, or rows, in the form that the units want.
+    fn room_for(&self, linear: &Linear) -> Option<Slice<Bf16>> {
+        Some(self.buffers.wide).filter(|wide| linear.of_all_rows && !wide.is_empty())
+    }
+
+    /// Where rows go that a projection is to take: to their buffer, or, where it wants codes, where these stand.
+    fn rows_for(&self, linear: &Linear, buffer: Slice<Bf16>, rows: usize) -> Result<Rows, Misuse> {
+        let Weight::Codes(matrix) = linear.weight else { return Ok(buffer.into()) };
+        let (room, deterministic) = (self.room_for(linear), self.deterministic);
+        let codes = rounded::codes_of_rows(&matrix, rows, room.filter(|_| !deterministic), self.units)?;
+        Ok(codes.map_or(buffer.into(), Rows::Rounded))
     }
 }
