@@ -39,7 +39,7 @@ use tokio::sync::watch as watch_channel;
 pub async fn run(config: Config) -> Result<u8, String> {
     let start = Instant::now();
     let repository = repository(&config)?;
-    if let Some(line) = Loading::announce(config.device)? {
+    if let Some(line) = Loading::announce(config.device, config.step_timeout)? {
         tracing::info!("{line}");
     }
     // Before anything else: a signal that comes while models load must be heard.

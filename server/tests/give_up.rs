@@ -171,8 +171,16 @@ fn a_step_that_hangs_ends_the_process_and_the_log_says_which() {
         let options = telemetry::Options { level, format: telemetry::Format::Text, otlp_endpoint: None };
         let _telemetry = telemetry::init(&options).unwrap();
         let runtime = runtime();
-        let (generator, _stream) = generate(&runtime, Duration::from_secs(60), Some(Duration::from_millis(300)), 5);
-        std::thread::sleep(Duration::from_secs(2));
+        let (generator, mut stream) = generate(&runtime, Duration::from_secs(60), Some(Duration::from_millis(300)), 5);
+        // Whoever has an answer under way is told; the parent looks for the line, since the process ends in any case.
+        let mut last = None;
+        while let Some(event) = runtime.block_on(std::future::poll_fn(|cx| stream.poll_next(cx))) {
+            last = Some(event);
+        }
+        eprintln!("the answer ended with {last:?}");
+        let asked = runtime.block_on(generator.admit(request(5), Vec::new())).unwrap_err();
+        assert_eq!(asked, Error::Unavailable("the model's engine has ended".into()));
+        std::thread::sleep(Duration::from_millis(500));
         assert_eq!(process::giving_up(), Some(process::HUNG));
         assert!(generator.is_stuck(Instant::now()), "and whoever asks for liveness hears no");
         std::thread::sleep(Duration::from_secs(60));
@@ -183,6 +191,8 @@ fn a_step_that_hangs_ends_the_process_and_the_log_says_which() {
     assert_eq!(output.status.code(), Some(process::HUNG.into()), "{told}");
     assert!(took < Duration::from_secs(30), "{took:?}");
     assert!(told.contains("300ms") && told.contains("sampling step 1: 3 rows of 1 sequences"), "{told}");
+    let said = told.lines().find(|line| line.starts_with("the answer ended with ")).unwrap_or_default();
+    assert!(said.contains("Failed") && said.contains("the model's engine has ended"), "{told}");
 }
 
 #[test]

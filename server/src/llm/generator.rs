@@ -6,7 +6,7 @@
 //! drop  ---> cancel --^                                                          (as long as it may have tokens)
 //! ```
 
-use super::telling::Telling;
+use super::telling::{self, Telling};
 use super::watch::Looks;
 use crate::error::Error;
 use crate::{process, threads};
@@ -17,7 +17,7 @@ use backends::llm::progress::Progress;
 use backends::llm::request::Request;
 use backends::llm::scheduler::{Counters, Rejected};
 use backends::llm::sequence::{CancelReason, Event, SequenceId};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
@@ -58,6 +58,7 @@ pub(super) struct Shared {
     overdue: Duration,
     inbox: Mutex<Inbox>,
     changed: Condvar,
+    pub(super) telling: Telling,
 }
 
 #[derive(Default)]
@@ -140,6 +141,16 @@ impl Shared {
         self.lock().cancellations.push((sequence, reason));
         self.changed.notify_one();
     }
+
+    /// The engine does not go on: everybody is told, and whoever asks later, too.
+    fn end(self: &Arc<Self>, reason: &str) {
+        {
+            let mut inbox = self.lock();
+            inbox.broken = Some(reason.into());
+            inbox.admissions.clear();
+        }
+        telling::end(self, ENDED);
+    }
 }
 
 impl Generator {
@@ -151,14 +162,13 @@ impl Generator {
     pub fn start(name: &str, engine: Engine<BoxedExecutor>, step_timeout: Option<Duration>) -> Result<Self, String> {
         let inbox = Inbox { counters: engine.counters(), ..Inbox::default() };
         let overdue = step_timeout.map_or(OVERDUE, |longest| longest.max(OVERDUE));
-        let shared = Arc::new(Shared { overdue, inbox: Mutex::new(inbox), changed: Condvar::new() });
+        let (inbox, changed, telling) = (Mutex::new(inbox), Condvar::new(), Telling::default());
+        let shared = Arc::new(Shared { overdue, inbox, changed, telling });
         if let Some(longest) = step_timeout {
             let watch = Watch { shared: Arc::downgrade(&shared), progress: engine.progress(), longest };
             threads::spawn(&format!("{name}-watch"), move || watch.run())?;
         }
-        let telling = Telling::new(shared.clone());
-        let listeners = HashMap::new();
-        let thread = Thread { shared: shared.clone(), engine, telling, runtime: None, listeners, prepares: true };
+        let thread = Thread { shared: shared.clone(), engine, prepares: true };
         // A thread that computes steps itself lets others go before it; one that drives a device keeps that waiting.
         let computes = thread.engine.overlap() == Overlap::InStep;
         threads::spawn(name, move || {
@@ -229,16 +239,13 @@ impl Watch {
         loop {
             looks.pause();
             let Some(shared) = self.shared.upgrade() else { return };
-            let mut inbox = shared.lock();
-            if inbox.broken.is_some() {
-                return;
-            }
-            if looks.hangs(inbox.stepping) {
+            let stepping = match &*shared.lock() {
+                Inbox { broken: Some(_), .. } => return,
+                Inbox { stepping, .. } => *stepping,
+            };
+            if looks.hangs(stepping) {
                 let reason = format!("a step takes longer than {:?}: {}", self.longest, self.progress.at());
-                inbox.broken = Some(reason.clone());
-                // Whoever waits to enter is told; answers under way are the stuck thread's, and end with the process.
-                inbox.admissions.clear();
-                drop(inbox);
+                shared.end(&reason);
                 process::give_up(process::HUNG, &format!("the device of a language model hangs: {reason}"));
                 return;
             }
@@ -250,10 +257,6 @@ impl Watch {
 struct Thread {
     shared: Arc<Shared>,
     engine: Engine<BoxedExecutor>,
-    telling: Telling,
-    /// That of the last request.
-    runtime: Option<Runtime>,
-    listeners: HashMap<SequenceId, mpsc::Sender<Event>>,
     /// Has the executor something left to do in idle times?
     prepares: bool,
 }
@@ -316,7 +319,7 @@ impl Thread {
 
     fn admit(&mut self, admission: Admission) {
         let Admission { request, matchers, reply, runtime } = admission;
-        self.runtime = Some(runtime);
+        self.shared.telling.wake_on(runtime);
         if reply.is_closed() {
             return;
         }
@@ -332,7 +335,7 @@ impl Thread {
         let mut streams = Vec::with_capacity(copies.into());
         for sequence in (0..copies).map(|copy| group.copy(copy)) {
             let (listener, events) = mpsc::channel(capacity);
-            self.listeners.insert(sequence, listener);
+            self.shared.telling.listen(sequence, listener);
             if let Some(matcher) = matchers.next() {
                 self.engine.constrain(sequence, matcher);
             }
@@ -343,32 +346,14 @@ impl Thread {
     }
 
     fn step(&mut self) {
-        let events = self.engine.step(Instant::now()).into_iter();
-        let Some(runtime) = &self.runtime else { return };
-        let listeners = &mut self.listeners;
-        self.telling.tell(
-            runtime,
-            events.filter_map(|event| {
-                let sequence = event.sequence();
-                let listener =
-                    if event.is_last() { listeners.remove(&sequence) } else { listeners.get(&sequence).cloned() };
-                listener.map(|listener| (listener, event))
-            }),
-        );
+        let events = self.engine.step(Instant::now());
+        telling::tell(&self.shared, events);
     }
 
-    /// The engine cannot go on: everybody is told, and whoever asks later, too.
-    fn broken(mut self, reason: &str) {
+    fn broken(self, reason: &str) {
         tracing::error!(reason, "the engine of a language model has ended");
-        if let Some(runtime) = &self.runtime {
-            let failed = |sequence| Event::Failed { sequence, reason: ENDED.into() };
-            let ends = self.listeners.drain().map(|(sequence, listener)| (listener, failed(sequence)));
-            self.telling.tell(runtime, ends);
-        }
-        let mut inbox = self.shared.lock();
-        inbox.broken = Some(reason.into());
-        inbox.admissions.clear();
+        self.shared.end(reason);
         // Nothing runs any more that could hang.
-        inbox.stepping = None;
+        self.shared.lock().stepping = None;
     }
 }

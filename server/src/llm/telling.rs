@@ -3,45 +3,82 @@
 //! by a task of the runtime, connections queue on its worker.
 
 use super::generator::Shared;
-use backends::llm::sequence::{CancelReason, Event};
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use backends::llm::sequence::{CancelReason, Event, SequenceId};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::Sender;
 
 /// An event, and who waits for it.
 type Message = (Sender<Event>, Event);
 
-/// Messages on their way.
+/// Who is told, and messages on their way. Neither lock is held where the other, or an inbox, is wanted, but for these:
+/// of listeners, then messages; of messages, then the inbox.
+#[derive(Debug, Default)]
 pub(super) struct Telling {
-    shared: Arc<Shared>,
+    listeners: Mutex<Listeners>,
     /// In order, whichever worker hands them on.
-    messages: Arc<Mutex<VecDeque<Message>>>,
+    messages: Mutex<VecDeque<Message>>,
+}
+
+#[derive(Debug, Default)]
+struct Listeners {
+    /// That of the last request.
+    runtime: Option<Handle>,
+    of: HashMap<SequenceId, Sender<Event>>,
 }
 
 impl Telling {
-    /// Sequences that nobody can be told about are cancelled in `shared`.
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Telling { shared, messages: Arc::default() }
+    fn listeners(&self) -> MutexGuard<'_, Listeners> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has `messages` handed on by `runtime`, after those that came before.
-    pub(super) fn tell(&self, runtime: &Handle, messages: impl Iterator<Item = Message>) {
-        let any = {
-            let mut waiting = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
-            waiting.extend(messages);
-            !waiting.is_empty()
-        };
-        if any {
-            let (shared, messages) = (self.shared.clone(), self.messages.clone());
-            runtime.spawn(async move { hand_on(&shared, &messages) });
-        }
+    /// Those who listen wait on `runtime` from now on.
+    pub(super) fn wake_on(&self, runtime: Handle) {
+        self.listeners().runtime = Some(runtime);
+    }
+
+    /// `listener` is told all of a sequence.
+    pub(super) fn listen(&self, sequence: SequenceId, listener: Sender<Event>) {
+        self.listeners().of.insert(sequence, listener);
+    }
+}
+
+/// Has what a step says handed on, after what came before. Sequences that nobody can be told about are cancelled.
+pub(super) fn tell(shared: &Arc<Shared>, events: Vec<Event>) {
+    let mut listeners = shared.telling.listeners();
+    let Listeners { runtime: Some(runtime), of } = &mut *listeners else { return };
+    let messages = events.into_iter().filter_map(|event| {
+        let sequence = event.sequence();
+        let listener = if event.is_last() { of.remove(&sequence) } else { of.get(&sequence).cloned() };
+        listener.map(|listener| (listener, event))
+    });
+    send(shared, runtime, messages);
+}
+
+/// Tells everybody that there is no more to come, and why.
+pub(super) fn end(shared: &Arc<Shared>, reason: &str) {
+    let mut listeners = shared.telling.listeners();
+    let Listeners { runtime: Some(runtime), of } = &mut *listeners else { return };
+    let failed = |sequence| Event::Failed { sequence, reason: reason.into() };
+    send(shared, runtime, of.drain().map(|(sequence, listener)| (listener, failed(sequence))));
+}
+
+fn send(shared: &Arc<Shared>, runtime: &Handle, messages: impl Iterator<Item = Message>) {
+    let any = {
+        let mut waiting = shared.telling.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.extend(messages);
+        !waiting.is_empty()
+    };
+    if any {
+        let shared = shared.clone();
+        runtime.spawn(async move { hand_on(&shared) });
     }
 }
 
 /// Gives everybody what is theirs. The lock is held to the end, since another step's messages may not overtake.
-fn hand_on(shared: &Shared, messages: &Mutex<VecDeque<Message>>) {
-    let mut messages = messages.lock().unwrap_or_else(PoisonError::into_inner);
+fn hand_on(shared: &Shared) {
+    let mut messages = shared.telling.messages.lock().unwrap_or_else(PoisonError::into_inner);
     for (listener, event) in messages.drain(..) {
         let (sequence, last) = (event.sequence(), event.is_last());
         // There is room for every token; a channel that is full or closed is nobody's any more.

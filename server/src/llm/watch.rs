@@ -63,17 +63,17 @@ impl Loading {
         longest.map(watch).transpose()
     }
 
-    /// Asks for GPUs; a driver that does not answer is told from one that is slow.
+    /// Asks for GPUs; a driver that does not answer is told from one that is slow, unless `step_timeout` is zero.
     ///
     /// # Errors
     /// Those of [`device::announce`], and the system gives no thread.
-    pub fn announce(choice: Choice) -> Result<Option<String>, String> {
-        // Nobody is asked.
-        if choice == Choice::Cpu || !cfg!(feature = "cuda") {
+    pub fn announce(choice: Choice, step_timeout: Duration) -> Result<Option<String>, String> {
+        // Nobody is asked, or nobody watches.
+        if choice == Choice::Cpu || !cfg!(feature = "cuda") || step_timeout.is_zero() {
             return device::announce(choice);
         }
         let calls = Calls::default();
-        let _watch = Loading::watch("while the server looked for GPUs".into(), &calls, OVERDUE)?;
+        let _watch = Loading::watch("while the server looked for GPUs".into(), &calls, step_timeout.max(OVERDUE))?;
         calls.during(|| device::announce(choice))
     }
 
