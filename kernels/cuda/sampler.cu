@@ -130,6 +130,8 @@ KERNEL(THREADS) sampler_scan(SAMPLER_ARGUMENTS) {
     if (told >= 0) tell_row(job, told);
     if (best == BROKEN) {
         settle(job, 0, NO_NUMBER);
+    } else if (job.is_given()) {
+        settle(job, row.given, CHOSEN);
     } else if (best == 0) {
         settle(job, 0, NOTHING_ALLOWED);
     } else if (job.greedy()) {

@@ -62,7 +62,8 @@ struct SamplerRow {
     int edit_count;
     int history;             // which of `counts`; -1: no penalties, and nothing is counted
     int logprobs;            // so many of the likeliest are reported, besides the chosen; -1: none
-    uint32_t spare[3];
+    int given;               // a prompt's token, which is the choice whatever it is; `last` and counts stay. -1: none
+    uint32_t spare[2];
 };
 static_assert(sizeof(SamplerRow) == 80, "as in Rust");
 
@@ -122,7 +123,9 @@ struct Job {
     int vocab;
     bool there;
 
-    DEVICE bool greedy() const { return !(row->temperature > 0.0f); }
+    DEVICE bool is_given() const { return row->given >= 0; }
+    // Is the token known without a draw?
+    DEVICE bool greedy() const { return is_given() || !(row->temperature > 0.0f); }
     // The least weight that is kept; the likeliest candidate has it.
     DEVICE float least_weight() const { return fminf(row->min_p, 1.0f); }
     DEVICE int part_count() const { return (vocab + PART - 1) / PART; }
@@ -151,7 +154,7 @@ DEVICE Job job_of(SAMPLER_ARGUMENTS) {
     int index = blockIdx.y;
     const SamplerRow *row = rows + index;
     Job job;
-    job.there = within(row->slot, 1, slots) && row->history < histories &&
+    job.there = within(row->slot, 1, slots) && row->history < histories && row->given < vocab &&
                 (row->mask < 0 || within(row->mask, (vocab + 31) / 32, mask_words)) &&
                 (row->edit_count == 0 || within(row->edits, row->edit_count, edit_count));
     job.logits = logits + size_t(index) * vocab;
@@ -307,6 +310,7 @@ DEVICE void settle(const Job &job, int token, int status) {
     job.choice->status = status;
     job.choice->logprob = 0.0f;
     job.choice->rank = 1;
+    if (job.is_given()) return;
     // The next step may be under way before the host learns that this failed: its token must be one.
     job.last[job.row->slot] = chosen ? token : 0;
     if (chosen && job.counts && (job.counts[token] & 0x7fff) != 0x7fff) job.counts[token]++;

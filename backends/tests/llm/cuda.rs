@@ -8,7 +8,7 @@ use backends::llm::cuda::{CacheType, CudaExecutor, Options, lacks};
 use backends::llm::engine::Overlap;
 use backends::llm::executor::{Executor, Failure, Masks};
 use backends::llm::plan::{Chunk, Fill, Input, Logprobs, Plan};
-use backends::llm::sampling::Parameters;
+use backends::llm::sampling::{Parameters, Sampling};
 use backends::llm::scheduler::Counters;
 use backends::llm::sequence::{GroupId, SequenceId};
 use backends::llm::spec::DecoderSpec;
@@ -300,6 +300,43 @@ fn chunks_equal_the_whole() {
         let whole = prompt_logprobs(&mut executor, &golden.tokens, golden.tokens.len());
         for chunk in [6, 5, 1] {
             assert_eq!(prompt_logprobs(&mut executor, &golden.tokens, chunk), whole, "{case} in chunks of {chunk}");
+        }
+    }
+}
+
+/// What is told of a prompt's positions is what is told where a token is chosen there: the likeliest, with the bits that
+/// they have then, and the prompt's own token among them or below.
+#[test]
+fn prompts_are_told_what_choices_are() {
+    let golden = goldens("qwen3").remove(0);
+    let (spec, tokens) = (golden.spec(), &golden.tokens);
+    let mut executor = CudaExecutor::load(spec.clone(), &golden.weights(&spec), device(), options(8, 512)).unwrap();
+    let told = prompt_logprobs(&mut executor, tokens, tokens.len());
+    assert!(tokens.len() > 8, "more rows than have logits at a time");
+    let sampling = Parameters { logprobs: Some(3), temperature: 0.0, ..Parameters::default() };
+    let sampling = Arc::new(Sampling::new(sampling).unwrap());
+    for (before, told) in (1..tokens.len()).zip(&told) {
+        let prompt = &tokens[..before];
+        let chunk = Chunk {
+            sequence: SequenceId { group: GroupId(2), copy: 0 },
+            slot: 1,
+            fill: Some(Fill { prompt: prompt.into(), output: Vec::new() }),
+            start: 0,
+            length: before as u32,
+            input: Input::Known(prompt.to_vec()),
+            blocks: Arc::new((0..before.div_ceil(BLOCK) as u32).collect()),
+            sample: true,
+            sampling: sampling.clone(),
+            prompt_logprobs: 0,
+        };
+        let plan = Plan { step: before as u64, chunks: vec![chunk], stale: Vec::new(), preempted: Vec::new() };
+        let ticket = executor.launch(&plan).unwrap();
+        executor.sample(&ticket, &Masks::default()).unwrap();
+        let chosen = executor.collect(ticket).unwrap().remove(0).logprobs.unwrap();
+        assert_eq!((told.top.len(), &told.top), (3, &chosen.top), "after {before} tokens");
+        match told.top.iter().position(|(token, _)| *token == tokens[before]) {
+            Some(at) => assert_eq!((told.logprob, told.rank as usize), (told.top[at].1, at + 1)),
+            None => assert!(told.logprob <= told.top[2].1 && told.rank > 3, "{told:?}"),
         }
     }
 }

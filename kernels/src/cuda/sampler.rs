@@ -64,8 +64,10 @@ pub struct Row {
     pub history: i32,
     /// Reports the token's probability and so many of the likeliest, at most [`TOLD_MAX`]. -1: nothing.
     pub logprobs: i32,
+    /// A prompt's token, whose probability is reported: nothing is chosen, `last` and the counts stay. -1: none.
+    pub given: i32,
     /// Nothing.
-    pub spare: [u32; 3],
+    pub spare: [u32; 2],
 }
 
 impl Default for Row {
@@ -89,7 +91,8 @@ impl Default for Row {
             edit_count: 0,
             history: -1,
             logprobs: -1,
-            spare: [0; 3],
+            given: -1,
+            spare: [0; 2],
         }
     }
 }
@@ -115,9 +118,9 @@ impl Row {
             self.edit_count as u32,
             self.history as u32,
             self.logprobs as u32,
+            self.given as u32,
             self.spare[0],
             self.spare[1],
-            self.spare[2],
         ]
     }
 }

@@ -215,13 +215,13 @@ fn rows_lie_in_memory_as_kernels_read_them() {
         ($($field:ident)*) => { [$((stringify!($field), std::mem::offset_of!(Row, $field))),*] };
     }
     let ours = ours!(slot temperature top_k top_p min_p repetition presence frequency seed_low seed_high copy position
-        mask edits edit_count history logprobs);
+        mask edits edit_count history logprobs given);
     assert_eq!(names[..ours.len()], ours.map(|(name, _)| name));
-    assert_eq!(names[ours.len()..], ["spare[3]"]);
+    assert_eq!(names[ours.len()..], ["spare[2]"]);
     assert_eq!(ours.map(|(_, offset)| offset), std::array::from_fn(|i| 4 * i));
-    let row = Row { slot: 1, temperature: 2.0, position: 12, logprobs: -3, spare: [7, 8, 9], ..Row::default() };
+    let row = Row { slot: 1, temperature: 2.0, position: 12, logprobs: -3, given: 4, spare: [8, 9], ..Row::default() };
     let words = row.words();
-    assert_eq!([words[0], words[1], words[11], words[16], words[19]], [1, 2f32.to_bits(), 12, -3i32 as u32, 9]);
+    assert_eq!([0, 1, 11, 16, 17, 19].map(|at| words[at]), [1, 2f32.to_bits(), 12, -3i32 as u32, 4, 9]);
 }
 
 #[test]
@@ -341,8 +341,17 @@ fn probabilities_are_those_of_the_model() {
             Case::of(&logits, row(5, 0.0)).allowing(|token| token % 5 == 3),
             Case::of(&logits, row(1, 1.0)).edited(&[(2, 50.0), (3, f32::NEG_INFINITY)]),
             Case::of(&logits, Row { presence: 2.0, ..row(2, 0.0) }).with_history(|token| (token % 2) as u16),
+            // Tokens of prompts.
+            Case::of(&logits, Row { given: 4, ..row(20, 0.0) }),
+            Case::of(&logits, Row { given: 2, ..row(0, 1.0) }).allowing(|token| token == 3).with_history(|_| 1),
         ];
-        for (case, choice) in cases.iter().zip(Step::new(&cases).run()) {
+        let mut step = Step::new(&cases);
+        let (choices, last, counts) = (step.run(), step.last(), step.counts());
+        for (i, (case, choice)) in cases.iter().zip(choices).enumerate() {
+            if case.row.given >= 0 {
+                assert_eq!((choice.token, choice.status, last[i]), (case.row.given, Status::Chosen, BEFORE));
+                assert!(counts[i * vocab..][..vocab].iter().all(|count| *count == case.history.is_some().into()));
+            }
             let log_sum = logits.iter().map(|logit| f64::from(*logit).exp()).sum::<f64>().ln();
             let log = |token: i32| (f64::from(logits[token as usize]) - log_sum) as f32;
             let near = |got: f32, want: f32| assert!((got - want).abs() < 1e-5, "{got} is not {want}");
@@ -363,19 +372,20 @@ fn probabilities_are_those_of_the_model() {
 fn what_is_no_row_is_not_touched() {
     let logits = random(4, 70);
     let row = Row { temperature: 1.0, top_p: 0.5, logprobs: 3, ..Row::default() };
-    let mut cases = vec![Case::of(&logits, row); 6];
+    let mut cases = vec![Case::of(&logits, row); 7];
     cases[0].row.slot = -1;
     // What refers to more than there is.
-    cases[2].row.history = 6;
+    cases[2].row.history = 7;
     cases[3].row.mask = 1;
+    cases[6].row.given = 70;
     let mut step = Step::new(&cases);
     let mut rows: Vec<u32> = get(&mut *step.device, step.job.rows);
-    rows[4 * 20] = 6; // a slot
+    rows[4 * 20] = 7; // a slot
     (rows[5 * 20 + 13], rows[5 * 20 + 14]) = (1, 1); // an edit
     step.job.rows = put(&mut *step.device, &rows);
     let choices = step.run();
     assert_eq!(choices[1].status, Status::Chosen);
-    for i in [0, 2, 3, 4, 5] {
+    for i in [0, 2, 3, 4, 5, 6] {
         assert_eq!((choices[i].token, choices[i].rank, step.last()[i]), (9, 9, BEFORE));
     }
 }

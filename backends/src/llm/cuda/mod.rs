@@ -20,8 +20,8 @@ mod weights;
 
 use super::calibration;
 use super::executor::{Executor, Failure, Masks, Ticket};
-use super::plan::{Chunk, Fill, Logprobs, Plan, Sampled};
-use super::sampler::{self, History, Sampler};
+use super::plan::{Fill, Logprobs, Plan, Sampled};
+use super::sampler::{History, Sampler};
 use super::spec::DecoderSpec;
 use super::weights::Weights;
 use crate::error::LoadError;
@@ -41,8 +41,6 @@ use step::{Bounds, Rows};
 pub use watched::Watched;
 use weights::Model;
 
-/// Rows whose logits are there at a time when a prompt's probabilities are asked for.
-const LOGIT_ROWS: usize = 32;
 /// Most rows of a step: a grid's second side is no longer.
 const ROWS_MAX: usize = 65_535;
 /// What helps where there is no room for all but weights.
@@ -353,29 +351,6 @@ impl CudaExecutor {
         let mut launches = Vec::new();
         self.forward.logits(rows.len(), place, &mut |launch| launches.push(launch))?;
         self.run(launches)
-    }
-
-    /// Probabilities of the prompt tokens that follow the first rows of a chunk.
-    fn prompt_logprobs(&mut self, chunk: &Chunk, first: usize) -> Result<Vec<Logprobs>, Failure> {
-        let (vocab, most) = (self.forward.spec.vocab, self.extent.slots.min(LOGIT_ROWS));
-        let count = chunk.sampling.prompt_logprobs.unwrap_or(0).into();
-        let rows: Vec<usize> = (first..first + chunk.prompt_logprobs as usize).collect();
-        let next = chunk.start as usize + 1;
-        let mut told = Vec::with_capacity(rows.len());
-        for rows in rows.chunks(most) {
-            self.logits(rows)?;
-            let place = self.forward.buffers.logits.first(rows.len() * vocab)?;
-            let pending = self.device.download(place.cast()?)?;
-            let bytes = self.device.wait(pending)?;
-            let prompt = &self.slots[chunk.slot as usize].prompt;
-            for (row, bytes) in rows.iter().zip(bytes.chunks_exact(4 * vocab)) {
-                let logits = floats(bytes);
-                let token = prompt.get(next + row - first).copied();
-                let token = token.ok_or_else(|| Failure::Contract("a prompt is shorter than it is told".into()))?;
-                told.push(sampler::told(&logits, token, count));
-            }
-        }
-        Ok(told)
     }
 }
 

@@ -7,7 +7,7 @@ use crate::llm::plan::{Chunk, Logprobs};
 use crate::llm::sampler::{NO_CHANCE, Wish, allowed, leaves_none, nothing_left};
 use crate::llm::sampling::Sampling;
 use kernels::cuda::sampler::{self, Choice, Edit, HistoryBegin, Row, Status};
-use kernels::cuda::{Launch, Misuse, Slice};
+use kernels::cuda::{Launch, Misuse, Pending, Slice};
 use std::ops::Range;
 
 /// The sampler's part of the device's memory.
@@ -238,6 +238,43 @@ impl CudaExecutor {
         Ok(chosen)
     }
 
+    /// Probabilities of the prompt tokens that follow the first rows of a chunk, as many at a time as there is room for
+    /// logits of; the next are under way while the last ones are waited for.
+    pub(super) fn prompt_logprobs(&mut self, chunk: &Chunk, first: usize) -> Result<Vec<Logprobs>, Failure> {
+        let (wanted, next) = (chunk.prompt_logprobs as usize, chunk.start as usize + 1);
+        let (count, prompt) =
+            (chunk.sampling.prompt_logprobs.unwrap_or(0), self.slots[chunk.slot as usize].prompt.clone());
+        let tokens = prompt.get(next..next + wanted);
+        let tokens = tokens.ok_or_else(|| Failure::Contract("a prompt is shorter than it is told".into()))?;
+        let mut told = Vec::with_capacity(wanted);
+        let mut under_way = None;
+        for (begin, tokens) in (first..).step_by(self.extent.slots).zip(tokens.chunks(self.extent.slots)) {
+            let rows: Vec<usize> = (begin..begin + tokens.len()).collect();
+            self.logits(&rows)?;
+            let row = |token: &u32| Row { slot: 0, given: *token as i32, logprobs: count.into(), ..Row::default() };
+            self.tell(tokens.iter().map(|token| Told { row: row(token), ..Told::default() }).collect())?;
+            let launches = self.sampler_launches(tokens.len(), (false, true))?;
+            self.run(launches)?;
+            let choices = self.forward.buffers.sampler.choices.first(tokens.len() * sampler::CHOICE_WORDS)?;
+            let before = under_way.replace(self.device.download(choices.cast()?)?);
+            self.take_logprobs(before, count, &mut told)?;
+        }
+        self.take_logprobs(under_way, count, &mut told)?;
+        Ok(told)
+    }
+
+    /// Waits for what the sampler's kernels tell.
+    fn take_logprobs(&mut self, from: Option<Pending>, count: u8, told: &mut Vec<Logprobs>) -> Result<(), Failure> {
+        let Some(pending) = from else { return Ok(()) };
+        let choices = Choice::all(&self.device.wait(pending)?);
+        told.extend(choices.iter().map(|choice| match choice.status {
+            Status::Chosen => logprobs_of(choice, count),
+            // What the model computed says nothing of any token.
+            Status::NoNumber | Status::NothingAllowed => Logprobs { logprob: f32::NAN, rank: 1, top: Vec::new() },
+        }));
+        Ok(())
+    }
+
     /// Waits for the tokens of a step, and takes them over.
     pub(super) fn learn(&mut self, step: &mut Step) -> Result<(), Failure> {
         let Some(pending) = step.choices.take() else { return Ok(()) };
@@ -272,12 +309,14 @@ fn outcome(sampling: &Sampling, choice: &Choice) -> Chosen {
         Status::Chosen => {}
     }
     let token = u32::try_from(choice.token).map_err(|_| "the sampler chose no token".to_owned())?;
-    let logprobs = sampling.logprobs.map(|count| {
-        let top = choice.ids.iter().zip(choice.logprobs).take(count.into()).filter(|(id, _)| **id >= 0);
-        let top = top.map(|(id, logprob)| (*id as u32, logprob)).collect();
-        Logprobs { logprob: choice.logprob, rank: choice.rank, top }
-    });
-    Ok((token, logprobs))
+    Ok((token, sampling.logprobs.map(|count| logprobs_of(choice, count))))
+}
+
+/// The chosen token's probability, and those of so many of the likeliest.
+fn logprobs_of(choice: &Choice, count: u8) -> Logprobs {
+    let top = choice.ids.iter().zip(choice.logprobs).take(count.into()).filter(|(id, _)| **id >= 0);
+    let top = top.map(|(id, logprob)| (*id as u32, logprob)).collect();
+    Logprobs { logprob: choice.logprob, rank: choice.rank, top }
 }
 
 #[cfg(test)]
