@@ -3,6 +3,8 @@
 // The exemption of tests covers only the bodies of `#[test]` functions.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod batches;
 mod blocks;
 mod calibration;
 mod common;
