@@ -304,6 +304,26 @@ fn chunks_equal_the_whole() {
     }
 }
 
+/// Models that share a device do not see each other, and one that leaves takes nothing of the other's with it.
+#[test]
+fn models_share_a_device() {
+    let [one, other] = ["qwen3", "gpt_oss"].map(|case| goldens(case).remove(0));
+    let load = |golden: &Golden| {
+        let spec = golden.spec();
+        CudaExecutor::load(spec.clone(), &golden.weights(&spec), device(), options(8, 512)).unwrap()
+    };
+    let told = |executor: &mut CudaExecutor, golden: &Golden| prompt_logprobs(executor, &golden.tokens, 5);
+    let alone = [&one, &other].map(|golden| told(&mut load(golden), golden));
+    let [mut first, mut second] = [&one, &other].map(load);
+    for _ in 0..2 {
+        assert_eq!([told(&mut first, &one), told(&mut second, &other)], alone);
+    }
+    drop(first);
+    assert_eq!(told(&mut second, &other), alone[1]);
+    assert_eq!(told(&mut load(&one), &one), alone[0]);
+    assert_eq!(told(&mut second, &other), alone[1]);
+}
+
 /// What is told of a prompt's positions is what is told where a token is chosen there: the likeliest, with the bits that
 /// they have then, and the prompt's own token among them or below.
 #[test]
