@@ -22,5 +22,5 @@ DEVICE uint32_t four_codes(uint32_t first, uint32_t second, float up) {
     return low | to_e4m3_pair(high_float(first) * up, high_float(second) * up) << 16;
 }
 
-// Where word t of the sixteen numbers that begin with number `at` is among the words of all.
+// Where word t of the sixteen numbers that number `at` is one of is among the words of all.
 DEVICE size_t word_of_codes(size_t at, int t) { return at / 32 * 8 + 2 * t + at / 16 % 2; }

@@ -1,10 +1,10 @@
-//! The largest batches of decoding: as many sequences as there are graphs for.
+//! Sequences beside each other in a step: as many as there are graphs for; and decoding beside a prompt that is told.
 
-use crate::cuda::{device, options};
+use crate::cuda::{device, options, prompt_logprobs};
 use crate::parity::goldens;
 use backends::llm::cuda::{CudaExecutor, Options};
 use backends::llm::executor::{Executor, Masks};
-use backends::llm::plan::{Chunk, Fill, Input, Plan};
+use backends::llm::plan::{Chunk, Fill, Input, Plan, Sampled};
 use backends::llm::sampling::{Parameters, Sampling};
 use backends::llm::sequence::{GroupId, SequenceId};
 use std::sync::Arc;
@@ -82,4 +82,47 @@ fn the_largest_batch_goes_as_a_graph() {
     };
     assert_eq!((rows("embed", 0), rows("sampler_scan", 1)), (vec![BUCKET; 2], vec![BUCKET; 2]));
     assert_eq!(executor.remark(), None);
+}
+
+/// A step may have prompts that are told beside sequences that are past theirs: neither minds the other.
+#[test]
+fn prompts_are_told_beside_sequences_that_decode() {
+    let golden = goldens("qwen3").remove(0);
+    let (spec, told) = (golden.spec(), &golden.tokens);
+    let load = || CudaExecutor::load(spec.clone(), &golden.weights(&spec), device(), options(16, 512)).unwrap();
+    let chunk = |slot: u32, start: u32, tokens: &[u32], input: Input, sampling: Parameters| Chunk {
+        sequence: SequenceId { group: GroupId(slot.into()), copy: 0 },
+        slot,
+        fill: (start == 0).then(|| Fill { prompt: tokens.into(), output: Vec::new() }),
+        start,
+        length: if start == 0 { tokens.len() as u32 } else { 1 },
+        input,
+        blocks: Arc::new((8 * slot..8 * slot + 8).collect()),
+        sample: true,
+        prompt_logprobs: sampling.prompt_logprobs.map_or(0, |_| tokens.len() as u32 - 1),
+        sampling: Arc::new(Sampling::new(sampling).unwrap()),
+    };
+    let greedy = Parameters { temperature: 0.0, ..Parameters::default() };
+    let prompt = [3, 4, 5];
+    let asked = Parameters { prompt_logprobs: Some(3), ..greedy.clone() };
+    let first = || chunk(0, 0, &prompt, Input::Known(prompt.to_vec()), greedy.clone());
+    // The second of these stands beyond its prompt and what came after it.
+    let next = |start: u32| chunk(0, start, &prompt, Input::Last, greedy.clone());
+    let other = || chunk(1, 0, told, Input::Known(told.clone()), asked.clone());
+    let steps = |executor: &mut CudaExecutor, steps: Vec<Vec<Chunk>>| {
+        let plans = (1..).zip(steps).map(|(step, chunks)| Plan { step, chunks, stale: vec![], preempted: vec![] });
+        let run = plans.map(|plan| {
+            let ticket = executor.launch(&plan).unwrap();
+            executor.sample(&ticket, &Masks::default()).unwrap();
+            executor.collect(ticket).unwrap()
+        });
+        run.collect::<Vec<_>>()
+    };
+    let alone = steps(&mut load(), vec![vec![first()], vec![next(3)], vec![next(4)]]);
+    let beside = steps(&mut load(), vec![vec![first()], vec![next(3)], vec![next(4), other()]]);
+    let decoded = |steps: &[Vec<Sampled>]| steps.iter().map(|sampled| sampled[0].token).collect::<Vec<_>>();
+    assert_eq!(decoded(&alone), decoded(&beside));
+    assert!(decoded(&alone).iter().all(Option::is_some));
+    assert_eq!(beside[2][1].prompt_logprobs, prompt_logprobs(&mut load(), told, told.len()));
+    assert!(beside[2][0].prompt_logprobs.is_empty() && beside[2][1].token.is_some());
 }

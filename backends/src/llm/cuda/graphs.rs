@@ -15,7 +15,7 @@ const CLASSES: [usize; 7] = [1, 9, 17, 33, 65, 129, 257];
 /// Rows up to which kernels are looked for by 64; more go by the tiles of many.
 const TILED_ROWS: usize = 4096;
 /// Rows with logits up to which they are: as many as the largest graph.
-const SAMPLED_ROWS: usize = 512;
+pub(super) const SAMPLED_ROWS: usize = 512;
 
 impl CudaExecutor {
     /// Captures what small batches need, and runs it once: what the device cannot do shows here rather than in

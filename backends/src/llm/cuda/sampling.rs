@@ -1,13 +1,14 @@
 //! Choosing tokens: what the sampler's kernels are told of each row, and what came of it. The order of rules is that of
 //! [`crate::llm::sampler`], which does the rare rows that the kernels do not: typical sampling.
 
+use super::graphs::SAMPLED_ROWS;
 use super::{CudaExecutor, Step, floats, step};
 use crate::llm::executor::{Failure, Mask, Masks};
 use crate::llm::plan::{Chunk, Logprobs};
 use crate::llm::sampler::{NO_CHANCE, Wish, allowed, leaves_none, nothing_left};
 use crate::llm::sampling::Sampling;
 use kernels::cuda::sampler::{self, Choice, Edit, HistoryBegin, Row, Status};
-use kernels::cuda::{Launch, Misuse, Pending, Slice};
+use kernels::cuda::{Launch, Misuse, Slice};
 use std::ops::Range;
 
 /// The sampler's part of the device's memory.
@@ -238,17 +239,19 @@ impl CudaExecutor {
         Ok(chosen)
     }
 
-    /// Probabilities of the prompt tokens that follow the first rows of a chunk, as many at a time as there is room for
-    /// logits of; the next are under way while the last ones are waited for.
+    /// Probabilities of the prompt tokens that follow the first rows of a chunk, where any are asked for: as many at a time
+    /// as there is room for logits of, and kernels at hand for.
     pub(super) fn prompt_logprobs(&mut self, chunk: &Chunk, first: usize) -> Result<Vec<Logprobs>, Failure> {
         let (wanted, next) = (chunk.prompt_logprobs as usize, chunk.start as usize + 1);
-        let (count, prompt) =
-            (chunk.sampling.prompt_logprobs.unwrap_or(0), self.slots[chunk.slot as usize].prompt.clone());
+        if wanted == 0 {
+            return Ok(Vec::new());
+        }
+        let prompt = self.slots[chunk.slot as usize].prompt.clone();
         let tokens = prompt.get(next..next + wanted);
         let tokens = tokens.ok_or_else(|| Failure::Contract("a prompt is shorter than it is told".into()))?;
+        let (count, most) = (chunk.sampling.prompt_logprobs.unwrap_or(0), self.extent.slots.min(SAMPLED_ROWS));
         let mut told = Vec::with_capacity(wanted);
-        let mut under_way = None;
-        for (begin, tokens) in (first..).step_by(self.extent.slots).zip(tokens.chunks(self.extent.slots)) {
+        for (begin, tokens) in (first..).step_by(most).zip(tokens.chunks(most)) {
             let rows: Vec<usize> = (begin..begin + tokens.len()).collect();
             self.logits(&rows)?;
             let row = |token: &u32| Row { slot: 0, given: *token as i32, logprobs: count.into(), ..Row::default() };
@@ -256,23 +259,14 @@ impl CudaExecutor {
             let launches = self.sampler_launches(tokens.len(), (false, true))?;
             self.run(launches)?;
             let choices = self.forward.buffers.sampler.choices.first(tokens.len() * sampler::CHOICE_WORDS)?;
-            let before = under_way.replace(self.device.download(choices.cast()?)?);
-            self.take_logprobs(before, count, &mut told)?;
+            let pending = self.device.download(choices.cast()?)?;
+            told.extend(Choice::all(&self.device.wait(pending)?).iter().map(|choice| match choice.status {
+                Status::Chosen => logprobs_of(choice, count),
+                // What the model computed says nothing of any token.
+                Status::NoNumber | Status::NothingAllowed => Logprobs { logprob: f32::NAN, rank: 1, top: Vec::new() },
+            }));
         }
-        self.take_logprobs(under_way, count, &mut told)?;
         Ok(told)
-    }
-
-    /// Waits for what the sampler's kernels tell.
-    fn take_logprobs(&mut self, from: Option<Pending>, count: u8, told: &mut Vec<Logprobs>) -> Result<(), Failure> {
-        let Some(pending) = from else { return Ok(()) };
-        let choices = Choice::all(&self.device.wait(pending)?);
-        told.extend(choices.iter().map(|choice| match choice.status {
-            Status::Chosen => logprobs_of(choice, count),
-            // What the model computed says nothing of any token.
-            Status::NoNumber | Status::NothingAllowed => Logprobs { logprob: f32::NAN, rank: 1, top: Vec::new() },
-        }));
-        Ok(())
     }
 
     /// Waits for the tokens of a step, and takes them over.
