@@ -82,7 +82,7 @@ pub(super) struct Setting {
     pub(super) vocab: u32,
 }
 
-/// What came of a request: its tokens, with bits of their probabilities.
+/// What came of a request: of its prompt, where that is told, ranks with bits of probabilities; its tokens with the same.
 pub(super) type Outcome = Vec<(u32, u32)>;
 
 /// All requests through one engine; and what it has counted.
@@ -120,6 +120,10 @@ pub(super) fn drive(
                     let bits = logprobs.map_or(0, |told| told.logprob.to_bits());
                     outcomes.entry(sequence.group).or_default().push((token, bits));
                 }
+                Event::PromptLogprobs { sequence, logprobs, .. } => {
+                    let told = logprobs.iter().map(|told| (told.rank, told.logprob.to_bits()));
+                    outcomes.entry(sequence.group).or_default().extend(told);
+                }
                 Event::Failed { reason, .. } => panic!("{setting:?}: {reason}"),
                 _ => {}
             }
@@ -131,6 +135,14 @@ pub(super) fn drive(
     (outcomes, engine.counters())
 }
 
+/// Has every request all of its answer, of so many tokens, and what it asked to be told of its prompt?
+pub(super) fn are_whole(outcomes: &[Outcome], requests: &[(Vec<u32>, Parameters)], most: usize) -> bool {
+    let len = |(prompt, parameters): &(Vec<u32>, Parameters)| {
+        most + parameters.prompt_logprobs.map_or(0, |_| prompt.len() - 1)
+    };
+    outcomes.len() == requests.len() && outcomes.iter().zip(requests).all(|(got, asked)| got.len() == len(asked))
+}
+
 /// Prompts that share beginnings, some greedy and some drawn.
 pub(super) fn requests(vocab: u32) -> Vec<(Vec<u32>, Parameters)> {
     let token =
@@ -140,6 +152,7 @@ pub(super) fn requests(vocab: u32) -> Vec<(Vec<u32>, Parameters)> {
     };
     let greedy = Parameters { logprobs: Some(2), ..Parameters::default() };
     let drawn = Parameters { temperature: 1.0, top_p: 0.9, seed: 5, frequency_penalty: 0.5, ..greedy.clone() };
+    let told = Parameters { prompt_logprobs: Some(2), ..greedy.clone() };
     let typical = Parameters { temperature: 0.8, typical_p: 0.9, top_k: 40, seed: 6, ..greedy.clone() };
     vec![
         (prompt(2, 70, 3), greedy.clone()),
@@ -147,6 +160,7 @@ pub(super) fn requests(vocab: u32) -> Vec<(Vec<u32>, Parameters)> {
         (prompt(4, 0, 5), greedy.clone()),
         (prompt(5, 64, 0), drawn),
         (prompt(6, 35, 9), typical),
-        (prompt(7, 35, 60), greedy),
+        (prompt(7, 35, 60), told),
+        (prompt(8, 35, 2), greedy),
     ]
 }

@@ -2,7 +2,7 @@
 //! are one by one, and taken where they can be.
 
 use crate::cuda::{PLAIN, Variant, options, run, too_far};
-use crate::driven::requests;
+use crate::driven::{are_whole, requests};
 use crate::parity::goldens;
 use backends::llm::cuda::{CudaExecutor, Options};
 use backends::llm::engine::Overlap;
@@ -63,7 +63,7 @@ fn graphs_are_eager() {
     let requests = requests(spec.vocab as u32);
     let plain = Variant { deterministic: false, short_rows: 8, running: 3, ..PLAIN };
     let eager = run(&spec, &weights, plain, &requests);
-    assert!(eager.iter().all(|outcome| outcome.len() == 12));
+    assert!(are_whole(&eager, &requests, 12));
     let captured = Variant { graphs: true, ..plain };
     assert_eq!(run(&spec, &weights, captured, &requests), eager);
     assert_eq!(run(&spec, &weights, Variant { overlap: Overlap::Ahead, ..captured }, &requests), eager);
