@@ -116,6 +116,7 @@ fn open() -> Result<Box<dyn Device>, Failure> {
 }
 
 /// The same, with products of many rows by pairs of blocks, or without.
+#[cfg_attr(not(any(feature = "cuda", feature = "emulator")), expect(unused_variables, reason = "nothing is opened"))]
 fn open_with(pairs: bool) -> Result<Box<dyn Device>, Failure> {
     #[cfg(feature = "cuda")]
     if let kernels::cuda::Driver::Gpus(names) = kernels::cuda::driver()
