@@ -34,21 +34,25 @@ struct Weights {
     const bf16 *from;
     int groups, left, inputs, to;
 
-    DEVICE Weights(const Product &product, int first_step) {
+    DEVICE Weights(const Product &product, int first_step, int end) {
         int output = blockIdx.x * BLOCK + warp_index() / 2 * 32 + lane_index() / 4;
         int input = first_step * STEP + warp_index() % 2 * 32 + lane_index() % 4 * 8;
         from = product.weight + size_t(output) * product.inputs + input;
         groups = (product.outputs - output + 7) / 8;
-        left = product.inputs - input;
+        left = end - input;
         inputs = product.inputs;
         to = warp_index() * 32 * LINE + place(lane_index() / 4, lane_index() % 4);
     }
 
-    DEVICE void copy(unsigned char *stage) {
+    // Of the step after so many others.
+    DEVICE void copy(unsigned char *stage, int step) const {
         UNROLL for (int group = 0; group < 4; group++)
-            copy_async16(stage + to + group * 8 * LINE, from + size_t(8 * group) * inputs, group < groups && left > 0);
-        from += STEP;
-        left -= STEP;
+            copy_async16(stage + to + group * 8 * LINE, from + size_t(8 * group) * inputs + step * STEP,
+                         group < groups && step * STEP < left);
+    }
+    DEVICE void advance(int steps) {
+        from += steps * STEP;
+        left -= steps * STEP;
     }
 
     // For each set, both groups of 8 outputs, then the same of the next 8 inputs.

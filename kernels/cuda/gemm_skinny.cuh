@@ -50,13 +50,13 @@ template <int tiles> struct X {
     const bf16 *from;
     int left, to;
 
-    // They begin `offset` bytes after a stage does.
-    DEVICE X(const Product &product, int first_step, int offset) {
+    // They begin `offset` bytes after a stage does. Inputs are there up to `end`.
+    DEVICE X(const Product &product, int first_step, int end, int offset) {
         int row = threadIdx.x / 4 % (8 * tiles), half = threadIdx.x / (4 * 8 * tiles), piece = threadIdx.x % 4;
         int input = first_step * STEP + half * 32 + piece * 8;
         bool there = row < product.rows;
         from = product.x + (there ? product.x_row(row) : 0) * product.inputs + input;
-        left = there ? product.inputs - input : 0;
+        left = there ? end - input : 0;
         to = offset + half * 8 * tiles * LINE + place(row, piece);
     }
 
@@ -64,11 +64,16 @@ template <int tiles> struct X {
     static constexpr int MOST = (x_pieces<tiles> + THREADS - 1) / THREADS;
     DEVICE static bool has(int piece) { return piece * THREADS + int(threadIdx.x) < x_pieces<tiles>; }
 
-    DEVICE void copy(unsigned char *stage) {
-        UNROLL for (int piece = 0; piece < MOST; piece++)
-            if (has(piece)) copy_async16(stage + to + piece * THREADS * PIECE, from + piece * 32, piece * 32 < left);
-        from += STEP;
-        left -= STEP;
+    // Of the step after so many others.
+    DEVICE void copy(unsigned char *stage, int step) const {
+        UNROLL for (int piece = 0; piece < MOST; piece++) {
+            int input = step * STEP + piece * 32;
+            if (has(piece)) copy_async16(stage + to + piece * THREADS * PIECE, from + input, input < left);
+        }
+    }
+    DEVICE void advance(int steps) {
+        from += steps * STEP;
+        left -= steps * STEP;
     }
 
     // Of the first stages, at once: their weights are under way before x is there. All is read before anything is put
@@ -84,23 +89,29 @@ template <int tiles> struct X {
             UNROLL for (int piece = 0; piece < MOST; piece++)
                 if (step < steps && has(piece))
                     store16(ring + step * stage_bytes + to + piece * THREADS * PIECE, got[step][piece]);
-        from += stages * STEP;
-        left -= stages * STEP;
+        advance(stages);
     }
 };
 
-// The products of a warp's 32 outputs with all rows of x, over its half of a step. `a` is of the weights: for each set,
-// both groups of 8 outputs, then the same of the next 8 inputs, and all that of the next 16.
-template <int tiles>
-DEVICE void multiply_tiles(float (&d)[SETS][tiles][4], const uint32_t (&a)[SETS][2][4], const unsigned char *x) {
+// Tiles of x that are multiplied by turns: the second product with a tile then need not wait for the first.
+template <int tiles> constexpr int tiles_abreast = tiles < 2 ? tiles : 2;
+template <int tiles> using FewOfX = uint32_t[tiles_abreast<tiles>][4];
+
+// Of x, from tile `tile` on: 8 rows a tile, all 32 inputs of this warp.
+template <int tiles> DEVICE void load_tiles(FewOfX<tiles> &b, const unsigned char *x, int tile) {
     int lane = lane_index();
-    // Of x: 8 rows, all 32 inputs.
     x += warp_index() % 2 * 8 * tiles * LINE + place(lane % 8, lane / 8);
-    // Two tiles at a time: the second product with a tile then need not wait for the first.
-    constexpr int abreast = tiles < 2 ? tiles : 2;
+    UNROLL for (int t = 0; t < tiles_abreast<tiles>; t++) load_matrices(b[t], x + (tile + t) * 8 * LINE);
+}
+
+// The products of a warp's 32 outputs with all rows of x, over its half of a step. `a` is of the weights: for each set,
+// both groups of 8 outputs, then the same of the next 8 inputs, and all that of the next 16. `b` has the first tiles.
+template <int tiles>
+DEVICE void multiply_tiles(float (&d)[SETS][tiles][4], const uint32_t (&a)[SETS][2][4], FewOfX<tiles> &b,
+                           const unsigned char *x) {
+    constexpr int abreast = tiles_abreast<tiles>;
     UNROLL for (int tile = 0; tile < tiles; tile += abreast) {
-        uint32_t b[abreast][4];
-        UNROLL for (int t = 0; t < abreast; t++) load_matrices(b[t], x + (tile + t) * 8 * LINE);
+        if (tile > 0) load_tiles<tiles>(b, x, tile);
         UNROLL for (int i = 0; i < 2; i++)
             UNROLL for (int t = 0; t < abreast; t++)
                 UNROLL for (int set = 0; set < SETS; set++)
@@ -231,6 +242,9 @@ DEVICE void finish_all(Out *y, const Product &product, const float (&d)[SETS][ti
 template <class Weights, int tiles> struct Ring {
     static constexpr int stage_bytes = Weights::bytes + x_pieces<tiles> * PIECE;
     static constexpr int stages = Weights::stages(tiles, stage_bytes);
+    // Stages of a turn, within which no warp waits for another: up to four, and three turns at least. The shorter codes
+    // are, the more a turn of one stage would cost for each of their bytes.
+    static constexpr int together = tiles > 4 || stages < 6 ? 1 : stages < 12 ? stages / 3 : 4, turns = stages / together;
     static_assert(8 * tiles * PITCH * 4 <= stages * stage_bytes, "the sums fit where the stages were");
 };
 
@@ -238,37 +252,52 @@ template <class Weights, int tiles> struct Ring {
 template <class Weights, int tiles, class Job>
 DEVICE unsigned char *add_all(float (&d)[SETS][tiles][4], const Job &product) {
     using Is = Ring<Weights, tiles>;
-    constexpr int ahead = Is::stages - 1;
+    constexpr int together = Is::together, turn = together * Is::stage_bytes, ahead = (Is::turns - 1) * together;
     DYNAMIC_SHARED(ring);
     let_next_start();
     // Steps are given to the parts as evenly as they go.
     int all = (product.inputs + STEP - 1) / STEP;
     int first = all * int(blockIdx.y) / int(gridDim.y), steps = all * int(blockIdx.y + 1) / int(gridDim.y) - first;
-    Weights weights(product, first);
+    int end = (first + steps) * STEP < product.inputs ? (first + steps) * STEP : product.inputs;
+    Weights weights(product, first, end);
     // Weights are nobody's output: they need not wait.
-    for (int step = 0; step < ahead; step++) {
-        if (step < steps) weights.copy(ring + step * Is::stage_bytes);
+    for (int step = 0; step < ahead; step += together) {
+        UNROLL for (int i = 0; i < together; i++) weights.copy(ring + (step + i) * Is::stage_bytes, i);
+        weights.advance(together);
         copies_commit();
     }
     wait_for_earlier();
-    X<tiles> x(product, first, Weights::bytes);
+    X<tiles> x(product, first, end, Weights::bytes);
     x.template move<ahead>(ring, Is::stage_bytes, steps);
 
-    int stage = 0, filled = ahead * Is::stage_bytes;
-    for (int step = 0; step < steps; step++) {
-        copies_wait<ahead - 1>();
-        // This step's stage is there, and all are done with the one that is filled next.
+    int stage = 0, filled = (Is::turns - 1) * turn;
+    for (int step = 0; step < steps; step += together) {
+        copies_wait<Is::turns - 2>();
+        // These steps' stages are there, and all are done with those that are filled next.
         __syncthreads();
-        if (step + ahead < steps) {
-            weights.copy(ring + filled);
-            x.copy(ring + filled);
+        // A branch costs fewer registers than copies of nothing do.
+        if (tiles <= 4 || step + ahead < steps) {
+            UNROLL for (int i = 0; i < together; i++) {
+                weights.copy(ring + filled + i * Is::stage_bytes, i);
+                x.copy(ring + filled + i * Is::stage_bytes, i);
+            }
+            weights.advance(together);
+            x.advance(together);
         }
         copies_commit();
-        uint32_t a[SETS][2][4];
-        weights.fragments(a, ring + stage);
-        multiply_tiles<tiles>(d, a, ring + stage + Weights::bytes);
+        UNROLL for (int i = 0; i < together; i++)
+            if (step + i < steps) {
+                const unsigned char *from = ring + stage + i * Is::stage_bytes;
+                // What x takes to come, codes are widened in, where registers are enough.
+                FewOfX<tiles> b;
+                uint32_t a[SETS][2][4];
+                if (tiles <= 4) load_tiles<tiles>(b, from + Weights::bytes, 0);
+                weights.fragments(a, from);
+                if (tiles > 4) load_tiles<tiles>(b, from + Weights::bytes, 0);
+                multiply_tiles<tiles>(d, a, b, from + Weights::bytes);
+            }
         filled = stage;
-        stage = stage + Is::stage_bytes == Is::stages * Is::stage_bytes ? 0 : stage + Is::stage_bytes;
+        stage = stage + turn == Is::turns * turn ? 0 : stage + turn;
     }
     return ring;
 }

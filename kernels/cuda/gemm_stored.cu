@@ -2,7 +2,7 @@
 // gemm_skinny.cuh, whose stages hold codes and scales; a warp widens its own, and multiplies them as if they had been
 // bf16. For more rows whole matrices are widened first.
 //
-//     stage    codes [warp][unit], scales [warp][two groups], x
+//     stage    [warp][unit of codes, scales of two groups], x
 //
 // Each lane copies what it reads itself, but for the scales: those of a warp are copied by its first lanes. Groups
 // larger than a unit are copied with each of their units; they come from the second cache then.
@@ -17,39 +17,44 @@ struct StoredProduct : Product {
 
 // A lane's pieces of codes and scales, from one step to the next.
 template <class Kind> struct Codes {
-    static constexpr int unit = unit_bytes<Kind>, of_group = scale_bytes<Kind>, warps = THREADS / WARP;
-    static constexpr int bytes = warps * (unit + 2 * of_group);
+    static constexpr int unit = unit_bytes<Kind>, of_group = scale_bytes<Kind>, of_warp = unit + 2 * of_group;
+    static constexpr int bytes = THREADS / WARP * of_warp;
     // As many as fit, where few tiles would wait for nothing but memory; and two blocks in a multiprocessor.
     static constexpr int stages(int tiles, int stage_bytes) { return (tiles <= 2 ? 73728 : 100352) / stage_bytes; }
 
     // What a launch says is read when it is needed: registers are short.
     const Matrix &of;
     const unsigned char *from, *scales;
-    int input;
+    int input, left, to;
 
-    DEVICE Codes(const StoredProduct &product, int first_step) : of(product.matrix) {
+    DEVICE Codes(const StoredProduct &product, int first_step, int end) : of(product.matrix) {
         int down = blockIdx.x * (BLOCK / 32) + warp_index() / 2;
         input = first_step * STEP + warp_index() % 2 * 32;
         from = of.codes + (size_t(down) * (of.inputs / 32) + input / 32) * unit + lane_index() * PIECE;
         scales = of.scales + size_t(down) * of.groups() * of_group + lane_index() * PIECE;
+        to = warp_index() * of_warp + lane_index() * PIECE;
         // Past the last outputs no input is there.
-        if (down * 32 >= of.outputs) input = of.inputs;
+        left = down * 32 < of.outputs ? end - input : 0;
     }
 
-    DEVICE void copy(unsigned char *stage) {
-        bool there = input < of.inputs;
-        unsigned char *to = stage + warp_index() * unit + lane_index() * PIECE;
-        UNROLL for (int at = 0; at < unit; at += WARP * PIECE) copy_async16(to + at, from + at, there);
-        to = stage + warps * unit + warp_index() * 2 * of_group + lane_index() * PIECE;
+    // Of the step after so many others.
+    DEVICE void copy(unsigned char *stage, int step) const {
+        bool there = step * STEP < left;
+        stage += to;
+        UNROLL for (int at = 0; at < unit; at += WARP * PIECE)
+            copy_async16(stage + at, from + step * 2 * unit + at, there);
         if (lane_index() < of_group / PIECE << int(of.shift == 4))
-            copy_async16(to, scales + size_t(input >> of.shift) * of_group, there);
-        from += 2 * unit;
-        input += STEP;
+            copy_async16(stage + unit, scales + unsigned(input + step * STEP >> of.shift) * of_group, there);
+    }
+    DEVICE void advance(int steps) {
+        from += steps * 2 * unit;
+        input += steps * STEP;
+        left -= steps * STEP;
     }
 
     DEVICE void fragments(uint32_t (&a)[SETS][2][4], const unsigned char *stage) const {
-        const unsigned char *mine = stage + warps * unit + warp_index() * 2 * of_group;
-        widen_unit<Kind>(a, stage + warp_index() * unit, mine, of.shift == 4);
+        const unsigned char *mine = stage + warp_index() * of_warp;
+        widen_unit<Kind>(a, stage + to, mine + unit, of.shift == 4);
     }
 };
 
@@ -93,7 +98,7 @@ template <class Kind> DEVICE void widen_matrix(bf16 *to, const Matrix &matrix) {
     size_t unit = size_t(down) * (matrix.inputs / 32) + across;
     size_t group = size_t(down) * matrix.groups() + (across * 32 >> matrix.shift);
     uint32_t a[2][2][4];
-    widen_unit<Kind>(a, matrix.codes + unit * unit_bytes<Kind>, matrix.scales + group * scale_bytes<Kind>,
+    widen_unit<Kind>(a, matrix.codes + unit * unit_bytes<Kind> + lane_index() * 16, matrix.scales + group * scale_bytes<Kind>,
                      matrix.shift == 4);
     UNROLL for (int set = 0; set < 2; set++)
         UNROLL for (int half = 0; half < 2; half++) {

@@ -131,6 +131,17 @@ DEVICE uint32_t multiply_add_pair(uint32_t a, uint32_t b, uint32_t c) {
 #endif
 }
 
+// The bits of `mask` in `from`, with those of `more`. Two constants in one instruction is more than the compiler makes of it.
+DEVICE uint32_t take_bits(uint32_t from, uint32_t mask, uint32_t more) {
+#ifdef __CUDACC__
+    uint32_t to;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(to) : "r"(from), "r"(mask), "r"(more));
+    return to;
+#else
+    return (from & mask) | more;
+#endif
+}
+
 // The lower half of a register in both halves, and the upper half.
 DEVICE uint32_t twice_low(uint32_t pair) {
 #ifdef __CUDACC__

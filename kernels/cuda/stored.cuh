@@ -29,14 +29,18 @@ namespace {
 // The two numbers of an output and a group, in sixteen bits each, as they are used: a scale, and its rest or a minimum.
 struct InFloats {
     float scale, other;
-    DEVICE void set(uint32_t first, uint32_t second) {
-        scale = half_to_float(first & 0xffff), other = half_to_float(second & 0xffff);
+    DEVICE void set_low(uint32_t scales, uint32_t others) {
+        scale = half_to_float(scales & 0xffff), other = half_to_float(others & 0xffff);
     }
+    DEVICE void set_high(uint32_t scales, uint32_t others) { set_low(scales >> 16, others >> 16); }
 };
 struct InPairs {
     uint32_t scale, other;
-    DEVICE void set(uint32_t first, uint32_t second) {
-        scale = twice_low(first), other = twice_low(second);
+    DEVICE void set_low(uint32_t scales, uint32_t others) {
+        scale = twice_low(scales), other = twice_low(others);
+    }
+    DEVICE void set_high(uint32_t scales, uint32_t others) {
+        scale = twice_high(scales), other = twice_high(others);
     }
 };
 
@@ -80,7 +84,7 @@ template <bool minima> struct Whole4 {
     using Scale = InPairs;
     // As the last bits of 128 they are bf16 already; less 136 they are around 0, where products are rounded least.
     DEVICE static uint32_t pair(uint32_t word, const Scale &of) {
-        uint32_t code = multiply_add_pair((word & 0x000f000f) | 0x43004300, PAIR_OF_ONES, 0xc308c308);
+        uint32_t code = multiply_add_pair(take_bits(word, 0x000f000f, 0x43004300), PAIR_OF_ONES, 0xc308c308);
         return multiply_add_pair(code, of.scale, minima ? of.other ^ 0x80008000u : PAIR_OF_NO_MORE);
     }
     DEVICE static void widen(uint32_t &first, uint32_t &second, uint32_t word, const Scale &of) {
@@ -136,17 +140,17 @@ template <class Kind> DEVICE void load_scales(typename Kind::Scale (&to)[4], con
         Bytes8 half = load8(scales + 8 * place);
         got = Bytes16{half.x, half.y, 0, 0};
     }
-    to[0].set(got.x, got.z), to[1].set(got.x >> 16, got.z >> 16);
-    to[2].set(got.y, got.w), to[3].set(got.y >> 16, got.w >> 16);
+    to[0].set_low(got.x, got.z), to[1].set_high(got.x, got.z);
+    to[2].set_low(got.y, got.w), to[3].set_high(got.y, got.w);
 }
 
-// A unit as fragments of the matrix unit's left side: for each 16 outputs and each 16 inputs, both groups of 8 outputs,
+// A unit, of which `unit` is this lane's part, as fragments of the matrix unit's left side: for each 16 outputs and each 16 inputs, both groups of 8 outputs,
 // then the same of the next 8 inputs. Where a group is 16 inputs, the scales of two stand behind each other.
 template <class Kind>
 DEVICE void widen_unit(uint32_t (&a)[2][2][4], const unsigned char *unit, const unsigned char *scales, bool sixteen) {
     Bytes16 words[2];
-    words[0] = load16(unit + 16 * lane_index());
-    if (Kind::bits == 8) words[1] = load16(unit + 512 + 16 * lane_index());
+    words[0] = load16(unit);
+    if (Kind::bits == 8) words[1] = load16(unit + 512);
     typename Kind::Scale of[4];
     load_scales<Kind>(of, scales);
     UNROLL for (int i = 0; i < 2; i++) {
