@@ -85,6 +85,8 @@ template <int tiles> struct X {
                 bool there = step < steps && has(piece) && step * STEP + piece * 32 < left;
                 got[step][piece] = there ? load16(from + step * STEP + piece * 32) : Bytes16{0, 0, 0, 0};
             }
+        // Or the assembler, short of predicates, puts reads behind writes after all.
+        __syncwarp();
         UNROLL for (int step = 0; step < stages; step++)
             UNROLL for (int piece = 0; piece < MOST; piece++)
                 if (step < steps && has(piece))

@@ -137,12 +137,24 @@ template <int G> struct Loader {
     }
 };
 
+// Reads of x that a thread has under way at once: all are said to be before the first result is used.
+constexpr int ABREAST = 4;
+
 // Rows of x as they are.
 DEVICE void copy_rows(unsigned char *to, const Product &product) {
     for (int row = 0; row < product.rows; row++) {
         const bf16 *from = static_cast<const bf16 *>(product.x) + size_t(row) * product.inputs;
-        UNROLL_4 for (int at = threadIdx.x * 8; at < product.padded(); at += THREADS * 8)
-            store16(to + row * product.line() + at * 2, at < product.inputs ? load16(from + at) : Bytes16{0, 0, 0, 0});
+        ROLLED for (int first = threadIdx.x * 8; first < product.padded(); first += ABREAST * THREADS * 8) {
+            Bytes16 got[ABREAST];
+            UNROLL for (int i = 0; i < ABREAST; i++) {
+                int at = first + i * THREADS * 8;
+                got[i] = at < product.inputs ? load16(from + at) : Bytes16{0, 0, 0, 0};
+            }
+            UNROLL for (int i = 0; i < ABREAST; i++) {
+                int at = first + i * THREADS * 8;
+                if (at < product.padded()) store16(to + row * product.line() + at * 2, got[i]);
+            }
+        }
     }
 }
 
@@ -159,17 +171,25 @@ DEVICE void norm_rows(unsigned char *to, float (&squares)[ROWS][WARPS], const Pr
     unsigned char *line = to + row * product.line();
     for (int part = warp_index() % sharers; part < WARPS; part += sharers) {
         float sum = 0.0f;
-        UNROLL_4 for (int at = (part * WARP + lane_index()) * 4; at < product.padded(); at += THREADS * 4) {
-            float numbers[4] = {}, weights[4] = {};
-            if (there && at < product.inputs) {
-                load_four(numbers, x + at);
-                load_four(weights, product.norm + at);
+        ROLLED for (int first = (part * WARP + lane_index()) * 4; first < product.padded();
+                    first += ABREAST * THREADS * 4) {
+            float numbers[ABREAST][4] = {}, weights[ABREAST][4] = {};
+            UNROLL for (int i = 0; i < ABREAST; i++) {
+                int at = first + i * THREADS * 4;
+                if (!there || at >= product.inputs) continue;
+                load_four(numbers[i], x + at);
+                load_four(weights[i], product.norm + at);
             }
-            UNROLL for (int i = 0; i < 4; i++) {
-                sum += numbers[i] * numbers[i];
-                numbers[i] *= weights[i] + product.offset;
+            UNROLL for (int i = 0; i < ABREAST; i++) {
+                int at = first + i * THREADS * 4;
+                if (at >= product.padded()) continue;
+                UNROLL for (int j = 0; j < 4; j++) {
+                    sum += numbers[i][j] * numbers[i][j];
+                    numbers[i][j] *= weights[i][j] + product.offset;
+                }
+                const float(&four)[4] = numbers[i];
+                store8(line + at * 2, Bytes8{to_bf16_pair(four[0], four[1]), to_bf16_pair(four[2], four[3])});
             }
-            store8(line + at * 2, Bytes8{to_bf16_pair(numbers[0], numbers[1]), to_bf16_pair(numbers[2], numbers[3])});
         }
         sum = warp_sum(sum);
         if (lane_index() == 0) squares[row][part] = sum;

@@ -8,6 +8,7 @@
 //! ```
 
 use super::forward::{Batch, Forward, Sink};
+use super::step;
 use super::weights::{FeedForward, Layer, Linear, Weight};
 use kernels::cuda::gemv::{self, GEMV_ROWS, Gemv, Input, Outcome};
 use kernels::cuda::{Bf16, Launch, Misuse, Slice, Units};
@@ -17,8 +18,10 @@ pub const SHORT_ROWS: usize = 0;
 
 impl Forward {
     /// Is a step of so many rows one of these? They take other orders of summing, so none is that must not depend on how
-    /// many rows there are; matrices must be bf16, and nothing may stand between a product and the residual stream.
+    /// many rows there are; matrices must be bf16, and nothing may stand between a product and the residual stream. Rows
+    /// count as many as the graph has that they would be run as: launch by launch they have the same bits.
     pub(super) fn is_short(&self, rows: usize) -> bool {
+        let rows = step::rounded(rows);
         let able = matches!(self.units, Units::Warpgroups { .. }) && !self.deterministic;
         let few = rows <= self.short_rows.min(GEMV_ROWS);
         able && few && self.model.layers.iter().all(|layer| is_simple(layer, rows))
