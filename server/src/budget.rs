@@ -1,14 +1,20 @@
-//! The process's budget of request bytes: REST bodies and gRPC messages draw on the same one. Not a limit of a single
-//! request; those are the skins' and `backends::Limits`.
+//! The process's budget of bytes that requests hold: what arrives of them, their tensors, and their answers until a
+//! client has taken them. REST and gRPC draw on the same one. Not a limit of a single request; those are the skins' and
+//! `backends::Limits`.
 
 use crate::error::Error;
+use bytes::Bytes;
+use hyper::body::{Body, Frame, SizeHint};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Bytes of request bodies that the process holds at a time.
+/// Bytes of requests and answers that the process holds at a time.
 #[derive(Clone, Debug)]
 pub struct Budget {
     pages: Arc<Semaphore>,
+    most: usize,
 }
 
 /// The budget is counted in pages, so that small requests cost one operation.
@@ -18,20 +24,23 @@ impl Budget {
     /// At most `bytes` at a time.
     pub fn new(bytes: u64) -> Self {
         let pages = usize::try_from(bytes / PAGE as u64).unwrap_or(usize::MAX);
-        Budget { pages: Arc::new(Semaphore::new(pages.clamp(1, Semaphore::MAX_PERMITS))) }
+        // As many as can be taken at once.
+        let most = pages.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
+        Budget { pages: Arc::new(Semaphore::new(most)), most }
     }
 
     fn take(&self, pages: usize) -> Result<OwnedSemaphorePermit, Error> {
         let pages = u32::try_from(pages).unwrap_or(u32::MAX);
         self.pages.clone().try_acquire_many_owned(pages).map_err(|_| {
             Error::Overloaded(
-                "the server holds as many bytes of requests as it may (--inflight-bytes); try again later".into(),
+                "the server holds as many bytes of requests and answers as it may (--inflight-bytes); try again later"
+                    .into(),
             )
         })
     }
 }
 
-/// A share of the budget that grows with a body.
+/// A share of the budget, which goes with a request from its first bytes to the last of its answer.
 #[derive(Debug, Default)]
 pub struct Room {
     pages: usize,
@@ -56,8 +65,130 @@ impl Room {
         Ok(())
     }
 
-    /// Gives all of it back: what it stood for has been dealt with.
-    pub fn clear(&mut self) {
-        *self = Room::default();
+    /// Makes it room for `bytes`, and no more. What is larger than the whole budget takes all of it: nobody can know how
+    /// large an answer will be before asking, and alone it is let through.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`].
+    pub fn hold(&mut self, budget: &Budget, bytes: usize) -> Result<(), Error> {
+        let pages = bytes.div_ceil(PAGE).min(budget.most);
+        if pages > self.pages {
+            return self.grow(budget, pages * PAGE);
+        }
+        if let Some(permit) = &mut self.permit {
+            drop(permit.split(self.pages - pages));
+        }
+        self.pages = pages;
+        Ok(())
+    }
+}
+
+/// Who holds a share for an answer.
+pub trait Holder: Unpin {
+    /// All that the answer had so far was taken.
+    fn taken(&self) {}
+}
+
+impl Holder for Room {}
+
+/// The body of an answer that keeps its share until it was taken. Large pieces are cut: whoever sends them has what it was
+/// given in buffers of its own, where nothing counts it.
+#[derive(Debug)]
+pub struct Sent<B, H> {
+    body: B,
+    rest: Bytes,
+    holder: H,
+}
+
+/// Bytes that are given away at a time.
+const PIECE: usize = 128 << 10;
+
+impl<B, H> Sent<B, H> {
+    /// `holder` is dropped when the body is.
+    pub fn new(body: B, holder: H) -> Self {
+        Sent { body, rest: Bytes::new(), holder }
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin, H: Holder> Body for Sent<B, H> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        if self.rest.is_empty() {
+            self.holder.taken();
+            let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => frame,
+                other => return Poll::Ready(other),
+            };
+            match frame.into_data() {
+                Ok(data) => self.rest = data,
+                Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+            }
+        }
+        let length = self.rest.len().min(PIECE);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(length)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (of_body, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        let mut hint = SizeHint::new();
+        hint.set_lower(of_body.lower() + rest);
+        if let Some(upper) = of_body.upper() {
+            hint.set_upper(upper + rest);
+        }
+        hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::{BodyExt, Full};
+
+    #[test]
+    fn a_share_follows_what_is_held() {
+        let budget = Budget::new(4 * PAGE as u64);
+        let (mut one, mut other) = (Room::default(), Room::default());
+        one.grow(&budget, 3 * PAGE).unwrap();
+        other.hold(&budget, PAGE).unwrap();
+        assert!(matches!(other.hold(&budget, PAGE + 1), Err(Error::Overloaded(_))));
+        one.hold(&budget, PAGE + 1).unwrap();
+        other.hold(&budget, 2 * PAGE).unwrap();
+        assert_eq!(budget.pages.available_permits(), 0);
+        drop(other);
+        // Larger than all: it takes all, and is refused where anybody else holds something.
+        one.hold(&budget, 100 * PAGE).unwrap();
+        assert_eq!(budget.pages.available_permits(), 0);
+        assert!(Room::default().hold(&budget, 1).is_err());
+        one.hold(&budget, 1).unwrap();
+        assert!(Room::default().hold(&budget, 100 * PAGE).is_err());
+        drop(one);
+        assert_eq!(budget.pages.available_permits(), 4);
+    }
+
+    #[tokio::test]
+    async fn an_answer_has_its_share_until_its_last_piece_is_taken() {
+        let budget = Budget::new(1 << 20);
+        let mut room = Room::default();
+        let whole: Bytes = (0..300_000u32).map(|i| i as u8).collect();
+        room.hold(&budget, whole.len()).unwrap();
+        let all = budget.most;
+        let mut body = Sent::new(Full::new(whole.clone()), room);
+        let mut got = Vec::new();
+        while !body.is_end_stream() {
+            assert_eq!(body.size_hint().exact(), Some((whole.len() - got.len()) as u64));
+            assert!(budget.pages.available_permits() < all);
+            let piece = body.frame().await.unwrap().unwrap().into_data().unwrap();
+            assert!(piece.len() <= PIECE);
+            got.extend_from_slice(&piece);
+        }
+        assert_eq!(got, whole);
+        drop(body);
+        assert_eq!(budget.pages.available_permits(), all);
     }
 }

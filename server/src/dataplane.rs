@@ -10,7 +10,7 @@ use crate::process;
 use crate::profile::Profile;
 use crate::registry::{IndexEntry, Registry};
 use crate::telemetry::SPANS;
-use backends::{Parameter, Parameters, Tensor};
+use backends::{DataType, Parameter, Parameters, Tensor};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -36,6 +36,13 @@ pub struct Infer {
     pub deadline: Option<Instant>,
 }
 
+impl Infer {
+    /// Bytes that all tensors hold.
+    pub fn bytes(&self) -> usize {
+        self.inputs.iter().map(held).sum()
+    }
+}
+
 /// A wanted output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
@@ -57,10 +64,36 @@ pub struct Inferred {
 }
 
 impl Inferred {
-    /// Bytes of all tensors.
+    /// Bytes that all tensors hold.
     pub fn bytes(&self) -> usize {
-        self.outputs.iter().map(|output| output.bytes().len()).sum()
+        self.outputs.iter().map(held).sum()
     }
+
+    /// Bytes that its tensors may take once more as an answer; binary are those of which `is_binary` says so by their index.
+    pub fn bytes_to_write(&self, is_binary: impl Fn(usize) -> bool) -> usize {
+        let outputs = self.outputs.iter().enumerate();
+        outputs.map(|(index, output)| if is_binary(index) { held(output) } else { as_text(output) }).sum()
+    }
+}
+
+/// Bytes that a tensor may have as text: the longest numbers of each type, with a comma.
+fn as_text(tensor: &Tensor) -> usize {
+    match tensor.datatype().size() {
+        0 => held(tensor),
+        1 => count(tensor) * 6,
+        2 => count(tensor) * 14,
+        _ => count(tensor) * 25,
+    }
+}
+
+/// Bytes that a tensor holds: of text also where each element ends.
+fn held(tensor: &Tensor) -> usize {
+    let ends = if tensor.datatype() == DataType::Bytes { count(tensor) * size_of::<usize>() } else { 0 };
+    tensor.bytes().len() + ends
+}
+
+fn count(tensor: &Tensor) -> usize {
+    tensor.shape().iter().product()
 }
 
 /// May models be loaded and unloaded by request?

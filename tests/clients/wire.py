@@ -67,9 +67,9 @@ class Reply:
 class Http1:
     """One connection; requests and answers take turns."""
 
-    def __init__(self, address):
+    def __init__(self, address, receive_buffer=None):
         self.address = address
-        self.socket = connect(address)
+        self.socket = connect(address, receive_buffer)
         self.read = b""
 
     def __enter__(self):

@@ -414,8 +414,8 @@ static LIMITS: &[Flag] = &[
         "SIZE",
         "0",
         |c| Field::Bytes(&mut c.inflight_bytes),
-        "Request bodies held at a time. 0: a quarter of the memory that the machine or the container has, and at \
-         least 256MiB.",
+        "Bytes of requests and of answers that are not taken yet, at a time. 0: a quarter of the memory that the \
+         machine or the container has, and at least 256MiB.",
     ),
     Flag::new(
         "queue-size",

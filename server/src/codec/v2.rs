@@ -19,6 +19,13 @@ pub struct Form {
     binary: Vec<bool>,
 }
 
+impl Form {
+    /// Is the output binary that the reply has at this place?
+    pub fn is_binary(&self, index: usize) -> bool {
+        self.binary.get(index).copied().unwrap_or(self.all_binary)
+    }
+}
+
 /// An encoded reply.
 #[derive(Debug)]
 pub struct Encoded {
@@ -337,8 +344,7 @@ pub fn encode(inferred: &Inferred, form: &Form, not_finite: NotFinite) -> Result
         if index > 0 {
             out.push(b',');
         }
-        let binary = form.binary.get(index).copied().unwrap_or(form.all_binary);
-        encode_output(&mut out, &mut tail, output, binary.then_some(()), not_finite)?;
+        encode_output(&mut out, &mut tail, output, form.is_binary(index).then_some(()), not_finite)?;
     }
     out.extend_from_slice(b"]}");
     let any_binary = form.all_binary || form.binary.contains(&true);

@@ -1,9 +1,9 @@
-//! Messages of gRPC as they arrive: counted against the process's budget of request bytes, and ended when they take too
-//! long, as REST bodies are. A stream gives its bytes back after each message, and may be silent between two of them;
-//! when the server leaves it ends there, as if its client had nothing more to say.
+//! Messages of gRPC as they come and go: counted against the process's budget of bytes until they were taken, and ended
+//! when they take too long to arrive, as REST bodies are. A stream gives its bytes back after each message, and may be
+//! silent between two of them; when the server leaves it ends there, as if its client had nothing more to say.
 
 use super::{status, timeout};
-use crate::budget::{Budget, Room};
+use crate::budget::{Budget, Holder, Room, Sent};
 use crate::dataplane::Dataplane;
 use crate::error::Error;
 use axum::body::{Body, Bytes, HttpBody};
@@ -43,11 +43,14 @@ struct Held {
     budget: Budget,
     room: Room,
     bytes: usize,
+    /// Of the answer of a stream that is being sent.
+    sending: Room,
 }
 
 impl Share {
     fn new(budget: Budget) -> Self {
-        Share { since: Instant::now(), held: Arc::new(Mutex::new(Held { budget, room: Room::default(), bytes: 0 })) }
+        let held = Held { budget, room: Room::default(), bytes: 0, sending: Room::default() };
+        Share { since: Instant::now(), held: Arc::new(Mutex::new(held)) }
     }
 
     /// When the head of the call was there.
@@ -71,18 +74,39 @@ impl Share {
         held.room.grow(&held.budget, held.bytes)
     }
 
-    /// What has arrived was dealt with.
-    pub(super) fn clear(&self) {
+    /// What arrived has become an answer of so many bytes.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`].
+    pub(super) fn answers(&self, bytes: usize) -> Result<(), Error> {
         let held = &mut *self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.room.clear();
+        held.room.hold(&held.budget, bytes)
+    }
+
+    /// What has arrived was dealt with; what became of it has its share from now on.
+    pub(super) fn take(&self) -> Room {
+        let held = &mut *self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.bytes = 0;
+        std::mem::take(&mut held.room)
+    }
+
+    /// An answer of a stream goes out; all before it were taken.
+    pub(super) fn sends(&self, room: Room) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).sending = room;
+    }
+}
+
+impl Holder for Share {
+    fn taken(&self) {
+        self.sends(Room::default());
     }
 }
 
 /// Calls whose clients may be silent between messages.
 const STREAMS: [&str; 2] = ["/ModelStreamInfer", "/ServerReflectionInfo"];
 
-/// Counts and times the body of a call until its answer is there; handlers find its [`Share`] among its extensions.
+/// Counts and times the body of a call, and counts its answer until that was taken; handlers find its [`Share`] among its
+/// extensions.
 pub(super) async fn count(State(rules): State<Rules>, request: Request, next: Next) -> Response {
     let share = Share::new(rules.budget);
     let (mut parts, body) = request.into_parts();
@@ -101,8 +125,7 @@ pub(super) async fn count(State(rules): State<Rules>, request: Request, next: Ne
     parts.extensions.insert(share.clone());
     let body = Body::new(Counted { body, share: share.clone(), arrival, leaving, over: false });
     let response = next.run(Request::from_parts(parts, body)).await;
-    drop(share);
-    response
+    response.map(|body| Body::new(Sent::new(body, share)))
 }
 
 /// Where a body is in the frames of gRPC: five bytes that end in a length, and so many bytes of a message.
@@ -257,7 +280,7 @@ mod tests {
         let mut large = counted(Body::from(vec![0; 8000]), Share::new(budget.clone()));
         let refused = large.frame().await.and_then(Result::err).map(|error| Status::from_error(error).code());
         assert_eq!(refused, Some(tonic::Code::ResourceExhausted));
-        share.clear();
+        drop(share.take());
         let mut again = counted(Body::from(vec![0; 8000]), Share::new(budget));
         assert!(again.frame().await.is_some_and(|frame| frame.is_ok()));
     }

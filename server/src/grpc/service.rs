@@ -2,7 +2,7 @@
 
 use super::counted::Share;
 use super::generated::grpc_inference_service_server::GrpcInferenceService;
-use super::stream::Stream;
+use super::stream::{self, Stream};
 use super::{status, timeout, with_code};
 use crate::codec::generate;
 use crate::codec::grpc::{self as codec, Form};
@@ -12,8 +12,10 @@ use crate::profile::Verb;
 use crate::threads::heavy;
 use prost::Message;
 use protocol::grpc::*;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -69,6 +71,7 @@ pub(super) async fn infer(context: &Context<'_>, request: ModelInferRequest) -> 
     let metrics = servable.metrics.clone();
     let decoding = start.elapsed();
     let inferred = generate::infer(plane, servable, decoded).await?;
+    share.map_or(Ok(()), |share| share.answers(inferred.bytes()))?;
     let encoding = Instant::now();
     let response = heavy(inferred.bytes(), || codec::encode(inferred, form));
     metrics.framed(decoding, encoding.elapsed());
@@ -139,23 +142,32 @@ impl GrpcInferenceService for Service {
         response.map(Response::new).map_err(|error| self.refuse(&error, Verb::Other, &version))
     }
 
-    type ModelStreamInferStream = ReceiverStream<Result<ModelStreamInferResponse, Status>>;
+    type ModelStreamInferStream =
+        Pin<Box<dyn tokio_stream::Stream<Item = Result<ModelStreamInferResponse, Status>> + Send>>;
 
     async fn model_stream_infer(
         &self,
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Reply<Self::ModelStreamInferStream> {
         let (send, receive) = tokio::sync::mpsc::channel(STREAM_BUFFER);
+        let share = request.extensions().get::<Share>().cloned();
         let stream = Stream {
             plane: self.plane.clone(),
             deadline: deadline(&request)?,
-            share: request.extensions().get::<Share>().cloned(),
+            share: share.clone(),
             mirrors: self.mirrors,
             ends_on_error: request.metadata().get("triton_grpc_error").is_some_and(|v| v.as_bytes() == b"true"),
             send,
         };
         tokio::spawn(stream.run(request.into_inner()));
-        Ok(Response::new(ReceiverStream::new(receive)))
+        let answers = ReceiverStream::new(receive).map(move |answer: Result<stream::Answer, Status>| {
+            let (answer, room) = answer?;
+            if let Some(share) = &share {
+                share.sends(room);
+            }
+            Ok(answer)
+        });
+        Ok(Response::new(Box::pin(answers)))
     }
 
     async fn model_config(&self, request: Request<ModelConfigRequest>) -> Reply<ModelConfigResponse> {

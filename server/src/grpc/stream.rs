@@ -4,6 +4,7 @@
 
 use super::counted::Share;
 use super::service::{Context, decode, infer, of_the_table, restated};
+use crate::budget::Room;
 use crate::codec::generate::{self, Generation};
 use crate::codec::grpc::{self as codec, Form};
 use crate::dataplane::{Dataplane, Inferred, Servable, Work};
@@ -27,8 +28,11 @@ pub(super) struct Stream {
     pub(super) share: Option<Share>,
     pub(super) mirrors: bool,
     pub(super) ends_on_error: bool,
-    pub(super) send: mpsc::Sender<Result<ModelStreamInferResponse, Status>>,
+    pub(super) send: mpsc::Sender<Result<Answer, Status>>,
 }
+
+/// An answer, and its share of the budget until it was taken.
+pub(super) type Answer = (ModelStreamInferResponse, Room);
 
 impl Stream {
     /// Answers until the client has said all, has left, or the server ends.
@@ -77,11 +81,9 @@ impl Stream {
         let Stream { plane, deadline, share, mirrors, .. } = self;
         let context = Context { plane, deadline: *deadline, share: share.as_ref(), mirrors: *mirrors };
         let answer = infer(&context, request).await;
-        if let Some(share) = share {
-            share.clear();
-        }
+        let room = share.as_ref().map(Share::take).unwrap_or_default();
         match answer {
-            Ok(response) => self.send.send(Ok(told(response, true))).await.is_err(),
+            Ok(response) => self.send.send(Ok((told(response, true), room))).await.is_err(),
             Err(error) => self.refuse(&error, &id, &version).await,
         }
     }
@@ -96,7 +98,7 @@ impl Stream {
             error_message: self.plane.profile().status(error, Verb::Other, version).1,
             infer_response: Some(ModelInferResponse { id: id.to_owned(), ..ModelInferResponse::default() }),
         };
-        self.send.send(Ok(answer)).await.is_err()
+        self.send.send(Ok((answer, Room::default()))).await.is_err()
     }
 
     /// Answers by a language model, until that is done or the client has left.
@@ -117,9 +119,7 @@ impl Stream {
         let form = if typed { Form::Typed } else { Form::Raw };
         let decoded = decode(&self.plane, self.share.as_ref(), request);
         // Text is soon tokens: its bytes are given back before the answer begins.
-        if let Some(share) = &self.share {
-            share.clear();
-        }
+        drop(self.share.as_ref().map(Share::take));
         let generation = Generation::of_infer(&decoded?, &servable)?;
         let pieces = generation.stream == Some(true);
         if pieces {
@@ -130,7 +130,7 @@ impl Stream {
         let respond = |piece: &generate::Told| {
             let outputs = piece.tensors()?;
             let inferred = Inferred { servable: servable.clone(), id: id.clone(), outputs };
-            Ok::<_, Error>(told(codec::encode(inferred, form), piece.last))
+            Ok::<_, Error>((told(codec::encode(inferred, form), piece.last), Room::default()))
         };
         if !pieces {
             let whole = answering.whole().await?;

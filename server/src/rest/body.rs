@@ -20,7 +20,20 @@ use std::time::Instant;
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) bytes: Bytes,
-    _room: Room,
+    room: Room,
+}
+
+impl Held {
+    /// The share of what it was decoded to, which takes so many bytes.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`].
+    pub(super) fn decoded(self, budget: &Budget, bytes: usize) -> Result<Room, Error> {
+        let Held { bytes: body, mut room } = self;
+        drop(body);
+        room.hold(budget, bytes)?;
+        Ok(room)
+    }
 }
 
 fn stopped() -> Error {
@@ -49,11 +62,11 @@ pub(super) async fn read<B: Body<Data = Bytes, Error: Display> + Unpin>(
     let mut room = Room::default();
     let arriving = Arriving { stated: stated.unwrap_or(limits.bytes), deadline };
     let bytes = collect(body, rest, arriving, &mut room).await?;
-    let Some(encoding) = encoding(headers)? else { return Ok(Held { bytes, _room: room }) };
+    let Some(encoding) = encoding(headers)? else { return Ok(Held { bytes, room }) };
     let mut unpacked = Room::default();
     // Few packed bytes may be many unpacked ones.
     let bytes = heavy(usize::MAX, || unpack(&bytes, encoding, limits, &rest.budget, &mut unpacked))?;
-    Ok(Held { bytes, _room: unpacked })
+    Ok(Held { bytes, room: unpacked })
 }
 
 /// How large a body may become, and until when.

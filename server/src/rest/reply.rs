@@ -1,11 +1,13 @@
 //! Replies that all routes share.
 
 use super::body::wanted;
+use crate::budget::{Budget, Room, Sent};
 use crate::error::Error;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::response::Response;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, StatusCode};
+use http_body_util::Full;
 use protocol::write;
 
 /// A JSON body.
@@ -16,22 +18,33 @@ pub(super) fn json(status: StatusCode, body: Vec<u8>) -> Response {
     response
 }
 
-/// An answer to inference, packed when the client asked.
+/// An answer to inference, packed when the client asked. It has its share of the budget until it was taken.
 ///
 /// # Errors
-/// It cannot be packed.
-pub(super) fn answer(headers: &HeaderMap, body: Vec<u8>, kind: &'static str) -> Result<Response, Error> {
-    let mut response = match wanted(headers) {
-        None => Response::new(Body::from(body)),
-        Some(encoding) => {
-            let packed = encoding.pack(&body).map_err(|e| Error::Internal(e.to_string()))?;
-            let mut response = Response::new(Body::from(packed));
-            response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static(encoding.name()));
-            response
-        }
+/// It cannot be packed, or the budget has no room for it.
+pub(super) fn answer(headers: &HeaderMap, answer: Answer<'_>) -> Result<Response, Error> {
+    let Answer { body, kind, mut room, budget } = answer;
+    let encoding = wanted(headers);
+    let body = match encoding {
+        None => body,
+        Some(encoding) => encoding.pack(&body).map_err(|e| Error::Internal(e.to_string()))?,
     };
+    room.hold(budget, body.capacity())?;
+    let mut response = Response::new(Body::new(Sent::new(Full::new(Bytes::from(body)), room)));
+    if let Some(encoding) = encoding {
+        response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static(encoding.name()));
+    }
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     Ok(response)
+}
+
+/// What an answer to inference is made of.
+pub(super) struct Answer<'a> {
+    pub(super) body: Vec<u8>,
+    pub(super) kind: &'static str,
+    /// The request's share.
+    pub(super) room: Room,
+    pub(super) budget: &'a Budget,
 }
 
 /// A JSON value as a body.

@@ -68,14 +68,17 @@ async fn predict(rest: &Rest, model: &str, headers: &HeaderMap, body: Body) -> R
         Ok::<_, Error>((event, codec::v1::decode(&data, &servable.signature)?))
     });
     let (event, mut request) = decoded?;
+    let mut room = held.decoded(&rest.budget, request.bytes())?;
     request.deadline = Some(deadline);
     let decoded = start.elapsed();
     let inferred = rest.plane.infer(servable, request).await?;
+    room.hold(&rest.budget, inferred.bytes() + inferred.bytes_to_write(|_| false))?;
     let encoding = Instant::now();
     let response = heavy(inferred.bytes(), || {
         let predictions = codec::v1::encode(&inferred, rest.plane.profile().not_finite())?;
         let (attributes, body) = event.wrap(&inferred.servable.name, predictions);
-        let mut response = reply::answer(headers, body, "application/json")?;
+        let answer = reply::Answer { body, kind: "application/json", room, budget: &rest.budget };
+        let mut response = reply::answer(headers, answer)?;
         response.headers_mut().extend(attributes);
         Ok(response)
     });

@@ -1,6 +1,7 @@
 //! The v2 routes: health, metadata, inference, repository, statistics, configuration.
 
 use super::{Path, Rest, body, reply};
+use crate::budget::Room;
 use crate::codec;
 use crate::dataplane::{EXTENSIONS, NAME, Servable, VERSION, Work};
 use crate::describe;
@@ -61,8 +62,7 @@ pub(super) async fn metrics(State(rest): State<Rest>) -> Response {
     for servable in rest.plane.registry().servables() {
         servable.refresh_metrics();
     }
-    crate::metrics::refresh_process();
-    let mut response = Response::new(Body::from(rest.metrics.render()));
+    let mut response = Response::new(Body::from(crate::metrics::render(&rest.metrics)));
     let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, text);
     response
@@ -143,22 +143,26 @@ where
     let size = held.bytes.len();
     let decoded = heavy(size, || codec::v2::decode(&held.bytes, length, &servable.signature, limits));
     let (mut request, form) = decoded?;
+    // Binary tensors are parts of the body, and keep all of it.
+    let mut room = held.decoded(&rest.budget, request.bytes().max(length.map_or(0, |_| size)))?;
     request.deadline = Some(deadline);
     let decoded = start.elapsed();
     let inferred = codec::generate::infer(&rest.plane, servable, request).await?;
+    room.hold(&rest.budget, inferred.bytes() + inferred.bytes_to_write(|index| form.is_binary(index)))?;
     let encoding = Instant::now();
     let response = heavy(inferred.bytes(), || {
         let encoded = codec::v2::encode(&inferred, &form, rest.plane.profile().not_finite())?;
-        send(headers, encoded)
+        send(rest, headers, encoded, room)
     });
     inferred.servable.metrics.framed(decoded, encoding.elapsed());
     response
 }
 
 /// The reply with its headers.
-fn send(headers: &HeaderMap, encoded: codec::v2::Encoded) -> Result<Response, Error> {
+fn send(rest: &Rest, headers: &HeaderMap, encoded: codec::v2::Encoded, room: Room) -> Result<Response, Error> {
     let kind = if encoded.header_length.is_some() { "application/octet-stream" } else { "application/json" };
-    let mut response = reply::answer(headers, encoded.body, kind)?;
+    let answer = reply::Answer { body: encoded.body, kind, room, budget: &rest.budget };
+    let mut response = reply::answer(headers, answer)?;
     if let Some(length) = encoded.header_length {
         response.headers_mut().insert(HEADER_LENGTH, HeaderValue::from(length));
     }

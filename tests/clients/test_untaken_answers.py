@@ -1,0 +1,91 @@
+"""Answers that nobody takes hold their share of --inflight-bytes, over either protocol, until they are taken or dropped."""
+
+import json
+
+import pytest
+import wire
+from sdk import service_pb2
+from wire import GRPC, MIB, MODEL_INFER, Http1, Http2, block, request, well
+
+PREDICT = "/v1/models/iris:predict"
+# A body of 0.6 MB has an answer of some 4 MB, of which a kernel's buffers have but a part.
+MANY = b'{"instances":[' + b",".join([b"[1,1,1,1]"] * 60_000) + b"]}"
+# More of them than there is room for.
+MOST = 20
+BOUNDS = ["--max-body-size", 4 * MIB, "--inflight-bytes", 16 * MIB]
+
+
+@pytest.fixture
+def server(start, models):
+    listen = ["--http-port", "{http}", "--grpc-port", "{grpc}"]
+    return start("serve", "--model-repository", models, "--load-model", "iris", *listen, *BOUNDS)
+
+
+def rows(count):
+    """A message of gRPC, in its frame."""
+    asked = service_pb2.ModelInferRequest(model_name="iris", raw_input_contents=[bytes(16 * count)])
+    asked.inputs.add(name="input-0", datatype="FP32", shape=[count, 4])
+    data = asked.SerializeToString()
+    return b"\0" + len(data).to_bytes(4, "big") + data
+
+
+def refused(client, head, body):
+    """How many of one connection's requests are let in before one is refused; none of the answers is taken."""
+    for count in range(MOST):
+        number = 2 * count + 1
+        client.open(number, head, end=False)
+        assert client.upload(number, body, end=True)
+        stream = client.stream(number)
+        assert client.until(lambda stream=stream: stream.headers)
+        if stream.status == 429 or stream.ended:
+            return count
+    raise AssertionError(f"{MOST} answers were held")
+
+
+def test_of_connections(server):
+    """Each holds one; the next is refused, and let in once others were taken."""
+    clients, reply = [], None
+    while len(clients) < MOST:
+        client = Http1(server.http, receive_buffer=4096)
+        client.socket.sendall(request("POST", PREDICT, body=MANY))
+        clients.append(client)
+        # As much of the answer as tells what it is.
+        client._more()
+        if client.read.startswith(b"HTTP/1.1 429"):
+            reply = client.reply()
+            break
+        assert client.read.startswith(b"HTTP/1.1 200")
+    assert reply is not None
+    assert "--inflight-bytes" in json.loads(reply.body)["error"]
+    assert reply.headers["retry-after"]
+    *taken, _ = clients
+    assert taken
+    for client in taken:
+        assert len(json.loads(client.reply().body)["predictions"]) == 60_000
+    with Http1(server.http) as another:
+        assert another.ask(request("POST", PREDICT, body=MANY)).status == 200
+    for client in clients:
+        client.socket.close()
+
+
+@pytest.mark.parametrize("protocol", ["rest", "grpc"])
+def test_of_streams(server, protocol):
+    """The streams of one connection, whose windows never open."""
+    if protocol == "rest":
+        address, head, body = server.http, block("POST", PREDICT), MANY
+    else:
+        address, head, body = server.grpc, block("POST", MODEL_INFER, GRPC), rows(200_000)
+    with Http2(address, {wire.INITIAL_WINDOW_SIZE: 0}, receive_buffer=4096) as client:
+        assert refused(client, head, body) > 1
+    well(server)
+
+
+def test_one_that_is_larger_than_all(start, models):
+    """Alone it is let through."""
+    bounds = ["--max-body-size", MIB, "--inflight-bytes", MIB]
+    server = start("serve", "--model-repository", models, "--load-model", "iris", "--http-port", "{http}", *bounds)
+    with Http1(server.http) as client:
+        for _ in range(2):
+            reply = client.ask(request("POST", PREDICT, body=MANY))
+            assert reply.status == 200, reply
+            assert len(json.loads(reply.body)["predictions"]) == 60_000
