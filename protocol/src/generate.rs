@@ -5,17 +5,20 @@
 
 use crate::json::Kind;
 use crate::openai::error::FieldError;
-use crate::openai::fields::{Field, Fields, Result};
+use crate::openai::fields::{Field, Fields, Result, shorten};
 use crate::openai::{CompletionRequest, limits};
 use serde_json::{Map, Value};
+use std::time::Duration;
 
 /// A request for text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GenerateRequest {
-    /// What it asks for.
+    /// What it asks for. Its model, where it names one, is to be the one of the path.
     pub completion: CompletionRequest,
     /// The client's name for it.
     pub id: Option<String>,
+    /// After so long the answer is of no use.
+    pub timeout: Option<Duration>,
     /// Piece by piece, where that was said.
     pub stream: Option<bool>,
     /// The answer is told without the prompt.
@@ -38,7 +41,7 @@ pub struct Tells {
 }
 
 /// The backends' names of fields, and those of completions.
-const NAMES: [(&str, &str); 9] = [
+const NAMES: [(&str, &str); 10] = [
     ("guided_decoding", "structured_outputs"),
     ("stop_words", "stop"),
     ("random_seed", "seed"),
@@ -48,6 +51,7 @@ const NAMES: [(&str, &str); 9] = [
     ("num_return_sequences", "n"),
     ("len_penalty", "length_penalty"),
     ("runtime_top_k", "top_k"),
+    ("runtime_top_p", "top_p"),
 ];
 
 impl GenerateRequest {
@@ -86,19 +90,7 @@ impl GenerateRequest {
                 return Err(FieldError::invalid(theirs, message));
             }
         }
-        // An empty text is how clients of tensors leave a list out.
-        for name in ["stop", "bad_words"] {
-            let is_empty =
-                |value: &Value| value == "" || value.as_array().is_some_and(|list| list.iter().all(|w| w == ""));
-            if map.get(name).is_some_and(is_empty) {
-                map.remove(name);
-            } else if let Some(word @ Value::String(_)) = map.get(name).cloned() {
-                map.insert(name.to_owned(), Value::from(vec![word]));
-            }
-        }
-        if let Some(end) = map.remove("end_id") {
-            map.entry("stop_token_ids").or_insert(Value::from(vec![end]));
-        }
+        lists(&mut map);
         map.remove("pad_id");
         let mut own = |name: &str| flag(&mut map, name);
         let stream = own("stream")?;
@@ -109,42 +101,95 @@ impl GenerateRequest {
             output_tokens: own("return_num_output_tokens")?.unwrap_or(false),
             input_tokens: own("return_num_input_tokens")?.unwrap_or(false),
         };
-        unserved(&mut map)?;
+        unserved(&mut map, tells)?;
+        let timeout = timeout(&mut map)?;
         let id = match map.remove("id") {
             Some(Value::String(id)) if id.len() <= limits::NAME_BYTES => Some(id).filter(|id| !id.is_empty()),
             None | Some(Value::Null) => None,
             Some(Value::String(id)) => return Err(FieldError::string_too_long("id", limits::NAME_BYTES, id.len())),
             Some(other) => return Err(FieldError::wrong_type("id", "a string", kind(&other))),
         };
-        let prompt = match map.remove("text_input") {
-            Some(text @ Value::String(_)) => text,
-            Some(Value::Array(list)) if matches!(list[..], [Value::String(_)]) => Value::from(list),
-            Some(Value::Array(list)) if list.len() != 1 => {
-                let message = format!(
-                    "Invalid 'text_input': it has {} texts, and 1 is possible; send a request for each.",
-                    list.len()
-                );
-                return Err(FieldError::invalid("text_input", message));
-            }
-            None => return Err(FieldError::missing("text_input")),
-            Some(other) => return Err(FieldError::wrong_type("text_input", "a string", kind(&other))),
-        };
+        let prompt = text_input(&mut map)?;
         map.insert("prompt".to_owned(), prompt);
         if tells.cumulative_logprob {
             map.entry("logprobs").or_insert(Value::from(0));
         }
         let body = Value::from(map).to_string();
-        Ok(GenerateRequest { completion: CompletionRequest::parse(body.as_bytes())?, id, stream, exclude_input, tells })
+        let completion = CompletionRequest::parse(body.as_bytes())?;
+        Ok(GenerateRequest { completion, id, timeout, stream, exclude_input, tells })
     }
 }
 
-/// What the backends have and this server has not.
-fn unserved(map: &mut Map<String, Value>) -> Result<()> {
+/// Lists as completions have them: clients of tensors send a single value without one, and an empty text for none.
+fn lists(map: &mut Map<String, Value>) {
+    for name in ["stop", "bad_words"] {
+        let is_empty = |value: &Value| value == "" || value.as_array().is_some_and(|list| list.iter().all(|w| w == ""));
+        if map.get(name).is_some_and(is_empty) {
+            map.remove(name);
+        } else if let Some(word @ Value::String(_)) = map.get(name).cloned() {
+            map.insert(name.to_owned(), Value::from(vec![word]));
+        }
+    }
+    for name in ["stop_token_ids", "allowed_token_ids"] {
+        if let Some(token @ Value::Number(_)) = map.get(name).cloned() {
+            map.insert(name.to_owned(), Value::from(vec![token]));
+        }
+    }
+    // The one token that ends a text, besides others that do.
+    if let Some(end) = map.remove("end_id").filter(|end| !end.is_null()) {
+        let tokens = map.entry("stop_token_ids").or_insert(Value::Null);
+        match tokens {
+            Value::Array(tokens) => tokens.push(end),
+            Value::Null => *tokens = Value::from(vec![end]),
+            // It is of no type that it may be, and refused for that.
+            _ => {}
+        }
+    }
+}
+
+/// In microseconds, of which 0 is none, as inference requests have it.
+fn timeout(map: &mut Map<String, Value>) -> Result<Option<Duration>> {
+    let Some(value) = map.remove("timeout").filter(|value| !value.is_null()) else { return Ok(None) };
+    match value.as_u64() {
+        Some(microseconds) => Ok(Some(Duration::from_micros(microseconds)).filter(|timeout| !timeout.is_zero())),
+        None => {
+            let got = value.to_string();
+            let message = format!("Invalid 'timeout': {} is not a whole number of microseconds.", shorten(&got));
+            Err(FieldError::invalid("timeout", message))
+        }
+    }
+}
+
+/// The prompt: one text.
+fn text_input(map: &mut Map<String, Value>) -> Result<Value> {
+    match map.remove("text_input") {
+        Some(text @ Value::String(_)) => Ok(text),
+        Some(Value::Array(list)) if matches!(list[..], [Value::String(_)]) => Ok(Value::from(list)),
+        Some(Value::Array(list)) if list.len() != 1 => {
+            let message = format!(
+                "Invalid 'text_input': it has {} texts, and 1 is possible; send a request for each.",
+                list.len()
+            );
+            Err(FieldError::invalid("text_input", message))
+        }
+        None => Err(FieldError::missing("text_input")),
+        Some(other) => Err(FieldError::wrong_type("text_input", "a string", kind(&other))),
+    }
+}
+
+/// What the backends have and this server has not, and what belongs to completions alone.
+fn unserved(map: &mut Map<String, Value>, tells: Tells) -> Result<()> {
     if map.remove("beam_width").is_some_and(|width| width != 1) {
         return Err(FieldError::refused("beam_width", "there is no beam search; use best_of"));
     }
     let off = |value: &Value| matches!(value, Value::Null | Value::Bool(false)) || value == 0 || value == "";
+    // In vLLM's backend a cumulative one is told only to those who ask for these as well.
+    let logprobs = map.remove("logprobs").filter(|_| !tells.cumulative_logprob);
+    if logprobs.is_some_and(|value| !off(&value)) {
+        return Err(FieldError::refused("logprobs", "use return_cumulative_logprob, or /v1/completions"));
+    }
     for (name, why) in [
+        ("prompt", "use text_input"),
         ("return_log_probs", "use return_cumulative_logprob, or /v1/completions"),
         ("return_context_logits", "logits are not returned"),
         ("return_generation_logits", "logits are not returned"),
@@ -171,7 +216,7 @@ fn unserved(map: &mut Map<String, Value>) -> Result<()> {
 }
 
 /// Fields that are text, or lists of it.
-const TEXTS: [&str; 7] = ["text_input", "id", "stop", "stop_words", "bad_words", "cache_salt", "request_id"];
+const TEXTS: [&str; 8] = ["text_input", "id", "model", "stop", "stop_words", "bad_words", "cache_salt", "request_id"];
 /// Fields that are lists, even of one.
 const LISTS: [&str; 5] = ["stop", "stop_words", "bad_words", "stop_token_ids", "allowed_token_ids"];
 
@@ -282,6 +327,12 @@ mod tests {
             (r#"{"text_input": "a", "top_k": 1, "parameters": {"top_k": 2}}"#, "top_k"),
             (r#"{"text_input": "a", "sampling_parameters": "[1]"}"#, "sampling_parameters"),
             (r#"{"text_input": "a", "return_log_probs": true}"#, "return_log_probs"),
+            (r#"{"text_input": "a", "prompt": "b"}"#, "prompt"),
+            (r#"{"text_input": "a", "parameters": {"logprobs": 2}}"#, "logprobs"),
+            (r#"{"text_input": "a", "runtime_top_p": 2}"#, "top_p"),
+            (r#"{"text_input": "a", "timeout": -1}"#, "timeout"),
+            (r#"{"text_input": "a", "timeout": "soon"}"#, "timeout"),
+            (r#"{"text_input": "a", "end_id": 7, "stop_token_ids": "x"}"#, "stop_token_ids"),
         ] {
             assert_eq!(parse(text).unwrap_err().param.as_deref(), Some(path), "{text}");
         }
@@ -312,6 +363,31 @@ mod tests {
             assert_eq!(error.param.as_deref(), Some("text_input"));
             assert!(error.message.contains(count) && error.message.contains("1 is possible"), "{error}");
         }
+    }
+
+    #[test]
+    fn tokens_that_end_a_text_do_so_together() {
+        for (text, tokens) in [
+            (r#""end_id": 7"#, &[7][..]),
+            (r#""end_id": [7], "stop_token_ids": null"#, &[7]),
+            (r#""end_id": null, "stop_token_ids": 5"#, &[5]),
+            (r#""end_id": 7, "stop_token_ids": [5, 6]"#, &[5, 6, 7]),
+            (r#""end_id": 7, "parameters": {"stop_token_ids": "5"}"#, &[5, 7]),
+        ] {
+            let request = parse(&format!(r#"{{"text_input": "a", {text}}}"#)).unwrap();
+            assert_eq!(request.completion.common.sampling.stop_token_ids, tokens, "{text}");
+        }
+    }
+
+    #[test]
+    fn companions_that_act_by_their_own_names() {
+        let request = parse(r#"{"text_input": "a", "model": "7", "runtime_top_p": 0.5, "timeout": 1500}"#).unwrap();
+        let common = &request.completion.common;
+        assert_eq!((common.model.as_deref(), common.sampling.top_p), (Some("7"), Some(0.5)));
+        assert_eq!(request.timeout, Some(Duration::from_micros(1500)));
+        assert_eq!(parse(r#"{"text_input": "a", "timeout": 0}"#).unwrap().timeout, None);
+        let both = parse(r#"{"text_input": "a", "logprobs": 3, "return_cumulative_logprob": true}"#).unwrap();
+        assert_eq!(both.completion.common.sampling.logprobs, Some(0));
     }
 
     #[test]

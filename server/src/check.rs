@@ -32,10 +32,6 @@ pub(crate) fn check(servable: &Servable, request: &Infer, limits: &Limits) -> Re
             return Err(Error::Invalid(format!("more than {most} tensors in a request")));
         }
     }
-    let reserved = |key: &&String| key.starts_with("triton_") && *key != "triton_enable_empty_final_response";
-    if let Some(key) = request.parameters.keys().find(reserved) {
-        return Err(Error::Invalid(format!("parameter keys starting with 'triton_' are reserved, got '{key}'")));
-    }
     check_parameters(&request.parameters)?;
     if let Some(name) = repeated(request.inputs.iter().map(Tensor::name)) {
         return Err(Error::Invalid(format!("input '{name}' already exists in request")));
@@ -75,7 +71,14 @@ pub(crate) fn check(servable: &Servable, request: &Infer, limits: &Limits) -> Re
 
 /// Parameters that mean something must mean it: what is of the wrong type, or asks for what no model does, is refused and
 /// not passed over.
-fn check_parameters(parameters: &Parameters) -> Result<(), Error> {
+///
+/// # Errors
+/// Names the parameter.
+pub(crate) fn check_parameters(parameters: &Parameters) -> Result<(), Error> {
+    let reserved = |key: &&String| key.starts_with("triton_") && *key != "triton_enable_empty_final_response";
+    if let Some(key) = parameters.keys().find(reserved) {
+        return Err(Error::Invalid(format!("parameter keys starting with 'triton_' are reserved, got '{key}'")));
+    }
     for (key, value) in parameters {
         let wanted = match (key.as_str(), value) {
             // Whole numbers beyond 63 bits are longer than any request lasts, and behind any other priority.
@@ -298,5 +301,7 @@ mod tests {
             }
         }
         assert_eq!(checked("anything", text("else")), Ok(()));
+        assert_eq!(checked("triton_enable_empty_final_response", Parameter::Bool(true)), Ok(()));
+        assert!(matches!(checked("triton_foo", text("a")), Err(Error::Invalid(what)) if what.contains("triton_foo")));
     }
 }

@@ -135,6 +135,13 @@ def test_strict_tools_are_called_by_their_schemas(client, asking):
     assert name == "get_weather" and arguments["days"] in (1, 2, 3)
 
 
+def test_inputs_are_objects_whatever_schemas_say(client, asking):
+    tool = {"name": "f", "input_schema": {"additionalProperties": False}}
+    choice = {"type": "tool", "name": "f"}
+    reply = client.messages.create(**asking(FORMATS["qwen"].write(("f", "7"))), tools=[tool], tool_choice=choice)
+    assert calls(reply) == [("f", {})]
+
+
 def test_a_call_that_is_cut_short(client, asking):
     """What there is of it is kept, and is no object."""
     written = FORMATS["qwen"].write(("get_weather", PARIS))

@@ -91,6 +91,7 @@ COMPANIONS = {
     # Tensors of one element.
     "lists": {"text_input": [TEXT], "stream": [False], "sampling_parameters": [GREEDY_TEXT]},
     "another name": {"max_new_tokens": 3, "runtime_top_k": 1},
+    "a third name": {"max_new_tokens": 3, "runtime_top_p": 1e-6, "model": "tiny"},
 }
 
 
@@ -109,6 +110,14 @@ def test_stop_words(service, answer):
         assert (reply["text_output"], reply["finish_reason"]) == (TEXT + answer[: answer.index(stop)], "stop")
         pieces = events(post(service, "generate_stream", stop_words=words))
         assert "".join(piece["text_output"] for piece in pieces) == answer[: answer.index(stop)]
+
+
+def test_tokens_that_end_a_text(service, oracle):
+    new = said(oracle, COUNT, TEXT)
+    end, other = new[4], next(token for token in range(256) if token not in new)
+    for more in ({"end_id": end}, {"end_id": end, "stop_token_ids": [other]}, {"end_id": other, "stop_token_ids": end}):
+        reply = post(service, return_finish_reason=True, return_num_output_tokens=True, **more).json()
+        assert (reply["finish_reason"], reply["num_output_tokens"]) == ("stop", new.index(end) + 1)
 
 
 @pytest.mark.parametrize("name", ["structured_outputs", "guided_decoding"])
@@ -183,6 +192,8 @@ def test_an_error_ends_a_stream(long_service):
     assert "deadline" in last["error"] and set(last) == {"error"}
     whole = requests.post(path, json=body, headers=headers, timeout=60)
     assert (whole.status_code, whole.json()) == (504, last)
+    stated = requests.post(path, json={**body, "parameters": {"timeout": 300_000}}, timeout=60)
+    assert (stated.status_code, stated.json()) == (504, last)
 
 
 # -------------------------------------------------------------------------------------------------------------- errors
@@ -199,6 +210,10 @@ WRONG = {
     "other text": ({"sampling_parameters": "greedy"}, "sampling_parameters"),
     "images": ({"image": ["aGk="]}, "image"),
     "echo": ({"echo": True}, "echo"),
+    "prompt": ({"prompt": "b"}, "text_input"),
+    "another model": ({"model": "iris"}, "'model': it is 'iris'"),
+    "probabilities": ({"logprobs": 2}, "return_cumulative_logprob"),
+    "time": ({"timeout": "soon"}, "timeout"),
     "too long": ({"text_input": "a" * 600}, "600"),
 }
 

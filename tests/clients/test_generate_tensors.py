@@ -120,6 +120,30 @@ def test_infer_refuses(service):
             each.infer("tiny", inputs(triton_grpc), outputs=[triton_grpc.InferRequestedOutput("logits")])
 
 
+@pytest.mark.parametrize("status, name, value", [
+    (400, "timeout", "soon"),
+    (400, "timeout", -5),
+    (400, "priority", -1),
+    (400, "triton_foo", 1),
+    (400, "binary_data_output", "yes"),
+    (501, "sequence_id", 7),
+    (501, "sequence_start", True),
+])
+def test_parameters_mean_what_they_mean_to_trees(service, status, name, value):
+    text = {"name": "text_input", "datatype": "BYTES", "shape": [1], "data": [TEXT]}
+    body = {"inputs": [text], "parameters": {**GREEDILY, name: value}}
+    reply = requests.post(f"{service.url}{PATHS[0]}/infer", json=body, timeout=60)
+    assert (reply.status_code, name in reply.json()["error"]) == (status, True), reply.text
+
+
+@pytest.mark.parametrize("kind", [triton_http, triton_grpc])
+def test_a_timeout_ends_an_answer(long_service, kind):
+    wish = {"parameters": {"max_tokens": LONG, "ignore_eos": True}, "timeout": 300_000}
+    with kind.InferenceServerClient(long_service.http if kind is triton_http else long_service.grpc) as each:
+        with pytest.raises(InferenceServerException, match="deadline"):
+            each.infer("tiny", inputs(kind, "Once"), **wish)
+
+
 # ------------------------------------------------------------------------------------------------------------- streams
 
 

@@ -36,7 +36,7 @@ DEEPER = {"$defs": CIRCLE, "type": "object", "properties": {"a": {"$ref": "#/$de
 ])
 def test_a_form_that_leads_nowhere(parrots, more):
     """Whether that is seen at once or in the middle of the answer, it is the request's fault, and others go on."""
-    with pytest.raises(openai.BadRequestError, match="no text is allowed|cannot be"):
+    with pytest.raises(openai.BadRequestError, match="no text is allowed|cannot be|exceeded"):
         parrots.client.chat.completions.create(**asking(parrots, "hermes", "Hello.", max_tokens=200, **more))
     assert say(parrots, "hermes", "Hello.").message.content == "Hello."
 
@@ -63,8 +63,49 @@ def test_strict_tools_bind_no_thoughts(parrots):
     choice = say(parrots, "qwen", "<think>a <tool_call> b</think>" + call, tools=strict, max_tokens=300)
     assert choice.message.reasoning == "a <tool_call> b"
     assert calls_of(choice.message) == [("get_weather", PARIS)]
-    choice = say(parrots, "qwen", "No.", tools=strict, max_tokens=300)
-    assert (choice.message.content, choice.finish_reason) == ("No.", "stop")
+    choice = say(parrots, "qwen", "\n<think>a <tool_call> b</think>" + call, tools=strict, max_tokens=300)
+    assert (choice.message.reasoning, calls_of(choice.message)) == ("a <tool_call> b", [("get_weather", PARIS)])
+
+
+def test_strict_tools_bind_no_text(parrots):
+    """Also where it begins as thoughts do, or calls."""
+    strict = [tool("get_weather", WEATHER["function"]["parameters"], strict=True)]
+    for text in ("No.", "<b>Hi</b> <tool", "[1, 2]", "<", "<thin", "<thinking>"):
+        choice = say(parrots, "qwen", text, tools=strict, max_tokens=300)
+        assert (choice.message.content, choice.finish_reason) == (text, "stop")
+    choice = say(parrots, "qwen", "<p>" + FORMATS["qwen"].write(("get_weather", PARIS)), tools=strict, max_tokens=300)
+    assert (choice.message.content, calls_of(choice.message)) == ("<p>", [("get_weather", PARIS)])
+    choice = say(parrots, "qwen", "<p>" + FORMATS["qwen"].write(("get_weather", "7")), tools=strict, max_tokens=300)
+    assert calls_of(choice.message)[0][1].startswith("{")
+
+
+OPEN = [{}, {"description": "Anything."}, {"properties": {"a": {"type": "integer"}}}, {"type": ["object", "null"]}]
+OPEN += [{"anyOf": [{"type": "integer"}, {"$ref": "#/$defs/a"}], "$defs": {"a": {"properties": {"a": {"const": 1}}}}}]
+
+
+@pytest.mark.parametrize("model", ["hermes", "llama", "magistral", "harmony"])
+@pytest.mark.parametrize("parameters", OPEN)
+def test_arguments_are_an_object(parrots, model, parameters):
+    """Whether or not the schema says so."""
+    forced = {"tools": [tool("f", parameters)], "tool_choice": "required", "parallel_tool_calls": False}
+    choice = say(parrots, model, FORMATS[model].write(("f", '{"a": 1}')), **forced)
+    assert calls_of(choice.message) == [("f", '{"a": 1}')]
+    choice = say(parrots, model, FORMATS[model].write(("f", "7")), max_tokens=60, **forced)
+    assert calls_of(choice.message)[0][1].startswith("{")
+
+
+def test_arguments_that_are_no_object_are_refused(parrots):
+    with pytest.raises(openai.BadRequestError, match=r"tools\[1\] 'f'.*are an object") as caught:
+        say(parrots, "hermes", "No.", tools=[WEATHER, tool("f", {"type": "array"})])
+    assert caught.value.param == "tools[1].function.parameters.type"
+
+
+def test_a_chat_far_over_the_context(parrots):
+    """Its prompt is not even written to its end."""
+    messages = [{"role": "user", "content": "a" * (2 << 20)}]
+    with pytest.raises(openai.BadRequestError, match="the prompt has more than 1048576 bytes.*context") as caught:
+        parrots.client.chat.completions.create(model="hermes", messages=messages)
+    assert caught.value.param == "messages"
 
 
 @pytest.mark.parametrize("model", TELLING)

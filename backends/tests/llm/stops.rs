@@ -141,7 +141,10 @@ fn errors_say_where() {
     assert_eq!(error("a\n\n{{ (1] }}"), "chat template 'default', line 3: ']' closes nothing");
     assert_eq!(error("\n{{ nope.x }}"), "the chat template fails: undefined value: `nope` is undefined at line 2");
     assert_eq!(error("{% macro m() %}\n{{ raise_exception('only users') }}{% endmacro %}{{ m() }}"), "only users");
-    assert_eq!(error("\n{{ 'x' * 1001 }}"), "the chat template writes more than 1000 bytes");
+    assert_eq!(
+        error("\n{{ 'x' * 1001 }}"),
+        "the prompt has more than 1000 bytes; one that fits into the model's context has at most 1000"
+    );
     assert_eq!(
         error("{% for m in messages %}\r\n{% set x = m.y.z %}{% endfor %}").split(" at ").last(),
         Some("line 2")

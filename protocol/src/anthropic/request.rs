@@ -16,7 +16,7 @@ use crate::openai::fields::{Field, Fields, Range, Result};
 use crate::openai::limits;
 use crate::openai::request::ReasoningEffort;
 use crate::openai::sampling::{Sampling, words};
-use crate::openai::tools::{Tool, ToolChoice, tool_name};
+use crate::openai::tools::{Tool, ToolChoice, check_type, tool_name};
 use crate::openai::{ChatRequest, Constraint, Conversation};
 use serde_json::{Map, Value, json};
 
@@ -277,7 +277,9 @@ fn described(name: &str, fields: &mut Fields<'_>) -> Result<(bool, Value)> {
     if schema.kind()? != Kind::Object {
         return Err(schema.wrong_type("an object"));
     }
-    let mut function = json!({"name": name, "parameters": schema.unbounded_value()?});
+    let parameters = schema.unbounded_value()?;
+    check_type(&schema.path, &parameters)?;
+    let mut function = json!({"name": name, "parameters": parameters});
     if let Some(description) = fields.opt("description", |f| f.string(usize::MAX))? {
         function["description"] = Value::from(description);
     }

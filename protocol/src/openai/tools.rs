@@ -2,7 +2,7 @@
 //! what it says, is not here.
 
 use super::error::FieldError;
-use super::fields::{Field, Fields, Result};
+use super::fields::{Field, Fields, Result, shorten};
 use super::limits;
 use crate::json::Kind;
 use serde_json::Value;
@@ -76,12 +76,32 @@ fn tool(field: &Field<'_>) -> Result<Tool> {
 /// Is a tool strict, and its definition.
 fn described(field: &Field<'_>, function: &mut Fields<'_>) -> Result<(bool, Value)> {
     function.opt("description", |f| f.string(usize::MAX))?;
-    if let Some(schema) = function.take("parameters")
-        && schema.kind()? != Kind::Object
-    {
-        return Err(schema.wrong_type("an object"));
+    let definition = field.unbounded_value()?;
+    if let Some(schema) = function.take("parameters") {
+        if schema.kind()? != Kind::Object {
+            return Err(schema.wrong_type("an object"));
+        }
+        check_type(&schema.path, &definition["function"]["parameters"])?;
     }
-    Ok((function.flag("strict", false)?, field.unbounded_value()?))
+    Ok((function.flag("strict", false)?, definition))
+}
+
+/// The schema of arguments may leave open of which type they are, and may not say that they are no object.
+pub(crate) fn check_type(path: &str, schema: &Value) -> Result<()> {
+    let Some(stated) = schema.get("type") else { return Ok(()) };
+    let fits = match stated {
+        Value::Array(types) => types.iter().any(|each| each == "object"),
+        each => each == "object",
+    };
+    if fits {
+        return Ok(());
+    }
+    let (path, got) = (format!("{path}.type"), stated.to_string());
+    let message = format!(
+        "Invalid '{path}': the arguments of a call are an object. Expected \"object\", but got {} instead.",
+        shorten(&got)
+    );
+    Err(FieldError::invalid(&path, message))
 }
 
 pub(crate) fn tool_name(field: &Field<'_>, most: usize) -> Result<String> {

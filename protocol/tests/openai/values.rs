@@ -211,10 +211,23 @@ fn errors_of_tools_name_them() {
         assert!(error.message.starts_with(told), "{error}");
         assert!(error.param.unwrap().ends_with("].function.parameters"));
     }
+    for fits in [json!({}), json!({"type": "object"}), json!({"type": ["null", "object"]}), json!({"title": "a"})] {
+        let sent = wrong(fits);
+        assert_eq!(chat(json!({"tools": [sent]})).unwrap().conversation.tools[0].definition, sent);
+    }
+    for (kind, got) in [(json!("array"), "\"array\""), (json!(["null"]), "[\"null\"]"), (json!(null), "null")] {
+        let error = chat(json!({"tools": [tool("f"), wrong(json!({"type": kind}))]})).unwrap_err();
+        assert!(error.message.starts_with("tools[1] 'get': Invalid 'tools[1].function.parameters.type'"), "{error}");
+        assert!(error.message.contains("are an object") && error.message.contains(got), "{error}");
+    }
     let body = json!({"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}],
         "tools": [{"name": "f", "input_schema": {}}, {"name": "get", "input_schema": []}]});
     let error = protocol::anthropic::parse(body.to_string().as_bytes()).unwrap_err();
     assert!(error.message.starts_with("tools[1] 'get': Invalid type for 'tools[1].input_schema'"), "{error}");
+    let body = json!({"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}],
+        "tools": [{"name": "get", "input_schema": {"type": "string"}}]});
+    let error = protocol::anthropic::parse(body.to_string().as_bytes()).unwrap_err();
+    assert!(error.message.starts_with("tools[0] 'get': Invalid 'tools[0].input_schema.type'"), "{error}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::openai::asking::{Asking, put};
 use super::openai::{Refusal, ask, finish_reason, noticed};
+use crate::check::check_parameters;
 use crate::dataplane::{Dataplane, Infer, Inferred, Language, Servable, Work};
 use crate::error::Error;
 use crate::llm::answer::Piece;
@@ -13,7 +14,7 @@ use protocol::openai::{FieldError, Prompt};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What is asked, and how the answer is told.
 #[derive(Debug)]
@@ -27,6 +28,10 @@ pub struct Generation {
     /// What the answer begins with.
     prompt: String,
     tells: Tells,
+    /// After so long it is of no use.
+    timeout: Option<Duration>,
+    /// The model that the request names besides the path.
+    model: Option<String>,
 }
 
 /// What the field at fault is, said to clients whose errors are text.
@@ -52,6 +57,7 @@ impl Generation {
     /// # Errors
     /// Names the tensor or the field that is at fault.
     pub fn of_infer(request: &Infer, servable: &Servable) -> Result<Self, Error> {
+        check_parameters(&request.parameters)?;
         let mut map = Map::new();
         for input in &request.inputs {
             if map.insert(input.name().to_owned(), value(input)?).is_some() {
@@ -60,8 +66,8 @@ impl Generation {
         }
         let mut parameters = Map::new();
         for (name, parameter) in &request.parameters {
-            // Those are about the protocol, and looked at elsewhere.
-            if name.starts_with("triton_") || matches!(name.as_str(), "timeout" | "binary_data_output") {
+            // Those are about the protocol, which reads them.
+            if name.starts_with("triton_") || name == "binary_data_output" {
                 continue;
             }
             let parameter = match parameter {
@@ -107,7 +113,7 @@ impl Generation {
     }
 
     fn new(request: &GenerateRequest, language: &Language) -> Result<Self, Error> {
-        let GenerateRequest { completion, id, stream, exclude_input, tells } = request;
+        let GenerateRequest { completion, id, timeout, stream, exclude_input, tells } = request;
         if completion.common.delivery.echo || completion.common.sampling.prompt_logprobs.is_some() {
             return Err(Error::Invalid("echo and prompt_logprobs belong to /v1/completions".into()));
         }
@@ -117,7 +123,8 @@ impl Generation {
             Prompt::Texts(texts) if !exclude_input => texts.concat(),
             _ => String::new(),
         };
-        Ok(Generation { ask, id: id.clone(), stream: *stream, prompt, tells: *tells })
+        let model = completion.common.model.clone().filter(|name| !name.is_empty());
+        Ok(Generation { ask, id: id.clone(), stream: *stream, prompt, tells: *tells, timeout: *timeout, model })
     }
 
     /// Can the answer be told in pieces? Nothing in them says whose they are.
@@ -362,9 +369,17 @@ pub async fn start(
     generation: Generation,
     deadline: Option<Instant>,
 ) -> Result<Answering, Error> {
+    if let Some(name) = &generation.model
+        && !plane.servable(name, None).is_ok_and(|named| named.name == servable.name)
+    {
+        let message = format!("Invalid 'model': it is '{name}', and the path says '{}'.", servable.name);
+        return Err(Error::Invalid(message));
+    }
+    let now = Instant::now();
+    let timeout = generation.timeout.and_then(|timeout| now.checked_add(timeout));
+    let limit = now + plane.longest_generation();
+    let deadline = [deadline, timeout].into_iter().flatten().fold(limit, Instant::min);
     let (ask, telling) = generation.into_parts();
-    let limit = Instant::now() + plane.longest_generation();
-    let deadline = deadline.map_or(limit, |deadline| deadline.min(limit));
     let asking = put(plane, servable, ask, deadline).await.map_err(said)?;
     Ok(Answering { asking, telling, logprob: 0.0, untold: 0 })
 }

@@ -265,9 +265,14 @@ impl ChatTemplates {
             source = cause.source();
         }
         let line = error.line().map(|line| format!(" at line {line}")).unwrap_or_default();
+        if error.kind() == ErrorKind::WriteFailure {
+            let most = self.max_prompt_bytes;
+            return InferError::invalid(format!(
+                "the prompt has more than {most} bytes; one that fits into the model's context has at most {most}"
+            ));
+        }
         let what = match error.kind() {
             ErrorKind::OutOfFuel => "takes too much work for these messages".to_owned(),
-            ErrorKind::WriteFailure => format!("writes more than {} bytes", self.max_prompt_bytes),
             _ => format!("fails: {}", reason(error)),
         };
         InferError::invalid(format!("the chat template {what}{line}"))

@@ -62,9 +62,9 @@ pub fn schemas(request: &ChatRequest) -> Vec<Part> {
         ToolChoice::Named(name) => *name == tool.name,
     };
     let schema = |(index, tool): (usize, &Tool)| {
-        let schema = tool.parameters().filter(|_| binds(tool))?;
+        tool.parameters().filter(|_| binds(tool))?;
         let name = Some(format!("tools[{index}] '{}'", tool.name));
-        Some(Part { field: "tools", name, form: Form::Schema(schema.clone()) })
+        Some(Part { field: "tools", name, form: Form::Schema(with_schema(tool).schema()) })
     };
     tools.iter().enumerate().filter_map(schema).collect()
 }

@@ -10,8 +10,23 @@ use std::fmt::Write;
 pub struct Callable<'a> {
     /// Its name.
     pub name: &'a str,
-    /// The schema of its arguments; `None` is any object.
+    /// The schema of its arguments as it was sent; `None` is any object.
     pub parameters: Option<&'a Value>,
+}
+
+impl Callable<'_> {
+    /// The schema that its arguments keep to: they are an object, also where the tool does not say so.
+    pub fn schema(&self) -> Value {
+        let mut schema = self.parameters.cloned().unwrap_or_else(|| json!({}));
+        if let Value::Object(fields) = &mut schema {
+            fields.insert("type".to_owned(), Value::from("object"));
+        }
+        schema
+    }
+
+    fn arguments(&self) -> String {
+        expression(&Form::Schema(self.schema()))
+    }
 }
 
 /// What calls are made of.
@@ -41,10 +56,9 @@ impl OutputFormat {
             // Both are objects, and are told apart by what is in them.
             let any = json!({"type": "object"});
             let call = |tool: &Callable<'_>| {
-                let parameters = tool.parameters.unwrap_or(&any);
                 json!({
                     "type": "object",
-                    "properties": {"name": {"const": tool.name}, "parameters": parameters},
+                    "properties": {"name": {"const": tool.name}, "parameters": tool.schema()},
                     "required": ["name", "parameters"],
                     "additionalProperties": false,
                 })
@@ -92,9 +106,15 @@ impl OutputFormat {
             }
             (Some(marks), _) => {
                 self.thoughts_rules(marks, &mut text);
-                // Text before which there are no thoughts begins otherwise than they do: else it would be both.
-                let _ = write!(text, "FIRST: /([^<\\[](.|\\n)*)?/\nfirst{}: FIRST {mark}\nalone: FIRST\n", lazy(&mark));
-                format!("{} thoughts GAP {body} | first call {body} | alone", self.mark(marks.open))
+                let open = self.mark(marks.open);
+                if is_text(&open) {
+                    // Text before which there are no thoughts begins otherwise than they do: else it would be both.
+                    let _ = writeln!(text, "OPEN: /\\s*/ {open}\nFIRST: TEXT & ~(OPEN TEXT)");
+                    let _ = write!(text, "first{}: FIRST {mark}\nalone: FIRST\n", lazy(&mark));
+                    format!("OPEN thoughts GAP {body} | first call {body} | alone")
+                } else {
+                    format!("{open} thoughts GAP {body} | {body}")
+                }
             }
         };
         Some(Form::Grammar(format!("start: {start}\n{text}")))
@@ -125,8 +145,7 @@ impl OutputFormat {
             }
             Some(parser @ ToolParser::Mistral) if self.names_before_arguments => {
                 let arguments = self.mark("[ARGS]");
-                let call =
-                    |tool: &Callable<'_>| format!("{} {arguments} {}", literal(tool.name), schema(tool.parameters));
+                let call = |tool: &Callable<'_>| format!("{} {arguments} {}", literal(tool.name), tool.arguments());
                 let calls: Vec<_> = tools.iter().map(call).collect();
                 let _ = writeln!(rules, "named: {}", calls.join("\n  | "));
                 let call = format!("{} named", open(parser));
@@ -141,7 +160,7 @@ impl OutputFormat {
                 let (constrain, message) = (self.mark("<|constrain|>"), self.mark("<|message|>"));
                 let call = |tool: &Callable<'_>| {
                     let recipient = literal(&format!("commentary to=functions.{} ", tool.name));
-                    format!("{recipient} {constrain} \"json\" {message} {}", schema(tool.parameters))
+                    format!("{recipient} {constrain} \"json\" {message} {}", tool.arguments())
                 };
                 let calls: Vec<_> = tools.iter().map(call).collect();
                 let _ = writeln!(rules, "named: {}", calls.join("\n  | "));
@@ -159,7 +178,7 @@ impl OutputFormat {
     fn objects(&self, tools: &[Callable<'_>], word: &str, rules: &mut String) {
         let object = |tool: &Callable<'_>| {
             let begin = format!("{{\"name\": {}, \"{word}\": ", Value::from(tool.name));
-            format!("{} {} \"}}\"", literal(&begin), schema(tool.parameters))
+            format!("{} {} \"}}\"", literal(&begin), tool.arguments())
         };
         let objects: Vec<_> = tools.iter().map(object).collect();
         let _ = writeln!(rules, "object: {}", objects.join("\n  | "));
@@ -184,14 +203,14 @@ fn moved(schema: &mut Value, place: &str) {
     }
 }
 
-fn schema(parameters: Option<&Value>) -> String {
-    let any = json!({"type": "object"});
-    expression(&Form::Schema(parameters.unwrap_or(&any).clone()))
+/// Is a mark text? A control token is no part of any.
+fn is_text(mark: &str) -> bool {
+    mark.starts_with('"')
 }
 
-/// A mark that is text ends a lazy lexeme; a control token is no part of any text.
+/// A mark that is text ends a lazy lexeme.
 fn lazy(mark: &str) -> &'static str {
-    if mark.starts_with('"') { "[lazy]" } else { "" }
+    if is_text(mark) { "[lazy]" } else { "" }
 }
 
 /// What [`OutputFormat::after_thoughts`] does.

@@ -3,6 +3,7 @@
 use super::*;
 use crate::llm::grammar::Form;
 use proptest::prelude::*;
+use serde_json::json;
 
 fn format(tools: Option<ToolParser>, thoughts: bool) -> OutputFormat {
     let marks = ThoughtMarks { open: "<think>", close: "</think>" };
@@ -234,11 +235,23 @@ fn nothing_to_tell_apart() {
 
 #[test]
 fn forms_name_their_tools() {
-    let schema = serde_json::json!({"type": "object", "properties": {"a": {"type": "integer"}}});
+    let schema = json!({"type": "object", "properties": {"a": {"type": "integer"}}});
     let tools = [Callable { name: "f", parameters: Some(&schema) }, Callable { name: "g", parameters: None }];
     for parser in [None, HERMES, LLAMA, MISTRAL, LIST, HARMONY] {
         let Form::Grammar(text) = format(parser, true).calls(&tools, true) else { panic!("a grammar") };
         assert!(text.starts_with("start: ") && text.contains("integer"), "{parser:?}: {text}");
+    }
+}
+
+#[test]
+fn arguments_are_objects() {
+    for (sent, kept) in [
+        (None, json!({"type": "object"})),
+        (Some(json!({})), json!({"type": "object"})),
+        (Some(json!({"type": ["object", "null"], "a": 1})), json!({"type": "object", "a": 1})),
+        (Some(json!({"$ref": "#/$defs/a"})), json!({"$ref": "#/$defs/a", "type": "object"})),
+    ] {
+        assert_eq!(Callable { name: "f", parameters: sent.as_ref() }.schema(), kept);
     }
 }
 
