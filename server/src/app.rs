@@ -65,12 +65,7 @@ pub async fn run(config: Config) -> Result<u8, String> {
     let plane = Arc::new(Dataplane::new(registry.clone(), profile(&config), control, longest));
     let keys = config.api_keys_file.as_deref().map(Keys::open).transpose()?;
     if let Some(keys) = keys.clone() {
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                keys.refresh();
-            }
-        });
+        tokio::spawn(keys.watch());
     }
     let body =
         BodyLimits { bytes: usize::try_from(config.max_body_size).unwrap_or(usize::MAX), idle: config.body_timeout };

@@ -8,6 +8,8 @@ use metrics::{
     Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// prometheus_client's default buckets, which KServe's histograms have.
@@ -73,7 +75,6 @@ fn describe() {
     describe_counter!("vllm:num_preemptions_total", "Answers that gave up their blocks for others");
     describe_counter!("vllm:prefix_cache_queries_total", "Tokens looked for in the prefix cache");
     describe_counter!("vllm:prefix_cache_hits_total", "Tokens found in the prefix cache");
-    describe_counter!("process_cpu_seconds_total", "User and system CPU time");
     describe_gauge!("process_start_time_seconds", "Unix time at which the process started");
     describe_gauge!("process_virtual_memory_bytes", "Virtual memory");
     describe_gauge!("process_resident_memory_bytes", "Resident memory");
@@ -201,32 +202,126 @@ impl ModelMetrics {
     }
 }
 
-/// Where the engine of a language model stands, by the names that vLLM has and the Gateway API's inference extension
-/// reads.
-pub fn refresh_language(name: &str, counters: &Counters) {
-    // vLLM numbers the engines of a process; here a model has one.
-    let label = || [("model_name", name.to_owned()), ("engine", ENGINE.to_owned())];
-    let level = |metric: &'static str, value: f64| gauge!(metric, &label()).set(value);
-    let count = |metric: &'static str, value: u64| counter!(metric, &label()).absolute(value);
-    level("vllm:num_requests_running", counters.running.into());
-    level("vllm:num_requests_waiting", counters.waiting.into());
-    level("vllm:kv_cache_usage_perc", f64::from(counters.blocks_used) / f64::from(counters.blocks_total.max(1)));
-    count("vllm:generation_tokens_total", counters.tokens);
-    count("vllm:num_preemptions_total", counters.preemptions);
-    count("vllm:prefix_cache_queries_total", counters.prefix_queries);
-    count("vllm:prefix_cache_hits_total", counters.prefix_hits);
-    let blocks = counters.blocks_total.to_string();
-    gauge!("vllm:cache_config_info",
-        "model_name" => name.to_owned(), "engine" => ENGINE, "block_size" => BLOCK_SIZE, "num_gpu_blocks" => blocks)
-    .set(1.0);
-    // No adapter is served. Of several such series a scheduler takes the one with the latest time.
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+/// The engine of a language model. Metrics tell of it as long as this lives; what it did is counted to the last.
+#[derive(Debug)]
+pub struct EngineMetrics(u64);
+
+impl EngineMetrics {
+    /// Tells of an engine of `model`: `now` says where it stands, whenever somebody asks.
+    pub fn register(model: &str, now: impl Fn() -> Counters + Send + 'static) -> Self {
+        EngineMetrics(engines().add(model, now))
+    }
+}
+
+impl Drop for EngineMetrics {
+    fn drop(&mut self) {
+        engines().remove(self.0);
+    }
+}
+
+static ENGINES: Mutex<Engines> = Mutex::new(Engines { last: 0, all: BTreeMap::new(), blocks: BTreeMap::new() });
+
+fn engines() -> MutexGuard<'static, Engines> {
+    ENGINES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Engines by number. Those of a model are told of together, by the names that vLLM has and the Gateway API's inference
+/// extension reads: its versions, and one that was replaced until its last answer. So counters never go back.
+#[derive(Default)]
+struct Engines {
+    last: u64,
+    all: BTreeMap<u64, Engine>,
+    /// The blocks of each model that `vllm:cache_config_info` tells of.
+    blocks: BTreeMap<String, u64>,
+}
+
+struct Engine {
+    model: String,
+    now: Box<dyn Fn() -> Counters + Send>,
+    /// Where it stood when that was last asked.
+    told: Counters,
+}
+
+impl Engine {
+    /// Asks where it stands, and counts what it has done since it was last asked.
+    fn count(&mut self) {
+        let now = (self.now)();
+        let more = |metric: &'static str, part: fn(&Counters) -> u64| {
+            counter!(metric, &labels(&self.model)).increment(part(&now).saturating_sub(part(&self.told)));
+        };
+        more("vllm:generation_tokens_total", |counters| counters.tokens);
+        more("vllm:num_preemptions_total", |counters| counters.preemptions);
+        more("vllm:prefix_cache_queries_total", |counters| counters.prefix_queries);
+        more("vllm:prefix_cache_hits_total", |counters| counters.prefix_hits);
+        self.told = now;
+    }
+}
+
+impl Engines {
+    fn add(&mut self, model: &str, now: impl Fn() -> Counters + Send + 'static) -> u64 {
+        self.last += 1;
+        self.all.insert(self.last, Engine { model: model.into(), now: Box::new(now), told: Counters::default() });
+        self.last
+    }
+
+    fn remove(&mut self, number: u64) {
+        let Some(mut ended) = self.all.remove(&number) else { return };
+        ended.count();
+        self.all.values_mut().filter(|engine| engine.model == ended.model).for_each(Engine::count);
+        self.show(&ended.model);
+        if self.all.is_empty() {
+            adapters(Duration::ZERO);
+        }
+    }
+
+    fn refresh(&mut self) {
+        self.all.values_mut().for_each(Engine::count);
+        let models: BTreeSet<String> = self.all.values().map(|engine| engine.model.clone()).collect();
+        models.iter().for_each(|model| self.show(model));
+        if !models.is_empty() {
+            adapters(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO));
+        }
+    }
+
+    /// What the engines of a model add up to; after the last of them nothing.
+    fn show(&mut self, model: &str) {
+        let sum = |part: fn(&Counters) -> u32| -> u64 {
+            let engines = self.all.values().filter(|engine| engine.model == model);
+            engines.map(|engine| u64::from(part(&engine.told))).sum()
+        };
+        let level = |metric: &'static str, value: f64| gauge!(metric, &labels(model)).set(value);
+        let (used, blocks) = (sum(|counters| counters.blocks_used), sum(|counters| counters.blocks_total));
+        level("vllm:num_requests_running", sum(|counters| counters.running) as f64);
+        level("vllm:num_requests_waiting", sum(|counters| counters.waiting) as f64);
+        level("vllm:kv_cache_usage_perc", used as f64 / blocks.max(1) as f64);
+        let cache = |blocks: u64, value: f64| {
+            gauge!("vllm:cache_config_info",
+                "model_name" => model.to_owned(), "engine" => ENGINE, "block_size" => BLOCK_SIZE,
+                "num_gpu_blocks" => blocks.to_string())
+            .set(value);
+        };
+        let before = self.blocks.insert(model.to_owned(), blocks).unwrap_or(0);
+        if before > 0 && before != blocks {
+            cache(before, 0.0);
+        }
+        if blocks > 0 {
+            cache(blocks, 1.0);
+        }
+    }
+}
+
+fn labels(model: &str) -> [(&'static str, String); 2] {
+    [("model_name", model.to_owned()), ("engine", ENGINE.to_owned())]
+}
+
+/// No adapter is served. Of several such series a scheduler takes the one with the latest time.
+fn adapters(now: Duration) {
     gauge!("vllm:lora_requests_info",
         "max_lora" => "0", "running_lora_adapters" => "", "waiting_lora_adapters" => "")
     .set(now.as_secs_f64());
 }
 
-/// The engine of a model, as vLLM calls its first.
+/// The engines of a model, as vLLM calls the first of a process.
 const ENGINE: &str = "0";
 
 /// Tokens of a block of keys and values: `BLOCK` of `backends/src/llm/model.rs`.
@@ -273,15 +368,29 @@ impl Answers {
     }
 }
 
-/// What Prometheus' own clients tell about their process, read now: KServe's Python servers have these.
-pub fn refresh_process() {
-    let Some(process) = crate::process::Process::read() else { return };
-    counter!("process_cpu_seconds_total").absolute(process.cpu.as_secs());
+/// All metrics as text, those included that are only looked at when somebody asks.
+pub fn render(recorded: &PrometheusHandle) -> String {
+    engines().refresh();
+    let cpu = refresh_process();
+    let mut text = recorded.render();
+    if let Some(seconds) = cpu.map(|time| time.as_secs_f64()) {
+        // Counters that are recorded are whole numbers; a server that idles needs less than one of these in a minute.
+        let name = "process_cpu_seconds_total";
+        text += &format!("# HELP {name} User and system CPU time\n# TYPE {name} counter\n{name} {seconds}\n");
+    }
+    text
+}
+
+/// What Prometheus' own clients tell about their process, read now: KServe's Python servers have these. Returns its CPU
+/// time.
+fn refresh_process() -> Option<Duration> {
+    let process = crate::process::Process::read()?;
     gauge!("process_start_time_seconds").set(process.started);
     gauge!("process_virtual_memory_bytes").set(process.virtual_bytes as f64);
     gauge!("process_resident_memory_bytes").set(process.resident_bytes as f64);
     gauge!("process_open_fds").set(process.open_files as f64);
     gauge!("process_max_fds").set(process.max_files as f64);
+    Some(process.cpu)
 }
 
 /// Seconds since 1970 at which the certificate of the listeners expires.
@@ -299,4 +408,59 @@ pub fn log_dropped(lines: u64) {
 /// So many more spans did not reach the collector.
 pub fn spans_dropped(spans: u64) {
     counter!("tensorgate_spans_dropped_total").increment(spans);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use metrics::with_local_recorder;
+    use std::sync::Arc;
+
+    fn standing(running: u32, tokens: u64) -> Counters {
+        Counters { running, tokens, blocks_used: running, blocks_total: 8, ..Counters::default() }
+    }
+
+    #[test]
+    fn engines_of_a_model_are_told_of_together() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let recorded = recorder.handle();
+        let told = |metric: &str| -> f64 {
+            let (text, start) = (recorded.render(), format!("{metric}{{"));
+            let lines = text.lines().filter(|line| line.starts_with(&start));
+            lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
+        };
+        let levels = || {
+            let names = ["num_requests_running", "kv_cache_usage_perc", "cache_config_info", "generation_tokens_total"];
+            names.map(|name| told(&format!("vllm:{name}")))
+        };
+        with_local_recorder(&recorder, || {
+            let mut engines = Engines::default();
+            let shared = Arc::new(Mutex::new(standing(2, 10)));
+            let now = shared.clone();
+            let first = engines.add("m", move || *now.lock().unwrap());
+            let second = engines.add("m", || standing(1, 5));
+            engines.refresh();
+            assert_eq!(levels(), [3.0, 3.0 / 16.0, 1.0, 15.0]);
+            *shared.lock().unwrap() = standing(1, 40);
+            engines.remove(first);
+            assert_eq!(levels(), [1.0, 1.0 / 8.0, 1.0, 45.0], "what nobody had asked for is counted");
+            let third = engines.add("m", || standing(0, 7));
+            engines.remove(second);
+            assert_eq!(levels(), [0.0, 0.0, 1.0, 52.0], "another begins to count where these left off");
+            engines.remove(third);
+            engines.refresh();
+            assert_eq!(levels(), [0.0, 0.0, 0.0, 52.0]);
+        });
+    }
+
+    #[test]
+    fn fractions_of_cpu_seconds_are_a_counter() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let text = with_local_recorder(&recorder, || render(&recorder.handle()));
+        if crate::process::Process::read().is_some() {
+            let (_, last) = text.split_once("# TYPE process_cpu_seconds_total counter\n").unwrap();
+            let value = last.strip_prefix("process_cpu_seconds_total ").unwrap().trim_end();
+            assert!(value.parse::<f64>().unwrap() >= 0.0, "{last}");
+        }
+    }
 }

@@ -213,8 +213,9 @@ impl Registry {
         }
         if self.repository.exists() {
             let found = self.repository.list().map_err(|e| Error::Internal(e.to_string()))?;
-            for name in found.into_keys().filter(|name| !models.contains_key(name)) {
-                entries.push(IndexEntry { name, version: None, state: "UNAVAILABLE", reason: String::new() });
+            for (name, found) in found.into_iter().filter(|(name, _)| !models.contains_key(name)) {
+                let reason = found.refused.unwrap_or_default();
+                entries.push(IndexEntry { name, version: None, state: "UNAVAILABLE", reason });
             }
         }
         entries.sort_by(|a, b| (&a.name, a.version).cmp(&(&b.name, b.version)));

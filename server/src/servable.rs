@@ -144,7 +144,7 @@ impl Servable {
         let bytes = model.bytes;
         let metrics = ModelMetrics::register(name, version, model.device);
         let stats = Arc::new(Stats::counting(metrics.executions()));
-        let work = Work::Language(Box::new(Language::start(model)?));
+        let work = Work::Language(Box::new(Language::start(name, model)?));
         Ok(Servable { name: name.into(), version, work, signature, stats, metrics, settings, bytes })
     }
 
@@ -216,9 +216,6 @@ impl Servable {
     /// Metrics that are only read when somebody asks.
     pub fn refresh_metrics(&self) {
         self.metrics.refresh(self.queued(), self.bytes);
-        if let Work::Language(language) = &self.work {
-            crate::metrics::refresh_language(&self.name, &language.counters());
-        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Whether files are those that were looked at: by what the file system keeps of each, not by what is in them. A file that
-//! is written, replaced or put back differs in one of these, whatever its owner makes of its times.
+//! is written, replaced or put back differs in one of these, whatever its owner makes of its times; one that is only read
+//! does not.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,13 +8,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Files as they were when they were added.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Stamps(BTreeMap<PathBuf, Option<Stamp>>);
 
 /// What the file system keeps of a file; links are followed.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Stamp {
-    file: (u64, u64),
+    /// Where it lies, if that counts.
+    file: Option<(u64, u64)>,
     bytes: u64,
     /// Of its contents; seconds and nanoseconds.
     written: (i64, i64),
@@ -26,7 +28,7 @@ impl Stamp {
     fn of(path: &Path) -> Option<Self> {
         let found = fs::metadata(path).ok()?;
         Some(Stamp {
-            file: (found.dev(), found.ino()),
+            file: Some((found.dev(), found.ino())),
             bytes: found.size(),
             written: (found.mtime(), found.mtime_nsec()),
             changed: (found.ctime(), found.ctime_nsec()),
@@ -35,6 +37,21 @@ impl Stamp {
 }
 
 impl Stamps {
+    /// Files as they are now.
+    pub(crate) fn of(paths: impl IntoIterator<Item = PathBuf>) -> Self {
+        let mut stamps = Stamps::default();
+        paths.into_iter().for_each(|path| stamps.add(path));
+        stamps
+    }
+
+    /// The same but for where they lie: file systems that are made of requests (gcsfuse, Mountpoint for S3) may number a
+    /// file anew whenever they look at it.
+    pub(crate) fn wherever(paths: impl IntoIterator<Item = PathBuf>) -> Self {
+        let mut stamps = Self::of(paths);
+        stamps.0.values_mut().flatten().for_each(|stamp| stamp.file = None);
+        stamps
+    }
+
     /// Adds a file as it is now; one that is not there, too, since it may come.
     pub(crate) fn add(&mut self, path: PathBuf) {
         let stamp = Stamp::of(&path);
@@ -86,17 +103,19 @@ mod tests {
         assert!(!fourth.hold());
     }
 
+    /// As long, and with the same time.
     #[test]
     fn a_link_to_another_folder_is_another_file() {
         let folder = tempfile::tempdir().unwrap();
         for (name, text) in [("1", "first"), ("2", "other")] {
             fs::create_dir(folder.path().join(name)).unwrap();
-            fs::write(folder.path().join(name).join("a"), text).unwrap();
+            let file = folder.path().join(name).join("a");
+            fs::write(&file, text).unwrap();
+            fs::File::options().write(true).open(file).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
         }
         let link = folder.path().join("data");
         symlink("1", &link).unwrap();
-        let mut stamps = Stamps::default();
-        stamps.add(link.join("a"));
+        let stamps = Stamps::of([link.join("a")]);
         assert!(stamps.hold());
         fs::remove_file(&link).unwrap();
         symlink("2", &link).unwrap();

@@ -1,6 +1,7 @@
 //! The startup summary: what serves, where, and commands that work when pasted.
 
 use crate::registry::{Registry, Servable};
+use crate::repository::Version;
 use crate::servable::Work;
 use crate::telemetry;
 use std::net::SocketAddr;
@@ -33,7 +34,7 @@ pub fn announce(registry: &Registry, addresses: &Addresses, keyed: bool, start: 
         text += &format!("  gRPC   {}\n", host(grpc));
     }
     for servable in &ready {
-        text += &format!("  model  {} version {} ({})\n", servable.name, servable.version, servable.signature.platform);
+        text += &model(&servable.name, servable.version, &servable.signature.platform);
     }
     if let Some(http) = addresses.http {
         let curl = Curl { base: format!("{scheme}://{}", host(http)), keyed, secure: scheme == "https" };
@@ -41,6 +42,11 @@ pub fn announce(registry: &Registry, addresses: &Addresses, keyed: bool, start: 
         text.extend(commands.iter().map(|command| format!("\n  {command}\n")));
     }
     telemetry::say(&(text + "\n"));
+}
+
+/// One line, whatever a directory is called.
+fn model(name: &str, version: Version, platform: &str) -> String {
+    format!("  model  {} version {version} ({platform})\n", telemetry::escaped(name))
 }
 
 /// What a URL calls an address: an address of all interfaces is reached as this machine.
@@ -101,6 +107,12 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_model_is_one_line() {
+        let line = model("new\nline \u{1b}[31m\u{9b}31m \u{e9}", 1, "xgboost_json");
+        assert_eq!(line, "  model  new\\nline \\u{1b}[31m\\u{9b}31m \u{e9} version 1 (xgboost_json)\n");
+    }
 
     #[test]
     fn commands_are_ones_that_a_shell_and_a_server_read() {

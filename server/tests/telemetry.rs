@@ -96,7 +96,7 @@ async fn collector() -> (u16, mpsc::Receiver<(String, String, Bytes)>) {
             let service = service_fn(move |request: Request<Incoming>| {
                 let calls = calls.clone();
                 async move {
-                    let path = request.uri().path().to_owned();
+                    let path = request.uri().path_and_query().unwrap().as_str().to_owned();
                     let kind = request.headers()["content-type"].to_str().unwrap().to_owned();
                     let message = request.into_body().collect().await.unwrap().to_bytes();
                     calls.send((path, kind, message)).await.unwrap();
@@ -177,7 +177,8 @@ async fn spans_arrive_over_grpc() {
 
 #[tokio::test]
 async fn spans_arrive_over_http() {
-    arrives(|port| format!("http://localhost:{port}/v1/traces"), "/v1/traces", "application/x-protobuf", 0).await;
+    let path = "/v1/traces?key=a%2Fb";
+    arrives(|port| format!("http://localhost:{port}{path}"), path, "application/x-protobuf", 0).await;
 }
 
 #[tokio::test]

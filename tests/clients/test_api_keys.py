@@ -86,7 +86,7 @@ NO_KEYS = {
     "both keys": [f"Authorization: Bearer {KEY},{OTHER}"],
     "comment of the file": ["x-api-key: # two clients"],
     "key as a cookie": [f"Cookie: Authorization=Bearer {KEY}; x-api-key={KEY}"],
-    "wrong key before the right one": ["Authorization: Bearer wrong", f"x-api-key: {KEY}"],
+    "two wrong keys": ["Authorization: Bearer wrong", "x-api-key: wrong"],
     "poisoned host": ["Host: 127.0.0.1/v2/health/live?"],
     "host of another": ["Host: example.com/metrics"],
     "forwarded": ["X-Original-URL: /metrics", "X-Rewrite-URL: /v2/health/live", "X-Forwarded-Prefix: /metrics"],
@@ -187,6 +187,8 @@ def test_connect_asks_for_a_key(guarded):
         [f"x-api-key: {KEY}"],
         [f"X-API-KEY: {OTHER}"],
         ["Authorization: Basic d3Jvbmc=", f"x-api-key: {KEY}"],
+        ["Authorization: Bearer wrong", f"x-api-key: {KEY}"],
+        [BEARER, "x-api-key: wrong"],
     ],
 )
 def test_a_key_opens_every_route(guarded, headers):
@@ -449,11 +451,11 @@ def test_an_older_file_is_taken_too(changing):
 
 
 def test_a_secret_of_kubernetes_is_followed(start, own_repository, tmp_path):
-    """There the file is a link to a link, and what changes is the link in the middle."""
+    """There the file is a link to a link, and what changes is the link in the middle; dates may well be the same."""
     for name, key in (("first", KEY), ("second", OTHER)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "keys").write_text(key)
-        os.utime(tmp_path / name / "keys", (1_700_000_000, 1_700_000_000 + (name == "second")))
+        os.utime(tmp_path / name / "keys", (1_700_000_000, 1_700_000_000))
     (tmp_path / "..data").symlink_to("first")
     (tmp_path / "keys").symlink_to("..data/keys")
     server = serve(start, own_repository, tmp_path / "keys")
@@ -476,11 +478,12 @@ SPOILT = {
 
 @pytest.mark.parametrize("case", SPOILT)
 def test_a_file_that_cannot_be_used_changes_nothing(changing, case):
-    """Old keys stay, nothing opens, and the next good file is taken."""
+    """Old keys stay, nothing opens, the log says so once, and the next good file is taken."""
     server, keys = changing
     SPOILT[case](keys)
     time.sleep(2.5)
     assert opens(server, KEY)
+    assert server.log.read_text().count("API keys cannot be read") == 1
     for key in ("", "# nobody", OTHER):
         assert not opens(server, key)
     shutil.rmtree(keys) if keys.is_dir() else keys.unlink(missing_ok=True)

@@ -221,6 +221,7 @@ def test_metrics_parse(server):
     families = {each.name: each.type for each in text_string_to_metric_families(text)}
     for name in ("request_preprocess_seconds", "request_postprocess_seconds", "request_predict_seconds"):
         assert families[name] == "histogram"
+    assert families["process_cpu_seconds"] == "counter"
     assert "unknown" not in families.values()
 
 

@@ -267,3 +267,30 @@ def test_who_leaves_while_queued_is_forgotten(narrow):
     first.close()
     wait_for(narrow, 0)
     assert complete(connect(narrow), TEXT, max_tokens=2).usage.completion_tokens == 2
+
+
+def test_metrics_of_a_model_that_is_loaded_again_and_unloaded(binary, models, tmp_path):
+    """Counters go on, whether or not anybody had asked for them in between; gauges end at nothing."""
+    with serving(binary, models, tmp_path) as server:
+
+        def managed(verb):
+            assert requests.post(f"{server.url}/v2/repository/models/tiny/{verb}", json={}, timeout=30).ok
+
+        def tokens():
+            return sampled(server, "vllm:generation_tokens_total", model_name="tiny")
+
+        def caches():
+            lines = requests.get(f"{server.url}/metrics", timeout=10).text.splitlines()
+            return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:cache_config_info{"))
+
+        for _ in range(2):
+            complete(connect(server), TEXT, max_tokens=COUNT, extra_body={"ignore_eos": True})
+            managed("load")
+        eventually(tokens, 2 * COUNT)
+        eventually(caches, 1)
+        complete(connect(server), TEXT, max_tokens=COUNT, extra_body={"ignore_eos": True})
+        managed("unload")
+        eventually(caches, 0)
+        assert tokens() == 3 * COUNT
+        assert sampled(server, "vllm:num_requests_running", model_name="tiny") == 0
+        assert sampled(server, "vllm:kv_cache_usage_perc", model_name="tiny") == 0

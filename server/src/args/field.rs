@@ -70,6 +70,18 @@ impl Field<'_> {
         Ok(())
     }
 
+    /// A text that was not taken, as an error repeats it: what a URL holds before `@` may be a secret.
+    #[must_use]
+    pub fn shown(&self, text: &str) -> String {
+        match (self, text.rsplit_once('@')) {
+            (Field::Url(_), Some((before, after))) => {
+                let scheme = before.find("://").map_or("", |end| &before[..end + 3]);
+                format!("{scheme}...@{after}")
+            }
+            _ => text.to_owned(),
+        }
+    }
+
     /// The value as a TOML literal that a configuration file may hold; `None` when it is not set.
     #[must_use]
     pub fn toml(&self) -> Option<String> {
@@ -135,11 +147,16 @@ fn filled(text: &str) -> Result<&str, String> {
 /// `collector:4317` is what people write, too.
 fn read_url(text: &str) -> Result<String, String> {
     let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-    let whole = url.parse::<http::Uri>().is_ok_and(|url| url.authority().is_some_and(|a| !a.host().is_empty()));
-    if whole && (url.starts_with("http://") || url.starts_with("https://")) {
-        Ok(url)
-    } else {
-        Err("is not a URL that begins with http:// or https://".to_owned())
+    let parsed = url.parse::<http::Uri>().ok();
+    let authority = parsed.as_ref().and_then(http::Uri::authority).filter(|authority| !authority.host().is_empty());
+    match authority {
+        Some(authority) if url.starts_with("http://") || url.starts_with("https://") => {
+            if authority.as_str().contains('@') {
+                return Err("has a user before its host: credentials are not supported, and would not be sent".into());
+            }
+            Ok(url)
+        }
+        _ => Err("is not a URL that begins with http:// or https://".to_owned()),
     }
 }
 

@@ -85,8 +85,10 @@ impl Args {
     /// A whole sentence: where the value was given, what it is, and what would be right. A wrong value is an error
     /// even where another one is heard before it.
     pub fn say(&mut self, flag: &'static Flag, text: &str, origin: Origin) -> Result<(), String> {
-        if let Err(reason) = flag.field(&mut Config::blank()).read(text) {
-            return Err(format!("{}: `{text}` {reason}", origin.place(flag.name)));
+        let mut config = Config::blank();
+        let mut field = flag.field(&mut config);
+        if let Err(reason) = field.read(text) {
+            return Err(format!("{}: `{}` {reason}", origin.place(flag.name), field.shown(text)));
         }
         self.said.push(Said { flag, text: text.to_owned(), origin });
         Ok(())

@@ -86,7 +86,7 @@ fn language(config: &Config) -> Result<Language, String> {
     let (_, path) = plan.wanted.last_key_value().ok_or_else(|| format!("{name} has no version to load"))?;
     let artifact = found.open(name, path).map_err(|error| error.to_string())?;
     match load(&artifact, &options).map_err(|error| error.to_string())? {
-        Model::Language(model) => Language::start(*model),
+        Model::Language(model) => Language::start(name, *model),
         Model::Predictor(_) => Err(format!("'{name}' is no language model: `tensorgate serve` answers with tensors")),
     }
 }

@@ -166,6 +166,13 @@ mod tests {
     }
 
     #[test]
+    fn what_the_file_system_keeps_is_no_model() {
+        let (lines, good) = lines(&[("lost+found/#12", "")]);
+        assert!(lines[0].ends_with("lost+found: is the file system's own, and no model"), "{lines:?}");
+        assert!(good && lines.len() == 3, "{lines:?}");
+    }
+
+    #[test]
     fn one_model_may_be_named_otherwise() {
         let root = repository(&[("iris/model.toml", "name = \"rose\"")]);
         let (text, good) = validate(&root.path().join("iris"), None).unwrap();

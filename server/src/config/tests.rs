@@ -50,6 +50,11 @@ fn what_is_wrong_together() {
             "--inflight-bytes: must be at least max-body-size, or a request of that size could never be let in",
         ),
         ("--max-batch-delay=1m", "--max-batch-delay: must be shorter than request-timeout"),
+        (
+            "--otlp-endpoint=https://me:secret@o/v1/traces",
+            "--otlp-endpoint: `https://...@o/v1/traces` has a user before its host: credentials are not supported, and \
+             would not be sent",
+        ),
         ("--otlp-endpoint=ftp://o", "--otlp-endpoint: `ftp://o` is not a URL that begins with http:// or https://"),
         ("/r --load-model=* --load-model=a", "--load-model: `*` is all models and stands alone"),
         (

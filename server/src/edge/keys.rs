@@ -2,24 +2,30 @@
 //! route asks for one unless it was put among the open ones.
 
 use crate::error::Error;
+use crate::stamp::Stamps;
 use arc_swap::ArcSwap;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::SystemTime;
-use subtle::ConstantTimeEq;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use subtle::{Choice, ConstantTimeEq};
+
+/// Between two looks at the file.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The keys that open the server.
 #[derive(Debug)]
 pub struct Keys {
     path: PathBuf,
     keys: ArcSwap<Read>,
+    /// The last file that could not be used: it is reported once, and tried at every look in case it was read while it
+    /// was being written.
+    refused: Mutex<Option<Stamps>>,
 }
 
-#[derive(Default)]
 struct Read {
     keys: Vec<Vec<u8>>,
-    changed: Option<SystemTime>,
+    stamps: Stamps,
 }
 
 impl std::fmt::Debug for Read {
@@ -35,21 +41,39 @@ impl Keys {
     /// It cannot be read, or has no key.
     pub fn open(path: &Path) -> Result<Arc<Self>, String> {
         let read = read(path)?;
-        Ok(Arc::new(Keys { path: path.to_owned(), keys: ArcSwap::from_pointee(read) }))
+        Ok(Arc::new(Keys { path: path.to_owned(), keys: ArcSwap::from_pointee(read), refused: Mutex::new(None) }))
     }
 
-    /// Reads the file again if it changed; keeps the old keys when it cannot be read.
-    pub fn refresh(&self) {
-        let changed = modified(&self.path);
-        if changed.is_none() || changed == self.keys.load().changed {
+    /// Looks at the file every second, forever.
+    pub async fn watch(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let keys = self.clone();
+            // A network file system may hang; the runtime must not.
+            let _ = tokio::task::spawn_blocking(move || keys.refresh()).await;
+        }
+    }
+
+    /// Reads the file again if it changed; keeps the old keys when it cannot be used.
+    fn refresh(&self) {
+        let seen = Stamps::of([self.path.clone()]);
+        if seen == self.keys.load().stamps {
             return;
         }
-        match read(&self.path) {
+        let read = read(&self.path);
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        match read {
             Ok(read) => {
                 tracing::info!(keys = read.keys.len(), "API keys read again");
                 self.keys.store(Arc::new(read));
+                *refused = None;
             }
-            Err(reason) => tracing::warn!(%reason, "API keys cannot be read; the old ones stay"),
+            Err(reason) => {
+                if refused.as_ref() != Some(&seen) {
+                    tracing::warn!(%reason, "API keys cannot be read; the old ones stay");
+                    *refused = Some(seen);
+                }
+            }
         }
     }
 
@@ -59,10 +83,14 @@ impl Keys {
     /// [`Error::Unauthorized`].
     pub fn check(&self, headers: &HeaderMap) -> Result<(), Error> {
         let bearer = headers.get(http::header::AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
-        let given = bearer.or_else(|| headers.get("x-api-key").map(|value| value.as_bytes())).unwrap_or_default();
+        let plain = headers.get("x-api-key").map(HeaderValue::as_bytes);
+        // No key is empty.
+        let given = [bearer, plain].map(Option::unwrap_or_default);
         let keys = self.keys.load();
-        // Every key is compared, so that the time tells nothing about which one fits.
-        let fits = keys.keys.iter().fold(subtle::Choice::from(0), |fits, key| fits | key.as_slice().ct_eq(given));
+        // Every key is compared with both, so that the time tells nothing about which one fits.
+        let fits = keys.keys.iter().fold(Choice::from(0), |fits, key| {
+            given.iter().fold(fits, |fits, given| fits | key.as_slice().ct_eq(given))
+        });
         if fits.into() { Ok(()) } else { Err(Error::Unauthorized) }
     }
 }
@@ -76,17 +104,54 @@ fn bearer(credentials: &[u8]) -> Option<&[u8]> {
 /// How the one scheme begins.
 const SCHEME: &[u8] = b"Bearer ";
 
-fn modified(path: &Path) -> Option<SystemTime> {
-    std::fs::metadata(path).and_then(|m| m.modified()).ok()
-}
-
 fn read(path: &Path) -> Result<Read, String> {
-    let changed = modified(path);
+    // Looked at before it is read: whoever writes to it in the meantime makes it differ at the next look.
+    let stamps = Stamps::of([path.to_owned()]);
     let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let keys: Vec<Vec<u8>> = lines.map(|line| line.as_bytes().to_vec()).collect();
     if keys.is_empty() {
         return Err(format!("{}: no key; one is expected on each line", path.display()));
     }
-    Ok(Read { keys, changed })
+    Ok(Read { keys, stamps })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn opens(keys: &Keys, said: &[(&'static str, &str)]) -> bool {
+        let headers = said.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+        keys.check(&headers.collect::<HeaderMap>()).is_ok()
+    }
+
+    #[test]
+    fn either_header_opens_whatever_the_other_holds() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys");
+        fs::write(&path, "one\ntwo\n").unwrap();
+        let keys = Keys::open(&path).unwrap();
+        let both = |bearer, plain| opens(&keys, &[("authorization", bearer), ("x-api-key", plain)]);
+        assert!(both("Bearer one", "wrong") && both("Bearer wrong", "two") && both("Bearer one", "two"));
+        assert!(!both("Bearer wrong", "wrong") && !both("Bearer ", "") && !both("one", "Bearer two"));
+        assert!(opens(&keys, &[("x-api-key", "one")]) && !opens(&keys, &[]));
+    }
+
+    #[test]
+    fn a_file_as_long_and_as_old_is_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, other) = (folder.path().join("keys"), folder.path().join("other"));
+        for (path, key) in [(&path, "old"), (&other, "new")] {
+            fs::write(path, key).unwrap();
+            fs::File::options().write(true).open(path).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+        }
+        let keys = Keys::open(&path).unwrap();
+        let opens = |key| opens(&keys, &[("x-api-key", key)]);
+        keys.refresh();
+        assert!(opens("old") && !opens("new"));
+        fs::rename(&other, &path).unwrap();
+        keys.refresh();
+        assert!(opens("new") && !opens("old"));
+    }
 }

@@ -5,12 +5,12 @@
 
 use super::expiry;
 use crate::metrics;
+use crate::stamp::Stamps;
 use arc_swap::ArcSwap;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -30,8 +30,9 @@ pub struct Files {
 }
 
 impl Files {
-    fn all(&self) -> impl Iterator<Item = &Path> {
-        [&self.certificate, &self.key].into_iter().chain(&self.client_authority).map(PathBuf::as_path)
+    /// As they are now, behind all symbolic links: Kubernetes changes a mounted secret by swapping the link `..data`.
+    fn stamps(&self) -> Stamps {
+        Stamps::of([&self.certificate, &self.key].into_iter().chain(&self.client_authority).cloned())
     }
 }
 
@@ -46,7 +47,7 @@ pub struct Tls {
     current: ArcSwap<Loaded>,
     /// The last files that could not be used: they are reported once, and tried at every look in case they were read
     /// while they were being written.
-    refused: Mutex<Option<Vec<Mark>>>,
+    refused: Mutex<Option<Stamps>>,
 }
 
 #[derive(Debug)]
@@ -54,7 +55,7 @@ struct Loaded {
     config: Arc<ServerConfig>,
     /// Seconds since 1970.
     expires: Option<u64>,
-    marks: Vec<Mark>,
+    stamps: Stamps,
 }
 
 impl Loaded {
@@ -62,16 +63,6 @@ impl Loaded {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.expires.is_some_and(|expires| expires <= now.as_secs())
     }
-}
-
-/// What tells one state of a file from another. The path is the one behind all symbolic links: Kubernetes changes a
-/// mounted secret by swapping the link `..data`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Mark {
-    path: PathBuf,
-    inode: u64,
-    bytes: u64,
-    changed: (i64, i64),
 }
 
 impl Tls {
@@ -101,8 +92,8 @@ impl Tls {
     /// Reads the files again if they changed; keeps what served before when they cannot be used.
     pub fn refresh(&self) {
         let current = self.current.load();
-        let seen = marks(&self.files);
-        if seen.as_ref().is_ok_and(|seen| *seen == current.marks) {
+        let seen = self.files.stamps();
+        if seen == current.stamps {
             return;
         }
         let loaded = load(&self.files).and_then(|loaded| {
@@ -121,7 +112,6 @@ impl Tls {
                 *refused = None;
             }
             Err(reason) => {
-                let seen = seen.unwrap_or_default();
                 if refused.as_ref() != Some(&seen) {
                     tracing::warn!(%reason, "the new TLS files cannot be used; the old certificate stays");
                     *refused = Some(seen);
@@ -149,19 +139,9 @@ impl Tls {
 }
 
 /// Errors name the file.
-fn marks(files: &Files) -> Result<Vec<Mark>, String> {
-    let mark = |file: &Path| {
-        let path = file.canonicalize()?;
-        let metadata = path.metadata()?;
-        let changed = (metadata.mtime(), metadata.mtime_nsec());
-        Ok(Mark { path, inode: metadata.ino(), bytes: metadata.len(), changed })
-    };
-    files.all().map(|file| mark(file).map_err(|error: std::io::Error| at(file, error))).collect()
-}
-
 fn load(files: &Files) -> Result<Loaded, String> {
-    // Marked before they are read: whoever writes to them in the meantime makes them differ at the next look.
-    let marks = marks(files)?;
+    // Looked at before they are read: whoever writes to them in the meantime makes them differ at the next look.
+    let stamps = files.stamps();
     let chain = certificates(&files.certificate)?;
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| at(&files.key, error))?;
     let expires = chain.iter().filter_map(|certificate| expiry::not_after(certificate)).min();
@@ -183,7 +163,7 @@ fn load(files: &Files) -> Result<Loaded, String> {
     // Refuses a key that is not the certificate's, which is what a half-done rotation looks like.
     let mut config = builder.with_single_cert(chain, key).map_err(|error| at(&files.certificate, error))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Loaded { config: Arc::new(config), expires, marks })
+    Ok(Loaded { config: Arc::new(config), expires, stamps })
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {

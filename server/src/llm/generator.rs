@@ -9,6 +9,7 @@
 use super::telling::{self, Telling};
 use super::watch::Looks;
 use crate::error::Error;
+use crate::metrics::EngineMetrics;
 use crate::{process, threads};
 use backends::llm::engine::{Engine, Matcher, Overlap};
 use backends::llm::executor::Failure;
@@ -154,24 +155,26 @@ impl Shared {
 }
 
 impl Generator {
-    /// Starts the thread of `engine`, called `name`. Where a step takes longer than `step_timeout`, its device hangs and
-    /// does not come back: the process ends with [`process::HUNG`].
+    /// Starts the thread of `engine`, which metrics know as one of `model`. Where a step takes longer than `step_timeout`,
+    /// its device hangs and does not come back: the process ends with [`process::HUNG`].
     ///
     /// # Errors
     /// The system gives no thread.
-    pub fn start(name: &str, engine: Engine<BoxedExecutor>, step_timeout: Option<Duration>) -> Result<Self, String> {
+    pub fn start(model: &str, engine: Engine<BoxedExecutor>, step_timeout: Option<Duration>) -> Result<Self, String> {
         let inbox = Inbox { counters: engine.counters(), ..Inbox::default() };
         let overdue = step_timeout.map_or(OVERDUE, |longest| longest.max(OVERDUE));
         let (inbox, changed, telling) = (Mutex::new(inbox), Condvar::new(), Telling::default());
         let shared = Arc::new(Shared { overdue, inbox, changed, telling });
         if let Some(longest) = step_timeout {
             let watch = Watch { shared: Arc::downgrade(&shared), progress: engine.progress(), longest };
-            threads::spawn(&format!("{name}-watch"), move || watch.run())?;
+            threads::spawn("llm-watch", move || watch.run())?;
         }
-        let thread = Thread { shared: shared.clone(), engine, prepares: true };
+        let counted = shared.clone();
+        let metrics = EngineMetrics::register(model, move || counted.lock().counters);
+        let thread = Thread { _metrics: metrics, shared: shared.clone(), engine, prepares: true };
         // A thread that computes steps itself lets others go before it; one that drives a device keeps that waiting.
         let computes = thread.engine.overlap() == Overlap::InStep;
-        threads::spawn(name, move || {
+        threads::spawn("llm-engine", move || {
             if computes {
                 threads::stand_back();
             }
@@ -255,6 +258,8 @@ impl Watch {
 
 /// The thread's own.
 struct Thread {
+    /// Dropped first: what the engine did is told before its memory is given back.
+    _metrics: EngineMetrics,
     shared: Arc<Shared>,
     engine: Engine<BoxedExecutor>,
     /// Has the executor something left to do in idle times?

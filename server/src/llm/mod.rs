@@ -106,11 +106,11 @@ impl Default for Names {
 }
 
 impl Language {
-    /// Starts the engine of a model.
+    /// Starts the engine of a model, which metrics call by `name`.
     ///
     /// # Errors
     /// The system gives no thread.
-    pub fn start(model: LanguageModel) -> Result<Self, String> {
+    pub fn start(name: &str, model: LanguageModel) -> Result<Self, String> {
         let LanguageModel {
             tokenizer,
             templates,
@@ -131,7 +131,7 @@ impl Language {
         if let Some(warning) = context.warning() {
             tracing::warn!("{warning}");
         }
-        let generator = Generator::start("llm-engine", engine, step_timeout)?;
+        let generator = Generator::start(name, engine, step_timeout)?;
         let created = seconds();
         let ends = generation.end_tokens.as_slice().into();
         let guides = Guides::new(tokenizer.vocabulary().clone(), limits.vocabulary, &generation.end_tokens);

@@ -180,7 +180,7 @@ impl Repository {
     /// Every model that is there.
     ///
     /// # Errors
-    /// A directory cannot be read.
+    /// The repository's own directory cannot be read.
     pub fn list(&self) -> Result<BTreeMap<String, Found>, LoadError> {
         self.survey().map(|survey| survey.models)
     }
@@ -188,7 +188,7 @@ impl Repository {
     /// Every model that is there, and what is passed over.
     ///
     /// # Errors
-    /// A directory cannot be read.
+    /// The repository's own directory cannot be read.
     pub fn survey(&self) -> Result<Survey, LoadError> {
         if let (Some(name), Some(root)) = (&self.single, self.roots.first()) {
             let found = named_file(root).map_or_else(|| look_at(root), Ok)?;
@@ -201,9 +201,7 @@ impl Repository {
         for root in &self.roots {
             let Listed { directories, notes } = list(root)?;
             survey.notes.extend(notes);
-            for (name, path) in directories {
-                survey.add(name, look_at(&path)?);
-            }
+            directories.into_iter().for_each(|(name, path)| survey.look(name, path));
         }
         survey.notes.extend(self.lack(&survey));
         Ok(survey)
@@ -218,13 +216,26 @@ impl Repository {
     /// One model.
     ///
     /// # Errors
-    /// A directory cannot be read.
+    /// The repository's own directory cannot be read.
     pub fn find(&self, name: &str) -> Result<Option<Found>, LoadError> {
         Ok(self.list()?.remove(name))
     }
 }
 
 impl Survey {
+    /// Adds the model in a directory. One that cannot be read is a model that cannot be served; it stops no others.
+    fn look(&mut self, name: String, path: PathBuf) {
+        if name == LOST_AND_FOUND {
+            self.notes.push(format!("{}: is the file system's own, and no model", path.display()));
+            return;
+        }
+        let found = look_at(&path).unwrap_or_else(|error| {
+            let refused = Some(format!("its directory cannot be read: {}", error.reason));
+            Found { root: path, refused, ..Found::default() }
+        });
+        self.add(name, found);
+    }
+
     /// A name that several repositories have is nobody's, as in Triton: which of them was meant cannot be told.
     fn add(&mut self, name: String, found: Found) {
         let Some(before) = self.models.get_mut(&name) else {
@@ -236,6 +247,9 @@ impl Survey {
         before.refused = Some(reason);
     }
 }
+
+/// What ext4 keeps at the root of a volume, for its owner alone to read.
+const LOST_AND_FOUND: &str = "lost+found";
 
 /// Does it hold a model file where one is expected?
 fn is_model(found: &Found) -> bool {

@@ -8,7 +8,7 @@ use crate::registry::{IndexEntry, Registry};
 use backends::llm::LanguageOptions;
 use backends::onnx::OnnxOptions;
 use backends::{Conventions, Limits, LoadOptions};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::sync::Arc;
 use tempfile::TempDir;
 
@@ -64,6 +64,33 @@ fn links_that_lead_elsewhere_are_named() {
     assert_eq!(survey.models["rose"].notes, [link("rose/2")]);
 }
 
+/// The first is there on every volume of ext4. The other cannot be made for root, who may read everything.
+#[tokio::test]
+async fn directories_that_cannot_be_read_stop_no_others() {
+    let root = folder();
+    put(&root.path().join("iris"), "");
+    fs::create_dir(root.path().join("lost+found")).unwrap();
+    let repository = Repository::many(root.path());
+    assert_eq!(names(&repository), ["iris"]);
+    let mut survey = repository.survey().unwrap();
+    assert!(survey.notes[0].ends_with("lost+found: is the file system's own, and no model"), "{:?}", survey.notes);
+    survey.look("gone".into(), root.path().join("gone"));
+    let reason = survey.models["gone"].plan().unwrap_err().reason;
+    assert!(reason.starts_with("its directory cannot be read: "), "{reason}");
+
+    let closed = root.path().join("closed");
+    put(&closed, "");
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o0)).unwrap();
+    if fs::read_dir(&closed).is_err() {
+        let registry = registry(repository);
+        registry.load_all(Some(&["iris".into()])).await.unwrap();
+        assert_eq!(states(&registry), ["closed UNAVAILABLE", "iris READY"]);
+        assert!(registry.index().unwrap()[0].reason.starts_with("its directory cannot be read: "));
+        registry.load("iris").await.unwrap();
+    }
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
 #[test]
 fn a_model_beside_its_versions_hides_them_and_says_so() {
     let root = folder();
@@ -108,6 +135,13 @@ fn models_that_arrive_late() {
     fs::write(root.join("model.toml"), "threshold = 0.4").unwrap();
     assert_eq!(looks(3), [false, true, false], "settled; what was taken is no news");
     fs::write(root.join("model.toml"), "threshold = 0.25").unwrap();
+    assert_eq!(looks(2), [false, true]);
+    // As Kubernetes does it, and with the same length and time; but later, as far as the system's clock tells.
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let modified = fs::metadata(root.join("model.toml")).unwrap().modified().unwrap();
+    fs::write(folder.path().join("new"), "threshold = 0.75").unwrap();
+    fs::File::options().write(true).open(folder.path().join("new")).unwrap().set_modified(modified).unwrap();
+    fs::rename(folder.path().join("new"), root.join("model.toml")).unwrap();
     assert_eq!(looks(2), [false, true]);
 }
 

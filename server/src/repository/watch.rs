@@ -4,20 +4,18 @@
 
 use super::{Found, Repository};
 use crate::registry::Registry;
+use crate::stamp::Stamps;
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
-
-/// Name, length and time of every file of a model.
-type Fingerprint = Vec<(String, u64, Option<SystemTime>)>;
+use std::time::Duration;
 
 /// Whether the models that a server starts with have arrived.
 #[derive(Debug, Default)]
 pub struct Arrival {
-    seen: BTreeMap<String, Fingerprint>,
-    taken: BTreeMap<String, Fingerprint>,
+    seen: BTreeMap<String, Stamps>,
+    taken: BTreeMap<String, Stamps>,
 }
 
 impl Arrival {
@@ -28,7 +26,7 @@ impl Arrival {
             self.seen.clear();
             return false;
         }
-        let now = repository.list().map(fingerprints).unwrap_or_default();
+        let now = repository.list().map(stamps).unwrap_or_default();
         let complete = now == self.seen && now != self.taken;
         if complete {
             self.taken.clone_from(&now);
@@ -45,12 +43,12 @@ pub async fn poll(registry: Arc<Registry>, interval: Duration) {
     loop {
         tokio::time::sleep(interval).await;
         let Some(now) = look(&registry) else { continue };
-        for (name, fingerprint) in &now {
-            let settled = seen.get(name) == Some(fingerprint);
-            if settled && served.get(name) != Some(fingerprint) {
+        for (name, stamps) in &now {
+            let settled = seen.get(name) == Some(stamps);
+            if settled && served.get(name) != Some(stamps) {
                 // How it went is the model's state; it is not tried again until the files change.
                 let _ = registry.load(name).await;
-                served.insert(name.clone(), fingerprint.clone());
+                served.insert(name.clone(), stamps.clone());
             }
         }
         for name in served.keys().filter(|name| !now.contains_key(*name)).cloned().collect::<Vec<_>>() {
@@ -62,9 +60,9 @@ pub async fn poll(registry: Arc<Registry>, interval: Duration) {
 }
 
 /// What lies in the repository; `None` when it cannot be read, which changes nothing.
-fn look(registry: &Registry) -> Option<BTreeMap<String, Fingerprint>> {
+fn look(registry: &Registry) -> Option<BTreeMap<String, Stamps>> {
     match registry.repository().list() {
-        Ok(models) => Some(fingerprints(models)),
+        Ok(models) => Some(stamps(models)),
         Err(error) => {
             tracing::warn!(%error, "the model repository cannot be read");
             None
@@ -72,28 +70,14 @@ fn look(registry: &Registry) -> Option<BTreeMap<String, Fingerprint>> {
     }
 }
 
-fn fingerprints(models: BTreeMap<String, Found>) -> BTreeMap<String, Fingerprint> {
-    models.into_iter().map(|(name, found)| (name, fingerprint(&found))).collect()
+/// Every file of each model.
+fn stamps(models: BTreeMap<String, Found>) -> BTreeMap<String, Stamps> {
+    models.into_iter().map(|(name, found)| (name, Stamps::wherever(files(&found)))).collect()
 }
 
-fn fingerprint(found: &Found) -> Fingerprint {
-    let mut files = Fingerprint::new();
-    add_files(&found.root, &mut files);
-    for directory in found.versions.values().filter(|directory| **directory != found.root) {
-        add_files(directory, &mut files);
-    }
-    files.sort();
-    files
-}
-
-fn add_files(directory: &Path, files: &mut Fingerprint) {
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        // Through links: a mounted volume changes by swapping one.
-        if let Ok(metadata) = fs::metadata(entry.path())
-            && metadata.is_file()
-        {
-            let path = entry.path().display().to_string();
-            files.push((path, metadata.len(), metadata.modified().ok()));
-        }
-    }
+fn files(found: &Found) -> Vec<PathBuf> {
+    let directories = found.versions.values().chain([&found.root]);
+    let entries = directories.flat_map(|directory| fs::read_dir(directory).into_iter().flatten().flatten());
+    // Through links: a mounted volume changes by swapping one.
+    entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect()
 }

@@ -9,6 +9,7 @@ mod text;
 mod writer;
 
 pub use request::{Answer, Exchange, SPANS, named, spans_wanted};
+pub use text::escaped;
 
 use opentelemetry::trace::TracerProvider;
 use otlp::Exporter;

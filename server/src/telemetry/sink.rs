@@ -63,7 +63,7 @@ pub(super) struct Sink {
     host: String,
     port: u16,
     protocol: Protocol,
-    /// Of each request: absolute for HTTP/2, a path for HTTP/1.
+    /// Of each request: absolute for HTTP/2, path and query for HTTP/1.
     uri: Uri,
     tls: Option<TlsConnector>,
     connection: Option<Connection>,
@@ -95,6 +95,7 @@ impl Sink {
         };
         let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(|| wrong(&"no host"))?.to_owned();
         let path = uri.path().trim_end_matches('/');
+        let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
         let (protocol, port, path) = match (path, uri.port_u16()) {
             ("", None) => (Protocol::Grpc, GRPC_PORT, GRPC_PATH.to_owned()),
             ("", Some(port)) if port != HTTP_PORT => (Protocol::Grpc, port, GRPC_PATH.to_owned()),
@@ -103,7 +104,10 @@ impl Sink {
             }
             (path, port) => (Protocol::Http, port.unwrap_or(default_port), format!("{path}{HTTP_PATH}")),
         };
-        let uri = format!("{scheme}://{host}:{port}{path}").parse().map_err(|error| wrong(&error))?;
+        if protocol == Protocol::Grpc && !query.is_empty() {
+            return Err(wrong(&"OTLP over gRPC has no query; a path before it (/v1/traces) stands for OTLP over HTTP"));
+        }
+        let uri = format!("{scheme}://{host}:{port}{path}{query}").parse().map_err(|error| wrong(&error))?;
         let tls = if scheme == "https" { Some(connector(protocol).map_err(|error| wrong(&error))?) } else { None };
         Ok(Sink { host, port, protocol, uri, tls, connection: None })
     }
@@ -145,7 +149,8 @@ impl Sink {
             }
             Protocol::Http => {
                 let host = self.uri.authority().map_or("", |authority| authority.as_str());
-                Request::post(self.uri.path())
+                let target = self.uri.path_and_query().map_or("/", |target| target.as_str());
+                Request::post(target)
                     .header(HOST, host)
                     .header(CONTENT_TYPE, "application/x-protobuf")
                     .body(Full::new(message))
@@ -257,7 +262,9 @@ mod tests {
         assert_eq!(place("http://c:4318"), http("http://c:4318/v1/traces", 4318));
         assert_eq!(place("http://c:4318/v1/traces"), http("http://c:4318/v1/traces", 4318));
         assert_eq!(place("http://c/otel"), http("http://c:80/otel/v1/traces", 80));
-        for wrong in ["c:4317", "ftp://c", "http://", "", "http://a b"] {
+        assert_eq!(place("http://c/v1/traces?key=a%2Fb"), http("http://c:80/v1/traces?key=a%2Fb", 80));
+        assert_eq!(place("http://c:4318/?key=a"), http("http://c:4318/v1/traces?key=a", 4318));
+        for wrong in ["c:4317", "ftp://c", "http://", "", "http://a b", "http://c:4317?key=a"] {
             assert!(place(wrong).is_err(), "{wrong}");
         }
     }

@@ -16,9 +16,17 @@ pub(super) fn field(writer: &mut Writer<'_>, field: &Field, value: &dyn Debug) -
     write!(Escaping(writer), "{value:?}")
 }
 
-struct Escaping<'a, 'w>(&'a mut Writer<'w>);
+/// A text without any control character, as a part of a line.
+pub fn escaped(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    // A string takes whatever is written.
+    let _ = Escaping(&mut line).write_str(text);
+    line
+}
 
-impl Write for Escaping<'_, '_> {
+struct Escaping<'a, W>(&'a mut W);
+
+impl<W: Write> Write for Escaping<'_, W> {
     fn write_str(&mut self, text: &str) -> Result {
         for piece in text.split_inclusive(char::is_control) {
             match piece.chars().next_back() {
