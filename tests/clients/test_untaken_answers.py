@@ -34,7 +34,8 @@ def refused(client, head, body):
     for count in range(MOST):
         number = 2 * count + 1
         client.open(number, head, end=False)
-        assert client.upload(number, body, end=True)
+        # One that is refused may be so before it has come.
+        client.upload(number, body, end=True)
         stream = client.stream(number)
         assert client.until(lambda stream=stream: stream.headers)
         if stream.status == 429 or stream.ended:
