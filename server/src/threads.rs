@@ -4,6 +4,7 @@
 use std::sync::OnceLock;
 use std::thread::{Builder, JoinHandle};
 use tokio::runtime::Runtime;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Starts `work` on a thread of its own.
 ///
@@ -54,6 +55,20 @@ pub fn compute(work: impl FnOnce() + Send + 'static) {
 
 /// Bytes whose decoding or packing is left to where it stands: well under a millisecond.
 const LIGHT: usize = 64 << 10;
+
+/// Bytes from which on what they are read or written to may be large for a while, which nothing counts.
+const LARGE: usize = 1 << 20;
+
+/// A turn to read or write so many bytes: of large ones there are as many at a time as there are processors. More would end
+/// no sooner, and each takes a multiple of its bytes meanwhile.
+pub async fn turn(bytes: usize) -> Option<SemaphorePermit<'static>> {
+    static TURNS: OnceLock<Semaphore> = OnceLock::new();
+    if bytes <= LARGE {
+        return None;
+    }
+    let at_once = || std::thread::available_parallelism().map_or(1, usize::from);
+    TURNS.get_or_init(|| Semaphore::new(at_once())).acquire().await.ok()
+}
 
 /// Does `work`, whose time grows with `bytes`. Where those are many, the other tasks of this worker go on elsewhere
 /// meanwhile: a health check never waits for somebody's large request.

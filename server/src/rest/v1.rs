@@ -5,7 +5,7 @@ use super::{Path, Rest, body, reply};
 use crate::codec;
 use crate::dataplane::Servable;
 use crate::error::Error;
-use crate::threads::heavy;
+use crate::threads::{self, heavy};
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
@@ -62,6 +62,7 @@ async fn predict(rest: &Rest, model: &str, headers: &HeaderMap, body: Body) -> R
     let servable = rest.plane.servable(model, None)?;
     let deadline = super::v2::deadline(rest, headers)?;
     let held = body::read(rest, headers, body, deadline).await?;
+    let turn = threads::turn(held.bytes.len()).await;
     let start = Instant::now();
     let decoded = heavy(held.bytes.len(), || {
         let (event, data) = codec::events::unwrap(headers, &held.bytes)?;
@@ -69,10 +70,13 @@ async fn predict(rest: &Rest, model: &str, headers: &HeaderMap, body: Body) -> R
     });
     let (event, mut request) = decoded?;
     let mut room = held.decoded(&rest.budget, request.bytes())?;
+    drop(turn);
     request.deadline = Some(deadline);
     let decoded = start.elapsed();
     let inferred = rest.plane.infer(servable, request).await?;
-    room.hold(&rest.budget, inferred.bytes() + inferred.bytes_to_write(|_| false))?;
+    let size = inferred.bytes_to_write(|_| false);
+    room.hold(&rest.budget, inferred.bytes() + size)?;
+    let _turn = threads::turn(size).await;
     let encoding = Instant::now();
     let response = heavy(inferred.bytes(), || {
         let predictions = codec::v1::encode(&inferred, rest.plane.profile().not_finite())?;

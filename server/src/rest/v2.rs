@@ -6,7 +6,7 @@ use crate::codec;
 use crate::dataplane::{EXTENSIONS, NAME, Servable, VERSION, Work};
 use crate::describe;
 use crate::error::Error;
-use crate::threads::heavy;
+use crate::threads::{self, heavy};
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
@@ -138,17 +138,21 @@ where
     let length = header_length(headers)?;
     let arrival = deadline.min(Instant::now() + rest.plane.longest());
     let held = body::read(rest, headers, body, arrival).await?;
-    let start = Instant::now();
     let limits = rest.plane.registry().limits();
     let size = held.bytes.len();
+    let turn = threads::turn(size).await;
+    let start = Instant::now();
     let decoded = heavy(size, || codec::v2::decode(&held.bytes, length, &servable.signature, limits));
     let (mut request, form) = decoded?;
     // Binary tensors are parts of the body, and keep all of it.
     let mut room = held.decoded(&rest.budget, request.bytes().max(length.map_or(0, |_| size)))?;
+    drop(turn);
     request.deadline = Some(deadline);
     let decoded = start.elapsed();
     let inferred = codec::generate::infer(&rest.plane, servable, request).await?;
-    room.hold(&rest.budget, inferred.bytes() + inferred.bytes_to_write(|index| form.is_binary(index)))?;
+    let size = inferred.bytes_to_write(|index| form.is_binary(index));
+    room.hold(&rest.budget, inferred.bytes() + size)?;
+    let _turn = threads::turn(size).await;
     let encoding = Instant::now();
     let response = heavy(inferred.bytes(), || {
         let encoded = codec::v2::encode(&inferred, &form, rest.plane.profile().not_finite())?;
