@@ -27,6 +27,15 @@ pub(crate) fn parse(text: &str) -> Result<Message, String> {
     }
 }
 
+/// True or false, as protobuf's own reader takes them.
+pub(crate) fn truth(text: &str) -> Option<bool> {
+    match text {
+        "true" | "True" | "t" | "1" => Some(true),
+        "false" | "False" | "f" | "0" => Some(false),
+        _ => None,
+    }
+}
+
 struct Parser<'a> {
     rest: &'a str,
     line: usize,
@@ -129,25 +138,62 @@ impl<'a> Parser<'a> {
 
     fn quoted(&mut self) -> Result<String, String> {
         let quote = self.advance(1);
-        let mut out = String::new();
-        let mut characters = self.rest.char_indices();
-        while let Some((at, character)) = characters.next() {
-            match character {
-                '\n' => break,
-                '\\' => match characters.next() {
-                    Some((_, 'n')) => out.push('\n'),
-                    Some((_, 't')) => out.push('\t'),
-                    Some((_, other @ ('"' | '\'' | '\\'))) => out.push(other),
-                    _ => return Err(self.error("unknown escape in a text")),
-                },
-                _ if quote.starts_with(character) => {
-                    self.advance(at + 1);
-                    return Ok(out);
+        // Bytes: escapes may spell a character byte by byte.
+        let mut out = Vec::new();
+        loop {
+            match self.rest.chars().next() {
+                None | Some('\n') => return Err(self.error("a text has no closing quote")),
+                Some('\\') => {
+                    self.advance(1);
+                    if !self.escape(&mut out) {
+                        return Err(self.error("unknown escape in a text"));
+                    }
                 }
-                _ => out.push(character),
+                Some(character) if quote.starts_with(character) => {
+                    self.advance(1);
+                    return String::from_utf8(out).map_err(|_| self.error("a text is not UTF-8"));
+                }
+                Some(character) => out.extend_from_slice(self.advance(character.len_utf8()).as_bytes()),
             }
         }
-        Err(self.error("a text has no closing quote"))
+    }
+
+    /// Adds what an escape stands for, whose backslash is read; false where there is no such escape.
+    fn escape(&mut self, out: &mut Vec<u8>) -> bool {
+        let kind = self.rest.chars().next().filter(char::is_ascii_graphic).unwrap_or(' ');
+        if kind != ' ' && !kind.is_digit(8) {
+            self.advance(1);
+        }
+        let byte = match kind {
+            'a' => Some(0x07),
+            'b' => Some(0x08),
+            't' => Some(b'\t'),
+            'n' => Some(b'\n'),
+            'v' => Some(0x0b),
+            'f' => Some(0x0c),
+            'r' => Some(b'\r'),
+            '\\' | '\'' | '"' | '?' => u8::try_from(kind).ok(),
+            '0'..='7' => u8::from_str_radix(self.digits(8, 3), 8).ok(),
+            'x' | 'X' => u8::from_str_radix(self.digits(16, 2), 16).ok(),
+            'u' => return self.character(4, out),
+            'U' => return self.character(8, out),
+            _ => None,
+        };
+        out.extend(byte);
+        byte.is_some()
+    }
+
+    /// Adds the character of a number of so many digits.
+    fn character(&mut self, digits: usize, out: &mut Vec<u8>) -> bool {
+        let number = Some(self.digits(16, digits)).filter(|text| text.len() == digits);
+        let character = number.and_then(|text| u32::from_str_radix(text, 16).ok()).and_then(char::from_u32);
+        out.extend(character.into_iter().flat_map(|character| character.to_string().into_bytes()));
+        character.is_some()
+    }
+
+    fn digits(&mut self, radix: u32, most: usize) -> &'a str {
+        let count = self.rest.chars().take(most).take_while(|c| c.is_digit(radix)).count();
+        self.advance(count)
     }
 }
 
@@ -175,6 +221,12 @@ impl Message {
     pub(crate) fn parsed<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>, String> {
         let Some(text) = self.text(name)? else { return Ok(None) };
         text.parse().map(Some).map_err(|_| format!("'{name}' is '{text}', which does not fit it"))
+    }
+
+    /// A field that is true or false.
+    pub(crate) fn flag(&self, name: &str) -> Result<Option<bool>, String> {
+        let Some(text) = self.text(name)? else { return Ok(None) };
+        truth(text).map(Some).ok_or_else(|| format!("'{name}' is '{text}', neither true nor false"))
     }
 
     /// A field that is a message.
@@ -212,6 +264,31 @@ mod tests {
         let dims: Vec<_> = input.all("dims").cloned().collect();
         assert_eq!(dims, [Value::Scalar("-1".into()), Value::Scalar("4".into())]);
         assert_eq!(message.message("dynamic_batching"), Ok(Some(&Message::default())));
+    }
+
+    #[test]
+    fn texts_have_the_escapes_of_protobuf() {
+        for (written, text) in [
+            (r"\a\b\t\n\v\f\r", "\x07\x08\t\n\x0b\x0c\r"),
+            (r#"\\\'\"\?"#, "\\'\"?"),
+            (r"\x41\155\7\x9g", "Am\x07\tg"),
+            (r"\303\251 \u00e9 \U0001f600", "\u{e9} \u{e9} \u{1f600}"),
+        ] {
+            assert_eq!(parse(&format!("a: \"{written}\"")).unwrap().text("a"), Ok(Some(text)), "{written}");
+        }
+        for written in [r"\q", r"\x", r"\400", r"\u00e", r"\ud800", r"\é", "\\"] {
+            let error = parse(&format!("a: \"{written}\nb: 1")).unwrap_err();
+            assert!(error.starts_with("line 1: unknown escape"), "{written}: {error}");
+        }
+        assert!(parse(r#"a: "\377""#).unwrap_err().contains("not UTF-8"));
+    }
+
+    #[test]
+    fn what_is_true_or_false() {
+        let message = parse("a: True b: f c: 1 d: false e: yes").unwrap();
+        let flags = ["a", "b", "c", "d", "none"].map(|name| message.flag(name).unwrap());
+        assert_eq!(flags, [Some(true), Some(false), Some(true), Some(false), None]);
+        assert_eq!(message.flag("e").unwrap_err(), "'e' is 'yes', neither true nor false");
     }
 
     #[test]

@@ -86,6 +86,9 @@ macro_rules! elements {
 elements!(u8 => Uint8, u16 => Uint16, u32 => Uint32, u64 => Uint64, i8 => Int8, i16 => Int16, i32 => Int32,
           i64 => Int64, f16 => Fp16, bf16 => Bf16, f32 => Fp32, f64 => Fp64);
 
+/// A missing value among texts: a byte that no text in UTF-8 has. Trees take it for one.
+pub const MISSING_TEXT: &[u8] = b"\xff";
+
 #[derive(Clone)]
 enum Data {
     Fixed(Bytes),

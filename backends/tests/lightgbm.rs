@@ -143,4 +143,21 @@ fn frames_are_recoded_by_value() {
     assert!(ask(r#"[["red"], ["x"]]"#, text()).unwrap_err().contains("1 columns hold text"));
     // A code beyond its list: the list belongs to a column of text.
     assert_eq!(ask(r#"[["red", "green"]]"#, text()).unwrap(), [3.0, 2.0, 3.0]);
+    let text = format!("{HEADER}{}{END}pandas_categorical:[[1, 9007199254740993]]\n", tree(0));
+    assert!(model(&text).err().unwrap().contains("use text"));
+}
+
+#[test]
+fn classes_are_those_of_objectives_that_have_them() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("model.toml"), "answer = \"class\"").unwrap();
+    let load = |objective: &str| {
+        let text = format!("{HEADER}{}{END}", tree(0)).replace("=regression", objective);
+        std::fs::write(folder.path().join("model.txt"), text).unwrap();
+        load_from(folder.path(), &options(Conventions::Kserve))
+    };
+    assert!(load("=regression").err().unwrap().contains("objective 'regression' are neither"));
+    let input = Tensor::from_vec("x", vec![1, 2], vec![0.0; 2]).unwrap();
+    let classes = predict(&*load("=binary sigmoid:1").unwrap(), &input).unwrap();
+    assert_eq!(classes.values::<f64>().unwrap(), [1.0]);
 }

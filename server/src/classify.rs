@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use backends::tensor::row_elements;
-use backends::{Port, Tensor};
+use backends::{DataType, Port, Tensor};
 use std::cmp::Ordering;
 
 /// Elements that a classified output may have.
@@ -15,26 +15,29 @@ const MAX_ELEMENTS: usize = 1_000_000;
 /// # Errors
 /// The output is no number, or the result is too large.
 pub fn classify(output: &Tensor, count: usize, port: Option<&Port>) -> Result<Tensor, Error> {
-    let values = output.to_f64().ok_or_else(|| {
-        Error::Invalid(format!("output '{}' is {}; only numbers can be classified", output.name(), output.datatype()))
-    })?;
+    if output.datatype() == DataType::Bytes {
+        let (name, datatype) = (output.name(), output.datatype());
+        return Err(Error::Invalid(format!("output '{name}' is {datatype}; only numbers can be classified")));
+    }
     let rows = rows(output, port);
-    let width = rows.map_or(values.len(), |_| row_elements(output.shape()));
+    let width = rows.map_or(output.len(), |_| row_elements(output.shape()));
     let (count, labels) = (count.min(width), port.map_or(&[][..], |port| port.labels.as_slice()));
     let elements = rows.unwrap_or(1).saturating_mul(count);
     if elements > MAX_ELEMENTS {
         return Err(Error::Invalid(format!("a classification has at most {MAX_ELEMENTS} elements")));
     }
-    let mut text = Vec::with_capacity(elements);
-    // Of no rows there are no values, however many each would have.
-    for row in values.chunks_exact(width.max(1)) {
-        let mut order: Vec<usize> = (0..row.len()).collect();
-        order.sort_by(|&a, &b| greatest_first(row[a], row[b]));
-        for &index in order.iter().take(count) {
-            let label = labels.get(index).map(|label| format!(":{label}")).unwrap_or_default();
-            text.push(format!("{:.6}:{index}{label}", row[index]).replacen("NaN", "nan", 1));
+    let best = Best { width, count, labels };
+    // As what they are: not every whole number of 64 bits is a float.
+    let text = match output.datatype() {
+        DataType::Int64 => best.of(output.values::<i64>().unwrap_or_default(), |a, b| b.cmp(&a), |v| v.to_string()),
+        DataType::Uint64 => best.of(output.values::<u64>().unwrap_or_default(), |a, b| b.cmp(&a), |v| v.to_string()),
+        DataType::Fp16 | DataType::Bf16 | DataType::Fp32 | DataType::Fp64 => {
+            let shown = |value: f64| format!("{value:.6}").replacen("NaN", "nan", 1);
+            best.of(&output.to_f64().unwrap_or_default(), greatest_first, shown)
         }
-    }
+        // Narrower whole numbers are.
+        _ => best.of(&output.to_f64().unwrap_or_default(), greatest_first, |value| (value as i64).to_string()),
+    };
     let shape = rows.into_iter().chain([count]).collect();
     Ok(Tensor::from_strings(output.name(), shape, text)?)
 }
@@ -43,6 +46,32 @@ pub fn classify(output: &Tensor, count: usize, port: Option<&Port>) -> Result<Te
 fn rows(output: &Tensor, port: Option<&Port>) -> Option<usize> {
     let whole = port.is_some_and(|port| matches!(port.shape[..], [length] if length >= 0));
     output.shape().first().copied().filter(|_| !whole)
+}
+
+/// What is wanted of each row.
+struct Best<'a> {
+    /// How many values it has.
+    width: usize,
+    /// How many of them are wanted.
+    count: usize,
+    labels: &'a [String],
+}
+
+impl Best<'_> {
+    /// Of values row by row: in this order, and written so.
+    fn of<T: Copy>(&self, values: &[T], order: impl Fn(T, T) -> Ordering, shown: impl Fn(T) -> String) -> Vec<String> {
+        let mut text = Vec::new();
+        // Of no rows there are no values, however many each would have.
+        for row in values.chunks_exact(self.width.max(1)) {
+            let mut places: Vec<usize> = (0..row.len()).collect();
+            places.sort_by(|&a, &b| order(row[a], row[b]));
+            for &index in places.iter().take(self.count) {
+                let label = self.labels.get(index).map(|label| format!(":{label}")).unwrap_or_default();
+                text.push(format!("{}:{index}{label}", shown(row[index])));
+            }
+        }
+        text
+    }
 }
 
 /// A total order: sorting by anything less may panic.
@@ -54,7 +83,6 @@ fn greatest_first(a: f64, b: f64) -> Ordering {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use backends::DataType;
 
     fn classes(row: &[f64], count: usize) -> Vec<String> {
         let output = Tensor::from_vec("p", vec![1, row.len()], row.to_vec()).unwrap();
@@ -73,6 +101,24 @@ mod tests {
         let mixed: Vec<f64> = (0..1000).map(|i| if i % 3 == 0 { NAN } else { f64::from(i * 7 % 101) }).collect();
         let sorted = classes(&mixed, 1000);
         assert!(sorted[..666].iter().all(|text| !text.starts_with("nan")) && sorted[666].starts_with("nan:0"));
+    }
+
+    #[test]
+    fn whole_numbers_are_compared_and_written_as_such() {
+        fn of<T: backends::Element>(row: Vec<T>) -> String {
+            let classes = classify(&Tensor::from_vec("p", vec![1, row.len()], row).unwrap(), 2, None).unwrap();
+            let text = classes.strings().unwrap().map(|text| String::from_utf8(text.to_vec()).unwrap());
+            text.collect::<Vec<_>>().join(" ")
+        }
+        // No two of these floats differ.
+        assert_eq!(of(vec![1u64 << 53, (1 << 53) + 1, 0]), "9007199254740993:1 9007199254740992:0");
+        assert_eq!(of(vec![-(1i64 << 53) - 1, -(1 << 53), i64::MIN]), "-9007199254740992:1 -9007199254740993:0");
+        assert_eq!(of(vec![u64::MAX, u64::MAX - 1]), "18446744073709551615:0 18446744073709551614:1");
+        assert_eq!(of(vec![0i32, -7, 7]), "7:2 0:0");
+        assert_eq!(of(vec![7u8, 255, 7]), "255:1 7:0");
+        let flags = Tensor::from_bools("p", vec![1, 2], vec![0, 1]).unwrap();
+        let classes = classify(&flags, 1, None).unwrap();
+        assert_eq!(classes.strings().unwrap().collect::<Vec<_>>(), [b"1:1"]);
     }
 
     #[test]

@@ -154,7 +154,17 @@ def states():
     return over_rows("states", nodes, initializers=constants)
 
 
-MEETING = (head, halves, times, states)
+def peaks():
+    """Rows are measured against the greatest number of all, once that is beyond any that a trial makes up."""
+    nodes = [
+        NODE("ReduceMax", ["x"], ["most"], keepdims=0),
+        NODE("Max", ["most", "floor"], ["scale"]),
+        NODE("Div", ["x", "scale"], ["y"]),
+    ]
+    return over_rows("peaks", nodes, initializers=[constant("floor", 1000, np.float32)])
+
+
+MEETING = (head, halves, times, states, peaks)
 
 # ----------------------------------------------------------------------------------------------------- shapes and names
 
@@ -179,6 +189,13 @@ def nothing():
     """Takes nothing, and always says the same."""
     value = constant("value", [1.5, 2.5], np.float32)
     return one("nothing", [], [PORT("y", T.FLOAT, [2])], NODE("Constant", [], ["y"], value=value))
+
+
+def words():
+    """By number; the first is no UTF-8."""
+    table = helper.make_tensor("table", T.STRING, [2], [b"\xff\xfe", b"ok"])
+    ports = [PORT("x", T.INT64, ["N"])], [PORT("y", T.STRING, ["N"])]
+    return one("words", *ports, NODE("Gather", ["table", "x"], ["y"]), [table])
 
 
 def classes():

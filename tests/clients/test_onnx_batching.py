@@ -143,7 +143,7 @@ def test_only_what_may_be_left_out_is_computed_alone(gathering, nets):
 @pytest.mark.parametrize("make", onnx_odd.MEETING)
 def test_rows_that_meet_are_computed_alone(binary, tmp_path, make):
     """Behind a Slice to the greatest number, a Split of the rows, or as steps or the first state of a recurrent net: of
-    each a trial has to show that rows are not apart."""
+    each a trial has to show that rows are not apart; or the graph, where they meet for numbers that no trial has."""
     model = make()
     write(model, tmp_path / "models")
     oracle = onnx_service.Oracle(model)

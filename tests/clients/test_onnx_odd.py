@@ -19,6 +19,7 @@ MODELS = {
     "nothing": onnx_odd.nothing,
     "product": onnx_odd.product,
     "spread": onnx_odd.spread,
+    "words": onnx_odd.words,
     "table": lambda: onnx_odd.doubled("table", ["N", "M"]),
     "column": lambda: onnx_odd.doubled("column", ["N", 1]),
     "list": lambda: onnx_odd.doubled("list", ["N"]),
@@ -68,6 +69,28 @@ def test_an_output_without_a_value_over_grpc(odd):
     with pytest.raises(InferenceServerException, match="output 'y' has no value"):
         over_grpc(odd, "absent", none)
     same(over_grpc(odd, "absent", some), {"y": some["x"], "z": some["x"]})
+
+
+# ------------------------------------------------------------------------------------------------ text that is no UTF-8
+
+
+def test_text_that_is_no_utf8_is_answered_in_binary(odd):
+    numbers, wanted = np.array([0, 1]), b"\x02\0\0\0\xff\xfe\x02\0\0\0ok"
+    reply = post(odd, "words", described({"x": numbers}))
+    assert reply.status_code == 400, reply.text
+    assert "output 'y' is not UTF-8" in reply.json()["error"]
+    reply = predict(odd, "words", {"instances": [0, 1]})
+    assert reply.status_code == 400, reply.text
+    assert predict(odd, "words", {"instances": [1]}).json() == {"predictions": ["ok"]}
+    wants = [{"name": "y", "parameters": {"binary_data": True}}]
+    reply = post(odd, "words", described({"x": numbers}), outputs=wants)
+    assert reply.status_code == 200, reply.text
+    assert reply.content[int(reply.headers["Inference-Header-Content-Length"]) :] == wanted
+    request = service_pb2.ModelInferRequest(model_name="words", raw_input_contents=[numbers.astype("<i8").tobytes()])
+    request.inputs.add(name="x", datatype="INT64", shape=[2])
+    with grpc.insecure_channel(odd.grpc) as channel:
+        reply = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=30)
+    assert list(reply.raw_output_contents) == [wanted]
 
 
 # ------------------------------------------------------------------------------------------------------- classification

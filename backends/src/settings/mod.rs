@@ -33,6 +33,18 @@ pub enum VersionPolicy {
     Specific(Vec<u64>),
 }
 
+impl VersionPolicy {
+    fn check(&self) -> Result<(), String> {
+        match self {
+            VersionPolicy::Latest(0) => Err("serves no version: it asks for the latest 0".into()),
+            VersionPolicy::Specific(versions) if versions.is_empty() => {
+                Err("serves no version: its list of specific ones is empty".into())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Default for VersionPolicy {
     fn default() -> Self {
         VersionPolicy::Latest(1)
@@ -195,12 +207,16 @@ impl Settings {
 /// Both files are there, or one cannot be read.
 pub fn read(root: &Path) -> Result<Settings, LoadError> {
     let (toml, pbtxt) = (root.join("model.toml"), root.join("config.pbtxt"));
-    match (text(&toml)?, text(&pbtxt)?) {
-        (None, None) => Ok(Settings::default()),
-        (Some(text), None) => model_toml::read(&text).map_err(|what| LoadError::new(&toml, what)),
-        (None, Some(text)) => triton::read(&text, root).map_err(|what| LoadError::new(&pbtxt, what)),
-        (Some(_), Some(_)) => Err(LoadError::new(root, "has model.toml and config.pbtxt; one of them is expected")),
-    }
+    let (file, settings) = match (text(&toml)?, text(&pbtxt)?) {
+        (None, None) => return Ok(Settings::default()),
+        (Some(text), None) => (toml, model_toml::read(&text)),
+        (None, Some(text)) => (pbtxt, triton::read(&text, root)),
+        (Some(_), Some(_)) => {
+            return Err(LoadError::new(root, "has model.toml and config.pbtxt; one of them is expected"));
+        }
+    };
+    let checked = settings.and_then(|settings| settings.versions.check().map(|()| settings));
+    checked.map_err(|what| LoadError::new(&file, what))
 }
 
 /// The text of a file that may be absent, but may not lead elsewhere.

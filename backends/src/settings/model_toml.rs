@@ -10,6 +10,9 @@ pub(super) fn read(text: &str) -> Result<Settings, String> {
     if let (Some(onnx), Some(trees)) = (of_onnx, of_trees) {
         return Err(format!("{onnx} is of ONNX models and {trees} of tree models; a model is one of them"));
     }
+    if settings.threshold.is_some_and(f32::is_nan) {
+        return Err("'threshold' is nan, no number".into());
+    }
     port::check("inputs", &settings.inputs)?;
     port::check("outputs", &settings.outputs)?;
     if let Some(port) = settings.inputs.iter().find(|port| !port.labels.is_empty()) {
@@ -180,6 +183,7 @@ mod tests {
         ("inputs = [{ name = 'x', labels = ['a'] }]", "'labels' of input 'x'"),
         ("labels = ['a']\noutputs = [{ name = 'x', labels = ['a'] }]", "'labels' are stated for the model and"),
         ("input = 'x'\ninputs = [{ name = 'x' }]", "'input' and [[inputs]] both name its input"),
+        ("threshold = nan", "'threshold' is nan"),
         ("threshold = 0.5\ninstance_group = [{}]", "[[instance_group]] is of ONNX models and 'threshold' of tree"),
     ];
 

@@ -151,7 +151,7 @@ impl Booster {
         if self.features == 0 {
             return Err("num_feature is 0: the model was saved before it was trained".into());
         }
-        let objective = Objective::parse(&self.objective)?;
+        let (name, objective) = Objective::parse(&self.objective)?;
         let outputs = self.outputs();
         if outputs > MAX_OUTPUTS {
             return Err(format!("{outputs} outputs; at most {MAX_OUTPUTS} are supported"));
@@ -165,7 +165,7 @@ impl Booster {
         if !self.base_is_margin {
             objective.margins(&mut base);
         }
-        let link = objective.link(outputs);
+        let link = objective.link(name, outputs);
         let body = match self.learner {
             Learner::Linear => {
                 // The library's linear booster adds the first base score to every output.

@@ -1,6 +1,7 @@
 //! Tensors as a table. A model takes either one tensor of rows, or one tensor for each column, matched by name; columns
 //! that hold categories by value are recoded to the numbers that the model knows them by.
 
+use crate::tensor::MISSING_TEXT;
 use crate::{DataType, InferError, Tensor};
 use std::collections::HashMap;
 
@@ -28,6 +29,15 @@ impl Categories {
 
     pub(super) fn add_number(&mut self, number: f64, code: usize) {
         self.numbers.insert(number_key(number), code as u32);
+    }
+
+    /// From 2^53 on the floats that columns become are not one for each whole number.
+    pub(super) fn add_whole(&mut self, number: f64, code: usize) -> Result<(), String> {
+        if number.abs() >= (1u64 << 53) as f64 {
+            return Err("categories that are whole numbers beyond 2^53 cannot be told apart: use text".into());
+        }
+        self.add_number(number, code);
+        Ok(())
     }
 
     /// Are there none?
@@ -162,7 +172,11 @@ impl Columns {
             (Some(values), _) => Ok(values.into_owned()),
             (None, Some(categories)) => {
                 let texts = tensor.strings().into_iter().flatten();
-                texts.map(|text| code(categories.texts.get(text), &|| String::from_utf8_lossy(text).into())).collect()
+                let number = |text: &[u8]| match text == MISSING_TEXT {
+                    true => Ok(f64::NAN),
+                    false => code(categories.texts.get(text), &|| String::from_utf8_lossy(text).into()),
+                };
+                texts.map(number).collect()
             }
             (None, None) => {
                 Err(InferError::invalid(format!("column '{name}' holds text, but the model knows no categories of it")))
@@ -190,6 +204,15 @@ mod tests {
     }
 
     #[test]
+    fn whole_numbers_that_are_one_float_are_no_categories() {
+        let mut categories = Categories::default();
+        assert_eq!(categories.add_whole(9_007_199_254_740_991.0, 0), Ok(()));
+        assert_eq!(categories.add_whole(-3.0, 1), Ok(()));
+        assert!(categories.add_whole((1i64 << 53) as f64, 2).unwrap_err().contains("use text"));
+        assert!(categories.add_whole(i64::MIN as f64, 2).is_err());
+    }
+
+    #[test]
     fn a_column_that_is_absent_is_refused_or_missing() {
         let inputs = [column("c", &[3.0, 6.0]), column("a", &[1.0, 4.0])];
         let refused = columns().assemble(&inputs, Absent::Refused).unwrap_err();
@@ -200,5 +223,25 @@ mod tests {
         assert!(table.values[1].is_nan() && table.values[4].is_nan());
         let unknown = [column("d", &[1.0])];
         assert!(columns().assemble(&unknown, Absent::Missing).is_err(), "whoever picks columns picks those");
+    }
+
+    #[test]
+    fn texts_may_be_missing() {
+        let mut letters = Categories::default();
+        letters.add_text(b"x", 7);
+        let columns = Columns {
+            count: 1,
+            names: vec!["a".into()],
+            categories: vec![Some(letters)],
+            unplaced: Vec::new(),
+            unknown: Unknown::Refused,
+        };
+        let assembled = |texts: [&[u8]; 2]| {
+            let column = Tensor::from_strings("a", vec![2], texts).unwrap();
+            columns.assemble(&[column], Absent::Refused).map(|table| table.values)
+        };
+        let values = assembled([b"x", MISSING_TEXT]).unwrap();
+        assert!(values[0] == 7.0 && values[1].is_nan());
+        assert!(assembled([b"x", b"y"]).is_err());
     }
 }

@@ -24,6 +24,7 @@ mod scorer;
 mod ubjson;
 mod xgboost;
 
+use crate::settings::Answer;
 use crate::{Artifact, Backend, Conventions, Format, LoadError, LoadOptions, Model, Predictor};
 use booster::Booster;
 use predictor::{Context, TreePredictor};
@@ -64,6 +65,10 @@ impl Backend for TreeBackend {
 fn load_xgboost(mut booster: Booster, context: &Context<'_>) -> Result<Box<dyn Predictor>, String> {
     if context.settings.use_best_iteration {
         booster.cut_at_best_iteration()?;
+    }
+    // Its predictions are classes, but the probabilities are there, as its scikit-learn classes have them.
+    if context.settings.answer == Answer::Probability && booster.objective.ends_with("multi:softmax") {
+        booster.objective = "multi:softprob".into();
     }
     let columns = booster.take_columns()?;
     // `DMatrix` refuses infinities, `inplace_predict` and FIL do not.

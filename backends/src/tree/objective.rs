@@ -2,11 +2,15 @@
 //! C library's `expf`, `logf`, `expm1f` and `log1pf`, which is what the library itself calls: results are equal to the
 //! last bit on glibc.
 
+use super::answer::{Classes, without_classes};
+
 /// What a file's objective name means for prediction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Objective {
     Identity,
     Logistic,
+    /// binary:logitraw: margins as they are, of two classes.
+    Logitraw,
     Exponential,
     /// survival:aft: exponential, computed in 64 bits.
     ExponentialWide,
@@ -32,7 +36,7 @@ const NAMES: &[(&str, Objective)] = &[
     ("survival:cox", Objective::Exponential),
     ("survival:aft", Objective::ExponentialWide),
     ("binary:logistic", Objective::Logistic),
-    ("binary:logitraw", Objective::Identity),
+    ("binary:logitraw", Objective::Logitraw),
     ("binary:hinge", Objective::Hinge),
     ("multi:softmax", Objective::Softmax),
     ("multi:softprob", Objective::Softprob),
@@ -44,15 +48,17 @@ const NAMES: &[(&str, Objective)] = &[
 /// Margins to predictions, for rows of a fixed number of outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Link {
+    name: &'static str,
     objective: Objective,
     outputs: usize,
 }
 
 impl Objective {
-    pub(crate) fn parse(name: &str) -> Result<Self, String> {
+    /// The objective and its name of today.
+    pub(crate) fn parse(name: &str) -> Result<(&'static str, Self), String> {
         // GPU training used to leave its own spellings in files.
         let plain = name.strip_prefix("gpu:").unwrap_or(name);
-        NAMES.iter().find(|(known, _)| *known == plain).map(|(_, objective)| *objective).ok_or_else(|| {
+        NAMES.iter().find(|(known, _)| *known == plain).copied().ok_or_else(|| {
             let known: Vec<&str> = NAMES.iter().map(|(known, _)| *known).collect();
             format!("objective '{name}' is not known; known are {}", known.join(", "))
         })
@@ -77,8 +83,8 @@ impl Objective {
         }
     }
 
-    pub(crate) fn link(self, outputs: usize) -> Link {
-        Link { objective: self, outputs }
+    pub(crate) fn link(self, name: &'static str, outputs: usize) -> Link {
+        Link { name, objective: self, outputs }
     }
 }
 
@@ -92,10 +98,20 @@ impl Link {
         }
     }
 
+    /// What predictions say of classes; why not, where several outputs are labels each for itself as well.
+    pub(crate) fn classes(self) -> Result<Classes, String> {
+        match (self.objective, self.outputs) {
+            (Objective::Logistic, 1) | (Objective::Softprob, 2..) => Ok(Classes::Probabilities),
+            (Objective::Logitraw, 1) => Ok(Classes::Margin),
+            (Objective::Hinge, 1) | (Objective::Softmax, _) => Ok(Classes::Index(self.name)),
+            (_, outputs) => Err(without_classes(self.name, outputs)),
+        }
+    }
+
     /// Margins (row-major) to predictions; shortens the vector where a row has fewer of them (`PredTransform`).
     pub(crate) fn apply(self, margins: &mut Vec<f32>) {
         match self.objective {
-            Objective::Identity => {}
+            Objective::Identity | Objective::Logitraw => {}
             Objective::Logistic => margins.iter_mut().for_each(|m| *m = logistic(*m)),
             Objective::Exponential => margins.iter_mut().for_each(|m| *m = m.exp()),
             Objective::ExponentialWide => margins.iter_mut().for_each(|m| *m = (*m as f64).exp() as f32),
@@ -148,4 +164,29 @@ fn expectiles(row: &mut [f32]) {
 
 fn soft_plus(x: f32) -> f32 {
     if x > 0.0 { x + (-x.abs()).exp().ln_1p() } else { x.min(0.0).exp().ln_1p() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn classes(name: &str, outputs: usize) -> Result<Classes, String> {
+        let (name, objective) = Objective::parse(name).unwrap();
+        objective.link(name, outputs).classes()
+    }
+
+    #[test]
+    fn objectives_of_classes_are_told_from_others() {
+        assert_eq!(classes("gpu:binary:logistic", 1), Ok(Classes::Probabilities));
+        assert_eq!(classes("multi:softprob", 3), Ok(Classes::Probabilities));
+        assert_eq!(classes("binary:logitraw", 1), Ok(Classes::Margin));
+        assert_eq!(classes("binary:hinge", 1), Ok(Classes::Index("binary:hinge")));
+        assert_eq!(classes("multi:softmax", 3), Ok(Classes::Index("multi:softmax")));
+        for name in ["reg:squarederror", "rank:ndcg", "survival:cox", "survival:aft", "count:poisson"] {
+            assert!(classes(name, 1).unwrap_err().contains(&format!("'{name}' are neither")), "{name}");
+        }
+        for name in ["binary:logistic", "reg:quantileerror", "binary:hinge", "binary:logitraw"] {
+            assert!(classes(name, 2).unwrap_err().contains(&format!("'{name}' of 2 outputs are")), "{name}");
+        }
+    }
 }

@@ -46,9 +46,9 @@ pub(super) struct Context<'a> {
 }
 
 impl<S: Scorer> TreePredictor<S> {
-    /// Errors are widths that the settings state and the model does not have.
+    /// Errors are widths and answers that the settings state and the model does not have.
     pub(super) fn new(scorer: S, intake: Intake, platform: &str, context: &Context<'_>) -> Result<Self, String> {
-        let shaping = Shaping::new(context.settings);
+        let shaping = Shaping::new(context.settings, scorer.columns(), scorer.classes())?;
         let outputs = shaping.columns(scorer.columns());
         let stated = [
             ("input", context.settings.input_type.columns, intake.columns.count),
@@ -214,7 +214,7 @@ impl<S: Scorer> Predictor for TreePredictor<S> {
         }
         self.scorer.finish(&mut values);
         let columns = self.scorer.columns();
-        let values = self.shaping.apply(values, columns);
+        let values = self.shaping.apply(values);
         let mut shape = vec![count];
         shape.extend(self.shaping.columns(columns));
         let port = &self.signature.outputs[0];

@@ -1,5 +1,6 @@
 //! What each library makes of rows: sums, then predictions. Shapes, columns and threads are the predictor's.
 
+use super::answer::Classes;
 use super::booster::{self, Body, Booster, Linear};
 use super::frame::Columns;
 use super::lightgbm::{self, LinearLeaves};
@@ -43,6 +44,8 @@ pub(super) trait Scorer: Send + Sync + fmt::Debug {
     fn finish(&self, sums: &mut Vec<Self::Number>);
     /// Predictions of a row; `None` where there is one, without a dimension of its own.
     fn columns(&self) -> Option<usize>;
+    /// What predictions say of classes, or why they say nothing.
+    fn classes(&self) -> Result<Classes, String>;
     /// Rows worth computing together.
     fn preferred_batch(&self) -> usize;
     /// Bytes held.
@@ -110,6 +113,10 @@ impl Scorer for Xgboost {
 
     fn columns(&self) -> Option<usize> {
         self.link.columns()
+    }
+
+    fn classes(&self) -> Result<Classes, String> {
+        self.link.classes()
     }
 
     fn preferred_batch(&self) -> usize {
@@ -182,6 +189,10 @@ impl Scorer for Lightgbm {
 
     fn columns(&self) -> Option<usize> {
         self.link.columns()
+    }
+
+    fn classes(&self) -> Result<Classes, String> {
+        self.link.classes()
     }
 
     fn preferred_batch(&self) -> usize {

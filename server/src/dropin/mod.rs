@@ -53,6 +53,8 @@ enum Takes {
     Bool,
     /// A whole number.
     Integer,
+    /// A whole number, where yes is 1 and no is 0.
+    Level,
     /// A number.
     Number,
     /// A whole number, perhaps with a letter for thousands; or as many as there is room for.
@@ -269,6 +271,9 @@ impl Foreign {
                 (vllm::human(value).is_some() || vllm::is_auto(value), "is not a whole number, as 8192, 8k or 8K")
             }
             Takes::Integer => (value.parse::<i64>().is_ok(), "is not a whole number"),
+            Takes::Level => {
+                (value.parse::<i64>().is_ok() || truth(value).is_some(), "is neither a whole number nor true or false")
+            }
             Takes::Number => (value.parse::<f64>().is_ok(), "is not a number"),
             Takes::OneOf(words) if !words.contains(&value) => {
                 return Err(format!("is not one of {}", words.join(", ")));

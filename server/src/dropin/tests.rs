@@ -270,6 +270,9 @@ fn tritons_flags_that_are_ours_under_another_name() {
     assert_eq!((config.log_level, warnings.len()), (LogLevel::Debug, 0));
     let addresses = [config.http(), config.grpc(), config.metrics()].map(|each| each.unwrap().to_string());
     assert_eq!(addresses, ["127.0.0.1:8000", "127.0.0.2:8001", "127.0.0.1:8002"]);
+    let level = |verbose: &str| dropped(&format!("tritonserver /m --log-verbose={verbose}"), &[]).0.log_level;
+    assert_eq!(["true", "True", "1"].map(level), [LogLevel::Debug; 3]);
+    assert_eq!(["FALSE", "-1"].map(level), [LogLevel::Info; 2]);
     assert_eq!(dropped("tritonserver /m --log-verbose=0 --log-info=false", &[]).0.log_level, LogLevel::Warn);
 }
 
@@ -312,7 +315,7 @@ fn value_of(row: &Foreign) -> String {
         ("tool-call-parser" | "reasoning-parser", _) => "=auto".to_owned(),
         (_, Takes::Nothing) => String::new(),
         (_, Takes::Bool | Takes::Switch) => "=false".to_owned(),
-        (_, Takes::Integer) => "=67108864".to_owned(),
+        (_, Takes::Integer | Takes::Level) => "=67108864".to_owned(),
         (_, Takes::Human) => "=8k".to_owned(),
         (_, Takes::Number) => "=6.0".to_owned(),
         (_, Takes::Text | Takes::Words) => "=/x".to_owned(),

@@ -25,7 +25,7 @@ pub(super) const FLAGS: &[Foreign] = &[
     Foreign::new("allow-metrics", Takes::Bool, Becomes::Listener("metrics-port")),
     Foreign::new("exit-timeout-secs", Takes::Integer, Becomes::Rewritten("drain-timeout", seconds)),
     Foreign::new("http-max-input-size", Takes::Integer, Becomes::Own("max-body-size")),
-    Foreign::new("log-verbose", Takes::Integer, Becomes::Rewritten("log-level", verbose)),
+    Foreign::new("log-verbose", Takes::Level, Becomes::Rewritten("log-level", verbose)),
     Foreign::new("log-info", Takes::Bool, Becomes::Rewritten("log-level", terse)),
     Foreign::new("log-format", Takes::OneOf(LOG_FORMATS), Becomes::Rewritten("log-format", own_format)),
     Foreign::new("grpc-use-ssl", Takes::Bool, Becomes::Refused(GRPC_TLS)),
@@ -112,7 +112,8 @@ fn own_format(value: &str) -> Rewrite {
 }
 
 fn verbose(value: &str) -> Rewrite {
-    unless_same(value.parse::<i64>().ok().filter(|level| *level > 0).map(|_| "debug".to_owned()))
+    let on = truth(value).unwrap_or_else(|| value.parse::<i64>().is_ok_and(|level| level > 0));
+    unless_same(on.then(|| "debug".to_owned()))
 }
 
 fn terse(value: &str) -> Rewrite {

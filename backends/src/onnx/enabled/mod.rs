@@ -6,7 +6,7 @@
 //! | `session` | a graph on a device: options, execution providers |
 //! | `signature` | names, types and shapes, of the graph and of the settings |
 //! | `values` `flatten` | tensors to values and back; sequences and maps as tensors |
-//! | `run` | the one call into the library that the compiler cannot check |
+//! | `run` | calls into the library that the compiler cannot check: a run, and the texts that it gives |
 //! | `native` | what is asked of the C library: memory back, quotients without a value |
 //! | `words` | what ONNX Runtime says, without what only its own makers need |
 //! | `watch` | ends runs that nobody waits for any more |

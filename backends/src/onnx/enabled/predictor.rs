@@ -123,7 +123,7 @@ impl OnnxPredictor {
             bytes,
             notes,
         };
-        predictor.try_out(settings, &symbols)?;
+        predictor.try_out(settings, &symbols, source.outline.across.as_deref())?;
         trial::state_ranks(&mut predictor.signature, &predictor.trial);
         predictor.steady = predictor.is_steady(source);
         Ok(predictor)
@@ -131,7 +131,7 @@ impl OnnxPredictor {
 
     /// Errors are settings that want rows stacked where the graph does not allow it, and a graph for which there is not
     /// enough memory.
-    fn try_out(&mut self, settings: &Settings, symbols: &[Vec<String>]) -> Result<(), String> {
+    fn try_out(&mut self, settings: &Settings, symbols: &[Vec<String>], across: Option<&str>) -> Result<(), String> {
         let Signature { inputs, outputs, .. } = &self.signature;
         // An output without dimensions may be one of which nothing is known: the trial tells.
         let open = outputs.iter().filter(|port| !port.shape.is_empty());
@@ -142,10 +142,18 @@ impl OnnxPredictor {
         }
         // What may be left out is: a request that has a value for it is a call of its own.
         let needed = || inputs.iter().zip(symbols).filter(|(port, _)| !port.optional);
-        let stackable = fixed.is_none() && settings.batched != Some(false) && needed().next().is_some();
+        let mut stackable = fixed.is_none() && settings.batched != Some(false) && needed().next().is_some();
         let mut named = needed().filter_map(|(_, names)| names.first().filter(|name| !name.is_empty()));
         let batch = named.next();
         self.spreads = settings.batched != Some(true) && named.any(|name| Some(name) != batch);
+        // No trial shows for which numbers rows meet: whoever states a batch size knows the graph.
+        if let Some(node) = across.filter(|_| stackable && settings.max_batch_size.is_none()) {
+            stackable = false;
+            self.notes.push(format!(
+                "{node} computes across rows, so requests of this graph are not put together: if rows are apart all the \
+                 same, state a max_batch_size"
+            ));
+        }
         if settings.onnx.warmup {
             self.trial = trial::trial(self, symbols, stackable, settings.batched == Some(true))?;
             let failed = |why| format!("its first run, on made up inputs, failed, as every request may: {why}");

@@ -1,4 +1,4 @@
-//! The one call into the library that the compiler cannot check.
+//! Calls into the library that the compiler cannot check: a run, and the texts that it gives.
 
 use ort::AsPointer;
 use ort::session::{NoSelectedOutputs, RunOptions, Session, SessionInputValue};
@@ -60,4 +60,34 @@ pub(super) fn run(
     // SAFETY: the status is Run's own.
     unsafe { ort::Error::result_from_status(status) }?;
     Ok(given)
+}
+
+/// Texts of a tensor of so many, one behind another, and where each ends: whatever bytes they are, while `ort` gives none of
+/// them where one is not UTF-8.
+///
+/// # Errors
+/// What ONNX Runtime says: that the value is no tensor of text, or not of so many.
+#[expect(unsafe_code, reason = "bytes of texts, which ort offers as UTF-8 only")]
+pub(super) fn texts(value: &DynValue, count: usize) -> ort::Result<(Vec<u8>, Vec<usize>)> {
+    let mut length = 0;
+    // SAFETY: the value is borrowed for the call, which writes one number; the status is its own.
+    unsafe {
+        ort::Error::result_from_status((ort::api().GetStringTensorDataLength)(value.ptr(), &mut length))?;
+    }
+    let mut text = vec![0u8; length];
+    // Where each begins.
+    let mut bounds = vec![0; count];
+    // SAFETY: as above; it writes as many bytes and as many numbers as it is told that there is room for, or nothing.
+    unsafe {
+        ort::Error::result_from_status((ort::api().GetStringTensorContent)(
+            value.ptr(),
+            text.as_mut_ptr().cast(),
+            length,
+            bounds.as_mut_ptr(),
+            count,
+        ))?;
+    }
+    // Each ends where the next one begins.
+    bounds.push(length);
+    Ok((text, bounds.split_off(1)))
 }

@@ -1,6 +1,7 @@
 //! Tensors to values of ONNX Runtime and back. Numbers are lent, both ways; text is copied, both ways.
 
 use super::flatten::{self, Failure};
+use super::run;
 use super::signature::Given;
 use super::words::words;
 use crate::tensor::Misfit;
@@ -155,8 +156,10 @@ pub(super) fn borrow(name: &str, value: DynValue, owner: &Owner<'_>) -> Result<T
                     Tensor::from_bools(name, shape, bytemuck::cast_slice(values).to_vec())
                 }
                 TensorElementType::String => {
-                    let (_, texts) = value.try_extract_strings().map_err(|e| e.message().to_owned())?;
-                    Tensor::from_strings(name, shape, texts)
+                    let count = shape.iter().product();
+                    let (text, ends) = run::texts(&value, count).map_err(|e| e.message().to_owned())?;
+                    let ends: Result<Vec<u32>, _> = ends.into_iter().map(u32::try_from).collect();
+                    Tensor::from_text(name, shape, ends.map_err(|_| "has more than 4 GiB of text".to_owned())?, text)
                 }
                 other => return Err(format!("is of type {other}, which the protocol does not have")),
             }

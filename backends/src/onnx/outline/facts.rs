@@ -29,6 +29,10 @@ pub(super) struct Fact {
     pub(super) fixed: bool,
     /// It is in the file and has an element, or is computed of such alone by what keeps it so.
     pub(super) held: bool,
+    /// Its numbers are whole ones, or truth values.
+    pub(super) whole: bool,
+    /// Its first dimension is one that the graph put before that of rows.
+    pub(super) raised: bool,
     /// Whole numbers of a short constant.
     pub(super) values: Option<Vec<i64>>,
 }
@@ -44,6 +48,8 @@ impl Fact {
             vector: self.vector && other.vector,
             fixed: self.fixed && other.fixed,
             held: self.held && other.held,
+            whole: self.whole && other.whole,
+            raised: self.raised && other.raised,
             values: self.values.clone().filter(|_| same),
         }
     }
@@ -53,7 +59,8 @@ impl Fact {
         let counting = values.as_ref().filter(|values| values.iter().all(|value| *value >= 1));
         let bits = |value: i64| (64 - value.leading_zeros()) as u8;
         let counts = counting.map_or(0, |values| bounded(bits(values.iter().copied().max().unwrap_or(1)), false));
-        Fact { full, counts, short, vector: false, fixed: true, held: full, values }
+        let whole = values.is_some();
+        Fact { full, counts, short, fixed: true, held: full, whole, values, ..Fact::default() }
     }
 }
 
@@ -95,6 +102,24 @@ impl<'b> Given<'b> {
 
     pub(super) fn fixed(&self, place: usize) -> bool {
         self.at(place).is_some_and(|fact| fact.fixed)
+    }
+
+    pub(super) fn whole(&self, place: usize) -> bool {
+        self.at(place).is_some_and(|fact| fact.whole)
+    }
+
+    pub(super) fn any_whole(&self) -> bool {
+        self.0.iter().flatten().any(|fact| fact.whole)
+    }
+
+    pub(super) fn raised(&self, place: usize) -> bool {
+        self.at(place).is_some_and(|fact| fact.raised)
+    }
+
+    /// Is one of them, and each other one of no request?
+    pub(super) fn all_raised(&self) -> bool {
+        let facts = || self.0.iter().flatten();
+        facts().any(|fact| fact.raised) && facts().all(|fact| fact.raised || fact.fixed)
     }
 
     pub(super) fn values(&self, place: usize) -> Option<&[i64]> {
@@ -157,7 +182,8 @@ pub(super) struct Attribute {
     pub(super) number: i64,
     /// Is each of its whole numbers, if it lists some, 1 or more?
     pub(super) counts: bool,
-    list: Vec<i64>,
+    /// Its whole numbers, if it lists some; the first of too many.
+    pub(super) list: Vec<i64>,
     pub(super) tensor: Option<Fact>,
     text: Vec<u8>,
 }

@@ -4,6 +4,7 @@
 //!
 //! Nodes are followed in the order in which they stand. Of what is not understood nothing is known, which is always right.
 
+use super::across;
 use super::facts::{DIMENSION, Fact, Given, attribute, bounded, constant, pool_keeps, refers, says_other, tensor};
 use super::node::{DOMAINS, Node, Operator};
 use super::operators::{self, FIRST, KEEPS, SAFE, STEADY};
@@ -25,6 +26,8 @@ pub(super) struct Found<'a> {
     pub(super) fragile: Option<&'a str>,
     /// A node that ends the process with an empty tensor, where it may have one though no input of the model is empty.
     pub(super) starved: Option<String>,
+    /// The first node that computes across rows.
+    pub(super) across: Option<String>,
 }
 
 /// What is being followed.
@@ -142,7 +145,8 @@ impl<'a> Flow<'a, '_> {
                     // Of one that is stated to be empty each request is to bring nothing.
                     None => {
                         let may_be_empty = stated::is_empty(info)? || self.past && is_past(name);
-                        Fact { full: !may_be_empty, ..Fact::default() }
+                        let whole = stated::element(info)?.is_some_and(across::is_whole);
+                        Fact { full: !may_be_empty, whole, ..Fact::default() }
                     }
                 };
                 self.define(name, fact);
@@ -223,7 +227,10 @@ impl<'a> Flow<'a, '_> {
             (_, "Loop" | "Scan") => self.turns(node, inputs)?,
             _ => {
                 self.graphs(node)?;
-                vec![self.made(node, inputs, traits)?; node.outputs.len()]
+                if self.found.across.is_none() && across::is_across_rows(node, inputs)? {
+                    self.found.across = Some(node.label());
+                }
+                vec![across::with_kind(node, inputs, self.made(node, inputs, traits)?)?; node.outputs.len()]
             }
         };
         for (place, name) in node.outputs.iter().enumerate().filter(|(_, name)| !name.is_empty()) {

@@ -297,3 +297,45 @@ fn a_type_that_stands_twice_is_refused() {
         assert!(error.contains("stands twice"), "{error}");
     }
 }
+
+#[test]
+fn what_computes_across_rows_is_found() {
+    let across = |nodes: &[Proto]| found(nodes).across.is_some();
+    let axis =
+        |op: &str, name: &str, axis: i64| made(op, "x", "y").bytes(5, Proto::new().bytes(1, name).number(3, axis));
+    let axes = |axes: &[u8]| made("ReduceMean", "x", "y").bytes(5, attribute("axes", 8, axes));
+    for node in [
+        made("ReduceMax", "x", "y"),
+        made("ReduceSum", "x none", "y"),
+        made("CumSum", "x none", "y"),
+        made("ArgMax", "x", "y"),
+        axis("Softmax", "axis", 0),
+        axis("TopK", "axis", 0),
+        axes(&[1, 0]),
+    ] {
+        assert!(across(&[node]));
+    }
+    for node in [
+        made("ReduceSum", "x one", "y"),
+        made("ReduceMean", "x back", "y"),
+        made("CumSum", "x one", "y"),
+        made("Softmax", "x", "y"),
+        axis("ArgMax", "axis", 1),
+        axis("ReduceSum", "noop_with_empty_axes", 1),
+        axes(&[1]),
+        made("ReduceMax", "w", "y"),
+        made("Relu", "x", "y"),
+    ] {
+        assert!(!across(&[node]));
+    }
+    // Lengths, masks, and a dimension of several models that vote.
+    let cast = |to| made("Cast", "x", "c").bytes(5, Proto::new().bytes(1, "to").number(3, to));
+    assert!(!across(&[made("Shape", "x", "c"), made("ReduceProd", "c", "y")]));
+    assert!(!across(&[cast(7), made("ReduceMax", "c", "y")]));
+    assert!(across(&[cast(1), made("ReduceMax", "c", "y")]));
+    let votes = |axes: &str| [made("Unsqueeze", &format!("x {axes}"), "c"), made("Concat", "c c", "d")];
+    let mean = |name: &str| made("ReduceMean", name, "y");
+    assert!(!across(&[&votes("none")[..], &[mean("d none")]].concat()));
+    assert!(across(&[&votes("none")[..], &[mean("d")]].concat()));
+    assert!(across(&[&votes("one")[..], &[mean("d none")]].concat()));
+}

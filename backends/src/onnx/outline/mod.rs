@@ -12,6 +12,7 @@
 //! something else than is seen here is refused, not guessed: a message that stands twice, which protobuf joins; a wire
 //! type that the field does not have, which protobuf passes over.
 
+mod across;
 mod facts;
 mod files;
 mod flow;
@@ -61,6 +62,8 @@ pub(super) struct Outline {
     pub(super) past: Past,
     /// A node, and an input of it that may be empty though none of a request is, of which ONNX Runtime would end the process.
     pub(super) starved: Option<String>,
+    /// A node that computes across rows, be it for some numbers only: those of one request have a part in another's answer.
+    pub(super) across: Option<String>,
 }
 
 /// What may happen where inputs are empty that hold what a decoder remembers of earlier steps ([`is_past`]), and no others

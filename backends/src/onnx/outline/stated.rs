@@ -155,6 +155,29 @@ pub(super) fn is_empty(info: Message<'_>) -> Result<bool, String> {
     Ok(shape(info)?.is_some_and(|shape| shape.iter().any(|dimension| dimension.length == 0)))
 }
 
+/// The type of the elements of a tensor; `None` of what is none.
+pub(super) fn element(info: Message<'_>) -> Result<Option<i64>, String> {
+    for field in info.fields() {
+        let field = field?;
+        if field.number != 2 {
+            continue;
+        }
+        for field in field.message()?.fields() {
+            let field = field?;
+            if field.number != 1 {
+                continue;
+            }
+            for field in field.message()?.fields() {
+                let field = field?;
+                if field.number == 1 {
+                    return field.whole().map(Some);
+                }
+            }
+        }
+    }
+    Ok(None)
+}
+
 fn dimension(message: Message<'_>) -> Result<Dimension, String> {
     let mut found = Dimension { length: -1, name: String::new() };
     for field in message.fields() {

@@ -99,6 +99,7 @@ pub(super) fn model(message: Message<'_>) -> Result<Outline, String> {
         fragile: found.fragile.map(str::to_owned),
         past,
         starved: found.starved,
+        across: found.across,
     })
 }
 

@@ -1,6 +1,6 @@
 //! Execution providers, as `optimization.execution_accelerators` of `config.pbtxt` asks for them.
 
-use super::{Fields, messages, note, sort};
+use super::{Fields, messages, note, only, sort};
 use crate::pbtxt::Message;
 use crate::settings::{Provider, ProviderKind};
 use std::collections::BTreeMap;
@@ -54,6 +54,7 @@ fn options(
 ) -> Result<BTreeMap<String, String>, String> {
     let mut options = BTreeMap::new();
     for parameter in messages(accelerator, "parameters")? {
+        only(parameter, "execution_accelerators.parameters.", &["key", "value"])?;
         let key = parameter.text("key")?.ok_or("a parameter of an accelerator has no 'key'")?;
         let value = parameter.text("value")?.unwrap_or_default();
         let option = if kind == ProviderKind::TensorRt { tensorrt(key, value, notes)? } else { Some((key, value)) };

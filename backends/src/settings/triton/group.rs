@@ -21,7 +21,7 @@ pub(super) fn read(config: &Message, notes: &mut Vec<String>) -> Result<Vec<Inst
     let mut groups = Vec::new();
     for group in messages(config, "instance_group")? {
         sort(group, &[&FIELDS], notes)?;
-        if group.text("passive")?.is_some_and(|stated| stated != "false") {
+        if group.flag("passive")? == Some(true) {
             return Err("field 'instance_group.passive' is not served: every instance takes requests".into());
         }
         let count = group.parsed::<usize>("count")?.filter(|count| *count > 0).unwrap_or(1);

@@ -14,7 +14,7 @@ mod tests;
 mod tree;
 
 use super::{Batching, Fit, Settings, VersionPolicy};
-use crate::pbtxt::{self, Message, Value};
+use crate::pbtxt::{self, Message, Value, truth};
 use std::path::Path;
 
 /// Fields and what is to be said of each.
@@ -93,6 +93,33 @@ const POLICY: Fields = Fields {
     refused: &[],
 };
 
+/// Fields that may be there several times, be it in lists or one by one.
+const REPEATED: &[&str] = &[
+    "input",
+    "output",
+    "instance_group",
+    "parameters",
+    "dims",
+    "shape",
+    "versions",
+    "gpus",
+    "profile",
+    "secondary_devices",
+    "preferred_batch_size",
+    "priority_queue_policy",
+    "gpu_execution_accelerator",
+    "cpu_execution_accelerator",
+    "metric_tags",
+    "model_warmup",
+    "batch_input",
+    "batch_output",
+    "cc_model_filenames",
+    "op_library_filename",
+];
+
+/// A message that is not there.
+static NOTHING: Message = Message(Vec::new());
+
 /// Reads a `config.pbtxt` that lies in `root`.
 pub(super) fn read(text: &str, root: &Path) -> Result<Settings, String> {
     let config = pbtxt::parse(text)?;
@@ -165,8 +192,9 @@ fn kind(config: &Message) -> Result<Option<(Kind, String)>, String> {
         }
         said = Some((kind, place));
     }
-    let decoupled = config.message("model_transaction_policy")?.map(|policy| policy.text("decoupled")).transpose()?;
-    if decoupled.flatten().unwrap_or("false") != "false" {
+    let policy = config.message("model_transaction_policy")?.unwrap_or(&NOTHING);
+    only(policy, "model_transaction_policy.", &["decoupled"])?;
+    if policy.flag("decoupled")? == Some(true) {
         let what = if matches!(said, Some((Kind::Onnx, _))) { "an ONNX" } else { "a tree" };
         return Err(format!("model_transaction_policy 'decoupled': {what} model gives one answer to a request"));
     }
@@ -192,12 +220,15 @@ fn common(config: &Message, root: &Path) -> Result<Settings, String> {
     Ok(settings)
 }
 
-/// Sees to it that each field of a message is known, and notes those without effect. An error names the place of the
-/// first table.
+/// Sees to it that each field of a message is known and there as often as it may be, and notes those without effect. An
+/// error names the place of the first table.
 fn sort(message: &Message, tables: &[&Fields], notes: &mut Vec<String>) -> Result<(), String> {
     let place = tables.first().map_or("", |table| table.place);
-    for (field, _) in &message.0 {
+    for (index, (field, _)) in message.0.iter().enumerate() {
         let field = field.as_str();
+        if !REPEATED.contains(&field) && message.0[..index].iter().any(|(earlier, _)| earlier == field) {
+            return Err(format!("field '{place}{field}' is stated twice"));
+        }
         if tables.iter().any(|table| table.acting.contains(&field)) {
             continue;
         }
@@ -210,6 +241,11 @@ fn sort(message: &Message, tables: &[&Fields], notes: &mut Vec<String>) -> Resul
         note(notes, format!("'{place}{field}' has no effect here: {why}"));
     }
     Ok(())
+}
+
+/// The same of a message whose fields all act.
+fn only(message: &Message, place: &'static str, acting: &'static [&'static str]) -> Result<(), String> {
+    sort(message, &[&Fields { place, acting, without_effect: &[], refused: &[] }], &mut Vec::new())
 }
 
 fn told(tables: &[&Fields], column: fn(&Fields) -> Told, field: &str) -> Option<&'static str> {
@@ -236,17 +272,24 @@ fn batching(config: &Message, notes: &mut Vec<String>) -> Result<Batching, Strin
 
 fn version_policy(config: &Message) -> Result<VersionPolicy, String> {
     let Some(policy) = config.message("version_policy")? else { return Ok(VersionPolicy::default()) };
+    only(policy, "version_policy.", &["latest", "all", "specific"])?;
+    if policy.0.len() > 1 {
+        return Err("'version_policy' is several of latest, all, specific; one is expected".into());
+    }
     if let Some(latest) = policy.message("latest")? {
+        only(latest, "version_policy.latest.", &["num_versions"])?;
         return Ok(VersionPolicy::Latest(latest.parsed("num_versions")?.unwrap_or(1)));
     }
     if let Some(specific) = policy.message("specific")? {
+        only(specific, "version_policy.specific.", &["versions"])?;
         let versions: Option<Vec<u64>> = specific
             .all("versions")
             .map(|value| if let Value::Scalar(text) = value { text.parse().ok() } else { None })
             .collect();
         return Ok(VersionPolicy::Specific(versions.ok_or("'versions' are not whole numbers")?));
     }
-    if policy.message("all")?.is_some() {
+    if let Some(all) = policy.message("all")? {
+        only(all, "version_policy.all.", &[])?;
         return Ok(VersionPolicy::All);
     }
     Err("'version_policy' is none of latest, all, specific".into())
@@ -268,18 +311,19 @@ fn messages<'a>(message: &'a Message, field: &'a str) -> Result<Vec<&'a Message>
 fn parameters(config: &Message) -> Result<Vec<(&str, &str)>, String> {
     let mut parameters = Vec::new();
     for parameter in messages(config, "parameters")? {
+        only(parameter, "parameters.", &["key", "value"])?;
         let key = parameter.text("key")?.ok_or("a parameter has no 'key'")?;
-        let value = parameter.message("value")?.map(|value| value.text("string_value")).transpose()?;
-        parameters.push((key, value.flatten().unwrap_or_default()));
+        let mut text = "";
+        if let Some(value) = parameter.message("value")? {
+            only(value, "parameters.value.", &["string_value"])?;
+            text = value.text("string_value")?.unwrap_or_default();
+        }
+        parameters.push((key, text));
     }
     Ok(parameters)
 }
 
 /// A parameter that is true or false.
 fn flag(key: &str, value: &str) -> Result<bool, String> {
-    match value {
-        "true" | "True" | "1" => Ok(true),
-        "false" | "False" | "0" => Ok(false),
-        other => Err(format!("parameter '{key}' is '{other}', neither true nor false")),
-    }
+    truth(value).ok_or_else(|| format!("parameter '{key}' is '{value}', neither true nor false"))
 }

@@ -1,12 +1,12 @@
 //! Inputs and outputs, as `config.pbtxt` lists them.
 
-use super::{Fields, messages, note, sort};
+use super::{Fields, messages, note, only, sort};
 use crate::pbtxt::{Message, Value};
 use crate::settings::{PortSettings, port, text};
 use crate::tensor::DataType;
 use std::path::Path;
 
-/// Fields of an ONNX model's input.
+/// Fields of an input.
 const INPUT: Fields = Fields {
     place: "input.",
     acting: &[
@@ -24,7 +24,7 @@ const INPUT: Fields = Fields {
     refused: &[],
 };
 
-/// Fields of an ONNX model's output.
+/// Fields of an output.
 const OUTPUT: Fields = Fields {
     place: "output.",
     acting: &["name", "data_type", "dims", "reshape", "label_filename", "is_shape_tensor", "is_non_linear_format_io"],
@@ -39,7 +39,7 @@ const FALSE: super::Told = &[
     ("is_non_linear_format_io", "tensors are laid out row by row"),
 ];
 
-/// What is said of each input or output, whatever the model.
+/// What is said of each input or output, whatever the model. Which of it the model can have is checked later.
 pub(super) fn read(config: &Message, field: &str, root: &Path) -> Result<Vec<PortSettings>, String> {
     let ports = messages(config, field)?;
     let several = ports.len() > 1;
@@ -53,15 +53,16 @@ pub(super) fn read(config: &Message, field: &str, root: &Path) -> Result<Vec<Por
 }
 
 fn port(message: &Message, field: &str, root: &Path) -> Result<PortSettings, String> {
+    let fields = if field == "input" { &INPUT } else { &OUTPUT };
+    sort(message, &[fields], &mut Vec::new())?;
+    let reshape = message.message("reshape")?;
+    reshape.map_or(Ok(()), |shape| only(shape, "reshape.", &["shape"]))?;
     Ok(PortSettings {
         name: message.text("name")?.unwrap_or_default().to_owned(),
         datatype: datatype(message, field)?,
         dims: dims(message, "dims", field)?,
-        reshape: match message.message("reshape") {
-            Ok(Some(shape)) => Some(dims(shape, "shape", field)?),
-            _ => None,
-        },
-        optional: message.text("optional")? == Some("true"),
+        reshape: reshape.map(|shape| dims(shape, "shape", field)).transpose()?,
+        optional: message.flag("optional")?.unwrap_or(false),
         labels: labels(message, root)?,
     })
 }
@@ -104,10 +105,10 @@ fn labels(port: &Message, root: &Path) -> Result<Vec<String>, String> {
 
 /// Can an ONNX model have these? What would change tensors in a way that is not served is refused.
 pub(super) fn check_for_graph(config: &Message, notes: &mut Vec<String>) -> Result<(), String> {
-    for (field, fields) in [("input", &INPUT), ("output", &OUTPUT)] {
+    for field in ["input", "output"] {
         let ports = messages(config, field)?;
         for message in &ports {
-            let checked = check_port(message, fields, notes);
+            let checked = check_port(message, field, notes);
             let name = message.text("name")?.unwrap_or_default();
             checked.map_err(|why| if ports.len() > 1 { format!("{field} '{name}': {why}") } else { why })?;
         }
@@ -115,19 +116,14 @@ pub(super) fn check_for_graph(config: &Message, notes: &mut Vec<String>) -> Resu
     Ok(())
 }
 
-fn check_port(message: &Message, fields: &Fields, notes: &mut Vec<String>) -> Result<(), String> {
-    sort(message, &[fields], notes)?;
-    let place = fields.place;
+fn check_port(message: &Message, place: &str, notes: &mut Vec<String>) -> Result<(), String> {
     for (field, why) in FALSE {
-        if message.text(field)?.is_some_and(|stated| stated != "false") {
-            return Err(format!("field '{place}{field}' is not served: {why}"));
+        if message.flag(field)? == Some(true) {
+            return Err(format!("field '{place}.{field}' is not served: {why}"));
         }
     }
-    if message.text("optional")?.is_some_and(|stated| !["true", "false"].contains(&stated)) {
-        return Err(format!("field '{place}optional' is neither true nor false"));
-    }
     if message.text("format")?.is_some_and(|stated| stated != "FORMAT_NONE") {
-        note(notes, format!("'{place}format' has no effect here: the graph has its own layout"));
+        note(notes, format!("'{place}.format' has no effect here: the graph has its own layout"));
     }
     Ok(())
 }

@@ -75,7 +75,41 @@ const REFUSED: &[(&str, &str)] = &[
     ("backend: 'fil' input { name: 'a' }", "data_type '' of 'input' is not known"),
     ("backend: 'fil' input { data_type: TYPE_FP32 optional: true }", "field 'input.optional' is not served"),
     ("backend: 'fil' parameters { key: 'execution_mode' }", "parameter 'execution_mode' is not known"),
+    ("backend: 'fil' parameters { key: 'threshold' value { string_value: 'nan' } }", "'nan', no number"),
+    ("model_transaction_policy { decoupled: T }", "'decoupled' is 'T', neither true nor false"),
+    ("model_transaction_policy { coupled: true }", "field 'model_transaction_policy.coupled' is not known"),
+    ("version_policy { latest { num_version: 2 } }", "field 'version_policy.latest.num_version' is not known"),
+    ("version_policy { all { } foo: 1 }", "field 'version_policy.foo' is not known"),
+    ("version_policy { all { } latest { } }", "several of latest, all, specific"),
+    ("parameters { key: 'threshold' text: '1' }", "field 'parameters.text' is not known"),
+    ("parameters { key: 'threshold' value { string: '1' } }", "field 'parameters.value.string' is not known"),
+    ("max_batch_size: 4 max_batch_size: 8", "field 'max_batch_size' is stated twice"),
+    ("backend: 'fil' input { data_type: TYPE_FP32 foo: false }", "field 'input.foo' is not known"),
 ];
+
+#[test]
+fn what_is_false_may_be_written_in_any_way() {
+    for no in ["false", "False", "f", "0"] {
+        let text = format!(
+            "model_transaction_policy {{ decoupled: {no} }} instance_group {{ passive: {no} }}
+             input {{ name: 'a' data_type: TYPE_FP32 optional: {no} allow_ragged_batch: {no} }}"
+        );
+        let settings = settings(&text).unwrap();
+        assert_eq!((settings.check_for(true), settings.check_for(false)), (Ok(()), Ok(())), "{no}");
+        assert!(!settings.inputs[0].optional);
+    }
+    assert!(graph("input { name: 'a' optional: True }").unwrap().inputs[0].optional);
+}
+
+#[test]
+fn policies_that_serve_no_version_are_refused() {
+    let root = tempfile::tempdir().unwrap();
+    for policy in ["latest { num_versions: 0 }", "specific { }"] {
+        std::fs::write(root.path().join("config.pbtxt"), format!("version_policy {{ {policy} }}")).unwrap();
+        let error = super::super::read(root.path()).unwrap_err();
+        assert!(error.reason.contains("serves no version"), "{policy}: {}", error.reason);
+    }
+}
 
 #[test]
 fn what_cannot_be_served_is_refused_by_name() {
@@ -241,7 +275,9 @@ const REFUSED_FOR_A_GRAPH: &[(&str, &str)] = &[
     ("input { name: 'a' is_shape_tensor: true }", "field 'input.is_shape_tensor' is not served"),
     ("output { name: 'a' is_non_linear_format_io: true }", "field 'output.is_non_linear_format_io' is not served"),
     ("output { name: 'a' optional: true }", "field 'output.optional' is not known"),
-    ("input { name: 'a' optional: 2 }", "field 'input.optional' is neither true nor false"),
+    ("input { name: 'a' optional: 2 }", "'optional' is '2', neither true nor false"),
+    ("input { name: 'a' dims: [ 2 ] reshape { shapes: [ 2 ] } }", "field 'reshape.shapes' is not known"),
+    ("instance_group { passive: t }", "field 'instance_group.passive' is not served"),
     ("input { name: 'a' data_type: TYPE_FP33 }", "data_type 'TYPE_FP33' of 'input' is not known"),
     ("instance_group { kind: KIND_MODEL }", "kind 'KIND_MODEL' of an instance_group is not served"),
     ("instance_group { kind: KIND_TPU }", "kind 'KIND_TPU' of an instance_group is not known"),

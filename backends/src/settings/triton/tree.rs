@@ -1,7 +1,7 @@
 //! What `config.pbtxt` says to a tree model: one input, one output, and the parameters of the forest inference library.
 
 use super::{COMMON, Fields, Reading, flag, messages, note, parameters, sort};
-use crate::pbtxt::{Message, Value};
+use crate::pbtxt::{Message, Value, truth};
 use crate::settings::{Answer, Settings};
 use crate::tensor::DataType;
 
@@ -60,7 +60,7 @@ fn check_port(config: &Message, field: &str, known: &[&str]) -> Result<(), Strin
     }
     let Some(port) = ports.first() else { return Ok(()) };
     for (name, value) in &port.0 {
-        let plain = matches!(value, Value::Scalar(text) if text == "false" || text == "FORMAT_NONE");
+        let plain = matches!(value, Value::Scalar(text) if truth(text) == Some(false) || text == "FORMAT_NONE");
         if !plain && !known.contains(&name.as_str()) {
             return Err(format!("field '{field}.{name}' is not served"));
         }
@@ -80,8 +80,8 @@ fn answers(config: &Message, notes: &mut Vec<String>) -> Result<Tree, String> {
             "is_classifier" | "output_class" => classifier = flag(key, value)?,
             "predict_proba" => probabilities = flag(key, value)?,
             "threshold" => {
-                let number = value.parse().map_err(|_| format!("parameter 'threshold' is '{value}', no number"))?;
-                tree.threshold = Some(number);
+                let number = value.parse::<f32>().ok().filter(|number| !number.is_nan());
+                tree.threshold = Some(number.ok_or_else(|| format!("parameter 'threshold' is '{value}', no number"))?);
             }
             _ if PARAMETERS_WITHOUT_EFFECT.contains(&key) => {
                 let why = "formats are told by their bytes, layouts are found by measurement";

@@ -1,6 +1,8 @@
 //! LightGBM's objectives: how a row's sums become its prediction (`ConvertOutput`). All in 64-bit floats, with the C
 //! library's `exp` and `log1p`, which is what the library itself calls: results are equal to the last bit on glibc.
 
+use super::super::answer::{Classes, without_classes};
+
 /// What an objective does to sums.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Transform {
@@ -18,6 +20,8 @@ enum Transform {
 /// Sums to predictions, for rows of a fixed number of outputs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Link {
+    name: &'static str,
+    family: Family,
     transform: Transform,
     outputs: usize,
     /// Random forests: sums are divided by this first.
@@ -86,8 +90,12 @@ impl Link {
             }
             square_root |= word == "sqrt";
         }
-        let family = NAMES.iter().find(|(names, _)| names.contains(&name)).map(|(_, family)| *family);
-        let transform = match family.ok_or_else(|| unknown(name))? {
+        let known = NAMES.iter().find_map(|(names, family)| {
+            let found = names.iter().find(|known| **known == name)?;
+            Some((*found, *family))
+        });
+        let (name, family) = known.ok_or_else(|| unknown(name))?;
+        let transform = match family {
             Family::SquareRoot if square_root => Transform::SignedSquare,
             Family::Plain | Family::SquareRoot => Transform::Identity,
             Family::Exponential => Transform::Exponential,
@@ -99,12 +107,20 @@ impl Link {
         if classes != outputs {
             return Err(format!("objective '{name}' is for {classes} classes, but num_class is {outputs}"));
         }
-        Ok(Link { transform, outputs, iterations: iterations.map(|n| n as f64) })
+        Ok(Link { name, family, transform, outputs, iterations: iterations.map(|n| n as f64) })
     }
 
     /// Predictions of a row; `None` where there is one, without a dimension of its own.
     pub(crate) fn columns(self) -> Option<usize> {
         (self.outputs > 1).then_some(self.outputs)
+    }
+
+    /// What predictions say of classes, or why they say nothing.
+    pub(crate) fn classes(self) -> Result<Classes, String> {
+        match (self.family, self.outputs) {
+            (Family::Sigmoid, _) | (Family::CrossEntropy, 1) | (Family::Softmax, 2..) => Ok(Classes::Probabilities),
+            (_, outputs) => Err(without_classes(self.name, outputs)),
+        }
     }
 
     /// Sums, row-major, to predictions.
@@ -164,6 +180,19 @@ fn parse_parameter(text: &str) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn objectives_of_classes_are_told_from_others() {
+        let classes = |objective, outputs| Link::parse(Some(objective), outputs, None).unwrap().classes();
+        for (objective, outputs) in
+            [("binary sigmoid:1", 1), ("multiclass num_class:3", 3), ("ova num_class:3", 3), ("cross_entropy", 1)]
+        {
+            assert_eq!(classes(objective, outputs), Ok(Classes::Probabilities), "{objective}");
+        }
+        for objective in ["regression", "l1", "lambdarank", "poisson", "cross_entropy_lambda", "custom"] {
+            assert!(classes(objective, 1).unwrap_err().contains(&format!("'{objective}' are neither")), "{objective}");
+        }
+    }
 
     #[test]
     fn parameters_are_read_as_the_library_reads_them() {

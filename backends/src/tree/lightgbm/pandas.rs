@@ -22,30 +22,38 @@ pub(super) struct Placed {
 
 /// Matches the lists with the columns that training took for categorical. They belong together in order, unless an
 /// ordered category was taken for a number, or a number declared a category; their counts or codes tell most of those.
-pub(super) fn place(model: &mut RawModel) -> Placed {
+pub(super) fn place(model: &mut RawModel) -> Result<Placed, String> {
     let lists = std::mem::take(&mut model.categories);
     let fits = lists.len() == model.categorical.len()
         && lists.iter().zip(&model.categorical).all(|(list, (_, greatest))| *greatest < list.len() as i64);
     if lists.is_empty() || !fits {
-        return Placed { by_column: Vec::new(), unplaced: lists.iter().map(|list| categories(list)).collect() };
+        let unplaced = lists.iter().map(|list| categories(list)).collect::<Result<_, _>>()?;
+        return Ok(Placed { by_column: Vec::new(), unplaced });
     }
     let mut by_column: Vec<Option<Categories>> = (0..model.features).map(|_| None).collect();
     for (list, (column, _)) in lists.iter().zip(&model.categorical) {
-        by_column[*column] = Some(categories(list));
+        by_column[*column] = Some(categories(list)?);
     }
-    Placed { by_column, unplaced: Vec::new() }
+    Ok(Placed { by_column, unplaced: Vec::new() })
 }
 
-fn categories(list: &[Value]) -> Categories {
+fn categories(list: &[Value]) -> Result<Categories, String> {
     let mut categories = Categories::default();
     for (code, value) in list.iter().enumerate() {
         match value {
             Value::String(text) => categories.add_text(text.as_bytes(), code),
-            Value::Number(number) => categories.add_number(number.as_f64().unwrap_or(f64::NAN), code),
+            Value::Number(number) => {
+                let value = number.as_f64().unwrap_or(f64::NAN);
+                if number.is_f64() {
+                    categories.add_number(value, code);
+                } else {
+                    categories.add_whole(value, code)?;
+                }
+            }
             // Python's True and False are the numbers 1 and 0.
             Value::Bool(value) => categories.add_number(f64::from(u8::from(*value)), code),
             _ => {}
         }
     }
-    categories
+    Ok(categories)
 }

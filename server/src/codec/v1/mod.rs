@@ -4,7 +4,7 @@ mod named;
 
 use crate::dataplane::{Infer, Inferred};
 use crate::error::Error;
-use backends::tensor::row_elements;
+use backends::tensor::{MISSING_TEXT, row_elements};
 use backends::{DataType, Parameter, Parameters, Signature, Tensor};
 use protocol::v1::{Cell, Instances, Numbers, V1Error};
 use protocol::write::{self, NotFinite};
@@ -74,9 +74,13 @@ fn numbers(name: &str, shape: Vec<usize>, values: Numbers, signature: &Signature
 fn column(name: String, cells: Vec<Cell>) -> Result<Tensor, Error> {
     let count = cells.len();
     if cells.iter().any(|cell| matches!(cell, Cell::Text(_))) {
-        let text: Option<Vec<String>> =
-            cells.into_iter().map(|cell| if let Cell::Text(text) = cell { Some(text) } else { None }).collect();
-        let text = text.ok_or_else(|| Error::Invalid(format!("column '{name}' mixes text with other values")))?;
+        let text = cells.into_iter().map(|cell| match cell {
+            Cell::Text(text) => Some(text.into_bytes()),
+            Cell::Number(value) if !value.is_nan() => None,
+            Cell::Number(_) | Cell::Missing => Some(MISSING_TEXT.to_vec()),
+        });
+        let text: Option<Vec<Vec<u8>>> = text.collect();
+        let text = text.ok_or_else(|| Error::Invalid(format!("column '{name}' mixes text with numbers")))?;
         return Ok(Tensor::from_strings(name, vec![count], text)?);
     }
     let value = |cell| if let Cell::Number(value) = cell { value } else { f64::NAN };
@@ -133,7 +137,9 @@ fn value(out: &mut Vec<u8>, output: &Tensor, not_finite: NotFinite) -> Result<()
     match output.strings() {
         Some(strings) => {
             let text: Result<Vec<&str>, _> = strings.map(std::str::from_utf8).collect();
-            let text = text.map_err(|_| Error::Invalid(format!("output '{}' is not UTF-8", output.name())))?;
+            let text = text.map_err(|_| {
+                Error::Invalid(format!("output '{}' is not UTF-8; ask for it in binary, over v2", output.name()))
+            })?;
             nested(out, output.shape(), &text, &|out, text| write::string(out, text));
         }
         None if output.datatype() == DataType::Bool => {
@@ -235,6 +241,24 @@ mod tests {
         assert_eq!(written(vec![2, 1], &[1, 0]), "[[true],[false]]");
         assert_eq!(written(vec![], &[1]), "true");
         assert_eq!(written(vec![0, 1 << 40, 1 << 40], &[]), "[]");
+    }
+
+    #[test]
+    fn what_a_column_of_text_lacks_is_missing() {
+        let column = |rows: &str| decoded(rows, "xgboost").map(|request| request.inputs[0].clone());
+        for rows in [
+            r#"{"a": "x"}, {"a": null}"#,
+            r#"{"a": "x"}, {"a": NaN}"#,
+            r#"{"a": "x", "b": 1}, {"b": 2}"#,
+            r#"{"a": ["x", null]}"#,
+        ] {
+            let column = column(rows).unwrap();
+            assert_eq!(column.strings().unwrap().collect::<Vec<_>>(), [&b"x"[..], MISSING_TEXT], "{rows}");
+        }
+        let alone = column(r#"{"a": null}"#).unwrap();
+        assert!(alone.to_f64().unwrap()[0].is_nan());
+        let error = column(r#"{"a": "x"}, {"a": 1}"#).err().unwrap();
+        assert_eq!(error, "column 'a' mixes text with numbers");
     }
 
     #[test]
