@@ -81,18 +81,44 @@ impl Room {
         self.pages = pages;
         Ok(())
     }
+
+    /// Bytes that have this share for as long as any of them is held.
+    pub fn tie(self, bytes: impl AsRef<[u8]> + Send + 'static) -> Bytes {
+        Bytes::from_owner(Tied { bytes, _room: self })
+    }
+
+    /// Is it room for nothing?
+    pub fn is_empty(&self) -> bool {
+        self.pages == 0
+    }
 }
 
-/// Who holds a share for an answer.
+struct Tied<T> {
+    bytes: T,
+    _room: Room,
+}
+
+impl<T: AsRef<[u8]>> AsRef<[u8]> for Tied<T> {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes.as_ref()
+    }
+}
+
+/// Who has the shares of an answer.
 pub trait Holder: Unpin {
-    /// All that the answer had so far was taken.
-    fn taken(&self) {}
+    /// Ties the next piece of the answer to its share.
+    fn tie(&self, data: Bytes) -> Bytes;
 }
 
-impl Holder for Room {}
+/// Of an answer that has its share already.
+impl Holder for () {
+    fn tie(&self, data: Bytes) -> Bytes {
+        data
+    }
+}
 
-/// The body of an answer that keeps its share until it was taken. Large pieces are cut: whoever sends them has what it was
-/// given in buffers of its own, where nothing counts it.
+/// The body of an answer of which each piece has its share. Large ones are cut: whoever sends them has what it was given in
+/// buffers of its own, and takes it out of them when the client has room.
 #[derive(Debug)]
 pub struct Sent<B, H> {
     body: B,
@@ -104,7 +130,7 @@ pub struct Sent<B, H> {
 const PIECE: usize = 128 << 10;
 
 impl<B, H> Sent<B, H> {
-    /// `holder` is dropped when the body is.
+    /// `holder` is dropped when the body is, and shares when the last of what they are tied to is.
     pub fn new(body: B, holder: H) -> Self {
         Sent { body, rest: Bytes::new(), holder }
     }
@@ -116,13 +142,12 @@ impl<B: Body<Data = Bytes> + Unpin, H: Holder> Body for Sent<B, H> {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         if self.rest.is_empty() {
-            self.holder.taken();
             let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 Some(Ok(frame)) => frame,
                 other => return Poll::Ready(other),
             };
             match frame.into_data() {
-                Ok(data) => self.rest = data,
+                Ok(data) => self.rest = self.holder.tie(data),
                 Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
             }
         }
@@ -172,23 +197,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_has_its_share_until_its_last_piece_is_taken() {
+    async fn an_answer_has_its_share_until_its_last_piece_is_dropped() {
         let budget = Budget::new(1 << 20);
         let mut room = Room::default();
-        let whole: Bytes = (0..300_000u32).map(|i| i as u8).collect();
+        let whole: Vec<u8> = (0..300_000u32).map(|i| i as u8).collect();
         room.hold(&budget, whole.len()).unwrap();
         let all = budget.most;
-        let mut body = Sent::new(Full::new(whole.clone()), room);
-        let mut got = Vec::new();
+        let mut body = Sent::new(Full::new(room.tie(whole.clone())), ());
+        let (mut got, mut last) = (Vec::new(), Bytes::new());
         while !body.is_end_stream() {
             assert_eq!(body.size_hint().exact(), Some((whole.len() - got.len()) as u64));
-            assert!(budget.pages.available_permits() < all);
-            let piece = body.frame().await.unwrap().unwrap().into_data().unwrap();
-            assert!(piece.len() <= PIECE);
-            got.extend_from_slice(&piece);
+            last = body.frame().await.unwrap().unwrap().into_data().unwrap();
+            assert!(last.len() <= PIECE);
+            got.extend_from_slice(&last);
         }
         assert_eq!(got, whole);
         drop(body);
+        // Its allocation is that of the whole answer.
+        assert!(budget.pages.available_permits() < all);
+        drop(last);
         assert_eq!(budget.pages.available_permits(), all);
     }
 }

@@ -14,13 +14,19 @@ pub(crate) struct Stamps(BTreeMap<PathBuf, Option<Stamp>>);
 /// What the file system keeps of a file; links are followed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Stamp {
-    /// Where it lies, if that counts.
-    file: Option<(u64, u64)>,
+    /// Where it lies: its number, or its path behind all links.
+    place: Place,
     bytes: u64,
     /// Of its contents; seconds and nanoseconds.
     written: (i64, i64),
-    /// Of anything about it. No program can set this time.
-    changed: (i64, i64),
+    /// Of anything about it, if that counts. No program can set this time.
+    changed: Option<(i64, i64)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place {
+    Number(u64, u64),
+    Path(Option<PathBuf>),
 }
 
 impl Stamp {
@@ -28,10 +34,10 @@ impl Stamp {
     fn of(path: &Path) -> Option<Self> {
         let found = fs::metadata(path).ok()?;
         Some(Stamp {
-            file: Some((found.dev(), found.ino())),
+            place: Place::Number(found.dev(), found.ino()),
             bytes: found.size(),
             written: (found.mtime(), found.mtime_nsec()),
-            changed: (found.ctime(), found.ctime_nsec()),
+            changed: Some((found.ctime(), found.ctime_nsec())),
         })
     }
 }
@@ -44,11 +50,16 @@ impl Stamps {
         stamps
     }
 
-    /// The same but for where they lie: file systems that are made of requests (gcsfuse, Mountpoint for S3) may number a
-    /// file anew whenever they look at it.
-    pub(crate) fn wherever(paths: impl IntoIterator<Item = PathBuf>) -> Self {
+    /// The same by where links lead to, length and date, as what is done for a difference is costly: file systems that are
+    /// made of requests (gcsfuse, Mountpoint for S3) may number a file anew whenever they look at it, and owners are set
+    /// again and again.
+    pub(crate) fn by_path(paths: impl IntoIterator<Item = PathBuf>) -> Self {
         let mut stamps = Self::of(paths);
-        stamps.0.values_mut().flatten().for_each(|stamp| stamp.file = None);
+        for (path, stamp) in &mut stamps.0 {
+            if let Some(stamp) = stamp {
+                (stamp.place, stamp.changed) = (Place::Path(path.canonicalize().ok()), None);
+            }
+        }
         stamps
     }
 

@@ -29,17 +29,30 @@ def rows(count):
     return b"\0" + len(data).to_bytes(4, "big") + data
 
 
-def refused(client, head, body):
-    """How many of one connection's requests are let in before one is refused; none of the answers is taken."""
+def taker(address, window):
+    """A connection whose streams have so large a window, and which itself has as large a one as there is."""
+    client = Http2(address, {wire.INITIAL_WINDOW_SIZE: window}, receive_buffer=4096)
+    client.send(wire.frame(wire.WINDOW_UPDATE, 0, 0, (2**31 - 65536).to_bytes(4, "big")))
+    return client
+
+
+def asked(client, number, head, body):
+    """The stream of a request whose answer has begun."""
+    client.open(number, head, end=False)
+    # One that is refused may be so before it has come.
+    client.upload(number, body, end=True)
+    stream = client.stream(number)
+    assert client.until(lambda: stream.headers)
+    return stream
+
+
+def refused(client, head, body, taken):
+    """How many of one connection's requests are let in before one is refused; so many bytes of each answer are taken."""
     for count in range(MOST):
-        number = 2 * count + 1
-        client.open(number, head, end=False)
-        # One that is refused may be so before it has come.
-        client.upload(number, body, end=True)
-        stream = client.stream(number)
-        assert client.until(lambda stream=stream: stream.headers)
-        if stream.status == 429 or stream.ended:
+        stream = asked(client, 2 * count + 1, head, body)
+        if stream.status == 429 or stream.ended and not stream.data:
             return count
+        assert client.until(lambda stream=stream: len(stream.data) >= taken)
     raise AssertionError(f"{MOST} answers were held")
 
 
@@ -69,15 +82,21 @@ def test_of_connections(server):
         client.socket.close()
 
 
+@pytest.mark.parametrize("left", ["all", "the last bytes"])
 @pytest.mark.parametrize("protocol", ["rest", "grpc"])
-def test_of_streams(server, protocol):
-    """The streams of one connection, whose windows never open."""
+def test_of_streams(server, protocol, left):
+    """Those of one connection, whose windows end before their answers do."""
     if protocol == "rest":
         address, head, body = server.http, block("POST", PREDICT), MANY
     else:
         address, head, body = server.grpc, block("POST", MODEL_INFER, GRPC), rows(200_000)
-    with Http2(address, {wire.INITIAL_WINDOW_SIZE: 0}, receive_buffer=4096) as client:
-        assert refused(client, head, body) > 1
+    window = 0
+    if left != "all":
+        with taker(address, 2**30) as client:
+            asked(client, 1, head, body)
+            window = len(client.ended(1).data) - 100
+    with taker(address, window) as client:
+        assert refused(client, head, body, window) > 1
     well(server)
 
 

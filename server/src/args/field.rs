@@ -70,16 +70,14 @@ impl Field<'_> {
         Ok(())
     }
 
-    /// A text that was not taken, as an error repeats it: what a URL holds before `@` may be a secret.
+    /// A text that was not taken, as an error repeats it: what a URL holds before `@` or behind `?` may be a secret.
     #[must_use]
     pub fn shown(&self, text: &str) -> String {
-        match (self, text.rsplit_once('@')) {
-            (Field::Url(_), Some((before, after))) => {
-                let scheme = before.find("://").map_or("", |end| &before[..end + 3]);
-                format!("{scheme}...@{after}")
-            }
-            _ => text.to_owned(),
-        }
+        let Field::Url(_) = self else { return text.to_owned() };
+        let (text, query) = text.split_once('?').map_or((text, ""), |(before, _)| (before, "?..."));
+        let Some((before, after)) = text.rsplit_once('@') else { return format!("{text}{query}") };
+        let scheme = before.find("://").map_or("", |end| &before[..end + 3]);
+        format!("{scheme}...@{after}{query}")
     }
 
     /// The value as a TOML literal that a configuration file may hold; `None` when it is not set.

@@ -57,14 +57,17 @@ impl Keys {
     /// Reads the file again if it changed; keeps the old keys when it cannot be used.
     fn refresh(&self) {
         let seen = Stamps::of([self.path.clone()]);
-        if seen == self.keys.load().stamps {
+        let current = self.keys.load();
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen == current.stamps {
+            *refused = None;
             return;
         }
-        let read = read(&self.path);
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        match read {
+        match read(&self.path) {
             Ok(read) => {
-                tracing::info!(keys = read.keys.len(), "API keys read again");
+                if read.keys != current.keys {
+                    tracing::info!(keys = read.keys.len(), "API keys read again");
+                }
                 self.keys.store(Arc::new(read));
                 *refused = None;
             }

@@ -43,7 +43,7 @@ struct Held {
     budget: Budget,
     room: Room,
     bytes: usize,
-    /// Of the answer of a stream that is being sent.
+    /// Of the answer that is sent next.
     sending: Room,
 }
 
@@ -74,11 +74,11 @@ impl Share {
         held.room.grow(&held.budget, held.bytes)
     }
 
-    /// What arrived has become an answer of so many bytes.
+    /// What arrived has become tensors, or an answer, of so many bytes.
     ///
     /// # Errors
     /// [`Error::Overloaded`].
-    pub(super) fn answers(&self, bytes: usize) -> Result<(), Error> {
+    pub(super) fn holds(&self, bytes: usize) -> Result<(), Error> {
         let held = &mut *self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.room.hold(&held.budget, bytes)
     }
@@ -90,15 +90,16 @@ impl Share {
         std::mem::take(&mut held.room)
     }
 
-    /// An answer of a stream goes out; all before it were taken.
+    /// An answer goes out.
     pub(super) fn sends(&self, room: Room) {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).sending = room;
     }
 }
 
 impl Holder for Share {
-    fn taken(&self) {
-        self.sends(Room::default());
+    fn tie(&self, data: Bytes) -> Bytes {
+        let room = std::mem::take(&mut self.held.lock().unwrap_or_else(PoisonError::into_inner).sending);
+        if room.is_empty() { data } else { room.tie(data) }
     }
 }
 

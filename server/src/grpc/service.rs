@@ -71,7 +71,7 @@ pub(super) async fn infer(context: &Context<'_>, request: ModelInferRequest) -> 
     let metrics = servable.metrics.clone();
     let decoding = start.elapsed();
     let inferred = generate::infer(plane, servable, decoded).await?;
-    share.map_or(Ok(()), |share| share.answers(inferred.bytes()))?;
+    share.map_or(Ok(()), |share| share.holds(inferred.bytes()))?;
     let encoding = Instant::now();
     let response = heavy(inferred.bytes(), || codec::encode(inferred, form));
     metrics.framed(decoding, encoding.elapsed());
@@ -82,7 +82,9 @@ pub(super) async fn infer(context: &Context<'_>, request: ModelInferRequest) -> 
 pub(super) fn decode(plane: &Dataplane, share: Option<&Share>, request: ModelInferRequest) -> Result<Infer, Error> {
     let size = request.encoded_len();
     share.map_or(Ok(()), |share| share.unpacked(size))?;
-    heavy(size, || codec::decode(request, plane.registry().limits()))
+    let decoded = heavy(size, || codec::decode(request, plane.registry().limits()))?;
+    share.map_or(Ok(()), |share| share.holds(decoded.bytes().max(size)))?;
+    Ok(decoded)
 }
 
 /// The deadline of `grpc-timeout`, from the head of the call on.
@@ -139,6 +141,9 @@ impl GrpcInferenceService for Service {
         let version = request.model_version.clone();
         let context = Context { plane: &self.plane, deadline, share: share.as_ref(), mirrors: self.mirrors };
         let response = infer(&context, request).await;
+        if let Some(share) = &share {
+            share.sends(share.take());
+        }
         response.map(Response::new).map_err(|error| self.refuse(&error, Verb::Other, &version))
     }
 

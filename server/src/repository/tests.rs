@@ -136,12 +136,19 @@ fn models_that_arrive_late() {
     assert_eq!(looks(3), [false, true, false], "settled; what was taken is no news");
     fs::write(root.join("model.toml"), "threshold = 0.25").unwrap();
     assert_eq!(looks(2), [false, true]);
-    // As Kubernetes does it, and with the same length and time; but later, as far as the system's clock tells.
-    std::thread::sleep(std::time::Duration::from_millis(50));
-    let modified = fs::metadata(root.join("model.toml")).unwrap().modified().unwrap();
-    fs::write(folder.path().join("new"), "threshold = 0.75").unwrap();
-    fs::File::options().write(true).open(folder.path().join("new")).unwrap().set_modified(modified).unwrap();
-    fs::rename(folder.path().join("new"), root.join("model.toml")).unwrap();
+    // As Kubernetes does it, and with the same length and time.
+    for (version, text) in [("..1", "threshold = 0.75"), ("..2", "threshold = 0.50")] {
+        fs::create_dir(root.join(version)).unwrap();
+        let file = root.join(version).join("model.toml");
+        fs::write(&file, text).unwrap();
+        fs::File::options().write(true).open(file).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+    }
+    fs::remove_file(root.join("model.toml")).unwrap();
+    symlink("..1", root.join("..data")).unwrap();
+    symlink("..data/model.toml", root.join("model.toml")).unwrap();
+    assert_eq!(looks(2), [false, true]);
+    fs::remove_file(root.join("..data")).unwrap();
+    symlink("..2", root.join("..data")).unwrap();
     assert_eq!(looks(2), [false, true]);
 }
 

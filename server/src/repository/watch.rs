@@ -72,7 +72,7 @@ fn look(registry: &Registry) -> Option<BTreeMap<String, Stamps>> {
 
 /// Every file of each model.
 fn stamps(models: BTreeMap<String, Found>) -> BTreeMap<String, Stamps> {
-    models.into_iter().map(|(name, found)| (name, Stamps::wherever(files(&found)))).collect()
+    models.into_iter().map(|(name, found)| (name, Stamps::by_path(files(&found)))).collect()
 }
 
 fn files(found: &Found) -> Vec<PathBuf> {

@@ -3,7 +3,7 @@
 use super::body::wanted;
 use crate::budget::{Budget, Room, Sent};
 use crate::error::Error;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::response::Response;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -30,7 +30,7 @@ pub(super) fn answer(headers: &HeaderMap, answer: Answer<'_>) -> Result<Response
         Some(encoding) => encoding.pack(&body).map_err(|e| Error::Internal(e.to_string()))?,
     };
     room.hold(budget, body.capacity())?;
-    let mut response = Response::new(Body::new(Sent::new(Full::new(Bytes::from(body)), room)));
+    let mut response = Response::new(Body::new(Sent::new(Full::new(room.tie(body)), ())));
     if let Some(encoding) = encoding {
         response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static(encoding.name()));
     }

@@ -145,7 +145,8 @@ where
     let decoded = heavy(size, || codec::v2::decode(&held.bytes, length, &servable.signature, limits));
     let (mut request, form) = decoded?;
     // Binary tensors are parts of the body, and keep all of it.
-    let mut room = held.decoded(&rest.budget, request.bytes().max(length.map_or(0, |_| size)))?;
+    let kept = length.map_or(0, |length| size.min(length));
+    let mut room = held.decoded(&rest.budget, request.bytes() + kept)?;
     drop(turn);
     request.deadline = Some(deadline);
     let decoded = start.elapsed();

@@ -86,7 +86,9 @@ impl Sink {
     /// # Errors
     /// It is no URL of a collector, or there are no authorities to check its certificate with.
     pub(super) fn new(endpoint: &str) -> Result<Self, String> {
-        let wrong = |why: &dyn Display| format!("OTLP endpoint `{endpoint}`: {why}");
+        // A query may hold a key.
+        let shown = endpoint.split_once('?').map_or(endpoint, |(before, _)| before);
+        let wrong = |why: &dyn Display| format!("OTLP endpoint `{shown}`: {why}");
         let uri: Uri = endpoint.parse().map_err(|error| wrong(&error))?;
         let (scheme, default_port) = match uri.scheme_str() {
             Some("http") => ("http", 80),
