@@ -143,8 +143,8 @@ fn frames_are_recoded_by_value() {
     assert!(ask(r#"[["red"], ["x"]]"#, text()).unwrap_err().contains("1 columns hold text"));
     // A code beyond its list: the list belongs to a column of text.
     assert_eq!(ask(r#"[["red", "green"]]"#, text()).unwrap(), [3.0, 2.0, 3.0]);
-    let text = format!("{HEADER}{}{END}pandas_categorical:[[1, 9007199254740993]]\n", tree(0));
-    assert!(model(&text).err().unwrap().contains("use text"));
+    let wide = ask("[[1, 9007199254740993, 3]]", numbers([1.0, 2.0, 3.0]));
+    assert!(wide.unwrap_err().contains("whole numbers beyond 2^53"));
 }
 
 #[test]

@@ -44,7 +44,7 @@ template <class Kind> struct Codes {
         UNROLL for (int at = 0; at < unit; at += WARP * PIECE)
             copy_async16(stage + at, from + step * 2 * unit + at, there);
         if (lane_index() < of_group / PIECE << int(of.shift == 4))
-            copy_async16(stage + unit, scales + unsigned(input + step * STEP >> of.shift) * of_group, there);
+            copy_async16(stage + unit, scales + unsigned((input + step * STEP) >> of.shift) * of_group, there);
     }
     DEVICE void advance(int steps) {
         from += steps * 2 * unit;

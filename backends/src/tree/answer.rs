@@ -10,7 +10,9 @@ pub(super) enum Classes {
     Probabilities,
     /// The margin of the second of two, above zero where it is the likelier one.
     Margin,
-    /// Which it is; by the name of the objective, which has no probabilities.
+    /// A score for each, of which the greatest is its; by the name of the objective, which has no probabilities.
+    Scores(&'static str),
+    /// Which it is; likewise.
     Index(&'static str),
 }
 
@@ -48,17 +50,21 @@ impl Shaping {
             return Ok(Shaping::Same);
         }
         let threshold = settings.threshold.map_or(0.5, f64::from);
+        // FIL compares whatever a model predicts.
+        if settings.from_pbtxt && settings.answer == Answer::Class && columns.is_none() && classes.is_err() {
+            return Ok(Shaping::Above(threshold));
+        }
         Ok(match (settings.answer == Answer::Class, classes?, columns) {
-            (true, Classes::Probabilities, Some(columns)) => Shaping::Greatest(columns),
+            (true, Classes::Probabilities | Classes::Scores(_), Some(columns)) => Shaping::Greatest(columns),
             (true, Classes::Probabilities, None) => Shaping::Above(threshold),
             (true, Classes::Margin, _) => Shaping::Above(margin(threshold)),
-            (true, Classes::Index(_), _) | (false, Classes::Probabilities, Some(_)) => Shaping::Same,
+            (true, Classes::Index(_) | Classes::Scores(_), _) | (false, Classes::Probabilities, Some(_)) => {
+                Shaping::Same
+            }
             (false, Classes::Probabilities, None) => Shaping::Both,
             (false, Classes::Margin, _) => Shaping::BothOfMargin,
-            (false, Classes::Index(objective), _) => {
-                return Err(format!(
-                    "its settings ask for probabilities; objective '{objective}' predicts classes alone"
-                ));
+            (false, Classes::Index(objective) | Classes::Scores(objective), _) => {
+                return Err(format!("its settings ask for probabilities; objective '{objective}' predicts none"));
             }
         })
     }
@@ -151,7 +157,7 @@ mod tests {
         let index = Classes::Index("binary:hinge");
         assert_eq!(shaping(Answer::Class, None, None, index).apply(vec![0.0f32, 2.0]), [0.0, 2.0]);
         let refused = Shaping::new(&settings(Answer::Probability), None, Ok(index)).unwrap_err();
-        assert!(refused.ends_with("objective 'binary:hinge' predicts classes alone"), "{refused}");
+        assert!(refused.ends_with("objective 'binary:hinge' predicts none"), "{refused}");
         let regression = || Err(without_classes("rank:ndcg", 1));
         assert_eq!(Shaping::new(&settings(Answer::Value), None, regression()), Ok(Shaping::Same));
         let refused = Shaping::new(&settings(Answer::Class), None, regression()).unwrap_err();

@@ -11,6 +11,8 @@ pub(super) struct Categories {
     texts: HashMap<Box<[u8]>, u32>,
     /// By the bits of the number.
     numbers: HashMap<u64, u32>,
+    /// Are there numbers that cannot be told apart?
+    too_wide: bool,
 }
 
 /// What becomes of a category that the model does not know.
@@ -32,12 +34,9 @@ impl Categories {
     }
 
     /// From 2^53 on the floats that columns become are not one for each whole number.
-    pub(super) fn add_whole(&mut self, number: f64, code: usize) -> Result<(), String> {
-        if number.abs() >= (1u64 << 53) as f64 {
-            return Err("categories that are whole numbers beyond 2^53 cannot be told apart: use text".into());
-        }
+    pub(super) fn add_whole(&mut self, number: f64, code: usize) {
+        self.too_wide |= number.abs() >= (1u64 << 53) as f64;
         self.add_number(number, code);
-        Ok(())
     }
 
     /// Are there none?
@@ -161,6 +160,10 @@ impl Columns {
             }
         };
         match (tensor.to_f64(), categories) {
+            (Some(_), Some(categories)) if categories.too_wide => Err(InferError::invalid(format!(
+                "column '{name}' has categories that are whole numbers beyond 2^53, which cannot be told apart by value; \
+                 send the codes of all columns in one tensor"
+            ))),
             // Numbers where all categories are text are codes already.
             (Some(values), Some(categories)) if !categories.numbers.is_empty() => values
                 .iter()
@@ -206,10 +209,13 @@ mod tests {
     #[test]
     fn whole_numbers_that_are_one_float_are_no_categories() {
         let mut categories = Categories::default();
-        assert_eq!(categories.add_whole(9_007_199_254_740_991.0, 0), Ok(()));
-        assert_eq!(categories.add_whole(-3.0, 1), Ok(()));
-        assert!(categories.add_whole((1i64 << 53) as f64, 2).unwrap_err().contains("use text"));
-        assert!(categories.add_whole(i64::MIN as f64, 2).is_err());
+        categories.add_whole(9_007_199_254_740_991.0, 0);
+        categories.add_whole(-3.0, 1);
+        assert!(!categories.too_wide);
+        categories.add_whole((1i64 << 53) as f64, 2);
+        assert!(categories.too_wide);
+        let error = columns().recode(&column("c", &[1.0]), Some(&categories)).unwrap_err();
+        assert!(error.to_string().contains("column 'c'") && error.to_string().contains("2^53"), "{error}");
     }
 
     #[test]

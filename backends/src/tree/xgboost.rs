@@ -267,7 +267,7 @@ fn read_category_values<R: Reader>(reader: &mut R) -> Result<Option<Categories>,
     let mut categories = Categories::default();
     if offsets.is_empty() {
         for (code, &number) in numbers.iter().enumerate() {
-            categories.add_whole(number as f64, code).map_err(|what| reader.fault(what))?;
+            categories.add_whole(number as f64, code);
         }
     } else {
         let bytes: Vec<u8> = numbers.iter().map(|&v| v as u8).collect();

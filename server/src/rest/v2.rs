@@ -140,7 +140,8 @@ where
     let held = body::read(rest, headers, body, arrival).await?;
     let limits = rest.plane.registry().limits();
     let size = held.bytes.len();
-    let turn = threads::turn(size).await;
+    // Binary tensors are not read, but kept as they came.
+    let turn = threads::turn(length.unwrap_or(size)).await;
     let start = Instant::now();
     let decoded = heavy(size, || codec::v2::decode(&held.bytes, length, &servable.signature, limits));
     let (mut request, form) = decoded?;

@@ -119,6 +119,8 @@ impl Link {
     pub(crate) fn classes(self) -> Result<Classes, String> {
         match (self.family, self.outputs) {
             (Family::Sigmoid, _) | (Family::CrossEntropy, 1) | (Family::Softmax, 2..) => Ok(Classes::Probabilities),
+            // A loss of one's own over classes: the library knows no other use of several outputs.
+            (Family::Plain, 2..) if self.name == "custom" => Ok(Classes::Scores(self.name)),
             (_, outputs) => Err(without_classes(self.name, outputs)),
         }
     }
@@ -192,6 +194,7 @@ mod tests {
         for objective in ["regression", "l1", "lambdarank", "poisson", "cross_entropy_lambda", "custom"] {
             assert!(classes(objective, 1).unwrap_err().contains(&format!("'{objective}' are neither")), "{objective}");
         }
+        assert_eq!(classes("custom num_class:3", 3), Ok(Classes::Scores("custom")));
     }
 
     #[test]

@@ -27,17 +27,17 @@ pub(super) fn place(model: &mut RawModel) -> Result<Placed, String> {
     let fits = lists.len() == model.categorical.len()
         && lists.iter().zip(&model.categorical).all(|(list, (_, greatest))| *greatest < list.len() as i64);
     if lists.is_empty() || !fits {
-        let unplaced = lists.iter().map(|list| categories(list)).collect::<Result<_, _>>()?;
+        let unplaced = lists.iter().map(|list| categories(list)).collect();
         return Ok(Placed { by_column: Vec::new(), unplaced });
     }
     let mut by_column: Vec<Option<Categories>> = (0..model.features).map(|_| None).collect();
     for (list, (column, _)) in lists.iter().zip(&model.categorical) {
-        by_column[*column] = Some(categories(list)?);
+        by_column[*column] = Some(categories(list));
     }
     Ok(Placed { by_column, unplaced: Vec::new() })
 }
 
-fn categories(list: &[Value]) -> Result<Categories, String> {
+fn categories(list: &[Value]) -> Categories {
     let mut categories = Categories::default();
     for (code, value) in list.iter().enumerate() {
         match value {
@@ -47,7 +47,7 @@ fn categories(list: &[Value]) -> Result<Categories, String> {
                 if number.is_f64() {
                     categories.add_number(value, code);
                 } else {
-                    categories.add_whole(value, code)?;
+                    categories.add_whole(value, code);
                 }
             }
             // Python's True and False are the numbers 1 and 0.
@@ -55,5 +55,5 @@ fn categories(list: &[Value]) -> Result<Categories, String> {
             _ => {}
         }
     }
-    Ok(categories)
+    categories
 }
