@@ -48,12 +48,12 @@ pub struct Room {
 }
 
 impl Room {
-    /// Makes it room for `bytes` in all.
+    /// Makes it room for `bytes` in all. What is larger than the whole budget takes all of it: alone it is let through.
     ///
     /// # Errors
     /// [`Error::Overloaded`].
     pub fn grow(&mut self, budget: &Budget, bytes: usize) -> Result<(), Error> {
-        let pages = bytes.div_ceil(PAGE);
+        let pages = bytes.div_ceil(PAGE).min(budget.most);
         if pages > self.pages {
             let more = budget.take(pages - self.pages)?;
             self.pages = pages;
@@ -65,8 +65,8 @@ impl Room {
         Ok(())
     }
 
-    /// Makes it room for `bytes`, and no more. What is larger than the whole budget takes all of it: nobody can know how
-    /// large an answer will be before asking, and alone it is let through.
+    /// Makes it room for `bytes`, and no more. As with [`Room::grow`], what is larger than all takes all: nobody can know how
+    /// large an answer will be before asking.
     ///
     /// # Errors
     /// [`Error::Overloaded`].

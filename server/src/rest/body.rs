@@ -1,10 +1,10 @@
 //! Request bodies in, replies out, with their compression: limits count what a body is after it was unpacked.
 
-use super::{BodyLimits, Rest};
+use super::Rest;
 use crate::budget::{Budget, PAGE, Room};
 use crate::error::Error;
 use crate::threads::heavy;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use flate2::bufread::GzDecoder;
 use flate2::write::{GzEncoder, ZlibEncoder};
 use flate2::{Compression, Decompress, FlushDecompress, Status};
@@ -14,7 +14,7 @@ use http_body_util::BodyExt;
 use hyper::body::Body;
 use std::fmt::Display;
 use std::io::{Read, Write};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A body and its share of the budget, given back when it is dropped.
 #[derive(Debug)]
@@ -40,8 +40,8 @@ fn stopped() -> Error {
     Error::Invalid("the request body stopped arriving".into())
 }
 
-fn too_large(limits: &BodyLimits) -> Error {
-    Error::TooLarge(format!("the request is larger than the limit of {} bytes (--max-body-size)", limits.bytes))
+fn too_large(most: usize) -> Error {
+    Error::TooLarge(format!("the request is larger than the limit of {most} bytes (--max-body-size)"))
 }
 
 /// Reads a whole body and unpacks it.
@@ -57,67 +57,86 @@ pub(super) async fn read<B: Body<Data = Bytes, Error: Display> + Unpin>(
     let limits = &rest.limits;
     let stated = headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
     if stated.is_some_and(|length| length > limits.bytes) {
-        return Err(too_large(limits));
+        return Err(too_large(limits.bytes));
     }
     let mut room = Room::default();
-    let arriving = Arriving { stated: stated.unwrap_or(limits.bytes), deadline };
-    let bytes = collect(body, rest, arriving, &mut room).await?;
+    let arriving = Arriving { stated: stated.unwrap_or(limits.bytes), idle: limits.idle, deadline };
+    let bytes = collect(body, arriving, Whole::new(limits.bytes, &rest.budget, &mut room)).await?;
     let Some(encoding) = encoding(headers)? else { return Ok(Held { bytes, room }) };
     let mut unpacked = Room::default();
     // Few packed bytes may be many unpacked ones.
-    let bytes = heavy(usize::MAX, || unpack(&bytes, encoding, limits, &rest.budget, &mut unpacked))?;
+    let whole = Whole::new(limits.bytes, &rest.budget, &mut unpacked);
+    let bytes = heavy(usize::MAX, || unpack(&bytes, encoding, whole))?;
     Ok(Held { bytes, room: unpacked })
 }
 
-/// How large a body may become, and until when.
+/// How large a body says that it will be, and how long it may take.
 #[derive(Clone, Copy)]
 struct Arriving {
     stated: usize,
+    idle: Duration,
     deadline: Instant,
 }
 
 async fn collect<B: Body<Data = Bytes, Error: Display> + Unpin>(
     mut body: B,
-    rest: &Rest,
     arriving: Arriving,
-    room: &mut Room,
+    mut whole: Whole<'_>,
 ) -> Result<Bytes, Error> {
-    let (limits, budget) = (&rest.limits, &rest.budget);
     let mut first = Bytes::new();
-    let mut whole = BytesMut::new();
     while !body.is_end_stream() {
-        let (idle, deadline) = (Instant::now() + limits.idle, arriving.deadline);
+        let (idle, deadline) = (Instant::now() + arriving.idle, arriving.deadline);
         let frame = tokio::time::timeout_at(idle.min(deadline).into(), body.frame()).await;
         let late = |_| if idle < deadline { stopped() } else { Error::Deadline };
         let frame = frame.map_err(late)?;
         let Some(frame) = frame else { break };
         let frame = frame.map_err(|e| Error::Invalid(format!("the request body broke off: {e}")))?;
         let Ok(data) = frame.into_data() else { continue };
-        if data.is_empty() {
-            continue;
-        }
-        if first.len() + whole.len() + data.len() > limits.bytes {
-            return Err(too_large(limits));
-        }
-        let have = first.len() + whole.len() + data.len();
-        room.grow(budget, have.max(whole.capacity()))?;
         // One piece, as small bodies come, is not copied.
-        if first.is_empty() && whole.is_empty() {
+        if first.is_empty() && whole.bytes.is_empty() {
+            whole.make_room(data.len(), data.len())?;
             first = data;
             continue;
         }
-        if have > whole.capacity() {
-            // Doubled as it grows, but never beyond what it may become.
-            let capacity = (2 * have).min(arriving.stated).max(have);
-            room.grow(budget, capacity)?;
-            whole.reserve(capacity - whole.len());
-        }
-        if whole.is_empty() {
-            whole.extend_from_slice(&std::mem::take(&mut first));
-        }
-        whole.extend_from_slice(&data);
+        whole.append(&std::mem::take(&mut first), arriving.stated)?;
+        whole.append(&data, arriving.stated)?;
     }
-    Ok(if whole.is_empty() { first } else { whole.freeze() })
+    Ok(if whole.bytes.is_empty() { first } else { whole.bytes.into() })
+}
+
+/// A body that grows, of which every byte of memory is counted.
+struct Whole<'a> {
+    bytes: Vec<u8>,
+    /// --max-body-size.
+    most: usize,
+    budget: &'a Budget,
+    room: &'a mut Room,
+}
+
+impl<'a> Whole<'a> {
+    fn new(most: usize, budget: &'a Budget, room: &'a mut Room) -> Self {
+        Whole { bytes: Vec::new(), most, budget, room }
+    }
+
+    /// Counts `capacity` bytes, of which so many will be used.
+    fn make_room(&mut self, used: usize, capacity: usize) -> Result<(), Error> {
+        if used > self.most {
+            return Err(too_large(self.most));
+        }
+        self.room.grow(self.budget, capacity)
+    }
+
+    /// `piece` behind the others. Memory doubles as it is needed, but not beyond what the body will be, which is `stated`.
+    fn append(&mut self, piece: &[u8], stated: usize) -> Result<(), Error> {
+        let used = self.bytes.len() + piece.len();
+        if used > self.bytes.capacity() {
+            let capacity = (2 * used).min(stated).max(used);
+            self.make_room(used, capacity)?;
+            self.bytes.reserve_exact(capacity - self.bytes.len());
+        }
+        self.bytes.extend_from_slice(piece);
+        Ok(())
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,21 +155,14 @@ fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, Error> {
     }
 }
 
-fn unpack(
-    packed: &[u8],
-    encoding: Encoding,
-    limits: &BodyLimits,
-    budget: &Budget,
-    room: &mut Room,
-) -> Result<Bytes, Error> {
-    let mut unpacked = Unpacked { bytes: Vec::new(), limits, budget, room };
+fn unpack(packed: &[u8], encoding: Encoding, mut unpacked: Whole<'_>) -> Result<Bytes, Error> {
     let mut rest = packed;
     match encoding {
         Encoding::Gzip => {
             // A file of gzip may be several, one behind the other.
             for _ in 0..MEMBERS {
                 let mut reader = GzDecoder::new(rest);
-                unpacked.drain(&mut reader)?;
+                drain(&mut reader, &mut unpacked)?;
                 rest = reader.into_inner();
                 if rest.is_empty() {
                     return Ok(unpacked.bytes.into());
@@ -159,7 +171,7 @@ fn unpack(
             Err(Error::Invalid(format!("the body consists of more than {MEMBERS} gzip members")))
         }
         Encoding::Deflate => {
-            unpacked.drain(&mut Zlib { stream: Decompress::new(true), packed, over: false })?;
+            drain(&mut Zlib { stream: Decompress::new(true), packed, over: false }, &mut unpacked)?;
             Ok(unpacked.bytes.into())
         }
     }
@@ -168,30 +180,16 @@ fn unpack(
 /// Parts of a gzip body. Each costs time, even an empty one.
 const MEMBERS: usize = 64;
 
-/// What comes out of a packed body.
-struct Unpacked<'a> {
-    bytes: Vec<u8>,
-    limits: &'a BodyLimits,
-    budget: &'a Budget,
-    room: &'a mut Room,
-}
-
-impl Unpacked<'_> {
-    /// Everything that `reader` has.
-    fn drain(&mut self, reader: &mut impl Read) -> Result<(), Error> {
-        let mut piece = [0u8; 16 * PAGE];
-        loop {
-            let count = reader.read(&mut piece);
-            let count = count.map_err(|e| Error::Invalid(format!("the body cannot be unpacked: {e}")))?;
-            if count == 0 {
-                return Ok(());
-            }
-            if self.bytes.len() + count > self.limits.bytes {
-                return Err(too_large(self.limits));
-            }
-            self.room.grow(self.budget, self.bytes.len() + count)?;
-            self.bytes.extend_from_slice(&piece[..count]);
+/// Everything that `packed` has.
+fn drain(packed: &mut impl Read, unpacked: &mut Whole<'_>) -> Result<(), Error> {
+    let mut piece = [0u8; 16 * PAGE];
+    loop {
+        let count = packed.read(&mut piece);
+        let count = count.map_err(|e| Error::Invalid(format!("the body cannot be unpacked: {e}")))?;
+        if count == 0 {
+            return Ok(());
         }
+        unpacked.append(&piece[..count], unpacked.most)?;
     }
 }
 
@@ -270,10 +268,30 @@ impl Encoding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http_body_util::StreamBody;
+    use hyper::body::Frame;
 
     fn unpacked(packed: &[u8], encoding: Encoding) -> Result<Bytes, Error> {
-        let limits = BodyLimits { bytes: 1 << 20, idle: std::time::Duration::from_secs(1) };
-        unpack(packed, encoding, &limits, &Budget::new(1 << 22), &mut Room::default())
+        unpack(packed, encoding, Whole::new(1 << 20, &Budget::new(1 << 22), &mut Room::default()))
+    }
+
+    /// However its pieces come, a body that is alone and within its limit is let in.
+    #[tokio::test]
+    async fn a_body_as_large_as_the_budget_is_let_in() {
+        const BYTES: usize = (1 << 20) + 1;
+        let body: Vec<u8> = (0..BYTES as u32).map(|i| i as u8).collect();
+        for (stated, length) in [(BYTES, BYTES), (BYTES, 700_000), (700_000, 700_000)] {
+            for piece in (1..8).map(|eighths| length * eighths / 8).chain([PAGE, length / 2 + 1]) {
+                let (budget, mut room) = (Budget::new(BYTES as u64), Room::default());
+                let pieces: Vec<_> = body[..length].chunks(piece).map(Bytes::copy_from_slice).collect();
+                let frames = pieces.into_iter().map(|piece| Ok::<_, std::io::Error>(Frame::data(piece)));
+                let deadline = Instant::now() + Duration::from_secs(60);
+                let arriving = Arriving { stated, idle: Duration::from_secs(60), deadline };
+                let whole = Whole::new(BYTES, &budget, &mut room);
+                let read = collect(StreamBody::new(tokio_stream::iter(frames)), arriving, whole).await;
+                assert_eq!(read.expect("let in"), body[..length], "{stated} {length} {piece}");
+            }
+        }
     }
 
     #[test]
