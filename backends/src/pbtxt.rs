@@ -242,6 +242,8 @@ impl Message {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
 
     #[test]
     fn a_configuration_as_people_write_it() {
@@ -304,6 +306,97 @@ mod tests {
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(what), "{text}: {error}");
+        }
+    }
+
+    /// Messages with fields of all kinds, some of them repeated.
+    fn messages() -> impl Strategy<Value = Message> {
+        let scalar = || any::<String>().prop_map(Value::Scalar);
+        let fields = |value: BoxedStrategy<Value>| vec(("[a-c_][a-z0-9_]{0,3}", value), 0..6).prop_map(Message);
+        fields(scalar().boxed()).prop_recursive(4, 40, 6, move |inner| {
+            fields(prop_oneof![scalar(), inner.prop_map(Value::Message)].boxed())
+        })
+    }
+
+    /// Writes a message as one of those who may write it: each number of `style` decides on the next thing that is free.
+    fn write(message: &Message, style: &mut impl Iterator<Item = u8>, out: &mut String) {
+        let mut choose = |of: &[&'static str]| of[usize::from(style.next().unwrap_or(0)) % of.len()];
+        let mut parts = Vec::new();
+        for (name, value) in &message.0 {
+            let space = choose(&[" ", "\n\t", " # it's \"}\n"]);
+            let text = match value {
+                Value::Message(_) => format!("{name}{space}{}", choose(&["", ":"])),
+                Value::Scalar(_) => format!("{name}:{space}"),
+            };
+            let list = choose(&["", "[ "]);
+            let quote = choose(&["\"", "'", "\" '"]);
+            parts.push((
+                text + list,
+                value,
+                if list.is_empty() { "" } else { "]" },
+                quote,
+                choose(&["\n", ", ", " ; "]),
+            ));
+        }
+        let braces = choose(&["{}", "<>"]);
+        for (before, value, after, quote, end) in parts {
+            out.push_str(&before);
+            match value {
+                Value::Scalar(text) => quoted(text, quote, out),
+                Value::Message(inner) => {
+                    out.push_str(&braces[..1]);
+                    write(inner, style, out);
+                    out.push_str(&braces[1..]);
+                }
+            }
+            out.extend([after, end]);
+        }
+    }
+
+    /// `quote` is the mark, or what lies between two halves of the text and their marks.
+    fn quoted(text: &str, quote: &str, out: &mut String) {
+        out.push_str(&quote[..1]);
+        for (index, character) in text.chars().enumerate() {
+            if quote.len() > 1 && index == 3 {
+                // A text in two.
+                out.extend([&quote[..1], " ", &quote[..1]]);
+            }
+            match character {
+                '\n' => out.push_str("\\n"),
+                '"' | '\'' | '\\' => out.extend(['\\', character]),
+                _ if index % 4 == 1 => out.push_str(&format!("\\U{:08x}", u32::from(character))),
+                _ if index % 4 == 2 => out.extend(character.to_string().bytes().map(|byte| format!("\\{byte:03o}"))),
+                _ => out.push(character),
+            }
+        }
+        out.push_str(&quote[..1]);
+    }
+
+    proptest! {
+        #[test]
+        fn however_it_is_written_it_is_the_same(message in messages(), style in vec(any::<u8>(), 0..200)) {
+            let mut text = String::new();
+            write(&message, &mut style.into_iter(), &mut text);
+            prop_assert_eq!(parse(&text), Ok(message), "{}", text);
+        }
+
+        #[test]
+        fn whatever_it_is_it_is_read_or_refused(
+            pieces in vec(prop_oneof![
+                proptest::sample::select(vec![
+                    "a", ":", "{", "}", "<", ">", "[", "]", ",", ";", "\"", "'", "\\", "\\x", "\\7", "\\u12", "#", "\n", "-1", "\0", "\u{a0}",
+                ]).prop_map(String::from),
+                any::<char>().prop_map(String::from),
+            ], 0..60),
+        ) {
+            let text = pieces.concat();
+            match parse(&text) {
+                Ok(message) => prop_assert!(message.0.iter().all(|(name, _)| !name.is_empty())),
+                Err(error) => {
+                    let line = error.strip_prefix("line ").and_then(|rest| rest.split(':').next()?.parse::<usize>().ok());
+                    prop_assert!(line.is_some_and(|line| (1..=text.matches('\n').count() + 1).contains(&line)), "{}", error);
+                }
+            }
         }
     }
 }

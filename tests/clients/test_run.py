@@ -38,13 +38,13 @@ class Repository:
         self.directory, self.model = folder, folder / "tiny"
         self.oracle = make(self.model, **wishes)
 
-    def answer(self, *turns, system=None, count=COUNT):
+    def answer(self, *turns, system=None, count=COUNT, ties="fail"):
         """What the model says after turns of the user, the assistant, the user, ..."""
         messages = [{"role": "system", "content": system}] if system else []
         roles = ("user", "assistant") * len(turns)
         messages += [{"role": role, "content": text} for role, text in zip(roles, turns)]
         prompt = self.oracle.encode(self.oracle.chat_prompt(messages))
-        return self.oracle.decode(self.oracle.greedy(prompt, count, stop=self.oracle.ends))
+        return self.oracle.decode(self.oracle.greedy(prompt, count, stop=self.oracle.ends, ties=ties))
 
 
 @pytest.fixture(scope="module")
@@ -299,6 +299,11 @@ def test_keys_that_end_it(begin, tiny, key):
     assert session.ends().strip() == ""
 
 
+def is_begun(said, expected):
+    """Is what was said what was to be said, as far as both go?"""
+    return bool(said) and (said.startswith(expected) or expected.startswith(said))
+
+
 def test_an_answer_is_cut_short(begin, talker):
     """The session goes on, and what was said stays said."""
     session = begin(talker)
@@ -307,11 +312,11 @@ def test_an_answer_is_cut_short(begin, talker):
     session.press(INTERRUPT)
     rest, rate = session.read(RATE)
     said = begun + rest
-    assert said == talker.answer(PROMPT, count=int(rate[1]))[: len(said)]
+    assert is_begun(said, talker.answer(PROMPT, ties="end"))
     assert int(rate[1]) < 5000, "it stopped soon"
     session.press(OTHER.encode() + b"\n")
     begun, _ = session.read(f"(?<=(?s:.{{{COUNT}}}))")
-    assert begun == talker.answer(PROMPT, said, OTHER, count=COUNT)[: len(begun)]
+    assert is_begun(begun, talker.answer(PROMPT, said, OTHER, ties="end"))
     session.press(INTERRUPT)
     session.read(RATE)
     # Not only when it waits for a token.
