@@ -68,6 +68,9 @@ pub enum InferError {
     /// The model is at fault.
     #[error("{0}")]
     Internal(String),
+    /// It is so badly at fault that nobody knows what state it was left in: what asked for this is not tried again.
+    #[error("the model panicked: {0}")]
+    Panicked(String),
 }
 
 impl InferError {

@@ -293,6 +293,13 @@ impl Tensor {
         }))
     }
 
+    /// Element `index` of a text tensor; empty where there is none.
+    pub fn text(&self, index: usize) -> &[u8] {
+        let Data::Text { ends, text } = &self.data else { return &[] };
+        let start = if index == 0 { 0 } else { ends.get(index - 1).copied().unwrap_or_default() };
+        ends.get(index).and_then(|end| text.get(start as usize..*end as usize)).unwrap_or_default()
+    }
+
     /// Its numbers as 32-bit floats, converted as numpy's `astype` would; `None` for text.
     pub fn to_f32(&self) -> Option<Cow<'_, [f32]>> {
         if let Some(values) = self.values::<f32>() {
@@ -375,7 +382,8 @@ impl Tensor {
         Ok(row)
     }
 
-    /// Rows `start..start + count` along the first dimension, without a copy where alignment allows.
+    /// Rows `start..start + count` along the first dimension, without a copy where alignment allows. Its time does not depend
+    /// on `start`; with text it grows with `count`.
     ///
     /// # Errors
     /// [`Misfit`] when there are no such rows.
@@ -386,10 +394,17 @@ impl Tensor {
         }
         let mut shape = self.shape.clone();
         shape[0] = count;
-        if self.datatype == DataType::Bytes {
+        if let Data::Text { ends, text } = &self.data {
             let per_row = row_elements(&self.shape);
-            let strings = self.strings().into_iter().flatten().skip(start * per_row).take(count * per_row);
-            return Tensor::from_strings(self.name.clone(), shape, strings);
+            let begin = |element: usize| if element == 0 { 0 } else { ends[element - 1] };
+            let (first, last) = (start * per_row, (start + count) * per_row);
+            let own = ends[first..last].iter().map(|end| end - begin(first)).collect();
+            return Tensor::from_text(
+                self.name.clone(),
+                shape,
+                own,
+                text.slice(begin(first) as usize..begin(last) as usize),
+            );
         }
         let per_row = row_elements(&self.shape).saturating_mul(self.datatype.size());
         let bytes = self.bytes().slice(start * per_row..(start + count) * per_row);
@@ -408,5 +423,26 @@ impl fmt::Debug for Tensor {
     /// Never the values: they may be anybody's data.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Tensor('{}' {} {:?})", self.name, self.datatype, self.shape)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_text_are_cut_out() {
+        let texts = ["a", "", "bc", "d", "", "efg"];
+        let tensor = Tensor::from_strings("x", vec![3, 2], texts).unwrap();
+        for (start, count) in (0..=3).flat_map(|start| (0..=3 - start).map(move |count| (start, count))) {
+            let rows = tensor.slice_rows(start, count).unwrap();
+            assert_eq!(rows.shape(), [count, 2]);
+            let wanted = &texts[2 * start..2 * (start + count)];
+            assert!(rows.strings().unwrap().eq(wanted.iter().map(|text| text.as_bytes())), "{start} {count}");
+            assert!((0..rows.len()).all(|index| rows.text(index) == wanted[index].as_bytes()));
+        }
+        assert!(tensor.slice_rows(2, 2).is_err());
+        let row = tensor.slice_rows(1, 2).unwrap().row(1).unwrap();
+        assert_eq!((row.shape(), row.text(1), row.text(2)), (&[2][..], &b"efg"[..], &b""[..]));
     }
 }

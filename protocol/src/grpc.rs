@@ -13,4 +13,5 @@ mod generated {
     include!("gen/inference.rs");
 }
 
+pub use crate::contents::InferTensorContents;
 pub use generated::*;

@@ -78,6 +78,8 @@ impl Kind {
 pub struct Reader<'a> {
     text: &'a [u8],
     at: usize,
+    /// What was counted by who reads.
+    parts: usize,
     depth: usize,
 }
 
@@ -90,17 +92,23 @@ type Result<T> = std::result::Result<T, JsonError>;
 impl<'a> Reader<'a> {
     /// At the beginning of `text`.
     pub fn new(text: &'a [u8]) -> Self {
-        Reader { text, at: 0, depth: 0 }
+        Reader { text, at: 0, parts: 0, depth: 0 }
     }
 
     /// Another reader of the same text, at `place`: for what was passed over, with errors that point into the body.
     pub fn again(&self, place: usize) -> Self {
-        Reader { text: self.text, at: place, depth: 0 }
+        Reader { text: self.text, at: place, parts: 0, depth: 0 }
     }
 
     /// An error at the current place.
     pub fn error(&self, what: impl Into<String>) -> JsonError {
         JsonError { what: what.into(), at: self.at.min(self.text.len()) }
+    }
+
+    /// Counts one more of something; how many there are by now.
+    pub fn part(&mut self) -> usize {
+        self.parts += 1;
+        self.parts
     }
 
     /// The byte that is read next.

@@ -6,11 +6,13 @@
 
 pub mod anthropic;
 pub mod binary;
+pub mod contents;
 mod decimal;
 pub mod generate;
 pub mod grpc;
 pub mod json;
 pub mod openai;
+pub mod parts;
 pub mod v1;
 pub mod v2;
 pub mod write;

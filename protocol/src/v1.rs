@@ -237,6 +237,9 @@ impl Dense<'_> {
     }
 }
 
+/// The most columns of a frame: some fifty megabytes where each has one cell.
+const MOST_COLUMNS: usize = 1 << 18;
+
 /// So many cells a frame may have however short its text is.
 const FEW_CELLS: usize = 1 << 16;
 
@@ -293,6 +296,7 @@ impl<'a> Frame<'a> {
                 without = usize::from(without == 1 && !matches!(kind, Kind::Array | Kind::Object));
                 reader.skip()?;
             } else if kind == Kind::Object {
+                self.check_columns(keyed.len() + 1)?;
                 let cells = parse_keyed(reader, &key)?;
                 keyed.push((key.into_owned(), cells));
             } else {
@@ -358,6 +362,7 @@ impl<'a> Frame<'a> {
         let index = match self.by_name.get(key) {
             Some(&index) => index,
             None => {
+                self.check_columns(self.columns.len() + 1)?;
                 self.check(self.columns.len() + 1, self.rows)?;
                 self.by_name.insert(key.to_owned(), self.columns.len());
                 self.columns.push((key.to_owned(), vec![Cell::Missing; self.rows]));
@@ -370,6 +375,14 @@ impl<'a> Frame<'a> {
             return Err(V1Error::Values(format!("{}: column '{}' appears twice", self.name, excerpt(key))));
         }
         Ok(column)
+    }
+
+    /// A column takes up far more than the text that names it.
+    fn check_columns(&self, columns: usize) -> Result<(), V1Error> {
+        if columns <= MOST_COLUMNS {
+            return Ok(());
+        }
+        Err(V1Error::Values(format!("{}: more than {MOST_COLUMNS} columns", self.name)))
     }
 
     fn check(&self, columns: usize, rows: usize) -> Result<(), V1Error> {

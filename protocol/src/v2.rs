@@ -2,6 +2,7 @@
 //! before the data, as every client writes it, and in a second one when it does not.
 
 use crate::json::{JsonError, Kind, Reader, excerpt};
+use crate::parts::MOST_PARTS;
 use std::collections::BTreeMap;
 
 /// A value of `parameters`.
@@ -171,6 +172,7 @@ impl InferRequest {
                     once(&mut inputs, "inputs")?;
                     let mut list = within("inputs", reader.array())?;
                     while reader.element(&mut list)? {
+                        part(&mut reader)?;
                         request.inputs.push(parse_input(&mut reader, request.inputs.len())?);
                     }
                 }
@@ -178,6 +180,7 @@ impl InferRequest {
                     once(&mut outputs, "outputs")?;
                     let mut list = within("outputs", reader.array())?;
                     while reader.element(&mut list)? {
+                        part(&mut reader)?;
                         request.outputs.push(parse_output(&mut reader, request.outputs.len())?);
                     }
                 }
@@ -190,6 +193,14 @@ impl InferRequest {
         }
         Ok(request)
     }
+}
+
+/// One more of what a request is made of besides elements.
+fn part(reader: &mut Reader<'_>) -> Result<()> {
+    if reader.part() <= MOST_PARTS {
+        return Ok(());
+    }
+    Err(field(format!("the request has more than {MOST_PARTS} inputs, outputs, parameters and dimensions")))
 }
 
 fn once(seen: &mut bool, name: &str) -> Result<()> {
@@ -214,6 +225,7 @@ fn parse_parameters(reader: &mut Reader<'_>) -> Result<Parameters> {
         if parameters.contains_key(&*key) {
             return Err(field(format!("parameter '{}' appears twice", excerpt(&key))));
         }
+        part(reader)?;
         parameters.insert(key.into_owned(), value);
     }
     Ok(parameters)
@@ -311,6 +323,7 @@ fn parse_shape(reader: &mut Reader<'_>) -> Result<Vec<i64>> {
     while reader.element(&mut entries)? {
         let token = within("shape", reader.number())?;
         let length = token.parse();
+        part(reader)?;
         shape.push(length.map_err(|_| field(format!("Unable to parse 'shape': '{}' is no length", excerpt(token))))?);
     }
     Ok(shape)

@@ -15,6 +15,7 @@ use crate::registry::Registry;
 use crate::repository::{Repository, watch};
 use crate::rest::{BodyLimits, Rest, Shortcut};
 use crate::summary::{self, Addresses};
+use crate::threads::heavy;
 use crate::worker::Workers;
 use crate::{batcher, grpc, metrics, process, telemetry};
 use axum::Router;
@@ -79,11 +80,11 @@ pub async fn run(config: Config) -> Result<u8, String> {
     let rest = Rest::new(plane.clone(), body, budget, metrics).with_usage_forced(config.force_include_usage);
     let services = services(&rest, &plane, bounds, keys);
     let (phase, listeners, addresses) = listen(&config, services).await?;
-    if load(&config, &registry, &plane, &mut signals).await? {
+    if let Some(lay) = load(&config, &registry, &plane, &mut signals).await? {
         let keyed = config.api_keys_file.is_some();
         summary::announce(&registry, &addresses, keyed, start);
         if config.model_control_mode == ControlMode::Poll {
-            tokio::spawn(watch::poll(registry.clone(), config.repository_poll));
+            tokio::spawn(watch::poll(registry.clone(), lay, config.repository_poll));
         }
         tokio::select! {
             _ = signals.first() => {}
@@ -302,13 +303,14 @@ const SPARE_FILES: usize = 64;
 /// How long a client may leave what is written to it untaken.
 const STALLED: Duration = Duration::from_secs(60);
 
-/// Loads what is there; waits for the repository to appear where that is asked for. False when a signal came first.
+/// Loads what is there; waits for the repository to appear where that is asked for. Says what lay there just before;
+/// nothing when a signal came first.
 async fn load(
     config: &Config,
     registry: &Arc<Registry>,
     plane: &Dataplane,
     signals: &mut Signals,
-) -> Result<bool, String> {
+) -> Result<Option<watch::Sight>, String> {
     let only = match config.startup() {
         Startup::All => None,
         Startup::Only(names) => Some(names),
@@ -319,7 +321,10 @@ async fn load(
     let mut told: Option<Instant> = None;
     loop {
         let repository = registry.repository();
-        while !(if waits { arrival.is_complete(repository) } else { repository.exists() }) {
+        // A network file system may take its time.
+        let mut is_there =
+            || heavy(usize::MAX, || if waits { arrival.is_complete(repository) } else { repository.exists() });
+        while !is_there() {
             if told.is_none_or(|told| told.elapsed() > REMINDER) {
                 told = Some(Instant::now());
                 registry.set_awaited(true);
@@ -327,22 +332,23 @@ async fn load(
             }
             tokio::select! {
                 _ = tokio::time::sleep(Duration::from_millis(200)) => {}
-                _ = signals.first() => return Ok(false),
+                _ = signals.first() => return Ok(None),
             }
         }
+        let polled = config.model_control_mode == ControlMode::Poll;
+        let lay = polled.then(|| watch::look(registry)).flatten().unwrap_or_default();
         let loading = registry.load_all(only);
         tokio::select! {
             loaded = loading => loaded.map_err(|e| format!("the model repository cannot be read: {e}"))?,
-            _ = signals.first() => return Ok(false),
+            _ = signals.first() => return Ok(None),
         }
         // A copy that paused was read too soon: it is read again when it has changed.
         if !waits || registry.ready() {
-            break;
+            registry.set_awaited(false);
+            plane.set_started();
+            return Ok(Some(lay));
         }
     }
-    registry.set_awaited(false);
-    plane.set_started();
-    Ok(true)
 }
 
 /// Between two lines that say what is waited for.

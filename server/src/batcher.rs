@@ -10,7 +10,7 @@ use crate::batch::{Batch, Bounds, Joining, Place, Waiting, by_urgency};
 use crate::error::Error;
 use crate::stats::{Stats, Timing};
 use crate::threads;
-use backends::{Call, CancelFlag, Parameter, Parameters, Predictor, Tensor};
+use backends::{Call, CancelFlag, InferError, Parameter, Parameters, Predictor, Tensor};
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -194,9 +194,6 @@ impl Batcher {
 /// A call that runs so long after its deadline will not come back: calls look at their deadlines many times a second.
 pub const OVERDUE: Duration = Duration::from_secs(30);
 
-/// How the error of a model that panicked begins. It is not run again: what it left behind is not known.
-const PANICKED: &str = "the model panicked: ";
-
 /// Rows of a request: the length of its inputs' first dimension. Of several inputs, those that may be left out are last.
 pub fn rows(inputs: &[Tensor]) -> usize {
     inputs.first().map_or(1, Tensor::rows)
@@ -317,9 +314,9 @@ impl Inner {
                     }
                     return;
                 }
-                Err(Error::Internal(what)) if what.starts_with(PANICKED) => {
+                Err(error @ InferError::Panicked(_)) => {
                     for waiting in group {
-                        let _ = waiting.reply.send(Err(Error::Internal(what.clone())));
+                        let _ = waiting.reply.send(Err(error.clone().into()));
                     }
                     return;
                 }
@@ -348,13 +345,13 @@ impl Inner {
         Ok((outputs, timing))
     }
 
-    fn run_stacked(&self, group: &[Waiting]) -> Result<Vec<(Vec<Tensor>, Timing)>, Error> {
+    fn run_stacked(&self, group: &[Waiting]) -> Result<Vec<(Vec<Tensor>, Timing)>, InferError> {
         let start = Instant::now();
         let first = &group[0].job;
         let stacked: Result<Vec<Tensor>, _> = (0..first.inputs.len())
             .map(|i| Tensor::stack(&group.iter().map(|waiting| &waiting.job.inputs[i]).collect::<Vec<_>>()))
             .collect();
-        let inputs = stacked.map_err(|misfit| Error::Invalid(misfit.to_string()))?;
+        let inputs = stacked.map_err(|misfit| InferError::Invalid(misfit.to_string()))?;
         // The last of the deadlines: each request's own was checked when it was taken.
         let deadline = group.iter().map(|w| w.job.deadline).max_by_key(|d| (d.is_none(), *d)).flatten();
         // It goes on as long as one of them waits.
@@ -366,7 +363,7 @@ impl Inner {
         let splitting = Instant::now();
         let total = rows(&inputs);
         if outputs.iter().any(|output| output.shape().first() != Some(&total)) {
-            return Err(Error::Invalid("an output is not split by rows".into()));
+            return Err(InferError::Invalid("an output is not split by rows".into()));
         }
         let (mut answers, mut at) = (Vec::with_capacity(group.len()), 0);
         for waiting in group {
@@ -378,7 +375,7 @@ impl Inner {
                 infer: splitting - computing,
                 output: splitting.elapsed(),
             };
-            answers.push((split.map_err(|misfit| Error::Internal(misfit.to_string()))?, timing));
+            answers.push((split.map_err(|misfit| InferError::Internal(misfit.to_string()))?, timing));
             at += count;
         }
         let timing = Timing {
@@ -392,16 +389,12 @@ impl Inner {
     }
 
     /// One call of the predictor; a panic becomes an error.
-    fn predict(&self, call: &Call<'_>) -> Result<Vec<Tensor>, Error> {
-        match std::panic::catch_unwind(AssertUnwindSafe(|| self.predictor.predict(call))) {
-            Ok(outputs) => outputs.map_err(Error::from),
-            Err(panic) => {
-                let what = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-                let what = what.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-                tracing::error!(panic = %what, "a model panicked; its requests fail, it serves on");
-                Err(Error::Internal(format!("{PANICKED}{what}")))
-            }
-        }
+    fn predict(&self, call: &Call<'_>) -> Result<Vec<Tensor>, InferError> {
+        std::panic::catch_unwind(AssertUnwindSafe(|| self.predictor.predict(call))).unwrap_or_else(|panic| {
+            let what = threads::said(panic);
+            tracing::error!(panic = %what, "a model panicked; its requests fail, it serves on");
+            Err(InferError::Panicked(what))
+        })
     }
 }
 

@@ -87,6 +87,11 @@ impl Room {
         Bytes::from_owner(Tied { bytes, _room: self })
     }
 
+    /// For so many bytes it is room, in whole pages.
+    pub fn bytes(&self) -> usize {
+        self.pages.saturating_mul(PAGE)
+    }
+
     /// Is it room for nothing?
     pub fn is_empty(&self) -> bool {
         self.pages == 0

@@ -116,6 +116,8 @@ pub struct Dataplane {
     started: AtomicBool,
     draining: AtomicBool,
     closing: watch::Sender<bool>,
+    /// Held while the repository is listed.
+    listing: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// The server's name and version in metadata.
@@ -152,6 +154,7 @@ impl Dataplane {
             started: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             closing: watch::Sender::new(false),
+            listing: Arc::default(),
         }
     }
 
@@ -314,6 +317,7 @@ impl Dataplane {
         let id = id.or_else(|| self.invented_id());
         let priority = match parameters.get("priority") {
             Some(Parameter::Int(level)) if *level > 0 => *level as u64,
+            Some(Parameter::Uint(level)) => *level,
             _ => DEFAULT_PRIORITY,
         };
         let names = wanted.iter().map(|w| w.name.clone()).collect();
@@ -397,8 +401,18 @@ impl Dataplane {
     ///
     /// # Errors
     /// The repository cannot be read.
-    pub fn index(&self, only_ready: bool) -> Result<Vec<IndexEntry>, Error> {
-        let mut entries = self.registry.index()?;
+    /// It takes longer than a request may.
+    pub async fn index(&self, only_ready: bool) -> Result<Vec<IndexEntry>, Error> {
+        let listing = async {
+            // One at a time: where a file system hangs, so do those who ask for this, and nobody else.
+            let (turn, registry) = (self.listing.clone().lock_owned().await, self.registry.clone());
+            let listed = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                registry.index()
+            });
+            listed.await.unwrap_or_else(|error| Err(Error::Internal(error.to_string())))
+        };
+        let mut entries = tokio::time::timeout(self.longest, listing).await.map_err(|_| Error::Deadline)??;
         entries.retain(|entry| !only_ready || entry.state == "READY");
         Ok(entries)
     }

@@ -179,6 +179,7 @@ impl From<InferError> for Error {
             InferError::Cancelled => Error::Cancelled,
             InferError::Unavailable(what) => Error::Unavailable(what),
             InferError::Internal(what) => Error::Internal(what),
+            InferError::Panicked(_) => Error::Internal(error.to_string()),
         }
     }
 }

@@ -8,6 +8,7 @@ use server::llm::trial;
 use server::probe;
 use server::telemetry::{self, Format};
 use server::worker;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use tracing::level_filters::LevelFilter;
 
@@ -52,21 +53,30 @@ fn dispatch() -> Result<u8, UsageError> {
             return on_runtime(run::run(&config, talk));
         }
         Command::ConfigShow { args, origin } => {
-            print!("{}", config_show::render(&Config::load(args, &Machine::detect())?, origin));
+            say(&config_show::render(&Config::load(args, &Machine::detect())?, origin))?;
         }
         Command::Validate { directory, onnxruntime } => {
             let (text, good) = validate::validate(&directory, onnxruntime.as_deref()).map_err(problem)?;
-            print!("{text}");
+            say(&text)?;
             return Ok(u8::from(!good));
         }
         Command::ServingRuntime { format, image } => {
-            print!("{}", manifests::serving_runtime(format, image.as_deref()));
+            say(&manifests::serving_runtime(format, image.as_deref()))?;
         }
-        Command::Help(text) => print!("{text}"),
-        Command::Version => println!("{}", help::version()),
+        Command::Help(text) => say(&text)?,
+        Command::Version => say(&format!("{}\n", help::version()))?,
     }
     invocation.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     Ok(0)
+}
+
+/// Writes to standard output. Whoever has read enough closes it, and that is no problem; a full disk is one.
+fn say(text: &str) -> Result<(), UsageError> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(problem(format!("standard output: {error}"))),
+        _ => Ok(()),
+    }
 }
 
 fn problem(what: String) -> UsageError {

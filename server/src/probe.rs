@@ -316,6 +316,8 @@ fn attempt(task: &Task) -> Outcome {
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     let limit = |bytes: u64| Rlimit { current: Some(bytes), maximum: Some(bytes) };
     let _ = setrlimit(Resource::Core, limit(0));
+    // Where memory runs out, it is this process that has to go, and not the server.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     let artifact = match Artifact::open_file(&task.root, &task.directory, task.file.as_deref()) {
         Ok(artifact) => artifact,
         Err(error) => return refused(error),

@@ -10,6 +10,7 @@ use crate::llm::watch::Loading;
 use crate::probe::{Probe, Tried};
 use crate::process;
 use crate::repository::{Found, Repository, Survey, Version};
+use crate::threads::heavy;
 use crate::worker::Workers;
 use arc_swap::ArcSwap;
 use backends::llm::progress::Calls;
@@ -229,6 +230,23 @@ impl Registry {
     pub async fn load_all(self: &Arc<Self>, only: Option<&[String]>) -> Result<(), LoadError> {
         let _managing = self.managing.lock().await;
         let mut tasks = tokio::task::JoinSet::new();
+        // A network file system may take its time.
+        let models = heavy(usize::MAX, || self.survey(only))?;
+        // As many at a time as there are threads to compute with: each takes the memory of its file besides the model's.
+        let permits = Arc::new(Semaphore::new(self.load_options.pool.current_num_threads()));
+        for (name, found) in models {
+            let (registry, permit) = (self.clone(), permits.clone().acquire_owned().await);
+            tasks.spawn_blocking(move || {
+                let _permit = permit;
+                registry.load_found(&name, &found, Moment::Start)
+            });
+        }
+        while tasks.join_next().await.is_some() {}
+        Ok(())
+    }
+
+    /// The models to begin with, of which it tells that they are coming.
+    fn survey(&self, only: Option<&[String]>) -> Result<BTreeMap<String, Found>, LoadError> {
         let Survey { mut models, notes } = self.repository.survey()?;
         for note in notes {
             tracing::warn!("{note}");
@@ -242,17 +260,7 @@ impl Registry {
             models.retain(|name, _| only.contains(name));
         }
         self.announce(&models);
-        // As many at a time as there are threads to compute with: each takes the memory of its file besides the model's.
-        let permits = Arc::new(Semaphore::new(self.load_options.pool.current_num_threads()));
-        for (name, found) in models {
-            let (registry, permit) = (self.clone(), permits.clone().acquire_owned().await);
-            tasks.spawn_blocking(move || {
-                let _permit = permit;
-                registry.load_found(&name, &found, Moment::Start)
-            });
-        }
-        while tasks.join_next().await.is_some() {}
-        Ok(())
+        Ok(models)
     }
 
     /// Tells of models that they are coming, before it is their turn to be loaded.

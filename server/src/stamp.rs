@@ -40,6 +40,10 @@ impl Stamp {
             changed: Some((found.ctime(), found.ctime_nsec())),
         })
     }
+
+    fn by_path(self, path: &Path) -> Self {
+        Stamp { place: Place::Path(path.canonicalize().ok()), changed: None, ..self }
+    }
 }
 
 impl Stamps {
@@ -53,14 +57,12 @@ impl Stamps {
     /// The same by where links lead to, length and date, as what is done for a difference is costly: file systems that are
     /// made of requests (gcsfuse, Mountpoint for S3) may number a file anew whenever they look at it, and owners are set
     /// again and again.
-    pub(crate) fn by_path(paths: impl IntoIterator<Item = PathBuf>) -> Self {
-        let mut stamps = Self::of(paths);
-        for (path, stamp) in &mut stamps.0 {
-            if let Some(stamp) = stamp {
-                (stamp.place, stamp.changed) = (Place::Path(path.canonicalize().ok()), None);
-            }
-        }
-        stamps
+    pub(crate) fn by_path(self) -> Self {
+        let loose = |(path, stamp): (PathBuf, Option<Stamp>)| {
+            let stamp = stamp.map(|stamp| stamp.by_path(&path));
+            (path, stamp)
+        };
+        Stamps(self.0.into_iter().map(loose).collect())
     }
 
     /// Adds a file as it is now; one that is not there, too, since it may come.
@@ -71,7 +73,11 @@ impl Stamps {
 
     /// Are all of them as they were?
     pub(crate) fn hold(&self) -> bool {
-        self.0.iter().all(|(path, stamp)| Stamp::of(path) == *stamp)
+        self.0.iter().all(|(path, stamp)| {
+            let loose = stamp.as_ref().is_some_and(|stamp| stamp.changed.is_none());
+            let now = Stamp::of(path);
+            if loose { now.map(|now| now.by_path(path)) == *stamp } else { now == *stamp }
+        })
     }
 }
 
@@ -131,5 +137,21 @@ mod tests {
         fs::remove_file(&link).unwrap();
         symlink("2", &link).unwrap();
         assert!(!stamps.hold());
+    }
+
+    #[test]
+    fn owners_may_change_where_that_does_not_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        fs::write(&path, "1").unwrap();
+        let (strict, loose) = (Stamps::of([path.clone()]), Stamps::of([path.clone()]).by_path());
+        std::thread::sleep(Duration::from_millis(20));
+        let link = folder.path().join("b");
+        fs::hard_link(&path, &link).unwrap();
+        assert_eq!((strict.hold(), loose.hold()), (false, true));
+        fs::write(&path, "12").unwrap();
+        assert!(!loose.hold());
+        fs::remove_file(&path).unwrap();
+        assert!(!loose.hold());
     }
 }

@@ -26,6 +26,14 @@ fn start(builder: Builder, name: &str, work: impl FnOnce() + Send + 'static) -> 
     builder.name(name.into()).spawn(work).map_err(|error| format!("thread {name}: {error}"))
 }
 
+/// What a panic said.
+pub fn said(panic: Box<dyn std::any::Any + Send>) -> String {
+    match panic.downcast::<String>() {
+        Ok(said) => *said,
+        Err(panic) => panic.downcast::<&str>().map(|said| (*said).to_owned()).unwrap_or_default(),
+    }
+}
+
 /// By how much threads that compute stand back.
 const NICE: i32 = 10;
 

@@ -55,12 +55,22 @@ impl Compiler {
 
 fn messages(scratch: &Path, descriptors: FileDescriptorSet) -> Vec<u8> {
     // `Bytes` shares the request's buffer; `Vec<u8>` would copy every tensor.
-    tonic_prost_build::Config::new().bytes(["."]).out_dir(scratch).compile_fds(descriptors).unwrap();
+    tonic_prost_build::Config::new()
+        .bytes(["."])
+        .extern_path(".inference.InferTensorContents", "crate::contents::InferTensorContents")
+        .out_dir(scratch)
+        .compile_fds(descriptors)
+        .unwrap();
     fs::read(scratch.join("inference.rs")).unwrap()
 }
 
 fn service(scratch: &Path, descriptors: FileDescriptorSet, side: Side) -> Vec<u8> {
+    let codec = match side {
+        Side::Server => "crate::grpc::decoding::Codec",
+        Side::Client => "tonic_prost::ProstCodec",
+    };
     tonic_prost_build::configure()
+        .codec_path(codec)
         .build_server(matches!(side, Side::Server))
         .build_client(matches!(side, Side::Client))
         // `connect` would need tonic's transport; callers bring a channel.

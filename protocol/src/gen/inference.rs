@@ -1354,35 +1354,6 @@ pub mod infer_parameter {
         Uint64Param(u64),
     }
 }
-/// The elements of a tensor as typed numbers, row-major. The one field that holds them follows from the datatype;
-/// FP16 and BF16 have none and must be sent raw.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct InferTensorContents {
-    /// BOOL.
-    #[prost(bool, repeated, tag = "1")]
-    pub bool_contents: ::prost::alloc::vec::Vec<bool>,
-    /// INT8, INT16, INT32.
-    #[prost(int32, repeated, tag = "2")]
-    pub int_contents: ::prost::alloc::vec::Vec<i32>,
-    /// INT64.
-    #[prost(int64, repeated, tag = "3")]
-    pub int64_contents: ::prost::alloc::vec::Vec<i64>,
-    /// UINT8, UINT16, UINT32.
-    #[prost(uint32, repeated, tag = "4")]
-    pub uint_contents: ::prost::alloc::vec::Vec<u32>,
-    /// UINT64.
-    #[prost(uint64, repeated, tag = "5")]
-    pub uint64_contents: ::prost::alloc::vec::Vec<u64>,
-    /// FP32.
-    #[prost(float, repeated, tag = "6")]
-    pub fp32_contents: ::prost::alloc::vec::Vec<f32>,
-    /// FP64.
-    #[prost(double, repeated, tag = "7")]
-    pub fp64_contents: ::prost::alloc::vec::Vec<f64>,
-    /// BYTES.
-    #[prost(bytes = "bytes", repeated, tag = "8")]
-    pub bytes_contents: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
-}
 /// Request of `ModelInfer` and `ModelStreamInfer`.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ModelInferRequest {
@@ -1436,7 +1407,7 @@ pub mod model_infer_request {
         >,
         /// Its elements. Absent where `raw_input_contents` or shared memory has them.
         #[prost(message, optional, tag = "5")]
-        pub contents: ::core::option::Option<super::InferTensorContents>,
+        pub contents: ::core::option::Option<crate::contents::InferTensorContents>,
     }
     /// An output that is asked for.
     #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1499,7 +1470,7 @@ pub mod model_infer_response {
         >,
         /// Its elements. Absent where `raw_output_contents` or shared memory has them.
         #[prost(message, optional, tag = "5")]
-        pub contents: ::core::option::Option<super::InferTensorContents>,
+        pub contents: ::core::option::Option<crate::contents::InferTensorContents>,
     }
 }
 /// One message of the response stream of `ModelStreamInfer`.

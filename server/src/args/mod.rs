@@ -178,9 +178,10 @@ fn read_config(mut words: Words, environment: &Environment) -> Result<Invocation
 }
 
 fn read_validate(words: Words, environment: &Environment) -> Result<Command, UsageError> {
-    let onnxruntime = environment.get("TENSORGATE_ONNXRUNTIME_LIB").map(PathBuf::from);
-    match read_few(words, &[])? {
-        (plain, _) if plain.len() == 1 => Ok(Command::Validate { directory: plain.concat().into(), onnxruntime }),
+    let (plain, mut values) = read_few(words, &["onnxruntime-lib"])?;
+    let said = values.remove("onnxruntime-lib").or_else(|| environment.get("TENSORGATE_ONNXRUNTIME_LIB").cloned());
+    match plain.len() {
+        1 => Ok(Command::Validate { directory: plain.concat().into(), onnxruntime: said.map(PathBuf::from) }),
         _ => Err("validate: say `tensorgate validate DIR`, one directory".to_owned().into()),
     }
 }

@@ -10,6 +10,7 @@ use backends::settings::{Batching, Provider, VersionPolicy};
 use backends::tensor::elements;
 use backends::{DataType, Limits, Parameter, Parameters, Port, Tensor};
 use bytes::Bytes;
+use protocol::contents::{Field, Malformed};
 use protocol::grpc::infer_parameter::ParameterChoice;
 use protocol::grpc::model_config::SchedulingChoice;
 use protocol::grpc::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
@@ -75,7 +76,9 @@ fn tensor(input: InferInputTensor, raw: Option<Option<Bytes>>, limits: &Limits) 
     let datatype = datatype(&name, &input.datatype)?;
     let shape = shape(&name, &input.shape)?;
     elements(&shape, datatype, limits).map_err(|e| Error::Invalid(format!("input '{name}': {e}")))?;
-    if input.parameters.contains_key("shared_memory_region") {
+    // They say nothing that is followed, but what they say has a form.
+    let parameters = parameters(input.parameters)?;
+    if parameters.contains_key("shared_memory_region") {
         return Err(Error::Unsupported(format!(
             "input '{name}' is in shared memory, which is not served; send the data"
         )));
@@ -86,83 +89,97 @@ fn tensor(input: InferInputTensor, raw: Option<Option<Bytes>>, limits: &Limits) 
         ))),
         (Some(Some(bytes)), None) => from_raw(name, datatype, shape, bytes),
         (Some(None), None) => Err(Error::Invalid(format!("unable to find data for input tensor '{name}' in request"))),
-        (None, contents) => typed(name, datatype, shape, contents.unwrap_or_default()),
+        (None, contents) => typed(name, datatype, shape, &contents.unwrap_or_default()),
     }
 }
 
+/// The field that has the elements of a type; half precision has none.
+fn field_of(datatype: DataType) -> Option<Field> {
+    Some(match datatype {
+        DataType::Bool => Field::Bool,
+        DataType::Int8 | DataType::Int16 | DataType::Int32 => Field::Int,
+        DataType::Int64 => Field::Int64,
+        DataType::Uint8 | DataType::Uint16 | DataType::Uint32 => Field::Uint,
+        DataType::Uint64 => Field::Uint64,
+        DataType::Fp32 => Field::Fp32,
+        DataType::Fp64 => Field::Fp64,
+        DataType::Bytes => Field::Bytes,
+        DataType::Fp16 | DataType::Bf16 => return None,
+    })
+}
+
 /// Typed contents: one field for each family of types; all others must be empty.
-fn typed(name: String, datatype: DataType, shape: Vec<usize>, contents: InferTensorContents) -> Result<Tensor, Error> {
-    let InferTensorContents {
-        bool_contents,
-        int_contents,
-        int64_contents,
-        uint_contents,
-        uint64_contents,
-        fp32_contents,
-        fp64_contents,
-        bytes_contents,
-    } = contents;
-    let lengths = [
-        ("bool_contents", bool_contents.len(), datatype == DataType::Bool),
-        ("int_contents", int_contents.len(), matches!(datatype, DataType::Int8 | DataType::Int16 | DataType::Int32)),
-        ("int64_contents", int64_contents.len(), datatype == DataType::Int64),
-        (
-            "uint_contents",
-            uint_contents.len(),
-            matches!(datatype, DataType::Uint8 | DataType::Uint16 | DataType::Uint32),
-        ),
-        ("uint64_contents", uint64_contents.len(), datatype == DataType::Uint64),
-        ("fp32_contents", fp32_contents.len(), datatype == DataType::Fp32),
-        ("fp64_contents", fp64_contents.len(), datatype == DataType::Fp64),
-        ("bytes_contents", bytes_contents.len(), datatype == DataType::Bytes),
-    ];
-    check_contents(&name, datatype, &shape, &lengths)?;
-    macro_rules! narrow {
-        ($values:expr, $t:ty) => {{
-            let narrow: Result<Vec<$t>, _> = $values.into_iter().map(<$t>::try_from).collect();
-            let narrow =
-                narrow.map_err(|_| Error::Invalid(format!("input '{name}': a value does not fit {datatype}")))?;
-            Tensor::from_vec(name, shape, narrow)
+fn typed(name: String, datatype: DataType, shape: Vec<usize>, contents: &InferTensorContents) -> Result<Tensor, Error> {
+    let field = field_of(datatype);
+    check_contents(&name, datatype, &shape, contents)?;
+    let Some(field) = field else {
+        return Err(Error::Invalid(format!("input '{name}': {datatype} travels in raw_input_contents only")));
+    };
+    let count = shape.iter().product();
+    let malformed = |_| malformed(&name, field);
+    // What protobuf has read of 64 bits is cut to the 32 of its type, as its own readers do.
+    macro_rules! whole {
+        ($wire:ty, $t:ty) => {{
+            let mut values = Vec::<$t>::with_capacity(count);
+            for value in contents.varints(field) {
+                let value = <$t>::try_from(value.map_err(malformed)? as $wire);
+                let unfit = |_| Error::Invalid(format!("input '{name}': a value does not fit {datatype}"));
+                values.push(value.map_err(unfit)?);
+            }
+            Tensor::from_vec(name, shape, values)
         }};
     }
     let tensor = match datatype {
-        DataType::Bool => Tensor::from_bools(name, shape, bool_contents.into_iter().map(u8::from).collect()),
-        DataType::Int8 => narrow!(int_contents, i8),
-        DataType::Int16 => narrow!(int_contents, i16),
-        DataType::Int32 => Tensor::from_vec(name, shape, int_contents),
-        DataType::Int64 => Tensor::from_vec(name, shape, int64_contents),
-        DataType::Uint8 => narrow!(uint_contents, u8),
-        DataType::Uint16 => narrow!(uint_contents, u16),
-        DataType::Uint32 => Tensor::from_vec(name, shape, uint_contents),
-        DataType::Uint64 => Tensor::from_vec(name, shape, uint64_contents),
-        DataType::Fp32 => Tensor::from_vec(name, shape, fp32_contents),
-        DataType::Fp64 => Tensor::from_vec(name, shape, fp64_contents),
-        DataType::Bytes => Tensor::from_strings(name, shape, bytes_contents),
-        DataType::Fp16 | DataType::Bf16 => {
-            return Err(Error::Invalid(format!("input '{name}': {datatype} travels in raw_input_contents only")));
+        DataType::Bool => {
+            let values = contents.varints(field).map(|value| value.map(|value| u8::from(value != 0)));
+            let values = values.collect::<Result<Vec<_>, _>>().map_err(malformed)?;
+            Tensor::from_bools(name, shape, values)
+        }
+        DataType::Int8 => whole!(i32, i8),
+        DataType::Int16 => whole!(i32, i16),
+        DataType::Int32 => whole!(i32, i32),
+        DataType::Int64 => whole!(i64, i64),
+        DataType::Uint8 => whole!(u32, u8),
+        DataType::Uint16 => whole!(u32, u16),
+        DataType::Uint32 => whole!(u32, u32),
+        DataType::Uint64 => whole!(u64, u64),
+        DataType::Bytes => Tensor::from_strings(name, shape, contents.texts()),
+        DataType::Fp32 | DataType::Fp64 | DataType::Fp16 | DataType::Bf16 => {
+            let mut values = Vec::with_capacity(count * datatype.size());
+            contents.fixed(field).for_each(|part| values.extend_from_slice(part));
+            Tensor::from_bytes(name, datatype, shape, values.into())
         }
     };
     Ok(tensor?)
+}
+
+fn malformed(name: &str, field: Field) -> Error {
+    Error::Invalid(format!("input '{name}': a value of {} is cut off, or too long", field.name()))
 }
 
 fn check_contents(
     name: &str,
     datatype: DataType,
     shape: &[usize],
-    lengths: &[(&str, usize, bool)],
+    contents: &InferTensorContents,
 ) -> Result<(), Error> {
-    let count: usize = shape.iter().product();
-    for (field, length, wanted) in lengths {
-        if !wanted && *length > 0 {
+    let (wanted, mut got) = (field_of(datatype), 0);
+    for count in contents.counts() {
+        let (field, count) = count.map_err(|Malformed(field)| malformed(name, field))?;
+        if Some(field) != wanted {
+            let field = field.name();
             return Err(Error::Invalid(format!("input '{name}' is {datatype}, but its values are in {field}")));
         }
-        if *wanted && *length != count {
-            return Err(Error::Invalid(format!(
-                "input '{name}': shape {shape:?} needs {count} elements in {field}, got {length}"
-            )));
-        }
+        got += count;
     }
-    Ok(())
+    let count: usize = shape.iter().product();
+    match wanted {
+        Some(field) if got != count => Err(Error::Invalid(format!(
+            "input '{name}': shape {shape:?} needs {count} elements in {}, got {got}",
+            field.name()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// In which of its two forms a reply carries values.
@@ -182,7 +199,7 @@ pub fn encode(inferred: Inferred, form: Form) -> ModelInferResponse {
         id: inferred.id.unwrap_or_default(),
         ..ModelInferResponse::default()
     };
-    let typed = form == Form::Typed && inferred.outputs.iter().all(|output| contents(output).is_some());
+    let typed = form == Form::Typed && inferred.outputs.iter().all(|output| field_of(output.datatype()).is_some());
     for output in inferred.outputs {
         response.outputs.push(InferOutputTensor {
             name: output.name().to_owned(),
@@ -209,28 +226,27 @@ fn raw(output: &Tensor) -> Bytes {
 
 /// A tensor's values in the field of their family; half precision has none.
 fn contents(output: &Tensor) -> Option<InferTensorContents> {
-    let mut contents = InferTensorContents::default();
-    macro_rules! fill {
-        ($field:ident, $t:ty) => {
-            contents.$field = output.values::<$t>()?.iter().map(|&v| v.into()).collect()
+    let field = field_of(output.datatype())?;
+    macro_rules! whole {
+        ($t:ty) => {
+            InferTensorContents::of_varints(field, output.values::<$t>()?.iter().map(|&value| i64::from(value) as u64))
         };
     }
-    match output.datatype() {
-        DataType::Bool => contents.bool_contents = output.bytes().iter().map(|byte| *byte != 0).collect(),
-        DataType::Uint8 => fill!(uint_contents, u8),
-        DataType::Uint16 => fill!(uint_contents, u16),
-        DataType::Uint32 => fill!(uint_contents, u32),
-        DataType::Uint64 => fill!(uint64_contents, u64),
-        DataType::Int8 => fill!(int_contents, i8),
-        DataType::Int16 => fill!(int_contents, i16),
-        DataType::Int32 => fill!(int_contents, i32),
-        DataType::Int64 => fill!(int64_contents, i64),
-        DataType::Fp32 => fill!(fp32_contents, f32),
-        DataType::Fp64 => fill!(fp64_contents, f64),
-        DataType::Bytes => contents.bytes_contents = output.strings()?.map(Bytes::copy_from_slice).collect(),
-        DataType::Fp16 | DataType::Bf16 => return None,
-    }
-    Some(contents)
+    Some(match output.datatype() {
+        DataType::Bool => InferTensorContents::of_varints(field, output.bytes().iter().map(|&byte| (byte != 0).into())),
+        DataType::Uint8 => whole!(u8),
+        DataType::Uint16 => whole!(u16),
+        DataType::Uint32 => whole!(u32),
+        DataType::Uint64 => InferTensorContents::of_varints(field, output.values::<u64>()?.iter().copied()),
+        DataType::Int8 => whole!(i8),
+        DataType::Int16 => whole!(i16),
+        DataType::Int32 => whole!(i32),
+        DataType::Int64 => whole!(i64),
+        DataType::Bytes => InferTensorContents::of_texts((0..output.len()).map(|index| output.text(index))),
+        DataType::Fp32 | DataType::Fp64 | DataType::Fp16 | DataType::Bf16 => {
+            InferTensorContents::of_fixed(field, output.bytes())
+        }
+    })
 }
 
 /// Metadata of a model.

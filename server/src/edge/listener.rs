@@ -5,6 +5,7 @@ use super::again::Again;
 use super::host;
 use super::stream::Stream;
 use super::tls::Tls;
+use super::unread::Back;
 use crate::error::Error;
 use crate::metrics::Answers;
 use crate::profile::Profile;
@@ -14,7 +15,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderValue, Request};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -174,8 +175,22 @@ fn head_bytes<B>(request: &Request<B>) -> usize {
 }
 
 async fn routed(mut router: Router, request: Request<Incoming>, exchange: &Exchange) -> Response {
-    let answered = router.call(request.map(Body::new)).instrument(exchange.span()).await;
-    answered.unwrap_or_else(|never| match never {})
+    // Over HTTP/2 a body is in nobody's way, and most requests over HTTP/1.1 that come here have none.
+    let alone = request.version() >= http::Version::HTTP_2 || request.body().is_end_stream();
+    let asks = request.headers().contains_key(http::header::EXPECT);
+    let back = (!alone).then(Back::default);
+    let request = request.map(|body| match &back {
+        None => Body::new(body),
+        Some(back) => Body::new(back.lend(body)),
+    });
+    let answered = router.call(request).instrument(exchange.span()).await;
+    let mut response = answered.unwrap_or_else(|never| match never {});
+    if let Some(back) = back
+        && !back.settle(asks).await
+    {
+        response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// Requests of an HTTP/2 connection at a time.

@@ -8,3 +8,4 @@ pub mod keys;
 pub mod listener;
 mod stream;
 pub mod tls;
+mod unread;

@@ -98,8 +98,14 @@ impl Share {
 
 impl Holder for Share {
     fn tie(&self, data: Bytes) -> Bytes {
-        let room = std::mem::take(&mut self.held.lock().unwrap_or_else(PoisonError::into_inner).sending);
-        if room.is_empty() { data } else { room.tie(data) }
+        let held = &mut *self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut room = std::mem::take(&mut held.sending);
+        if room.is_empty() {
+            return data;
+        }
+        // The tensors that it was written from are gone. Less is always to be had.
+        let _ = room.hold(&held.budget, data.len().min(room.bytes()));
+        room.tie(data)
     }
 }
 
@@ -124,7 +130,7 @@ pub(super) async fn count(State(rules): State<Rules>, request: Request, next: Ne
     };
     let leaving = stream.then(|| -> Leaving { Box::pin(async move { rules.plane.closed().await }) });
     parts.extensions.insert(share.clone());
-    let body = Body::new(Counted { body, share: share.clone(), arrival, leaving, over: false });
+    let body = Body::new(Counted { body, share: share.clone(), arrival, leaving, end: None, over: false });
     let response = next.run(Request::from_parts(parts, body)).await;
     response.map(|body| Body::new(Sent::new(body, share)))
 }
@@ -214,6 +220,9 @@ struct Counted {
     arrival: Arrival,
     /// Of streams: a call of one message is answered, however late it is.
     leaving: Option<Leaving>,
+    /// Of a call of one message, the piece that ends it. It is kept until nothing follows: what reads messages unpacks and
+    /// decodes one as soon as it has it, and would hold that, which nobody has counted yet, until the call's own end.
+    end: Option<Bytes>,
     /// Nothing more is taken.
     over: bool,
 }
@@ -233,30 +242,40 @@ impl HttpBody for Counted {
     type Error = Box<dyn std::error::Error + Send + Sync>;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        if self.over {
-            return Poll::Ready(None);
-        }
-        let frame = match Pin::new(&mut self.body).poll_frame(cx) {
-            Poll::Pending if self.poll_leaving(cx).is_ready() => {
-                self.over = true;
-                return Poll::Ready(None);
+        loop {
+            if self.over {
+                return Poll::Ready(self.end.take().map(|end| Ok(Frame::data(end))));
             }
-            Poll::Pending => return self.arrival.poll_late(cx).map(|late| Some(Err(late.into()))),
-            Poll::Ready(None) => return Poll::Ready(None),
-            Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
-            Poll::Ready(Some(Ok(frame))) => frame,
-        };
-        if let Some(data) = frame.data_ref() {
-            self.arrival.received(data);
+            let frame = match Pin::new(&mut self.body).poll_frame(cx) {
+                Poll::Pending if self.poll_leaving(cx).is_ready() => None,
+                Poll::Pending => return self.arrival.poll_late(cx).map(|late| Some(Err(late.into()))),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
+                Poll::Ready(Some(Ok(frame))) => frame.into_data().ok(),
+                Poll::Ready(None) => None,
+            };
+            // Clients of gRPC send no trailers.
+            let Some(data) = frame else {
+                self.over = true;
+                continue;
+            };
+            self.arrival.received(&data);
             if let Err(error) = self.share.add(data.len()) {
                 return Poll::Ready(Some(Err(status(&error).into())));
             }
+            if self.end.is_some() {
+                let error = Error::Invalid("a call of one message has more than one".into());
+                return Poll::Ready(Some(Err(status(&error).into())));
+            }
+            if !self.arrival.unary || !self.arrival.place.is_between() {
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+            self.end = Some(data);
+            self.over = self.body.is_end_stream();
         }
-        Poll::Ready(Some(Ok(frame)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.end.is_none() && (self.over || self.body.is_end_stream())
     }
 }
 
@@ -269,7 +288,7 @@ mod tests {
         let long = Duration::from_secs(600);
         let (since, place) = (share.since, Place::default());
         let arrival = Arrival { idle: long, whole: long, unary: true, place, since, last: since, timer: None };
-        Counted { body, share, arrival, leaving: None, over: false }
+        Counted { body, share, arrival, leaving: None, end: None, over: false }
     }
 
     #[tokio::test]
@@ -284,6 +303,37 @@ mod tests {
         drop(share.take());
         let mut again = counted(Body::from(vec![0; 8000]), Share::new(budget));
         assert!(again.frame().await.is_some_and(|frame| frame.is_ok()));
+    }
+
+    /// Whoever reads it would unpack and decode it at once, and hold that for as long as the client likes.
+    #[tokio::test]
+    async fn the_end_of_a_message_is_kept_until_nothing_follows() {
+        let message = Bytes::from_static(&[0, 0, 0, 0, 3, 1, 2, 3]);
+        for cut in 1..=message.len() {
+            for ends in [true, false] {
+                let pieces =
+                    [message.slice(..cut), message.slice(cut..)].map(|piece| Ok::<_, Status>(Frame::data(piece)));
+                let pieces = tokio_stream::iter(pieces.into_iter().filter(|piece| {
+                    piece.as_ref().is_ok_and(|frame| frame.data_ref().is_some_and(|data| !data.is_empty()))
+                }));
+                let body = match ends {
+                    true => Body::new(http_body_util::StreamBody::new(pieces)),
+                    false => {
+                        let pieces = tokio_stream::StreamExt::chain(pieces, tokio_stream::pending());
+                        Body::new(http_body_util::StreamBody::new(pieces))
+                    }
+                };
+                let mut body = counted(body, Share::new(Budget::new(1 << 20)));
+                let mut got = Vec::new();
+                let reading = async {
+                    while let Some(frame) = body.frame().await {
+                        got.extend(frame.ok().and_then(|frame| frame.into_data().ok()).unwrap_or_default());
+                    }
+                };
+                let over = tokio::time::timeout(Duration::from_millis(20), reading).await.is_ok();
+                assert_eq!((over, got.len()), if ends { (true, 8) } else { (false, cut % 8) }, "{cut}");
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The gRPC services: inference, health, reflection. Decode, call the data plane, encode.
 
 mod counted;
+mod decoding;
 mod health;
 mod service;
 mod stream;

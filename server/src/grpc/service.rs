@@ -9,7 +9,7 @@ use crate::codec::grpc::{self as codec, Form};
 use crate::dataplane::{Dataplane, EXTENSIONS, Infer, NAME, VERSION};
 use crate::error::Error;
 use crate::profile::Verb;
-use crate::threads::heavy;
+use crate::threads::{self, heavy};
 use prost::Message;
 use protocol::grpc::*;
 use std::pin::Pin;
@@ -18,6 +18,7 @@ use std::time::Instant;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
+use tracing::Instrument;
 
 /// The service over a data plane.
 pub(super) struct Service {
@@ -66,22 +67,35 @@ pub(super) async fn infer(context: &Context<'_>, request: ModelInferRequest) -> 
     let form = if mirrors && request.raw_input_contents.is_empty() { Form::Typed } else { Form::Raw };
     let start = Instant::now();
     let servable = plane.servable(&request.model_name, Some(&request.model_version))?;
-    let mut decoded = decode(plane, share, request)?;
+    let mut decoded = decode(plane, share, request).await?;
     decoded.deadline = deadline;
     let metrics = servable.metrics.clone();
     let decoding = start.elapsed();
     let inferred = generate::infer(plane, servable, decoded).await?;
-    share.map_or(Ok(()), |share| share.holds(inferred.bytes()))?;
+    let size = inferred.bytes();
+    // Raw tensors are sent as they are.
+    let _turn = threads::turn(if form == Form::Typed { size } else { 0 }).await;
+    // Who sends it writes all of it down once more.
+    share.map_or(Ok(()), |share| share.holds(2 * size))?;
     let encoding = Instant::now();
-    let response = heavy(inferred.bytes(), || codec::encode(inferred, form));
+    let response = heavy(size, || codec::encode(inferred, form));
+    let written = response.encoded_len();
+    share.map_or(Ok(()), |share| share.holds(2 * written.max(size)))?;
     metrics.framed(decoding, encoding.elapsed());
     Ok(response)
 }
 
 /// Takes a request's share of the budget, and reads it.
-pub(super) fn decode(plane: &Dataplane, share: Option<&Share>, request: ModelInferRequest) -> Result<Infer, Error> {
+pub(super) async fn decode(
+    plane: &Dataplane,
+    share: Option<&Share>,
+    request: ModelInferRequest,
+) -> Result<Infer, Error> {
     let size = request.encoded_len();
     share.map_or(Ok(()), |share| share.unpacked(size))?;
+    // Raw tensors are not read, but kept as they came.
+    let typed = request.inputs.iter().filter_map(|input| input.contents.as_ref()).map(Message::encoded_len).sum();
+    let _turn = threads::turn(typed).await;
     let decoded = heavy(size, || codec::decode(request, plane.registry().limits()))?;
     share.map_or(Ok(()), |share| share.holds(decoded.bytes().max(size)))?;
     Ok(decoded)
@@ -164,7 +178,7 @@ impl GrpcInferenceService for Service {
             ends_on_error: request.metadata().get("triton_grpc_error").is_some_and(|v| v.as_bytes() == b"true"),
             send,
         };
-        tokio::spawn(stream.run(request.into_inner()));
+        tokio::spawn(stream.run(request.into_inner()).in_current_span());
         let answers = ReceiverStream::new(receive).map(move |answer: Result<stream::Answer, Status>| {
             let (answer, room) = answer?;
             if let Some(share) = &share {
@@ -200,7 +214,7 @@ impl GrpcInferenceService for Service {
             let error = Error::Unsupported("'repository_name' specification is not supported".into());
             return Err(self.refuse(&error, Verb::Other, ""));
         }
-        let entries = self.plane.index(request.ready).map_err(|e| self.refuse(&e, Verb::Other, ""))?;
+        let entries = self.plane.index(request.ready).await.map_err(|e| self.refuse(&e, Verb::Other, ""))?;
         let models = entries
             .into_iter()
             .map(|entry| repository_index_response::ModelIndex {

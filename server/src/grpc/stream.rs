@@ -16,6 +16,7 @@ use std::time::Instant;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::StreamExt;
 use tonic::{Status, Streaming};
+use tracing::Instrument;
 
 /// Requests of one stream that language models answer at the same time; the next one is read when one of them is done.
 const AT_ONCE: usize = 64;
@@ -57,10 +58,11 @@ impl Stream {
                 Some(servable) => {
                     let Ok(place) = places.clone().acquire_owned().await else { return };
                     let stream = self.clone();
-                    tokio::spawn(async move {
+                    let generating = async move {
                         let _place = place;
                         stream.generate(servable, request).await;
-                    });
+                    };
+                    tokio::spawn(generating.in_current_span());
                     false
                 }
             };
@@ -117,7 +119,7 @@ impl Stream {
     async fn text(&self, servable: Arc<Servable>, request: ModelInferRequest) -> Result<(), Error> {
         let typed = self.mirrors && request.raw_input_contents.is_empty();
         let form = if typed { Form::Typed } else { Form::Raw };
-        let decoded = decode(&self.plane, self.share.as_ref(), request);
+        let decoded = decode(&self.plane, self.share.as_ref(), request).await;
         // Text is soon tokens: its bytes are given back before the answer begins.
         drop(self.share.as_ref().map(Share::take));
         let generation = Generation::of_infer(&decoded?, &servable)?;

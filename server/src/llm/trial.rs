@@ -39,8 +39,6 @@ pub(super) const AMPLE: usize = 8 * STACK;
 const PERIOD: Duration = Duration::from_millis(1);
 /// Addresses that a child has besides its memory: what allocators reserve.
 const SPACE: u64 = 4 << 30;
-/// What is read of a child's last words.
-const WORDS: u64 = 4 << 10;
 /// What the runtime says when a stack is full, before it ends the process.
 const OVERFLOW: &str = "has overflowed its stack";
 /// What it says when there is no memory.
@@ -67,6 +65,7 @@ pub(super) fn attempt(task: &[u8]) -> Result<(), Error> {
     let mut child = spawn().map_err(|e| Error::Internal(format!("no process to compile a form in: {e}")))?;
     // One that ended before it read this is told by how it ended.
     let _ = child.stdin.take().map(|mut stdin| stdin.write_all(task));
+    let words = probe::listen(child.stderr.take());
     let status = wait(&mut child, start).inspect_err(|_| {
         let _ = child.kill();
         let _ = child.wait();
@@ -74,9 +73,7 @@ pub(super) fn attempt(task: &[u8]) -> Result<(), Error> {
     if status.success() {
         return Ok(());
     }
-    let mut words = Vec::new();
-    let _ = child.stderr.take().map(|stderr| stderr.take(WORDS).read_to_end(&mut words));
-    Err(reason(status, &String::from_utf8_lossy(&words)))
+    Err(reason(status, &words.words()))
 }
 
 fn spawn() -> std::io::Result<Child> {

@@ -1,6 +1,6 @@
 //! Repositories on disk, and what the registry makes of them.
 
-use super::watch::Arrival;
+use super::watch::{Arrival, look, poll};
 use super::*;
 use crate::batcher;
 use crate::error::Error;
@@ -10,6 +10,7 @@ use backends::onnx::OnnxOptions;
 use backends::{Conventions, Limits, LoadOptions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::sync::Arc;
+use std::time::Duration;
 use tempfile::TempDir;
 
 const MODEL: &str = "model.json";
@@ -152,6 +153,52 @@ fn models_that_arrive_late() {
     assert_eq!(looks(2), [false, true]);
 }
 
+/// A graph may be a directory, and have its external data in folders within it.
+#[test]
+fn files_are_watched_however_deep_they_lie() {
+    let (root, elsewhere) = (folder(), folder());
+    let version = root.path().join("net/1");
+    put(&version, "");
+    let deep = version.join("model.onnx/weights/of/layers");
+    fs::create_dir_all(&deep).unwrap();
+    // One link leads back to where it lies, and one to a folder elsewhere.
+    symlink("..", version.join("model.onnx/back")).unwrap();
+    symlink(elsewhere.path(), version.join("linked")).unwrap();
+    let repository = Repository::many(root.path());
+    let mut arrival = Arrival::default();
+    let mut looks = || [(); 3].map(|()| arrival.is_complete(&repository));
+    assert_eq!(looks(), [false, true, false]);
+    for file in [version.join("model.onnx/a.onnx"), deep.join("w.bin"), elsewhere.path().join("w.bin")] {
+        for text in ["1", "12"] {
+            fs::write(&file, text).unwrap();
+            assert_eq!(looks(), [false, true, false], "{}", file.display());
+        }
+    }
+    // What lies beside the versions, or is hidden, is none of theirs.
+    for other in ["net/notes/a.txt", "net/1/.git/index"] {
+        let file = root.path().join(other);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, "1").unwrap();
+        assert_eq!(looks(), [false; 3], "{other}");
+    }
+}
+
+/// Files of a model that lies in a folder of anything.
+#[test]
+fn beside_a_file_that_was_named_no_folders_are_watched() {
+    let folder = folder();
+    put(folder.path(), "");
+    fs::create_dir(folder.path().join("other")).unwrap();
+    let repository = Repository::single_or_many(folder.path().join(MODEL), "iris");
+    let mut arrival = Arrival::default();
+    let mut looks = || [(); 2].map(|()| arrival.is_complete(&repository));
+    assert_eq!(looks(), [false, true]);
+    fs::write(folder.path().join("other/a.txt"), "1").unwrap();
+    assert_eq!(looks(), [false; 2]);
+    fs::write(folder.path().join("model.toml"), "threshold = 0.5").unwrap();
+    assert_eq!(looks(), [false, true]);
+}
+
 #[tokio::test]
 async fn a_file_is_the_model_whatever_lies_beside_it() {
     let folder = folder();
@@ -249,6 +296,26 @@ async fn a_failed_reload_serves_on_and_says_why() {
     put(&root.path().join("iris"), "");
     registry.load("iris").await.unwrap();
     assert_eq!(reason(), "");
+}
+
+/// Others may take minutes to load.
+#[tokio::test]
+async fn polling_sees_what_came_while_the_server_started() {
+    let root = folder();
+    put(&root.path().join("iris"), "");
+    put(&root.path().join("rose"), "");
+    fs::write(root.path().join("rose").join(MODEL), "{").unwrap();
+    let registry = registry(Repository::many(root.path()));
+    let lay = look(&registry).unwrap();
+    registry.load_all(None).await.unwrap();
+    // Before polling begins one model comes, and one is mended.
+    put(&root.path().join("tulip"), "");
+    put(&root.path().join("rose"), "");
+    let polling = tokio::spawn(poll(registry.clone(), lay, Duration::from_millis(10)));
+    while states(&registry) != ["iris READY", "rose READY", "tulip READY"] {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    polling.abort();
 }
 
 #[tokio::test]

@@ -5,17 +5,19 @@
 use super::{Found, Repository};
 use crate::registry::Registry;
 use crate::stamp::Stamps;
+use crate::threads::heavy;
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Whether the models that a server starts with have arrived.
 #[derive(Debug, Default)]
 pub struct Arrival {
-    seen: BTreeMap<String, Stamps>,
-    taken: BTreeMap<String, Stamps>,
+    seen: Sight,
+    taken: Sight,
 }
 
 impl Arrival {
@@ -36,9 +38,12 @@ impl Arrival {
     }
 }
 
-/// Looks every `interval`; never ends.
-pub async fn poll(registry: Arc<Registry>, interval: Duration) {
-    let mut served = look(&registry).unwrap_or_default();
+/// What lay in a repository: every file of each model.
+pub(crate) type Sight = BTreeMap<String, Stamps>;
+
+/// Looks every `interval`; never ends. `served` is what lay there just before the models that are served were looked for: what
+/// came since is news, though other models were loaded meanwhile.
+pub(crate) async fn poll(registry: Arc<Registry>, mut served: Sight, interval: Duration) {
     let mut seen = served.clone();
     loop {
         tokio::time::sleep(interval).await;
@@ -60,9 +65,10 @@ pub async fn poll(registry: Arc<Registry>, interval: Duration) {
 }
 
 /// What lies in the repository; `None` when it cannot be read, which changes nothing.
-fn look(registry: &Registry) -> Option<BTreeMap<String, Stamps>> {
-    match registry.repository().list() {
-        Ok(models) => Some(stamps(models)),
+pub(crate) fn look(registry: &Registry) -> Option<Sight> {
+    // A network file system may take its time.
+    match heavy(usize::MAX, || registry.repository().list().map(stamps)) {
+        Ok(sight) => Some(sight),
         Err(error) => {
             tracing::warn!(%error, "the model repository cannot be read");
             None
@@ -70,14 +76,63 @@ fn look(registry: &Registry) -> Option<BTreeMap<String, Stamps>> {
     }
 }
 
-/// Every file of each model.
-fn stamps(models: BTreeMap<String, Found>) -> BTreeMap<String, Stamps> {
-    models.into_iter().map(|(name, found)| (name, Stamps::by_path(files(&found)))).collect()
+fn stamps(models: BTreeMap<String, Found>) -> Sight {
+    models.into_iter().map(|(name, found)| (name, Stamps::of(files(&found)).by_path())).collect()
 }
 
+/// Directories within a version's that are looked through, the version's own included.
+const FOLDERS_DEEP: usize = 8;
+/// What is looked at of one model, at most: links may lead to anything.
+const ENTRIES_MAX: usize = 10_000;
+
+/// Beside its versions lie its settings; in a version's directory all that is below it, as a graph has its external data in
+/// whatever folder it names. A file that was named may lie in a folder of anything: what is beside it, and no more.
 fn files(found: &Found) -> Vec<PathBuf> {
-    let directories = found.versions.values().chain([&found.root]);
-    let entries = directories.flat_map(|directory| fs::read_dir(directory).into_iter().flatten().flatten());
-    // Through links: a mounted volume changes by swapping one.
-    entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect()
+    let mut files = Files { left: ENTRIES_MAX, ..Files::default() };
+    let depth = if found.file.is_some() { 1 } else { FOLDERS_DEEP };
+    files.add(&found.root, 1);
+    found.versions.values().for_each(|directory| files.add(directory, depth));
+    files.found
+}
+
+/// Files that were found.
+#[derive(Default)]
+struct Files {
+    found: Vec<PathBuf>,
+    /// Directories that are being looked through, each in the one before it.
+    within: Vec<(u64, u64)>,
+    /// Entries that may still be looked at.
+    left: usize,
+}
+
+impl Files {
+    /// Adds those of a directory, and of those below it down to `depth`. Through links: a mounted volume changes by swapping
+    /// one; but not in a circle.
+    fn add(&mut self, directory: &Path, depth: usize) {
+        let Ok(metadata) = fs::metadata(directory) else { return };
+        let place = (metadata.dev(), metadata.ino());
+        if depth == 0 || self.within.contains(&place) {
+            return;
+        }
+        self.within.push(place);
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        let mut entries: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+        // Of too many, the same are left out at every look.
+        entries.sort();
+        entries.truncate(self.left);
+        self.left -= entries.len();
+        for path in entries {
+            if path.is_file() {
+                self.found.push(path);
+            } else if !is_hidden(&path) {
+                self.add(&path, depth - 1);
+            }
+        }
+        self.within.pop();
+    }
+}
+
+/// Where links of mounted volumes lead (`..data`), and what belongs to tools: what is served has another name besides.
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }

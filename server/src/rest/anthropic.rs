@@ -4,8 +4,7 @@ use super::openai::{event_stream, finish_as, head_id, read, seconds, written};
 use super::{Rest, reply};
 use crate::codec::anthropic::{self, events::Events};
 use crate::codec::openai::asking::{Asking, put};
-use crate::codec::openai::{Head, ask, noticed};
-use crate::threads::heavy;
+use crate::codec::openai::{Head, Refusal, ask, noticed};
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
@@ -16,13 +15,15 @@ use protocol::anthropic::{parse, parse_count};
 pub(super) async fn messages(State(rest): State<Rest>, headers: HeaderMap, body: Body) -> Response {
     let answer = async {
         let (held, deadline) = read(&rest, &headers, body).await?;
-        let size = held.bytes.len();
-        let request = heavy(size, || parse(&held.bytes))?;
-        // Answers take minutes: the body gives its bytes back before they begin.
-        drop(held);
-        noticed(&request.common.notices);
-        let servable = rest.plane.language_model(request.common.model.as_deref())?;
-        let asked = heavy(size.saturating_mul(8), || ask::chat_within(&request, servable.language()?))?;
+        // Answers take minutes: of body and request nothing is kept until they begin but what is asked of the model.
+        let asked = held.read(|body| {
+            let request = parse(body)?;
+            noticed(&request.common.notices);
+            let servable = rest.plane.language_model(request.common.model.as_deref())?;
+            let asked = ask::chat_within(&request, servable.language()?)?;
+            Ok::<_, Refusal>((servable, asked))
+        });
+        let (servable, asked) = asked.await?;
         let Asking { gathered, prompts, telling, .. } = put(&rest.plane, &servable, asked, deadline).await?;
         let prompt = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
         let id = head_id("msg", None, &headers).replacen('-', "_", 1);
@@ -38,12 +39,13 @@ pub(super) async fn messages(State(rest): State<Rest>, headers: HeaderMap, body:
 pub(super) async fn count_tokens(State(rest): State<Rest>, headers: HeaderMap, body: Body) -> Response {
     let answer = async {
         let (held, _) = read(&rest, &headers, body).await?;
-        let size = held.bytes.len();
-        let request = heavy(size, || parse_count(&held.bytes))?;
-        noticed(&request.common.notices);
-        let servable = rest.plane.language_model(request.common.model.as_deref())?;
-        let tokens = heavy(size.saturating_mul(8), || ask::chat_tokens(&request, servable.language()?))?;
-        written(&Count { input_tokens: tokens.len() })
+        let counting = held.read(|body| {
+            let request = parse_count(body)?;
+            noticed(&request.common.notices);
+            let servable = rest.plane.language_model(request.common.model.as_deref())?;
+            written(&Count { input_tokens: ask::chat_tokens(&request, servable.language()?)?.len() })
+        });
+        counting.await
     };
     finish_as(answer.await, anthropic::error_body)
 }

@@ -3,7 +3,7 @@
 use super::Rest;
 use crate::budget::{Budget, PAGE, Room};
 use crate::error::Error;
-use crate::threads::heavy;
+use crate::threads::{heavy, turn};
 use bytes::Bytes;
 use flate2::bufread::GzDecoder;
 use flate2::write::{GzEncoder, ZlibEncoder};
@@ -24,6 +24,14 @@ pub(super) struct Held {
 }
 
 impl Held {
+    /// What `work` reads in it, which no more keeps the body: of large ones as many at a time as there are processors.
+    /// `work` takes as long as if it were several times as large: text becomes tokens.
+    pub(super) async fn read<T>(self, work: impl FnOnce(&[u8]) -> T) -> T {
+        let size = self.bytes.len();
+        let _turn = turn(size).await;
+        heavy(size.saturating_mul(8), || work(&self.bytes))
+    }
+
     /// The share of what it was decoded to, which takes so many bytes.
     ///
     /// # Errors

@@ -6,7 +6,6 @@ use super::{Path, Rest, body, reply};
 use crate::codec::generate::{Answering, Generation, Told, start};
 use crate::dataplane::Servable;
 use crate::error::Error;
-use crate::threads::heavy;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
@@ -76,8 +75,7 @@ async fn read(
     let deadline = deadline_within(rest.plane.longest_generation(), headers)?;
     let arrival = deadline.min(Instant::now() + rest.plane.longest());
     let held = body::read(rest, headers, body, arrival).await?;
-    let size = held.bytes.len();
-    let generation = heavy(size.saturating_mul(8), || Generation::of_json(&held.bytes, servable.language()?))?;
+    let generation = held.read(|body| Generation::of_json(body, servable.language()?)).await?;
     Ok((servable, generation, deadline))
 }
 

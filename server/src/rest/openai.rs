@@ -10,7 +10,6 @@ use crate::codec::openai::whole;
 use crate::codec::openai::{Head, Refusal, noticed};
 use crate::dataplane::{Language, Servable};
 use crate::error::Error;
-use crate::threads::heavy;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
@@ -47,16 +46,16 @@ async fn generate<R>(
     (parse, common, ask): Reading<R>,
 ) -> Answer {
     let (held, deadline) = read(rest, headers, body).await?;
-    let size = held.bytes.len();
-    let request = heavy(size, || parse(&held.bytes))?;
-    // Answers take minutes: the body gives its bytes back before they begin.
-    drop(held);
-    noticed(&common(&request).notices);
-    let servable = rest.plane.language_model(common(&request).model.as_deref())?;
-    let asked = heavy(size.saturating_mul(8), || ask(&request, servable.language()?))?;
-    let asked = asked.telling_usage(rest.forces_usage);
     let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
-    let id = head_id(prefix, common(&request).request_id.as_deref(), headers);
+    // Answers take minutes: of body and request nothing is kept until they begin but what is asked of the model.
+    let asked = held.read(|body| {
+        let request = parse(body)?;
+        noticed(&common(&request).notices);
+        let servable = rest.plane.language_model(common(&request).model.as_deref())?;
+        let asked = ask(&request, servable.language()?)?.telling_usage(rest.forces_usage);
+        Ok::<_, Refusal>((servable, asked, head_id(prefix, common(&request).request_id.as_deref(), headers)))
+    });
+    let (servable, asked, id) = asked.await?;
     respond(rest, servable, asked, (kind, id), deadline).await
 }
 
@@ -173,20 +172,20 @@ pub(super) fn described(servable: &Servable, name: &str) -> Option<Response> {
 pub(super) async fn tokenize(State(rest): State<Rest>, headers: HeaderMap, body: Body) -> Response {
     let answered = async {
         let (held, _) = read(&rest, &headers, body).await?;
-        let body = &held.bytes;
-        let request = heavy(body.len(), || TokenizeRequest::parse(body))?;
-        noticed(&request.notices);
-        let servable = rest.plane.language_model(request.model.as_deref())?;
-        let language = servable.language()?;
-        let tokens = heavy(body.len().saturating_mul(8), || match &request.input {
-            TokenizeInput::Text { prompt, add_special_tokens } => {
-                language.encode(prompt, *add_special_tokens).map_err(Refusal::from)
-            }
-            TokenizeInput::Conversation(conversation) => ask::conversation_tokens(conversation, language),
-        })?;
-        let name = |token: &u32| language.tokenizer().name(*token).unwrap_or_default();
-        let token_strs = request.return_token_strs.then(|| tokens.iter().map(name).collect());
-        written(&TokenizeReply { count: tokens.len(), max_model_len: language.context(), tokens, token_strs })
+        let reading = held.read(|body| {
+            let request = TokenizeRequest::parse(body)?;
+            noticed(&request.notices);
+            let servable = rest.plane.language_model(request.model.as_deref())?;
+            let language = servable.language()?;
+            let tokens = match &request.input {
+                TokenizeInput::Text { prompt, add_special_tokens } => language.encode(prompt, *add_special_tokens)?,
+                TokenizeInput::Conversation(conversation) => ask::conversation_tokens(conversation, language)?,
+            };
+            let name = |token: &u32| language.tokenizer().name(*token).unwrap_or_default();
+            let token_strs = request.return_token_strs.then(|| tokens.iter().map(name).collect());
+            written(&TokenizeReply { count: tokens.len(), max_model_len: language.context(), tokens, token_strs })
+        });
+        reading.await
     };
     finish(answered.await)
 }
@@ -194,17 +193,23 @@ pub(super) async fn tokenize(State(rest): State<Rest>, headers: HeaderMap, body:
 pub(super) async fn detokenize(State(rest): State<Rest>, headers: HeaderMap, body: Body) -> Response {
     let answered = async {
         let (held, _) = read(&rest, &headers, body).await?;
-        let body = &held.bytes;
-        let request = heavy(body.len(), || DetokenizeRequest::parse(body))?;
-        noticed(&request.notices);
-        let servable = rest.plane.language_model(request.model.as_deref())?;
-        let language = servable.language()?;
-        if let Some(token) = request.tokens.iter().find(|token| **token >= language.vocabulary()) {
-            let message = format!("token {token} is not one of the model's {}", language.vocabulary());
-            return Err(FieldError::invalid("tokens", message).into());
-        }
-        let prompt = heavy(body.len(), || language.tokenizer().decode(&request.tokens, false));
-        written(&DetokenizeReply { prompt })
+        let reading = held.read(|body| {
+            let request = DetokenizeRequest::parse(body)?;
+            noticed(&request.notices);
+            let servable = rest.plane.language_model(request.model.as_deref())?;
+            let language = servable.language()?;
+            let (count, context) = (request.tokens.len(), language.context());
+            if count > context as usize {
+                let message = format!("there are {count} tokens, and the model's context has room for {context}");
+                return Err(FieldError::invalid("tokens", message).into());
+            }
+            if let Some(token) = request.tokens.iter().find(|token| **token >= language.vocabulary()) {
+                let message = format!("token {token} is not one of the model's {}", language.vocabulary());
+                return Err(FieldError::invalid("tokens", message).into());
+            }
+            written(&DetokenizeReply { prompt: language.tokenizer().decode(&request.tokens, false) })
+        });
+        reading.await
     };
     finish(answered.await)
 }

@@ -33,7 +33,9 @@ impl Target {
     /// The model that is meant. A path has digits for a version, or is none.
     pub(super) fn servable(&self, rest: &Rest) -> Result<Arc<Servable>, Error> {
         match &self.version {
-            Some(version) if !version.bytes().all(|byte| byte.is_ascii_digit()) => Err(Error::NoRoute),
+            Some(version) if version.is_empty() || !version.bytes().all(|byte| byte.is_ascii_digit()) => {
+                Err(Error::NoRoute)
+            }
             Some(_) if !rest.plane.profile().has_versions() => {
                 Err(Error::Unsupported("Model versioning not supported yet.".into()))
             }
@@ -207,7 +209,7 @@ struct IndexRequest {
 pub(super) async fn index(State(rest): State<Rest>, headers: HeaderMap, body: Body) -> Response {
     let index = async {
         let request: IndexRequest = parse_optional(&rest, &headers, body).await?;
-        rest.plane.index(request.ready)
+        rest.plane.index(request.ready).await
     };
     answer(index.await.map(|entries| reply::value(StatusCode::OK, &describe::index(&entries))))
 }
@@ -267,12 +269,21 @@ fn managed(rest: &Rest, result: Result<(), Error>, model: &str, verb: &str) -> R
 }
 
 /// An object, or nothing: a body that may be empty.
+/// Bytes of a request that is no inference.
+const MANAGEMENT: usize = 1 << 20;
+
 async fn parse_optional<T: Default + for<'a> Deserialize<'a>>(
     rest: &Rest,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<T, Error> {
     let held = body::read(rest, headers, body, Instant::now() + rest.plane.longest()).await?;
+    if held.bytes.len() > MANAGEMENT {
+        return Err(Error::TooLarge(format!(
+            "the request is larger than {MANAGEMENT} bytes: it says what is to be done; configuration and files come from \
+             the repository alone"
+        )));
+    }
     match held.bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
         None => return Ok(T::default()),
         Some(b'{') => {}

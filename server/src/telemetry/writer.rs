@@ -57,7 +57,7 @@ impl Writer {
         self.0.changed.notify_all();
     }
 
-    /// Lines that did not fit.
+    /// Lines that did not fit, or could not be written.
     pub(super) fn dropped(&self) -> u64 {
         self.0.dropped.load(Relaxed)
     }
@@ -97,8 +97,12 @@ impl Shared {
             std::mem::swap(&mut state.waiting, &mut lines);
             state.writing = true;
             drop(state);
-            // Where the log cannot be written there is no place to say so.
-            let _ = out.write_all(&lines).and_then(|()| out.flush());
+            if out.write_all(&lines).and_then(|()| out.flush()).is_err() {
+                // Where the log cannot be written there is no place to say so but the metric.
+                let lost = lines.iter().filter(|byte| **byte == b'\n').count() as u64;
+                metrics::log_dropped(self.dropped.fetch_add(lost, Relaxed) + lost);
+                reported += lost;
+            }
             lines.clear();
             let dropped = self.dropped.load(Relaxed);
             if dropped > reported {

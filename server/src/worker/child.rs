@@ -163,7 +163,7 @@ fn answer(predictor: &dyn Predictor, connection: Connection) -> Result<()> {
         let call =
             Call { inputs: &inputs, outputs: &asked.outputs, parameters: &parameters, deadline, cancel: &cancel };
         let compute = || predictor.predict(&call);
-        let panicked = |_| Err(InferError::Internal("the model panicked".into()));
+        let panicked = |panic| Err(InferError::Panicked(threads::said(panic)));
         let outcome = std::panic::catch_unwind(AssertUnwindSafe(compute)).unwrap_or_else(panicked);
         reply(&mut writer, outcome)?;
     }

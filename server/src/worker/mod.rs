@@ -92,6 +92,8 @@ impl Elsewhere for Workers {
             libraries: self.libraries.clone(),
             triton: self.conventions == Conventions::Triton,
         };
+        // As polling sees them: a change that it does not see would have this refused for ever.
+        let stamps = stamps.by_path();
         let plan = Plan { model: self.model.clone(), file: artifact.model_path().into(), task, stamps };
         Ok(Box::new(remote::Remote::start(Arc::new(plan))?))
     }

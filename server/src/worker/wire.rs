@@ -63,6 +63,7 @@ pub(super) enum Failure {
     Cancelled,
     Unavailable(String),
     Internal(String),
+    Panicked(String),
 }
 
 macro_rules! both_ways {
@@ -85,7 +86,7 @@ macro_rules! both_ways {
         }
     };
 }
-both_ways!(Invalid, Unsupported, Memory, Unavailable, Internal; Deadline, Cancelled);
+both_ways!(Invalid, Unsupported, Memory, Unavailable, Internal, Panicked; Deadline, Cancelled);
 
 /// What became of loading a model.
 #[derive(Debug, Deserialize, Serialize)]
@@ -412,6 +413,7 @@ mod tests {
             InferError::Cancelled,
             InferError::Unavailable(text()),
             InferError::Internal(text()),
+            InferError::Panicked(text()),
         ] {
             assert_eq!(InferError::from(Failure::from(error.clone())), error);
         }
