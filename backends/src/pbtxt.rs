@@ -1,6 +1,8 @@
 //! Protobuf's text format, as Triton's `config.pbtxt` is written in it: fields in any order, lists, nested messages,
 //! comments. What a field means is `settings.rs`.
 
+use std::borrow::Cow;
+
 /// Messages may lie this deep in each other.
 const MAX_DEPTH: usize = 32;
 
@@ -34,6 +36,21 @@ pub(crate) fn truth(text: &str) -> Option<bool> {
         "false" | "False" | "f" | "0" => Some(false),
         _ => None,
     }
+}
+
+/// A whole number in hexadecimal digits or in octal ones, which begin with 0, as it is in decimal ones; other words as they
+/// are. None for what begins like one and is none.
+fn decimal(word: &str) -> Option<Cow<'_, str>> {
+    let (sign, digits) = word.strip_prefix('-').map_or(("", word), |digits| ("-", digits));
+    let (radix, digits) = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
+        Some(digits) => (16, digits),
+        None if digits.len() > 1 && digits.starts_with('0') && digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+            (8, digits)
+        }
+        None => return Some(Cow::Borrowed(word)),
+    };
+    let number = u64::from_str_radix(digits, radix).ok().filter(|_| !digits.starts_with('+'))?;
+    Some(Cow::Owned(format!("{sign}{number}")))
 }
 
 struct Parser<'a> {
@@ -98,10 +115,14 @@ impl<'a> Parser<'a> {
             let name = self.word()?.to_owned();
             let colon = self.take(':');
             if self.take('[') {
-                while !self.take(']') {
+                let mut more = !self.take(']');
+                while more {
                     let value = self.value(depth)?;
                     message.0.push((name.clone(), value));
-                    self.take(',');
+                    more = self.take(',');
+                    if !more && !self.take(']') {
+                        return Err(self.error(format!("expected ',' or ']' in the list of '{name}'")));
+                    }
                 }
             } else if colon || matches!(self.peek(), Some('{' | '<')) {
                 let value = self.value(depth)?;
@@ -132,7 +153,11 @@ impl<'a> Parser<'a> {
                 }
                 Ok(Value::Scalar(text))
             }
-            _ => self.word().map(|word| Value::Scalar(word.to_owned())),
+            _ => {
+                let word = self.word()?;
+                let plain = decimal(word).ok_or_else(|| self.error(format!("'{word}' is no number")))?;
+                Ok(Value::Scalar(plain.into_owned()))
+            }
         }
     }
 
@@ -286,6 +311,20 @@ mod tests {
     }
 
     #[test]
+    fn numbers_have_the_forms_of_protobuf() {
+        for (written, number) in
+            [("0x10", "16"), ("-0X7f", "-127"), ("010", "8"), ("-07", "-7"), ("0", "0"), ("-1", "-1"), ("0.5", "0.5")]
+        {
+            assert_eq!(parse(&format!("a: {written}")).unwrap().text("a"), Ok(Some(number)), "{written}");
+        }
+        for written in ["08", "0x", "0xg", "0x+1", "0x10000000000000000"] {
+            let error = parse(&format!("a: {written}")).unwrap_err();
+            assert_eq!(error, format!("line 1: '{written}' is no number"));
+        }
+        assert_eq!(parse("a: '010'").unwrap().text("a"), Ok(Some("010")), "a text is no number");
+    }
+
+    #[test]
     fn what_is_true_or_false() {
         let message = parse("a: True b: f c: 1 d: false e: yes").unwrap();
         let flags = ["a", "b", "c", "d", "none"].map(|name| message.flag(name).unwrap());
@@ -302,6 +341,9 @@ mod tests {
             ("a: \"\\q\"", "line 1: unknown escape"),
             ("}", "line 1: unexpected '}'"),
             ("a: [1, ", "line 1: expected a name or a value, found the end of the file"),
+            ("a: [1 2]", "line 1: expected ',' or ']' in the list of 'a'"),
+            ("a: [1, ]", "line 1: expected a name or a value, found ']'"),
+            ("a: [1", "line 1: expected ',' or ']' in the list of 'a'"),
             (&"a {".repeat(100), "nested deeper"),
         ] {
             let error = parse(text).unwrap_err();

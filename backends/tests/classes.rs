@@ -72,3 +72,36 @@ fn objectives_without_classes_are_named() {
     let hinge = fixture("005-hinge");
     assert_eq!(answers(&hinge, "answer = 'class'"), floats(&hinge, "value.bin"));
 }
+
+#[test]
+fn there_are_as_many_labels_as_values_or_classes() {
+    // Fixture, further settings, labels that a row of the answer has.
+    let cases = [
+        ("002-logistic", "", 1),
+        ("002-logistic", "answer = 'class'", 2),
+        ("002-logistic", "answer = 'probability'", 2),
+        ("005-hinge", "", 2),
+        ("000-squarederror", "", 1),
+        ("012-softprob", "", 3),
+        ("012-softprob", "answer = 'class'", 3),
+        ("013-softmax", "", 3),
+        ("013-softmax", "answer = 'probability'", 3),
+        ("023-vector-leaf", "", 3),
+    ];
+    for (name, settings, wanted) in cases {
+        let labelled = |count: usize| {
+            let labels = (0..count).map(|label| format!("'{label}'")).collect::<Vec<_>>().join(", ");
+            model(&fixture(name), &format!("{settings}\nlabels = [{labels}]")).err()
+        };
+        for count in 0..5 {
+            match labelled(count) {
+                None => assert!(count == 0 || count == wanted, "{name}, {settings}: {count} labels"),
+                Some(refused) => {
+                    assert_ne!(count, wanted, "{name}, {settings}: {refused}");
+                    let what = format!("its settings have {count} labels for output 'output__0'; expected {wanted}");
+                    assert!(refused.contains(&what), "{name}, {settings}: {refused}");
+                }
+            }
+        }
+    }
+}

@@ -186,15 +186,16 @@ fn is_digit(byte: u8) -> bool {
 
 /// A document of one output: `trees` and whatever else, in the place of the trees.
 fn document(features: &str, trees: &str) -> String {
-    let groups = vec!["0"; trees.matches("left_children").count()].join(",");
+    let count = trees.matches("left_children").count();
+    let groups = vec!["0"; count].join(",");
     format!(
-        r#"{{"version":[3,0,0],"learner":{{"feature_names":[],"feature_types":[],"learner_model_param":{{"base_score":"0.5","num_class":"0","num_feature":"{features}","num_target":"1"}},"objective":{{"name":"reg:squarederror"}},"gradient_booster":{{"name":"gbtree","model":{{"gbtree_model_param":{{"num_parallel_tree":"1"}},"trees":[{trees}],"tree_info":[{groups}]}}}}}}}}"#
+        r#"{{"version":[3,0,0],"learner":{{"feature_names":[],"feature_types":[],"learner_model_param":{{"base_score":"0.5","num_class":"0","num_feature":"{features}","num_target":"1"}},"objective":{{"name":"reg:squarederror"}},"gradient_booster":{{"name":"gbtree","model":{{"gbtree_model_param":{{"num_parallel_tree":"1","num_trees":"{count}"}},"trees":[{trees}],"tree_info":[{groups}]}}}}}}}}"#
     )
 }
 
 /// A tree of one split with two leaves, unless `left` and `right` say otherwise.
 fn tree(left: &str, right: &str, feature: &str) -> String {
-    let rest = r#""split_conditions":[0.5,1,2],"default_left":[0,0,0]"#;
+    let rest = r#""split_conditions":[0.5,1,2],"default_left":[0,0,0],"tree_param":{"size_leaf_vector":"1"}"#;
     format!(r#"{{"left_children":[{left}],"right_children":[{right}],"split_indices":[{feature},0,0],{rest}}}"#)
 }
 
@@ -228,7 +229,7 @@ fn categories_and_vectors_do_not_multiply() {
         format!(r#"{{"left_children":[1,-1,-1],"right_children":[2,{nodes}],{arrays},{rest}}}"#)
     };
     // A few members with great numbers take no more than they must.
-    let sparse = r#""split_type":[1,0,0],"categories":[16777215],"categories_nodes":[0],"categories_segments":[0],"categories_sizes":[1]"#;
+    let sparse = r#""tree_param":{"size_leaf_vector":"1"},"split_type":[1,0,0],"categories":[16777215],"categories_nodes":[0],"categories_segments":[0],"categories_sizes":[1]"#;
     read(document("4", &vec![node("-1,-1", sparse); 200].join(",")).as_bytes()).unwrap();
     let huge = sparse.replace("16777215", "16777216");
     refused(document("4", &node("-1,-1", &huge)).as_bytes(), "category 16777216");
@@ -238,7 +239,7 @@ fn categories_and_vectors_do_not_multiply() {
     let members = vec!["1"; 5000].join(",");
     let list = |value: &str| vec![value; 2000].join(",");
     let shared = format!(
-        r#""split_type":[1,0,0],"categories":[{members}],"categories_nodes":[{}],"categories_segments":[{}],"categories_sizes":[{}]"#,
+        r#""tree_param":{{"size_leaf_vector":"1"}},"split_type":[1,0,0],"categories":[{members}],"categories_nodes":[{}],"categories_segments":[{}],"categories_sizes":[{}]"#,
         list("0"),
         list("0"),
         list("5000"),
@@ -343,6 +344,11 @@ fn text_that_makes_no_sense_is_refused() {
         ("is_linear=0", "is_linear=1", "leaf_const has 0 entries"),
         ("end of trees", "the end", "expected a tree or 'end of trees'"),
         (END, "", "the file ends before 'end of trees'"),
+        ("Tree=0", "Tree=1", "expected 'Tree=0', found 'Tree=1'"),
+        ("Tree=0", "Tree=", "Tree is ''"),
+        ("[0:1] 0:1\n", "[0:1] 0:1\ntree_sizes=300 300\n", "tree_sizes has 2 entries, but there are 1 trees"),
+        ("pandas_categorical:null\n", "pandas_categ", "ends in 'pandas_categorical:': it was cut off"),
+        ("pandas_categorical:null\n", "parameters:\n[boosting: gbdt]\n", "ends before 'end of parameters'"),
         ("null", "[[\"a\"", "pandas_categorical: "),
         ("null", "{\"a\":1}", "pandas_categorical: "),
     ];
@@ -361,7 +367,7 @@ fn text_that_makes_no_sense_is_refused() {
 #[test]
 fn text_takes_memory_in_proportion() {
     // Very many of the smallest of everything.
-    let tiny = "Tree=0\nnum_leaves=1\nnum_cat=0\nleaf_value=1\n\n".repeat(20_000);
+    let tiny: String = (0..20_000).map(|i| format!("Tree={i}\nnum_leaves=1\nnum_cat=0\nleaf_value=1\n\n")).collect();
     read(format!("{HEADER}{tiny}{END}").as_bytes()).unwrap();
     let many = 200_000;
     let wide = HEADER

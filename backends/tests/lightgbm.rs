@@ -148,6 +148,49 @@ fn frames_are_recoded_by_value() {
 }
 
 #[test]
+fn categories_belong_to_a_column_where_no_other_fits() {
+    // What training saw, columns that the parameters call categorical, lists: is it certain whose they are?
+    let cases = [
+        ("[0:1] 0:1:2", "1", "[[7, 8, 9]]", true),
+        ("[0:1] 0:1:2", "", "[[7, 8, 9]]", true),
+        ("[0:1.5] 0:1", "1", "[[7, 8]]", true),
+        ("[-1:1] 0:1", "1", "[[7, 8]]", true),
+        // More categories than the numeric column has numbers.
+        ("[0:1] -1:1:0", "1", "[[7, 8, 9]]", true),
+        ("1:0:2 0:1:2", "0,1", "[[7, 8, 9], [7, 8, 9]]", true),
+        ("none 0:1:2", "0,1", "[[7, 8, 9], [7, 8, 9]]", true),
+        // An ordered category beside whole numbers that were declared one.
+        ("[0:2] 0:1:2", "1", "[[7, 8, 9]]", false),
+        ("[0:2] 0:1:2", "", "[[7, 8, 9]]", false),
+        // A column of one value, declared or not.
+        ("none 0:1:2", "0,1", "[[7, 8, 9]]", false),
+        ("none 0:1:2", "1", "[[7, 8, 9]]", false),
+        ("none 0:1:2", "", "[[7, 8, 9]]", false),
+        // Two columns for one list; a code beyond it.
+        ("1:0:2 0:1:2", "0,1", "[[7, 8, 9]]", false),
+        ("[0:1] 0:1:9", "1", "[[7, 8, 9]]", false),
+        ("", "1", "[[7, 8, 9]]", false),
+    ];
+    for (infos, declared, lists, certain) in cases {
+        let parameters = format!("[x: Tree=7]\n[categorical_feature: {declared}]");
+        let header = match infos {
+            "" => HEADER.replace("feature_infos=[0:1] 0:1:2\n", ""),
+            _ => HEADER.replace("[0:1] 0:1:2", infos),
+        };
+        let end = END.replace("[x: Tree=7]", &parameters);
+        let model = model(&format!("{header}{}{end}pandas_categorical:{lists}\n", tree(0))).unwrap();
+        let column = |name: &str, value: f64| Tensor::from_vec(name, vec![1], vec![value]).unwrap();
+        let answer = predict_frame(&*model, &[column("a", 7.0), column("b", 8.0)]);
+        let rows = Tensor::from_vec("x", vec![1, 2], vec![9.0, 1.0]).unwrap();
+        assert_eq!(predict(&*model, &rows).unwrap().values::<f64>().unwrap(), [2.0], "codes serve anyway");
+        match answer {
+            Ok(_) => assert!(certain, "{infos}, declared {declared}: {lists}"),
+            Err(error) => assert!(!certain && error.contains("but not of which"), "{infos}, {declared}: {error}"),
+        }
+    }
+}
+
+#[test]
 fn classes_are_those_of_objectives_that_have_them() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("model.toml"), "answer = \"class\"").unwrap();

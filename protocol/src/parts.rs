@@ -16,8 +16,8 @@ pub trait Request: Message + Default {
     }
 }
 
-/// Bytes of a message that names things.
-const SHORT: usize = 1 << 20;
+/// Bytes of a message that names things, and brings none.
+pub const SHORT: usize = 1 << 20;
 
 macro_rules! short {
     ($($message:ident),*) => { $(impl Request for crate::grpc::$message {})* };

@@ -15,7 +15,7 @@ use crate::registry::Registry;
 use crate::repository::{Repository, watch};
 use crate::rest::{BodyLimits, Rest, Shortcut};
 use crate::summary::{self, Addresses};
-use crate::threads::heavy;
+use crate::threads::blocking;
 use crate::worker::Workers;
 use crate::{batcher, grpc, metrics, process, telemetry};
 use axum::Router;
@@ -25,7 +25,7 @@ use backends::llm::LanguageOptions;
 use backends::llm::progress::Calls;
 use backends::llm::spec::FloatType;
 use backends::onnx::{OnnxOptions, Place};
-use backends::{Limits, LoadOptions};
+use backends::{Limits, LoadError, LoadOptions};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -311,42 +311,57 @@ async fn load(
     plane: &Dataplane,
     signals: &mut Signals,
 ) -> Result<Option<watch::Sight>, String> {
+    tokio::select! {
+        loaded = load_what_lies_there(config, registry) => {
+            let lay = loaded?;
+            registry.set_awaited(false);
+            plane.set_started();
+            Ok(Some(lay))
+        }
+        _ = signals.first() => Ok(None),
+    }
+}
+
+async fn load_what_lies_there(config: &Config, registry: &Arc<Registry>) -> Result<watch::Sight, String> {
     let only = match config.startup() {
         Startup::All => None,
         Startup::Only(names) => Some(names),
     };
     // What loads nothing at start waits for nothing but the directory.
     let waits = config.model_init_mode == InitMode::Async && only != Some(&[]);
+    let polled = config.model_control_mode == ControlMode::Poll;
+    let unreadable = |error: LoadError| format!("the model repository cannot be read: {error}");
     let mut arrival = watch::Arrival::default();
     let mut told: Option<Instant> = None;
     loop {
-        let repository = registry.repository();
-        // A network file system may take its time.
-        let mut is_there =
-            || heavy(usize::MAX, || if waits { arrival.is_complete(repository) } else { repository.exists() });
-        while !is_there() {
+        loop {
+            // Signals are heard though a file system hangs.
+            let repository = registry.repository().clone();
+            let look = move || {
+                let is_there = if waits { arrival.is_complete(&repository) } else { repository.exists() };
+                (arrival, is_there)
+            };
+            let is_there;
+            (arrival, is_there) = blocking(look).await?;
+            if is_there {
+                break;
+            }
             if told.is_none_or(|told| told.elapsed() > REMINDER) {
                 told = Some(Instant::now());
                 registry.set_awaited(true);
-                tracing::info!(directory = %repository.root().display(), "waiting for a model to appear");
+                let root = registry.repository().root().display();
+                tracing::info!(directory = %root, "waiting for a model to appear");
             }
-            tokio::select! {
-                _ = tokio::time::sleep(Duration::from_millis(200)) => {}
-                _ = signals.first() => return Ok(None),
-            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
         }
-        let polled = config.model_control_mode == ControlMode::Poll;
-        let lay = polled.then(|| watch::look(registry)).flatten().unwrap_or_default();
-        let loading = registry.load_all(only);
-        tokio::select! {
-            loaded = loading => loaded.map_err(|e| format!("the model repository cannot be read: {e}"))?,
-            _ = signals.first() => return Ok(None),
-        }
+        let lay = match polled.then(|| registry.clone()) {
+            Some(registry) => blocking(move || watch::sight(&registry)).await?.map_err(unreadable)?,
+            None => watch::Sight::default(),
+        };
+        registry.load_all(only).await.map_err(unreadable)?;
         // A copy that paused was read too soon: it is read again when it has changed.
         if !waits || registry.ready() {
-            registry.set_awaited(false);
-            plane.set_started();
-            return Ok(Some(lay));
+            return Ok(lay);
         }
     }
 }

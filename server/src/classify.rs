@@ -10,7 +10,8 @@ const MAX_ELEMENTS: usize = 1_000_000;
 
 /// The `count` greatest values of each row of `output` as text, greatest first; the first of equals first, and what is
 /// no number last. `port` says what the output is by its signature. One without rows, as Triton has it, is a row itself,
-/// and the answer has no dimension for rows either.
+/// and the answer has no dimension for rows either. Labels are those of a row's values by their place; several labels of
+/// rows of one value are those of the class that this value is.
 ///
 /// # Errors
 /// The output is no number, or the result is too large.
@@ -26,7 +27,8 @@ pub fn classify(output: &Tensor, count: usize, port: Option<&Port>) -> Result<Te
     if elements > MAX_ELEMENTS {
         return Err(Error::Invalid(format!("a classification has at most {MAX_ELEMENTS} elements")));
     }
-    let best = Best { width, count, labels };
+    let is_class = labels.len() > 1 && port.is_some_and(|port| matches!(port.shape[..], [-1]));
+    let best = Best { width, count, labels, is_class };
     // As what they are: not every whole number of 64 bits is a float.
     let text = match output.datatype() {
         DataType::Int64 => best.of(output.values::<i64>().unwrap_or_default(), |a, b| b.cmp(&a), |v| v.to_string()),
@@ -55,6 +57,8 @@ struct Best<'a> {
     /// How many of them are wanted.
     count: usize,
     labels: &'a [String],
+    /// Is the one value of a row the number of a class?
+    is_class: bool,
 }
 
 impl Best<'_> {
@@ -66,11 +70,21 @@ impl Best<'_> {
             let mut places: Vec<usize> = (0..row.len()).collect();
             places.sort_by(|&a, &b| order(row[a], row[b]));
             for &index in places.iter().take(self.count) {
-                let label = self.labels.get(index).map(|label| format!(":{label}")).unwrap_or_default();
-                text.push(format!("{}:{index}{label}", shown(row[index])));
+                let value = shown(row[index]);
+                let label = self.label(index, &value).map(|label| format!(":{label}")).unwrap_or_default();
+                text.push(format!("{value}:{index}{label}"));
             }
         }
         text
+    }
+
+    /// The label of the value at `index` of a row, which is written so; none where there is no such class.
+    fn label(&self, index: usize, value: &str) -> Option<&String> {
+        if !self.is_class {
+            return self.labels.get(index);
+        }
+        let class = value.parse::<f64>().ok().filter(|class| *class >= 0.0 && class.fract() == 0.0)?;
+        self.labels.get(class as usize)
     }
 }
 
@@ -142,6 +156,22 @@ mod tests {
     }
 
     #[test]
+    fn a_value_that_is_a_class_has_the_label_of_that_class() {
+        let label = |output: Tensor| {
+            let classes = classify(&output, 1, Some(&port(&[-1]))).unwrap();
+            let text = classes.strings().unwrap().map(|text| String::from_utf8(text.to_vec()).unwrap());
+            text.collect::<Vec<_>>().join(" ")
+        };
+        let floats = vec![1.0, 0.0, -0.0, 2.0, 0.5, -1.0, f64::NAN, f64::INFINITY];
+        let wanted = "1.000000:0:dog 0.000000:0:cat -0.000000:0:cat 2.000000:0 0.500000:0 -1.000000:0 nan:0 inf:0";
+        assert_eq!(label(Tensor::from_vec("p", vec![8], floats).unwrap()), wanted);
+        assert_eq!(
+            label(Tensor::from_vec("p", vec![3], vec![1i64, 0, i64::MAX]).unwrap()),
+            format!("1:0:dog 0:0:cat {}:0", i64::MAX)
+        );
+    }
+
+    #[test]
     fn what_has_no_rows_is_one_or_has_no_classes() {
         let classes = |stated: &[i64], shape: Vec<usize>, values: Vec<f32>| {
             let output = Tensor::from_vec("p", shape, values).unwrap();
@@ -151,7 +181,7 @@ mod tests {
         };
         assert_eq!(classes(&[], vec![], vec![3.0]), (vec![1], "3.000000:0:cat".into()));
         assert_eq!(classes(&[3], vec![3], vec![1.0, 3.0, 2.0]), (vec![2], "3.000000:1:dog 2.000000:2".into()));
-        assert_eq!(classes(&[-1], vec![2], vec![1.0, 3.0]), (vec![2, 1], "1.000000:0:cat 3.000000:0:cat".into()));
+        assert_eq!(classes(&[-1, 1], vec![2, 1], vec![1.0, 3.0]), (vec![2, 1], "1.000000:0:cat 3.000000:0:cat".into()));
         for (stated, shape, wanted) in [
             (&[-1, 3][..], vec![0, 3], vec![0, 2]),
             (&[-1, -1], vec![0, 1 << 40, 1 << 40], vec![0, 2]),

@@ -10,6 +10,7 @@ use crate::process;
 use crate::profile::Profile;
 use crate::registry::{IndexEntry, Registry};
 use crate::telemetry::SPANS;
+use crate::threads::blocking;
 use backends::{DataType, Parameter, Parameters, Tensor};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +19,7 @@ use tokio::sync::watch;
 use tracing::Instrument;
 use tracing::field::Empty;
 
-pub use crate::llm::{Generate, Language};
+pub use crate::llm::{Generate, Language, Untaken};
 pub use crate::servable::{Servable, Work};
 
 /// An inference request in the server's own terms.
@@ -244,17 +245,19 @@ impl Dataplane {
         }
     }
 
-    /// Asks a language model for an answer: one for each copy.
+    /// Asks a language model for answers that belong together, all or none: one for each copy of each request.
     ///
     /// # Errors
-    /// The request breaks a limit, or the server has too much to do.
-    pub async fn generate(&self, servable: &Servable, mut request: Generate) -> Result<Vec<Answer>, Error> {
+    /// A request breaks a limit, or the server has too much to do.
+    pub async fn generate(&self, servable: &Servable, mut requests: Vec<Generate>) -> Result<Vec<Answer>, Untaken> {
         let limit = Instant::now() + self.longest_generation;
-        request.deadline = Some(request.deadline.map_or(limit, |deadline| deadline.min(limit)));
-        servable.language()?.generate(request).await.map_err(|error| match error {
+        for request in &mut requests {
+            request.deadline = Some(request.deadline.map_or(limit, |deadline| deadline.min(limit)));
+        }
+        servable.language()?.generate_all(requests).await.map_err(|untaken| match untaken.error {
             // Of several models each has a queue of its own.
-            Error::Overloaded(why) => Error::Overloaded(format!("model '{}': {why}", servable.name)),
-            other => other,
+            Error::Overloaded(why) => Error::Overloaded(format!("model '{}': {why}", servable.name)).into(),
+            error => Untaken { error, ..untaken },
         })
     }
 
@@ -400,17 +403,16 @@ impl Dataplane {
     /// Everything that is loaded or lies in the repository.
     ///
     /// # Errors
-    /// The repository cannot be read.
-    /// It takes longer than a request may.
+    /// The repository cannot be read, or that takes longer than a request may.
     pub async fn index(&self, only_ready: bool) -> Result<Vec<IndexEntry>, Error> {
         let listing = async {
             // One at a time: where a file system hangs, so do those who ask for this, and nobody else.
             let (turn, registry) = (self.listing.clone().lock_owned().await, self.registry.clone());
-            let listed = tokio::task::spawn_blocking(move || {
+            let listed = blocking(move || {
                 let _turn = turn;
                 registry.index()
             });
-            listed.await.unwrap_or_else(|error| Err(Error::Internal(error.to_string())))
+            listed.await.unwrap_or_else(|error| Err(Error::Internal(error)))
         };
         let mut entries = tokio::time::timeout(self.longest, listing).await.map_err(|_| Error::Deadline)??;
         entries.retain(|entry| !only_ready || entry.state == "READY");

@@ -62,7 +62,10 @@ fn describe() {
     describe_gauge!("tensorgate_backend_device", "1 for the device a model runs on");
     describe_histogram!("tensorgate_request_seconds", "End-to-end time of inference requests");
     describe_gauge!("tensorgate_tls_cert_expiry_seconds", "Unix time at which the TLS certificate expires");
-    describe_counter!("tensorgate_log_dropped_total", "Log lines that nobody read in time");
+    describe_counter!(
+        "tensorgate_log_dropped_total",
+        "Log lines that nobody read in time, or that could not be written"
+    );
     describe_counter!("tensorgate_spans_dropped_total", "Spans that did not reach the collector");
     describe_counter!("tensorgate_model_process_ends_total", "Ends of processes of models that were not asked to end");
     describe_counter!("tensorgate_answers_total", "Answers by protocol and status; gRPC's is that of the head");

@@ -10,7 +10,7 @@ use crate::llm::watch::Loading;
 use crate::probe::{Probe, Tried};
 use crate::process;
 use crate::repository::{Found, Repository, Survey, Version};
-use crate::threads::heavy;
+use crate::threads::blocking;
 use crate::worker::Workers;
 use arc_swap::ArcSwap;
 use backends::llm::progress::Calls;
@@ -230,8 +230,9 @@ impl Registry {
     pub async fn load_all(self: &Arc<Self>, only: Option<&[String]>) -> Result<(), LoadError> {
         let _managing = self.managing.lock().await;
         let mut tasks = tokio::task::JoinSet::new();
-        // A network file system may take its time.
-        let models = heavy(usize::MAX, || self.survey(only))?;
+        let (registry, wanted) = (self.clone(), only.map(<[String]>::to_vec));
+        let surveyed = blocking(move || registry.survey(wanted.as_deref())).await;
+        let models = surveyed.unwrap_or_else(|reason| Err(LoadError::new(self.repository.root(), reason)))?;
         // As many at a time as there are threads to compute with: each takes the memory of its file besides the model's.
         let permits = Arc::new(Semaphore::new(self.load_options.pool.current_num_threads()));
         for (name, found) in models {

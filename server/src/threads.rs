@@ -26,6 +26,14 @@ fn start(builder: Builder, name: &str, work: impl FnOnce() + Send + 'static) -> 
     builder.name(name.into()).spawn(work).map_err(|error| format!("thread {name}: {error}"))
 }
 
+/// Does `work`, which waits for a file system, where nobody waits with it.
+///
+/// # Errors
+/// It panicked.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())
+}
+
 /// What a panic said.
 pub fn said(panic: Box<dyn std::any::Any + Send>) -> String {
     match panic.downcast::<String>() {

@@ -4,6 +4,7 @@ that are answered before they are read."""
 import contextlib
 import gzip
 import json
+import re
 import time
 
 import pytest
@@ -49,6 +50,12 @@ def field(number, payload=b""):
     return bytes([number << 3 | 2]) + out + bytes([length]) + payload
 
 
+def grpc_status(stream):
+    """Spelt out in the headers or trailers that end a call."""
+    name = re.compile(rb"grpc-status[\x01-\x02](\d+)")
+    return next(int(found[1]) for headers in stream.headers if (found := name.search(headers)))
+
+
 def of_many(what):
     """A request for inference, as protobuf writes it."""
     many = {
@@ -77,11 +84,29 @@ def test_messages(server, what, packed):
             client.upload(number, sent, end=number == 5)
         stream = client.ended(5)
         assert stream.ended
+        assert not stream.reset
         assert stream.data == b""
+        # Texts are as many as their bytes, but not as their shape says.
+        assert grpc_status(stream) == (3 if what == "texts" else 8)
         assert not client.stream(1).ended
 
 
 NAMED = '{"name":""}'
+
+
+@pytest.mark.parametrize("path", [MODEL_INFER, "/grpc.health.v1.Health/Check", "/inference.GRPCInferenceService/ServerLive"])
+def test_messages_whose_end_comes_apart(server, path):
+    """As Node's and .NET's clients say that nothing follows: by a frame of no bytes."""
+    message = b""
+    if path == MODEL_INFER:
+        message = field(1, b"iris") + field(5, field(1, b"input-0") + field(2, b"FP32") + field(3, b"\1\4")) + field(7, bytes(16))
+    with Http2(server.grpc) as client:
+        client.open(1, block("POST", path, GRPC), end=False)
+        client.upload(1, b"\0" + len(message).to_bytes(4, "big") + message, end=False)
+        client.send(wire.frame(wire.DATA, wire.END_STREAM, 1))
+        stream = client.ended(1)
+        assert grpc_status(stream) == 0
+        assert stream.data
 
 
 def json_of_many(what):
@@ -143,3 +168,7 @@ def test_answers_to_bodies_that_do_not_come(server):
             reply = client.reply()
             assert (reply.status, reply.headers["connection"]) == (404, "close")
             assert wire.closed_after(client.socket, 5) is not None
+    with Http1(server.http) as client:
+        client.socket.sendall(request("POST", wire.INFER, ["Content-Length: 1000000000"]))
+        reply = client.reply()
+        assert (reply.status, reply.headers["connection"]) == (413, "close")

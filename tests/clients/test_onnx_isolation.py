@@ -256,6 +256,26 @@ def test_answers_are_those_of_the_library(apart, name):
             same(WAYS[way](apart, name, feeds), expected, 1e-5)
 
 
+def ranging():
+    """As many numbers as a request says."""
+    nodes = [NODE("Range", ["none", "n", "one"], ["y"])]
+    bounds = [constant("none", 0, np.int64), constant("one", 1, np.int64)]
+    ports = [PORT("n", T.INT64, [])], [PORT("y", T.INT64, ["length"])]
+    return onnx_models.Model("ranging", onnx_models.unchecked(nodes, *ports, bounds), None)
+
+
+def test_a_graph_whose_requests_say_how_large_a_tensor_is_has_its_own(binary, tmp_path):
+    for each in (ranging(), product()):
+        write(each, tmp_path / "models")
+    with serving(binary, tmp_path) as running:
+        assert len(processes(running)) == 1
+        same(WAYS["binary"](running, "ranging", {"n": np.array(5, np.int64)}), {"y": np.arange(5)})
+        reply = post(running, "ranging", described({"n": np.array(2**50, np.int64)}))
+        assert reply.status_code in (400, 500), reply.text
+        assert running.child.poll() is None
+        assert post(running, "product", described(x(1))).status_code == 200
+
+
 def test_a_process_ends_with_its_model(binary, tmp_path):
     root = write(product(), tmp_path / "models")
     flags = ["--isolation", "always", "--model-control-mode", "explicit", "--load-model", "*"]

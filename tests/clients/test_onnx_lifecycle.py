@@ -440,3 +440,18 @@ def test_the_library_beside_the_binary(binary, tmp_path, nets):
     environment = {"TENSORGATE_ONNXRUNTIME_LIB": "", "LD_LIBRARY_PATH": ""}
     with serving(place / "tensorgate", tmp_path, environment=environment) as server:
         right(server, nets["trees"])
+
+
+def test_external_data_that_is_overwritten_changes_nothing_that_serves(binary, tmp_path, nets):
+    root = write(nets["large"], tmp_path / "models", "folder")
+    weights = root / "1" / "model.onnx" / "weights.bin"
+    with serving(binary, tmp_path) as server:
+        for data in (bytes(weights.stat().st_size), b""):
+            right(server, nets["large"])
+            with weights.open("r+b") as file:
+                file.truncate(len(data))
+                file.write(data)
+            right(server, nets["large"])
+        assert server.child.poll() is None
+        assert load(server, "large").status_code != 200
+        right(server, nets["large"])

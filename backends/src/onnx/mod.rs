@@ -41,8 +41,9 @@ pub struct OnnxOptions {
     pub place: Place,
 }
 
-/// Where a graph is computed that may end the process that it is computed in. ONNX Runtime is native code: some of its operators end the process over a tensor without
-/// elements, and a graph may bring one about by itself.
+/// Where a graph is computed that may end the process that it is computed in. ONNX Runtime is native code: some of its
+/// operators end the process over a tensor without elements, and a graph may bring one about by itself; and where a request
+/// says how large a tensor is, the system may end the process for want of memory.
 #[derive(Clone, Debug, Default)]
 pub enum Place {
     /// In this process, which serves others, too: requests that may end it are refused, as far as they can be told.
@@ -99,15 +100,17 @@ impl Backend for OnnxBackend {
         let outline = outline::read(&bytes).map_err(refuse)?;
         let directory = path.parent().unwrap_or(std::path::Path::new("."));
         outline::check_external(&outline, directory)?;
-        if let Some(elsewhere) = elsewhere.filter(|_| outline.starved.is_some() || outline.past == Past::Starves) {
+        let risky = outline.past == Past::Starves || !outline.risks().is_empty();
+        if let Some(elsewhere) = elsewhere.filter(|_| risky) {
             drop(bytes);
             return elsewhere.start(artifact).map(Model::Predictor);
         }
         if !matches!(options.onnx.place, Place::Own) {
             outline::conceal(&mut bytes, &outline.stated);
         }
-        let source = Source { bytes, outline, directory: directory.to_path_buf() };
-        let predictor = runtime::load(&source, artifact.settings(), options);
+        let files = outline::read_external(&outline, directory, options.limits.model_bytes)?;
+        let source = Source { bytes, outline, directory: directory.to_path_buf(), files };
+        let predictor = runtime::load(source, artifact.settings(), options);
         let predictor = predictor.map_err(|why| LoadError::new(path, why.reason).with_detail(why.detail))?;
         Ok(Model::Predictor(predictor))
     }
@@ -133,4 +136,6 @@ struct Source {
     outline: outline::Outline,
     /// Where it lies, and its external data.
     directory: PathBuf,
+    /// Of that, what is given from memory.
+    files: outline::Files,
 }

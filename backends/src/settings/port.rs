@@ -67,8 +67,27 @@ pub(super) fn check(kind: &str, ports: &[PortSettings]) -> Result<(), String> {
         if let Some(length) = lengths.clone().find(|length| **length < -1) {
             return Err(format!("'dims' of {kind} '{name}' has {length}; expected a length, or -1 for any"));
         }
+        if let Some(reshape) = &port.reshape {
+            let stated = |why| format!("'reshape' of {kind} '{name}' is {reshape:?}, {why}");
+            as_many(&port.dims, reshape).map_err(stated)?;
+        }
     }
     Ok(())
+}
+
+/// Have both shapes as many values? Otherwise every request would fail. Of open ones that is seen when one comes.
+fn as_many(dims: &[i64], reshape: &[i64]) -> Result<(), String> {
+    let count = |shape: &[i64]| shape.iter().fold(1i64, |count, length| count.saturating_mul(*length));
+    let is_open = |shape: &[i64]| shape.contains(&-1);
+    match (is_open(dims), is_open(reshape)) {
+        (true, true) => Ok(()),
+        (false, false) if count(dims) == count(reshape) => Ok(()),
+        (false, false) => {
+            let (own, other) = (count(reshape), count(dims));
+            Err(format!("of {own} values, but its 'dims', {dims:?}, have {other}: expected are as many"))
+        }
+        _ => Err(format!("but its 'dims' are {dims:?}: expected is -1 in both or in neither")),
+    }
 }
 
 fn datatype<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DataType>, D::Error> {

@@ -5,6 +5,7 @@
 
 use super::frame::{Categories, Columns, Unknown};
 use super::objective::{Link, Objective};
+use kernels::forest::model::MAX_FEATURES;
 use kernels::forest::{CategoryRule, CategorySet, Compare, Forest, Missing, Node, Target, Test, Tree};
 
 /// What learns.
@@ -50,6 +51,8 @@ pub(crate) struct Booster {
     pub(crate) base_score: Vec<f32>,
     /// Before 1.0 the base score was stored as a margin.
     pub(crate) base_is_margin: bool,
+    /// Nobody stated a base score: the first round estimates it.
+    pub(crate) estimates_base: bool,
     pub(crate) objective: String,
     pub(crate) learner: Learner,
     pub(crate) trees: Vec<RawTree>,
@@ -59,9 +62,12 @@ pub(crate) struct Booster {
     pub(crate) iterations: Vec<u32>,
     pub(crate) weights: Vec<f32>,
     pub(crate) linear: Vec<f32>,
+    /// Rounds of a linear booster.
+    pub(crate) linear_rounds: i64,
     pub(crate) feature_names: Vec<String>,
     pub(crate) feature_types: Vec<String>,
-    pub(crate) best_iteration: Option<u32>,
+    /// As the attribute has it, which anybody may set to anything.
+    pub(crate) best_iteration: Option<String>,
     /// By value, where the training frame had them so; empty, or one for each feature.
     pub(crate) categories: Vec<Option<Categories>>,
 }
@@ -71,12 +77,16 @@ pub(crate) struct Booster {
 pub(crate) struct Linear {
     pub(crate) features: usize,
     pub(crate) outputs: usize,
+    /// None before the first round.
     weights: Vec<f32>,
 }
 
 impl Linear {
     /// Adds bias and weighted features to `sums`, present features in ascending order, without fused operations.
     pub(crate) fn add(&self, row: &[f32], sums: &mut [f32]) {
+        if self.weights.is_empty() {
+            return;
+        }
         let bias = &self.weights[self.features * self.outputs..];
         for (sum, bias) in sums.iter_mut().zip(bias) {
             *sum += *bias;
@@ -130,7 +140,11 @@ impl Booster {
 
     /// Keeps the trees up to and with the best iteration, as early stopping's users of the scikit-learn API see it.
     pub(crate) fn cut_at_best_iteration(&mut self) -> Result<(), String> {
-        let Some(best) = self.best_iteration else { return Ok(()) };
+        let Some(text) = &self.best_iteration else { return Ok(()) };
+        let best: u32 = text
+            .trim()
+            .parse()
+            .map_err(|_| format!("use_best_iteration is set, but the attribute best_iteration is '{text}'"))?;
         let kept = match self.iterations.get(best as usize + 1) {
             Some(&end) => end as usize,
             None if self.iterations.is_empty() => {
@@ -162,7 +176,12 @@ impl Booster {
             n if n == outputs => self.base_score.clone(),
             n => return Err(format!("base_score has {n} values for {outputs} outputs")),
         };
-        if !self.base_is_margin {
+        if !self.base_is_margin && !self.awaits_base() {
+            if objective == Objective::Logistic
+                && let Some(score) = base.iter().find(|score| !(0.0..=1.0).contains(*score))
+            {
+                return Err(format!("base_score is {score}; a probability is expected for objective '{name}'"));
+            }
             objective.margins(&mut base);
         }
         let link = objective.link(name, outputs);
@@ -178,10 +197,23 @@ impl Booster {
         Ok(Lowered { body, base, link })
     }
 
+    /// Before the first round, a base score that it was to estimate is a margin as it stands (from 3.1 on).
+    fn awaits_base(&self) -> bool {
+        let untrained = match self.learner {
+            Learner::Trees => self.trees.is_empty() && self.iterations.len() <= 1,
+            Learner::Linear => self.linear_rounds == 0,
+        };
+        // A file that does not say its version is read as one of today.
+        untrained && self.estimates_base && (self.version >= (3, 1) || self.version == (0, 0))
+    }
+
     fn lower_linear(self, outputs: usize) -> Result<Linear, String> {
         let features = self.features as usize;
+        if features > MAX_FEATURES {
+            return Err(format!("{features} features; 1 to {MAX_FEATURES} are supported"));
+        }
         let wanted = features.checked_add(1).and_then(|n| n.checked_mul(outputs));
-        if wanted != Some(self.linear.len()) {
+        if !self.linear.is_empty() && wanted != Some(self.linear.len()) {
             return Err(format!("{} weights for {features} features and {outputs} outputs", self.linear.len()));
         }
         Ok(Linear { features, outputs, weights: self.linear })

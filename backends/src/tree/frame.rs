@@ -1,6 +1,7 @@
 //! Tensors as a table. A model takes either one tensor of rows, or one tensor for each column, matched by name; columns
 //! that hold categories by value are recoded to the numbers that the model knows them by.
 
+use super::scorer::Number;
 use crate::tensor::MISSING_TEXT;
 use crate::{DataType, InferError, Tensor};
 use std::collections::HashMap;
@@ -63,12 +64,12 @@ pub(super) struct Columns {
     pub(super) unknown: Unknown,
 }
 
-/// A table of numbers, row-major.
+/// A table of numbers as a library takes them, row-major.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(super) struct Table<N> {
     pub(super) rows: usize,
     pub(super) columns: usize,
-    pub(super) values: Vec<f64>,
+    pub(super) values: Vec<N>,
 }
 
 /// What becomes of a column that a call lacks.
@@ -82,7 +83,7 @@ pub(super) enum Absent {
 
 impl Columns {
     /// Assembles one-column tensors into a table: ordered by name where the model has names, as given where not.
-    pub(super) fn assemble(&self, inputs: &[Tensor], absent: Absent) -> Result<Table, InferError> {
+    pub(super) fn assemble<N: Number>(&self, inputs: &[Tensor], absent: Absent) -> Result<Table<N>, InferError> {
         let order = self.order(inputs, absent)?;
         let rows = inputs.first().map_or(0, Tensor::rows);
         let columns = order.len();
@@ -94,7 +95,7 @@ impl Columns {
                 tensor.shape()
             )));
         }
-        let mut values = vec![f64::NAN; rows * columns];
+        let mut values = vec![N::from_f64(f64::NAN); rows * columns];
         for (column, input) in order.into_iter().enumerate() {
             let Some(tensor) = input.map(|input| &inputs[input]) else { continue };
             let placed = self.categories.get(column).and_then(Option::as_ref);
@@ -150,33 +151,34 @@ impl Columns {
     }
 
     /// A column's numbers, or the codes of its categories.
-    fn recode(&self, tensor: &Tensor, categories: Option<&Categories>) -> Result<Vec<f64>, InferError> {
+    fn recode<N: Number>(&self, tensor: &Tensor, categories: Option<&Categories>) -> Result<Vec<N>, InferError> {
         let name = tensor.name();
         let code = |known: Option<&u32>, shown: &dyn Fn() -> String| match (known, self.unknown) {
-            (Some(&code), _) => Ok(f64::from(code)),
-            (None, Unknown::Missing) => Ok(f64::NAN),
+            (Some(&code), _) => Ok(N::from_f64(f64::from(code))),
+            (None, Unknown::Missing) => Ok(N::from_f64(f64::NAN)),
             (None, Unknown::Refused) => {
                 Err(InferError::invalid(format!("column '{name}': unknown category '{}'", shown())))
             }
         };
-        match (tensor.to_f64(), categories) {
+        match (N::of_column(tensor), categories) {
             (Some(_), Some(categories)) if categories.too_wide => Err(InferError::invalid(format!(
                 "column '{name}' has categories that are whole numbers beyond 2^53, which cannot be told apart by value; \
                  send the codes of all columns in one tensor"
             ))),
             // Numbers where all categories are text are codes already.
-            (Some(values), Some(categories)) if !categories.numbers.is_empty() => values
-                .iter()
-                .map(|&value| match value.is_nan() {
-                    true => Ok(f64::NAN),
-                    false => code(categories.numbers.get(&number_key(value)), &|| value.to_string()),
-                })
-                .collect(),
+            (Some(_), Some(categories)) if !categories.numbers.is_empty() => {
+                let values = tensor.to_f64().unwrap_or_default();
+                let number = |value: &f64| match value.is_nan() {
+                    true => Ok(N::from_f64(f64::NAN)),
+                    false => code(categories.numbers.get(&number_key(*value)), &|| value.to_string()),
+                };
+                values.iter().map(number).collect()
+            }
             (Some(values), _) => Ok(values.into_owned()),
             (None, Some(categories)) => {
                 let texts = tensor.strings().into_iter().flatten();
                 let number = |text: &[u8]| match text == MISSING_TEXT {
-                    true => Ok(f64::NAN),
+                    true => Ok(N::from_f64(f64::NAN)),
                     false => code(categories.texts.get(text), &|| String::from_utf8_lossy(text).into()),
                 };
                 texts.map(number).collect()
@@ -214,21 +216,21 @@ mod tests {
         assert!(!categories.too_wide);
         categories.add_whole((1i64 << 53) as f64, 2);
         assert!(categories.too_wide);
-        let error = columns().recode(&column("c", &[1.0]), Some(&categories)).unwrap_err();
+        let error = columns().recode::<f64>(&column("c", &[1.0]), Some(&categories)).unwrap_err();
         assert!(error.to_string().contains("column 'c'") && error.to_string().contains("2^53"), "{error}");
     }
 
     #[test]
     fn a_column_that_is_absent_is_refused_or_missing() {
         let inputs = [column("c", &[3.0, 6.0]), column("a", &[1.0, 4.0])];
-        let refused = columns().assemble(&inputs, Absent::Refused).unwrap_err();
+        let refused = columns().assemble::<f64>(&inputs, Absent::Refused).unwrap_err();
         assert_eq!(refused, InferError::invalid("missing columns: b"));
-        let table = columns().assemble(&inputs, Absent::Missing).unwrap();
+        let table = columns().assemble::<f64>(&inputs, Absent::Missing).unwrap();
         assert_eq!((table.rows, table.columns), (2, 3));
         assert_eq!([0, 2, 3, 5].map(|at| table.values[at]), [1.0, 3.0, 4.0, 6.0]);
         assert!(table.values[1].is_nan() && table.values[4].is_nan());
         let unknown = [column("d", &[1.0])];
-        assert!(columns().assemble(&unknown, Absent::Missing).is_err(), "whoever picks columns picks those");
+        assert!(columns().assemble::<f64>(&unknown, Absent::Missing).is_err(), "whoever picks columns picks those");
     }
 
     #[test]
@@ -244,7 +246,7 @@ mod tests {
         };
         let assembled = |texts: [&[u8]; 2]| {
             let column = Tensor::from_strings("a", vec![2], texts).unwrap();
-            columns.assemble(&[column], Absent::Refused).map(|table| table.values)
+            columns.assemble::<f64>(&[column], Absent::Refused).map(|table| table.values)
         };
         let values = assembled([b"x", MISSING_TEXT]).unwrap();
         assert!(values[0] == 7.0 && values[1].is_nan());

@@ -194,9 +194,26 @@ impl Reader for Json<'_> {
 
     fn skip(&mut self) -> Result<(), Fault> {
         match self.peek() {
-            Some(b'{' | b'[') => self.skip_container(),
+            Some(b'{') => {
+                self.object()?;
+                while self.key()?.is_some() {
+                    self.skip()?;
+                }
+                Ok(())
+            }
+            Some(b'[') => {
+                self.array()?;
+                while self.element()? {
+                    self.skip()?;
+                }
+                Ok(())
+            }
             Some(b'"') => self.skip_string(),
-            Some(_) => self.token().map(|_| ()),
+            Some(_) => match self.token()? {
+                "null" | "true" | "false" => Ok(()),
+                token if is_number(token) => Ok(()),
+                token => Err(self.fault(format!("'{token}' is no value"))),
+            },
             None => Err(self.fault("the file ends where a value is expected")),
         }
     }
@@ -220,39 +237,32 @@ impl Reader for Json<'_> {
 impl Json<'_> {
     fn skip_string(&mut self) -> Result<(), Fault> {
         self.at += 1;
+        let mut unused = Vec::new();
         loop {
-            match self.text.get(self.at) {
-                Some(b'"') => {
-                    self.at += 1;
-                    return Ok(());
-                }
-                Some(b'\\') => self.at += 2,
-                Some(_) => self.at += 1,
+            let byte = self.text.get(self.at).copied();
+            self.at += 1;
+            match byte {
+                Some(b'"') => return Ok(()),
+                Some(b'\\') => self.escape(&mut unused)?,
+                Some(_) => {}
                 None => return Err(self.fault("the file ends inside a string")),
             }
         }
     }
+}
 
-    /// Brackets are counted, not matched by kind: what is skipped is not looked at.
-    fn skip_container(&mut self) -> Result<(), Fault> {
-        let mut depth = 0usize;
-        loop {
-            match self.text.get(self.at) {
-                Some(b'{' | b'[') => depth += 1,
-                Some(b'}' | b']') => depth -= 1,
-                Some(b'"') => {
-                    self.skip_string()?;
-                    continue;
-                }
-                Some(_) => {}
-                None => return Err(self.fault("the file ends inside a list or object")),
-            }
-            self.at += 1;
-            if depth == 0 {
-                return Ok(());
-            }
-        }
+/// Is this a number as the library spells them?
+pub(crate) fn is_number(token: &str) -> bool {
+    fn whole(text: &str) -> bool {
+        !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
     }
+    let magnitude = token.strip_prefix('-').unwrap_or(token);
+    if matches!(magnitude, "NaN" | "Infinity") {
+        return true;
+    }
+    let (mantissa, exponent) = magnitude.split_once(['e', 'E']).unwrap_or((magnitude, "0"));
+    let (before, behind) = mantissa.split_once('.').unwrap_or((mantissa, "0"));
+    whole(before) && whole(behind) && whole(exponent.strip_prefix(['+', '-']).unwrap_or(exponent))
 }
 
 /// A number rounded once to 32 bits; knows the spellings of not-a-number and infinity.
@@ -273,5 +283,56 @@ fn parse_integer(token: &str) -> Option<i64> {
             let value: f64 = token.parse().ok()?;
             (value.fract() == 0.0 && value.abs() < 9e15).then_some(value as i64)
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_skipped_is_looked_at() {
+        let skip = |text: &str| {
+            let mut reader = Json::new(text.as_bytes());
+            reader.skip().and_then(|()| reader.end())
+        };
+        for text in [
+            "[]",
+            "{}",
+            "null",
+            " [ 1 , -2.5E-3 , NaN , -Infinity , 1e+05 , true ] ",
+            r#"{"a": [[], {"b": "}]\\\"\u00e9"}], "c": false}"#,
+        ] {
+            assert_eq!(skip(text), Ok(()), "{text}");
+        }
+        for text in [
+            "[[}}",
+            "[}",
+            "{]",
+            "[1 2]",
+            "[,]",
+            "[1,]",
+            "{1}",
+            r#"{"a"}"#,
+            r#"{"a":}"#,
+            r#"{"a":1,}"#,
+            "abc",
+            "[abc]",
+            "1-2",
+            "[.5]",
+            "[1.]",
+            "[1e]",
+            "[+1]",
+            "[--1]",
+            "[nan]",
+            r#""\q""#,
+            r#""\u12""#,
+            r#""a"#,
+            r#""\"#,
+            "",
+            "[",
+        ] {
+            assert!(skip(text).is_err(), "{text}");
+        }
     }
 }

@@ -109,7 +109,7 @@ pub(crate) fn read(data: &[u8]) -> Result<Booster, Fault> {
         for _ in 0..bytes.length(16, "attributes")? {
             let (name, value) = (bytes.text("attribute name")?, bytes.text("attribute value")?);
             if name == "best_iteration" {
-                booster.best_iteration = value.trim().parse().ok();
+                booster.best_iteration = Some(value);
             }
         }
     }

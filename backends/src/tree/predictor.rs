@@ -1,8 +1,9 @@
 //! Rows in, predictions out.
 
-use super::answer::Shaping;
+use super::answer::{Classes, Shaping};
 use super::frame::{Absent, Columns};
 use super::scorer::{Intake, Number, Scorer};
+use crate::settings::Answer;
 use crate::{
     Call, Conventions, DataType, Element, InferError, LoadOptions, Parameter, Port, Predictor, Profile, Settings,
     Signature, Tensor,
@@ -48,7 +49,9 @@ pub(super) struct Context<'a> {
 impl<S: Scorer> TreePredictor<S> {
     /// Errors are widths and answers that the settings state and the model does not have.
     pub(super) fn new(scorer: S, intake: Intake, platform: &str, context: &Context<'_>) -> Result<Self, String> {
-        let shaping = Shaping::new(context.settings, scorer.columns(), scorer.classes())?;
+        let classes = scorer.classes();
+        let own_index = matches!(classes, Ok(Classes::Index(_)));
+        let shaping = Shaping::new(context.settings, scorer.columns(), classes)?;
         let outputs = shaping.columns(scorer.columns());
         let stated = [
             ("input", context.settings.input_type.columns, intake.columns.count),
@@ -61,6 +64,10 @@ impl<S: Scorer> TreePredictor<S> {
         }
         let signature = signature(outputs, S::Number::DATATYPE, &intake.columns, context);
         let signature = Signature { platform: platform.into(), ..signature };
+        let is_class = context.settings.answer == Answer::Class || own_index;
+        // One sum tells two classes apart.
+        let classes = is_class.then(|| scorer.base().len().max(2));
+        check_labels(&signature.outputs[0], context.settings, outputs.or(classes).unwrap_or(1))?;
         let pool = context.options.pool.clone();
         let most_bytes = context.options.limits.tensor_bytes;
         let single_call = Duration::ZERO;
@@ -107,8 +114,7 @@ impl<S: Scorer> TreePredictor<S> {
         };
         if by_column || call.inputs.len() > 1 {
             let table = self.intake.columns.assemble(call.inputs, absent)?;
-            let values: Vec<S::Number> = table.values.into_iter().map(S::Number::from_f64).collect();
-            return Ok((self.fit("the columns", Cow::Owned(values), table.rows, table.columns)?, table.rows));
+            return Ok((self.fit("the columns", Cow::Owned(table.values), table.rows, table.columns)?, table.rows));
         }
         let [input] = call.inputs else {
             return Err(InferError::invalid("expected 1 input but got 0 inputs"));
@@ -226,6 +232,20 @@ impl<S: Scorer> Predictor for TreePredictor<S> {
         };
         Ok(vec![output.map_err(|misfit| InferError::Internal(misfit.to_string()))?])
     }
+}
+
+/// Labels are those of a row's values, by their place, or of classes where its one value is a class. Any other number of
+/// them would label one thing as another.
+fn check_labels(output: &Port, settings: &Settings, wanted: usize) -> Result<(), String> {
+    let labels = settings.labels_of(0, &output.name).len();
+    if labels == 0 || labels == wanted {
+        return Ok(());
+    }
+    let hint = match wanted {
+        1 => ", as a row has one value; answers of \"class\" or \"probability\" take labels of their classes",
+        _ => "",
+    };
+    Err(format!("its settings have {labels} labels for output '{}'; expected {wanted}{hint}", output.name))
 }
 
 fn signature(outputs: Option<usize>, datatype: DataType, columns: &Columns, context: &Context<'_>) -> Signature {

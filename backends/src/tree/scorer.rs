@@ -12,12 +12,18 @@ use std::fmt;
 
 /// The type that a library computes in.
 pub(super) trait Number: Real + Element {
-    /// A tensor's numbers as the library takes them; `None` for text.
+    /// A tensor's numbers as the library takes those of an array; `None` for text.
     fn of(tensor: &Tensor) -> Option<Cow<'_, [Self]>>;
+    /// Likewise of a column of a data frame. Either way they are rounded once.
+    fn of_column(tensor: &Tensor) -> Option<Cow<'_, [Self]>>;
 }
 
 impl Number for f32 {
     fn of(tensor: &Tensor) -> Option<Cow<'_, [f32]>> {
+        tensor.to_f32()
+    }
+
+    fn of_column(tensor: &Tensor) -> Option<Cow<'_, [f32]>> {
         tensor.to_f32()
     }
 }
@@ -29,6 +35,10 @@ impl Number for f64 {
             return Some(Cow::Borrowed(values));
         }
         Some(Cow::Owned(tensor.to_f32()?.iter().map(|&value| f64::from(value)).collect()))
+    }
+
+    fn of_column(tensor: &Tensor) -> Option<Cow<'_, [f64]>> {
+        tensor.to_f64()
     }
 }
 

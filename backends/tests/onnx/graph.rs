@@ -83,6 +83,14 @@ pub fn floats(name: &str, dims: &[i64], values: &[f32]) -> Message {
     tensor.whole(2, FLOAT).text(8, name).bytes(9, &bytes)
 }
 
+/// Floats of the graph whose bytes lie in another file, from `offset` on.
+pub fn outside(name: &str, dims: &[i64], location: &str, offset: usize) -> Message {
+    let tensor = dims.iter().fold(Message::default(), |tensor, dim| tensor.whole(1, *dim));
+    let entry = |key: &str, value: &str| Message::default().text(1, key).text(2, value);
+    let tensor = tensor.whole(2, FLOAT).text(8, name).within(13, &entry("location", location));
+    tensor.within(13, &entry("offset", &offset.to_string())).whole(14, 1)
+}
+
 /// A graph.
 pub fn graph(nodes: &[Message], initializers: &[Message], inputs: &[Message], outputs: &[Message]) -> Message {
     let graph = nodes.iter().fold(Message::default(), |graph, node| graph.within(1, node)).text(2, "g");

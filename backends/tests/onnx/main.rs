@@ -6,11 +6,12 @@
 mod graph;
 
 use backends::llm::LanguageOptions;
-use backends::onnx::OnnxOptions;
+use backends::onnx::{Elsewhere, OnnxOptions, Place};
 use backends::{
     Artifact, Call, CancelFlag, Conventions, DataType, InferError, Limits, LoadError, LoadOptions, Model, Parameters,
     Predictor, Tensor, load,
 };
+use bytes::Bytes;
 use graph::{BOOL, FLOAT, INT64, Message, attribute, body, file, floats, node, value};
 use std::path::Path;
 use std::sync::Arc;
@@ -363,15 +364,112 @@ fn what_makes_no_tensor_is_told_to_whoever_asks_and_when_it_is_loaded() {
     assert_eq!((outputs[0].shape(), outputs[0].to_f32().unwrap()[11]), (&[2, 2, 3][..], 11.0));
 }
 
-#[test]
-fn memory_that_a_request_asks_for_in_vain_is_told() {
+/// A tensor that is as large as a request says.
+fn hungry() -> Vec<u8> {
     let y = value("y", FLOAT, &[Err("a"), Err("b")]);
     let nodes = [node("ConstantOfShape", &["n"], &["y"], &[])];
-    let predictor = predictor(&file(&graph::graph(&nodes, &[], &[value("n", INT64, &[Ok(2)])], &[y])));
+    file(&graph::graph(&nodes, &[], &[value("n", INT64, &[Ok(2)])], &[y]))
+}
+
+#[test]
+fn memory_that_a_request_asks_for_in_vain_is_told() {
+    let predictor = predictor(&hungry());
     let n = |length: i64| [Tensor::from_vec("n", vec![2], vec![length; 2]).unwrap()];
     let error = run(&*predictor, &n(200_000), Wait::default()).unwrap_err();
     assert!(matches!(&error, InferError::Memory(what) if what.contains("160000000000")), "{error}");
     assert_eq!(run(&*predictor, &n(2), Wait::default()).unwrap()[0].shape(), [2, 2]);
+    let told = "numbers of a request decide how large the output of node 'ConstantOfShape'";
+    let notes = predictor.profile().notes;
+    assert!(matches!(&notes[..], [note] if note.starts_with(told)), "{notes:?}");
+}
+
+/// Who is asked for a process, and has none.
+#[derive(Debug)]
+struct Nowhere;
+
+impl Elsewhere for Nowhere {
+    fn start(&self, artifact: &Artifact) -> Result<Box<dyn Predictor>, LoadError> {
+        Err(LoadError::new(artifact.model_path(), "elsewhere"))
+    }
+}
+
+#[test]
+fn a_graph_whose_requests_say_how_large_a_tensor_is_has_a_process_of_its_own() {
+    let options = options();
+    let onnx = OnnxOptions { place: Place::Elsewhere(Arc::new(Nowhere)), ..options.onnx };
+    let options = LoadOptions { onnx, ..options };
+    assert_eq!(opened(&hungry(), "", &options).unwrap_err().reason, "elsewhere");
+    assert!(opened(&hungry(), "[onnx]\nisolation = \"never\"\n", &options).is_ok());
+    assert!(opened(&product(Err("n")), "", &options).is_ok());
+}
+
+/// ONNX Runtime would map the file: what reads behind its end then has the process ended.
+#[test]
+fn external_data_is_what_it_was_when_it_was_loaded() {
+    const START: usize = 4096;
+    let directory = tempfile::tempdir().unwrap();
+    let folder = directory.path().join("model.onnx");
+    std::fs::create_dir_all(folder.join("data")).unwrap();
+    let table = |name| value(name, FLOAT, &[Err("rows"), Ok(3)]);
+    let weights = graph::outside("w", &[3], "data/w.bin", START);
+    let nodes = [node("Add", &["x", "w"], &["y"], &[])];
+    let graph = graph::graph(&nodes, &[weights], &[table("x")], &[table("y")]);
+    std::fs::write(folder.join("graph.onnx"), file(&graph)).unwrap();
+    let data = folder.join("data/w.bin");
+    let numbers = [1f32, 2.0, 3.0].into_iter().flat_map(f32::to_le_bytes);
+    std::fs::write(&data, std::iter::repeat_n(0, START).chain(numbers).collect::<Vec<u8>>()).unwrap();
+    let artifact = Artifact::open(directory.path(), directory.path()).unwrap();
+    let Model::Predictor(predictor) = load(&artifact, &options()).unwrap() else { panic!("a language model") };
+    let x = Tensor::from_vec("x", vec![1, 3], vec![0f32; 3]).unwrap();
+    let answer = || run(&*predictor, std::slice::from_ref(&x), Wait::default()).unwrap()[0].to_f32().unwrap().to_vec();
+    assert_eq!(answer(), [1.0, 2.0, 3.0]);
+    std::fs::write(&data, [0u8; START + 12]).unwrap();
+    assert_eq!(answer(), [1.0, 2.0, 3.0], "overwritten");
+    std::fs::write(&data, "").unwrap();
+    assert_eq!(answer(), [1.0, 2.0, 3.0], "cut off");
+    assert_eq!(predictor.profile().notes, Vec::<String>::new());
+    // It cannot be loaded again.
+    let error = load(&artifact, &options()).unwrap_err();
+    assert!(error.file.ends_with("data/w.bin") && error.reason.starts_with("has 0 bytes"), "{error}");
+}
+
+/// How the sums of a row round tells in which order its numbers were added up.
+#[test]
+fn answers_have_the_same_bits_wherever_a_request_lies() {
+    const COLUMNS: usize = 5;
+    let axes = Message::default().text(1, "axes").whole(8, 1).whole(20, 7);
+    let ports = [value("x", FLOAT, &[Err("rows"), Ok(5)]), value("y", FLOAT, &[Err("rows"), Ok(1)])];
+    let nodes = [node("ReduceMean", &["x"], &["y"], &[axes])];
+    let predictor = predictor(&file(&graph::graph(&nodes, &[], &ports[..1], &ports[1..])));
+    let numbers = (0..9 * COLUMNS).map(|i| (i as f32 * 0.7).sin() * 10f32.powi(i as i32 % 4));
+    let bytes: Vec<u8> = numbers.flat_map(f32::to_le_bytes).collect();
+    let answer = |x: &Tensor| {
+        let outputs = run(&*predictor, std::slice::from_ref(x), Wait::default()).unwrap();
+        outputs[0].to_f32().unwrap().to_vec()
+    };
+    // Rows of which the first lies behind so many bytes of a body.
+    let lying = |first: usize, rows: usize, skip: usize| {
+        let part = &bytes[first * COLUMNS * 4..(first + rows) * COLUMNS * 4];
+        let body = Bytes::from([&vec![0u8; skip][..], part].concat()).slice(skip..);
+        Tensor::from_bytes("x", DataType::Fp32, vec![rows, COLUMNS], body).unwrap()
+    };
+    let together = lying(0, 9, 0);
+    for first in 0..9 {
+        let alone = answer(&lying(first, 1, 0));
+        for skip in 1..64 {
+            assert_eq!(answer(&lying(first, 1, skip)), alone, "row {first} at {skip}");
+        }
+        assert_eq!(answer(&together.slice_rows(first, 1).unwrap()), alone, "row {first} of a batch");
+        // Among others a row lies where it lies among them: it is the same but for rounding.
+        let among = answer(&together)[first];
+        assert!((alone[0] - among).abs() <= 1e-5 * alone[0].abs().max(1.0), "row {first}: {alone:?} {among}");
+    }
+    let whole = answer(&together);
+    for skip in 1..64 {
+        assert_eq!(answer(&lying(0, 9, skip)), whole, "{skip}");
+    }
+    let parts = [lying(0, 4, 0), lying(4, 5, 8)];
+    assert_eq!(answer(&Tensor::stack(&[&parts[0], &parts[1]]).unwrap()), whole);
 }
 
 #[test]

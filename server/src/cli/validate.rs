@@ -51,6 +51,11 @@ pub fn validate(directory: &Path, onnxruntime: Option<&Path>) -> Result<(String,
                 report.line(&format!("{name}: its settings call it '{stated}': serve it with --model-name {stated}"));
                 report.model(&stated, &found);
             }
+            _ if found.root == directory => {
+                let place = directory.display();
+                report.line(&format!("{name}: one model: serve it with --model-dir {place} --model-name {name}"));
+                report.model(&name, &found);
+            }
             _ => report.model(&name, &found),
         }
     }

@@ -14,6 +14,7 @@ use crate::telemetry::{self, Exchange};
 use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
+use bytes::Bytes;
 use http::{HeaderValue, Request};
 use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
@@ -130,7 +131,7 @@ impl Services {
     async fn answer(&self, request: Request<Incoming>, exchange: &Exchange) -> Response {
         let grpc = is_grpc(&request);
         let manner = if grpc { None } else { self.profile.manner(request.uri().path()) };
-        let response = self.route(request, exchange).await;
+        let response = self.lend(request, exchange).await;
         let response = match manner {
             Some(manner) => manner.restate(response),
             None => response,
@@ -144,7 +145,25 @@ impl Services {
         response
     }
 
-    async fn route(&self, request: Request<Incoming>, exchange: &Exchange) -> Response {
+    /// Answers a request whose body may be answered before it was read.
+    async fn lend(&self, request: Request<Incoming>, exchange: &Exchange) -> Response {
+        // Over HTTP/2 a body is in nobody's way.
+        if request.version() >= http::Version::HTTP_2 || request.body().is_end_stream() {
+            return self.route(request, exchange).await;
+        }
+        let asks = request.headers().contains_key(http::header::EXPECT);
+        let back = Back::default();
+        let mut response = self.route(request.map(|body| back.lend(body)), exchange).await;
+        if !back.settle(asks).await {
+            response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    async fn route<B>(&self, request: Request<B>, exchange: &Exchange) -> Response
+    where
+        B: hyper::body::Body<Data = Bytes, Error = hyper::Error> + Send + Unpin + 'static,
+    {
         if head_bytes(&request) > HEAD {
             return crate::rest::refuse(&Error::HeadTooLarge(HEAD));
         }
@@ -174,23 +193,12 @@ fn head_bytes<B>(request: &Request<B>) -> usize {
     path + request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>()
 }
 
-async fn routed(mut router: Router, request: Request<Incoming>, exchange: &Exchange) -> Response {
-    // Over HTTP/2 a body is in nobody's way, and most requests over HTTP/1.1 that come here have none.
-    let alone = request.version() >= http::Version::HTTP_2 || request.body().is_end_stream();
-    let asks = request.headers().contains_key(http::header::EXPECT);
-    let back = (!alone).then(Back::default);
-    let request = request.map(|body| match &back {
-        None => Body::new(body),
-        Some(back) => Body::new(back.lend(body)),
-    });
-    let answered = router.call(request).instrument(exchange.span()).await;
-    let mut response = answered.unwrap_or_else(|never| match never {});
-    if let Some(back) = back
-        && !back.settle(asks).await
-    {
-        response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
+async fn routed<B>(mut router: Router, request: Request<B>, exchange: &Exchange) -> Response
+where
+    B: hyper::body::Body<Data = Bytes, Error = hyper::Error> + Send + 'static,
+{
+    let answered = router.call(request.map(Body::new)).instrument(exchange.span()).await;
+    answered.unwrap_or_else(|never| match never {})
 }
 
 /// Requests of an HTTP/2 connection at a time.

@@ -4,7 +4,7 @@ use super::status;
 use crate::error::Error;
 use bytes::Buf;
 use prost::Message;
-use protocol::parts::{MOST_PARTS, Request};
+use protocol::parts::{MOST_PARTS, Request, SHORT};
 use std::marker::PhantomData;
 use tonic::Status;
 use tonic::codec::{DecodeBuf, Decoder};
@@ -44,8 +44,10 @@ impl<U: Request> Decoder for Reader<U> {
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         let encoded = buf.copy_to_bytes(buf.remaining());
         if !U::is_moderate(&encoded) {
-            let what =
-                format!("the message is made of more than {MOST_PARTS} inputs, outputs, parameters and dimensions");
+            let what = format!(
+                "the message is made of more than {MOST_PARTS} inputs, outputs, parameters and dimensions, or is longer than \
+                 {SHORT} bytes and asks for no inference"
+            );
             return Err(status(&Error::TooLarge(what)));
         }
         let broken = |error: prost::DecodeError| status(&Error::Invalid(error.to_string()));

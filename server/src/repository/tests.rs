@@ -1,6 +1,6 @@
 //! Repositories on disk, and what the registry makes of them.
 
-use super::watch::{Arrival, look, poll};
+use super::watch::{Arrival, poll, sight};
 use super::*;
 use crate::batcher;
 use crate::error::Error;
@@ -306,7 +306,7 @@ async fn polling_sees_what_came_while_the_server_started() {
     put(&root.path().join("rose"), "");
     fs::write(root.path().join("rose").join(MODEL), "{").unwrap();
     let registry = registry(Repository::many(root.path()));
-    let lay = look(&registry).unwrap();
+    let lay = sight(&registry).unwrap();
     registry.load_all(None).await.unwrap();
     // Before polling begins one model comes, and one is mended.
     put(&root.path().join("tulip"), "");

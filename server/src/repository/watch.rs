@@ -6,6 +6,7 @@ use super::{Found, Repository};
 use crate::registry::Registry;
 use crate::stamp::Stamps;
 use crate::threads::heavy;
+use backends::LoadError;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -44,10 +45,20 @@ pub(crate) type Sight = BTreeMap<String, Stamps>;
 /// Looks every `interval`; never ends. `served` is what lay there just before the models that are served were looked for: what
 /// came since is news, though other models were loaded meanwhile.
 pub(crate) async fn poll(registry: Arc<Registry>, mut served: Sight, interval: Duration) {
-    let mut seen = served.clone();
+    let (mut seen, mut told) = (served.clone(), false);
     loop {
         tokio::time::sleep(interval).await;
-        let Some(now) = look(&registry) else { continue };
+        // Nothing changes where it cannot be read, which is said once.
+        let now = match sight(&registry) {
+            Ok(now) => now,
+            Err(error) => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(%error, "the model repository cannot be read; it is looked at again and again");
+                }
+                continue;
+            }
+        };
+        told = false;
         for (name, stamps) in &now {
             let settled = seen.get(name) == Some(stamps);
             if settled && served.get(name) != Some(stamps) {
@@ -64,16 +75,13 @@ pub(crate) async fn poll(registry: Arc<Registry>, mut served: Sight, interval: D
     }
 }
 
-/// What lies in the repository; `None` when it cannot be read, which changes nothing.
-pub(crate) fn look(registry: &Registry) -> Option<Sight> {
+/// What lies in the repository.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn sight(registry: &Registry) -> Result<Sight, LoadError> {
     // A network file system may take its time.
-    match heavy(usize::MAX, || registry.repository().list().map(stamps)) {
-        Ok(sight) => Some(sight),
-        Err(error) => {
-            tracing::warn!(%error, "the model repository cannot be read");
-            None
-        }
-    }
+    heavy(usize::MAX, || registry.repository().list().map(stamps))
 }
 
 fn stamps(models: BTreeMap<String, Found>) -> Sight {

@@ -71,11 +71,12 @@ pub(super) async fn read<B: Body<Data = Bytes, Error: Display> + Unpin>(
     let arriving = Arriving { stated: stated.unwrap_or(limits.bytes), idle: limits.idle, deadline };
     let bytes = collect(body, arriving, Whole::new(limits.bytes, &rest.budget, &mut room)).await?;
     let Some(encoding) = encoding(headers)? else { return Ok(Held { bytes, room }) };
-    let mut unpacked = Room::default();
     // Few packed bytes may be many unpacked ones.
-    let whole = Whole::new(limits.bytes, &rest.budget, &mut unpacked);
-    let bytes = heavy(usize::MAX, || unpack(&bytes, encoding, whole))?;
-    Ok(Held { bytes, room: unpacked })
+    let whole = Whole { beside: bytes.len(), ..Whole::new(limits.bytes, &rest.budget, &mut room) };
+    let unpacked = heavy(usize::MAX, || unpack(&bytes, encoding, whole))?;
+    drop(bytes);
+    room.hold(&rest.budget, unpacked.len())?;
+    Ok(Held { bytes: unpacked, room })
 }
 
 /// How large a body says that it will be, and how long it may take.
@@ -112,9 +113,11 @@ async fn collect<B: Body<Data = Bytes, Error: Display> + Unpin>(
     Ok(if whole.bytes.is_empty() { first } else { whole.bytes.into() })
 }
 
-/// A body that grows, of which every byte of memory is counted.
+/// A body that grows; what it holds is counted.
 struct Whole<'a> {
     bytes: Vec<u8>,
+    /// Bytes that are held besides.
+    beside: usize,
     /// --max-body-size.
     most: usize,
     budget: &'a Budget,
@@ -123,7 +126,7 @@ struct Whole<'a> {
 
 impl<'a> Whole<'a> {
     fn new(most: usize, budget: &'a Budget, room: &'a mut Room) -> Self {
-        Whole { bytes: Vec::new(), most, budget, room }
+        Whole { bytes: Vec::new(), beside: 0, most, budget, room }
     }
 
     /// Counts `capacity` bytes, of which so many will be used.
@@ -131,7 +134,7 @@ impl<'a> Whole<'a> {
         if used > self.most {
             return Err(too_large(self.most));
         }
-        self.room.grow(self.budget, capacity)
+        self.room.grow(self.budget, self.beside + capacity)
     }
 
     /// `piece` behind the others. Memory doubles as it is needed, but not beyond what the body will be, which is `stated`.

@@ -2,6 +2,7 @@
 
 mod anthropic;
 mod body;
+mod exchange;
 mod generate;
 mod openai;
 mod reply;

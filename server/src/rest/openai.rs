@@ -190,6 +190,9 @@ pub(super) async fn tokenize(State(rest): State<Rest>, headers: HeaderMap, body:
     finish(answered.await)
 }
 
+/// The most tokens whose text is told: far more than any context, and some tens of megabytes.
+const DETOKENIZED: usize = 1 << 20;
+
 pub(super) async fn detokenize(State(rest): State<Rest>, headers: HeaderMap, body: Body) -> Response {
     let answered = async {
         let (held, _) = read(&rest, &headers, body).await?;
@@ -198,9 +201,8 @@ pub(super) async fn detokenize(State(rest): State<Rest>, headers: HeaderMap, bod
             noticed(&request.notices);
             let servable = rest.plane.language_model(request.model.as_deref())?;
             let language = servable.language()?;
-            let (count, context) = (request.tokens.len(), language.context());
-            if count > context as usize {
-                let message = format!("there are {count} tokens, and the model's context has room for {context}");
+            if request.tokens.len() > DETOKENIZED {
+                let message = format!("there are {} tokens; {DETOKENIZED} are the most", request.tokens.len());
                 return Err(FieldError::invalid("tokens", message).into());
             }
             if let Some(token) = request.tokens.iter().find(|token| **token >= language.vocabulary()) {

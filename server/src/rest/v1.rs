@@ -1,17 +1,18 @@
 //! The v1 routes, with CloudEvents in and out.
 
+use super::exchange::{Skin, Written, exchange};
 use super::v2::answer;
 use super::{Path, Rest, body, reply};
 use crate::codec;
-use crate::dataplane::Servable;
+use crate::codec::events::Event;
+use crate::dataplane::{Infer, Inferred, Servable};
 use crate::error::Error;
-use crate::threads::{self, heavy};
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
+use bytes::Bytes;
 use http::{HeaderMap, StatusCode, Uri};
 use serde_json::json;
-use std::time::Instant;
 
 pub(super) async fn alive() -> Response {
     reply::json(StatusCode::OK, b"{\"status\":\"alive\"}".to_vec())
@@ -60,34 +61,36 @@ pub(super) async fn call(
 
 async fn predict(rest: &Rest, model: &str, headers: &HeaderMap, body: Body) -> Result<Response, Error> {
     let servable = rest.plane.servable(model, None)?;
+    // A language model takes no tensors here.
+    servable.batcher()?;
     let deadline = super::v2::deadline(rest, headers)?;
     let held = body::read(rest, headers, body, deadline).await?;
-    let turn = threads::turn(held.bytes.len()).await;
-    let start = Instant::now();
-    let decoded = heavy(held.bytes.len(), || {
-        let (event, data) = codec::events::unwrap(headers, &held.bytes)?;
-        Ok::<_, Error>((event, codec::v1::decode(&data, &servable.signature)?))
-    });
-    let (event, mut request) = decoded?;
-    let mut room = held.decoded(&rest.budget, request.bytes())?;
-    drop(turn);
-    request.deadline = Some(deadline);
-    let decoded = start.elapsed();
-    let inferred = rest.plane.infer(servable, request).await?;
-    let size = inferred.bytes_to_write(|_| false);
-    room.hold(&rest.budget, inferred.bytes() + size)?;
-    let _turn = threads::turn(size).await;
-    let encoding = Instant::now();
-    let response = heavy(inferred.bytes(), || {
-        let predictions = codec::v1::encode(&inferred, rest.plane.profile().not_finite())?;
-        let (attributes, body) = event.wrap(&inferred.servable.name, predictions);
-        let answer = reply::Answer { body, kind: "application/json", room, budget: &rest.budget };
-        let mut response = reply::answer(headers, answer)?;
-        response.headers_mut().extend(attributes);
-        Ok(response)
-    });
-    inferred.servable.metrics.framed(decoded, encoding.elapsed());
-    response
+    exchange((rest, headers), servable, held, deadline, V1 { rest, headers }).await
+}
+
+/// Predictions, as an event where they were asked for by one.
+struct V1<'a> {
+    rest: &'a Rest,
+    headers: &'a HeaderMap,
+}
+
+impl Skin for V1<'_> {
+    type Form = Event;
+
+    fn decode(&self, body: &Bytes, servable: &Servable) -> Result<(Infer, Event), Error> {
+        let (event, data) = codec::events::unwrap(self.headers, body)?;
+        Ok((codec::v1::decode(&data, &servable.signature)?, event))
+    }
+
+    fn bytes_to_write(&self, inferred: &Inferred, _: &Event) -> usize {
+        inferred.bytes_to_write(|_| false)
+    }
+
+    fn encode(&self, inferred: &Inferred, event: Event) -> Result<Written, Error> {
+        let predictions = codec::v1::encode(inferred, self.rest.plane.profile().not_finite())?;
+        let (headers, body) = event.wrap(&inferred.servable.name, predictions);
+        Ok(Written { body, kind: "application/json", headers })
+    }
 }
 
 fn explain(rest: &Rest, model: &str) -> Result<Response, Error> {

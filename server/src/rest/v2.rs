@@ -1,12 +1,11 @@
 //! The v2 routes: health, metadata, inference, repository, statistics, configuration.
 
+use super::exchange::{Skin, Written, exchange};
 use super::{Path, Rest, body, reply};
-use crate::budget::Room;
 use crate::codec;
-use crate::dataplane::{EXTENSIONS, NAME, Servable, VERSION, Work};
+use crate::dataplane::{EXTENSIONS, Infer, Inferred, NAME, Servable, VERSION, Work};
 use crate::describe;
 use crate::error::Error;
-use crate::threads::{self, heavy};
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
@@ -140,41 +139,37 @@ where
     let length = header_length(headers)?;
     let arrival = deadline.min(Instant::now() + rest.plane.longest());
     let held = body::read(rest, headers, body, arrival).await?;
-    let limits = rest.plane.registry().limits();
-    let size = held.bytes.len();
-    // Binary tensors are not read, but kept as they came.
-    let turn = threads::turn(length.unwrap_or(size)).await;
-    let start = Instant::now();
-    let decoded = heavy(size, || codec::v2::decode(&held.bytes, length, &servable.signature, limits));
-    let (mut request, form) = decoded?;
-    // Binary tensors are parts of the body, and keep all of it.
-    let kept = length.map_or(0, |length| size.min(length));
-    let mut room = held.decoded(&rest.budget, request.bytes() + kept)?;
-    drop(turn);
-    request.deadline = Some(deadline);
-    let decoded = start.elapsed();
-    let inferred = codec::generate::infer(&rest.plane, servable, request).await?;
-    let size = inferred.bytes_to_write(|index| form.is_binary(index));
-    room.hold(&rest.budget, inferred.bytes() + size)?;
-    let _turn = threads::turn(size).await;
-    let encoding = Instant::now();
-    let response = heavy(inferred.bytes(), || {
-        let encoded = codec::v2::encode(&inferred, &form, rest.plane.profile().not_finite())?;
-        send(rest, headers, encoded, room)
-    });
-    inferred.servable.metrics.framed(decoded, encoding.elapsed());
-    response
+    exchange((rest, headers), servable, held, deadline, V2 { rest, length }).await
 }
 
-/// The reply with its headers.
-fn send(rest: &Rest, headers: &HeaderMap, encoded: codec::v2::Encoded, room: Room) -> Result<Response, Error> {
-    let kind = if encoded.header_length.is_some() { "application/octet-stream" } else { "application/json" };
-    let answer = reply::Answer { body: encoded.body, kind, room, budget: &rest.budget };
-    let mut response = reply::answer(headers, answer)?;
-    if let Some(length) = encoded.header_length {
-        response.headers_mut().insert(HEADER_LENGTH, HeaderValue::from(length));
+/// JSON, with binary tensors behind it where there are some.
+struct V2<'a> {
+    rest: &'a Rest,
+    /// Of the JSON, where tensors follow.
+    length: Option<usize>,
+}
+
+impl Skin for V2<'_> {
+    type Form = codec::v2::Form;
+
+    fn read_bytes(&self, body: usize) -> usize {
+        self.length.map_or(body, |length| body.min(length))
     }
-    Ok(response)
+
+    fn decode(&self, body: &Bytes, servable: &Servable) -> Result<(Infer, Self::Form), Error> {
+        codec::v2::decode(body, self.length, &servable.signature, self.rest.plane.registry().limits())
+    }
+
+    fn bytes_to_write(&self, inferred: &Inferred, form: &Self::Form) -> usize {
+        inferred.bytes_to_write(|index| form.is_binary(index))
+    }
+
+    fn encode(&self, inferred: &Inferred, form: Self::Form) -> Result<Written, Error> {
+        let encoded = codec::v2::encode(inferred, &form, self.rest.plane.profile().not_finite())?;
+        let length = encoded.header_length.map(|length| (HEADER_LENGTH, HeaderValue::from(length)));
+        let kind = if length.is_some() { "application/octet-stream" } else { "application/json" };
+        Ok(Written { body: encoded.body, kind, headers: length.into_iter().collect() })
+    }
 }
 
 fn header_length(headers: &HeaderMap) -> Result<Option<usize>, Error> {
@@ -268,10 +263,10 @@ fn managed(rest: &Rest, result: Result<(), Error>, model: &str, verb: &str) -> R
     }))
 }
 
-/// An object, or nothing: a body that may be empty.
 /// Bytes of a request that is no inference.
 const MANAGEMENT: usize = 1 << 20;
 
+/// An object, or nothing: a body that may be empty.
 async fn parse_optional<T: Default + for<'a> Deserialize<'a>>(
     rest: &Rest,
     headers: &HeaderMap,

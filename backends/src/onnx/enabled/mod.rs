@@ -6,7 +6,7 @@
 //! | `session` | a graph on a device: options, execution providers |
 //! | `signature` | names, types and shapes, of the graph and of the settings |
 //! | `values` `flatten` | tensors to values and back; sequences and maps as tensors |
-//! | `run` | calls into the library that the compiler cannot check: a run, and the texts that it gives |
+//! | `run` | calls into the library that the compiler cannot check: files given from memory, a run, and the texts that it gives |
 //! | `native` | what is asked of the C library: memory back, quotients without a value |
 //! | `words` | what ONNX Runtime says, without what only its own makers need |
 //! | `watch` | ends runs that nobody waits for any more |
@@ -41,10 +41,16 @@ pub(super) fn prepare(options: &LoadOptions) {
 ///
 /// # Errors
 /// The library is not there, refuses the graph, or the settings do not fit it.
-pub(super) fn load(source: &Source, settings: &Settings, options: &LoadOptions) -> Result<Box<dyn Predictor>, Refusal> {
+pub(super) fn load(
+    mut source: Source,
+    settings: &Settings,
+    options: &LoadOptions,
+) -> Result<Box<dyn Predictor>, Refusal> {
     let threads = options.pool.current_num_threads();
     let environment = library::environment(&options.onnx, threads)?;
-    let groups = session::open(&environment, source, settings, threads)?;
-    let predictor = predictor::OnnxPredictor::new(source, settings, groups, options)?;
+    let groups = session::open(&environment, &source, settings, threads)?;
+    // Each session has its copy.
+    source.files = Vec::new();
+    let predictor = predictor::OnnxPredictor::new(&source, settings, groups, options)?;
     Ok(Box::new(predictor))
 }

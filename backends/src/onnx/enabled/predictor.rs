@@ -100,12 +100,7 @@ impl OnnxPredictor {
         let groups: Vec<Group> = groups.collect();
         let own = matches!(options.onnx.place, Place::Own);
         let mut notes = opened.notes;
-        notes.extend(source.outline.starved.as_ref().filter(|_| !own).map(|node| {
-            format!(
-                "{node} may be empty though the inputs of a request are not, as far as can be seen, and ONNX Runtime ends \
-                 the process then: without a process of its own, whoever may send such requests must be trusted not to"
-            )
-        }));
+        notes.extend(source.outline.risks().into_iter().filter(|_| !own));
         let mut predictor = OnnxPredictor {
             running: Mutex::new(vec![0; groups.len()]),
             groups,

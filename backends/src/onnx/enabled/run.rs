@@ -1,10 +1,39 @@
-//! Calls into the library that the compiler cannot check: a run, and the texts that it gives.
+//! Calls into the library that the compiler cannot check: files given from memory, a run, and the texts that it gives.
 
 use ort::AsPointer;
+use ort::session::builder::SessionBuilder;
 use ort::session::{NoSelectedOutputs, RunOptions, Session, SessionInputValue};
 use ort::value::DynValue;
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, CString, c_char};
 use std::ptr::{self, NonNull};
+
+/// Makes a session of a graph whose tensors have their external data in `files`, by the paths that they name. ONNX Runtime copies
+/// what it needs of them, since its tensors cannot refer to memory that is not its own: they are needed no longer than this
+/// takes. `ort` would take each file as an `Arc<[u8]>`, one copy more of all weights.
+///
+/// # Errors
+/// What ONNX Runtime says.
+#[expect(unsafe_code, reason = "files from memory, which ort offers at the price of a copy")]
+pub(super) fn open(mut builder: SessionBuilder, graph: &[u8], files: &[(CString, Vec<u8>)]) -> ort::Result<Session> {
+    if !files.is_empty() {
+        let names: Vec<*const c_char> = files.iter().map(|(name, _)| name.as_ptr()).collect();
+        let bytes: Vec<*mut c_char> = files.iter().map(|(_, bytes)| bytes.as_ptr().cast_mut().cast()).collect();
+        let lengths: Vec<usize> = files.iter().map(|(_, bytes)| bytes.len()).collect();
+        // SAFETY: there are as many names, pointers and lengths as files, and each length is that of its bytes, which are read
+        // and not written to. Names are copied; the bytes are borrowed for longer than the builder, which ends here. The
+        // status is its own.
+        unsafe {
+            ort::Error::result_from_status((ort::api().AddExternalInitializersFromMemory)(
+                builder.ptr_mut(),
+                names.as_ptr(),
+                bytes.as_ptr(),
+                lengths.as_ptr(),
+                files.len(),
+            ))?;
+        }
+    }
+    builder.commit_from_memory(graph)
+}
 
 /// Runs `session`: `inputs` by name to the outputs of these names, in this order; `None` for one that has no value, as
 /// optional ones may. An output that is an input, too, is that very value: its numbers are the input's own memory, and

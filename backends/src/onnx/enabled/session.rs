@@ -1,5 +1,6 @@
 //! A graph on a device: one session for each group of instances, which all calls of the group share.
 
+use super::run;
 use super::words::{plain, words};
 use crate::onnx::Source;
 use crate::settings::{Device, Onnx, Optimization, Provider, ProviderKind, Settings};
@@ -10,7 +11,7 @@ use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use std::collections::BTreeMap;
 
-/// Where external data is looked for when the graph comes out of memory.
+/// Where external data is looked for when the graph comes out of memory: what is not given from memory as well.
 const EXTERNAL_FOLDER: &str = "session.model_external_initializers_file_folder_path";
 
 /// Sessions of a model, and what there is to say of them.
@@ -83,7 +84,7 @@ fn one(making: &Making<'_>, device: Device, notes: &mut Vec<String>) -> Result<(
             Err(reason) => return Err(format!("{reason}; {remedy} lets the next one serve")),
         }
     }
-    let session = builder.commit_from_memory(&source.bytes).map_err(|e| refusal(&e))?;
+    let session = run::open(builder, &source.bytes, &source.files).map_err(|e| refusal(&e))?;
     Ok((session, used.unwrap_or_else(|| "cpu".into())))
 }
 

@@ -2,15 +2,12 @@
 
 use super::flatten::Classes;
 use super::values::datatype;
-use crate::onnx::outline::{Dimension, Outline};
+use crate::onnx::outline::{Dimension, OPTIONAL_MAX, Outline};
 use crate::settings::PortSettings;
 use crate::{DataType, Port, Settings, Signature};
 use ort::session::Session;
 use ort::value::{TensorElementType, ValueType};
 use std::collections::BTreeMap;
-
-/// Initializers that may be given as inputs, at most: a file with more of them lists its weights, not its inputs.
-const OPTIONAL_MAX: usize = 32;
 
 /// How an output becomes a tensor.
 #[derive(Clone, Debug)]

@@ -1,4 +1,5 @@
-//! Tensors to values of ONNX Runtime and back. Numbers are lent, both ways; text is copied, both ways.
+//! Tensors to values of ONNX Runtime and back. Numbers are lent, both ways, where they lie as its own do; text is copied, both
+//! ways.
 
 use super::flatten::{self, Failure};
 use super::run;
@@ -8,6 +9,7 @@ use crate::tensor::Misfit;
 use crate::{Call, DataType, Element, InferError, Tensor};
 use bytes::Bytes;
 use half::{bf16, f16};
+use ort::memory::Allocator;
 use ort::session::{Session, SessionInputValue};
 use ort::value::{DynValue, PrimitiveTensorElementType, TensorElementType, TensorRef};
 use std::marker::PhantomData;
@@ -31,12 +33,16 @@ const TYPES: [(TensorElementType, DataType); 14] = [
     (TensorElementType::String, DataType::Bytes),
 ];
 
+/// What addresses of ONNX Runtime's own tensors are multiples of. Some of its sums begin with single numbers up to such an
+/// address: of a tensor that lies elsewhere they give other last bits, by where the body of its request happens to lie.
+const ALIGNMENT: usize = 64;
+
 /// The protocol's name of an element type; `None` where it has none.
 pub(super) fn datatype(element: TensorElementType) -> Option<DataType> {
     TYPES.iter().find(|(known, _)| *known == element).map(|(_, datatype)| *datatype)
 }
 
-/// A tensor as an input of this shape, which borrows its numbers.
+/// A tensor as an input of this shape, which borrows its numbers, or has a copy of them where they are not aligned.
 ///
 /// # Errors
 /// Text that is no UTF-8 or holds a zero byte; truth values that are neither 0 nor 1.
@@ -64,9 +70,16 @@ pub(super) fn lend(tensor: &Tensor, shape: Vec<usize>) -> Result<SessionInputVal
 
 fn view<'a, T>(tensor: &Tensor, shape: Vec<usize>, values: &'a [T]) -> Result<SessionInputValue<'a>, InferError>
 where
-    T: PrimitiveTensorElementType + std::fmt::Debug + Clone + 'static,
+    T: PrimitiveTensorElementType + std::fmt::Debug + Copy + 'static,
 {
-    TensorRef::from_array_view((shape, values)).map(Into::into).map_err(|e| refused(tensor, &e))
+    if values.is_empty() || values.as_ptr().addr().is_multiple_of(ALIGNMENT) {
+        return TensorRef::from_array_view((shape, values)).map(Into::into).map_err(|e| refused(tensor, &e));
+    }
+    let copy = ort::value::Tensor::<T>::new(&Allocator::default(), shape);
+    // Of a shape that is the tensor's, there is nothing else to fail.
+    let mut copy = copy.map_err(|e| InferError::Memory(format!("input '{}': {}", tensor.name(), words(&e))))?;
+    copy.extract_tensor_mut().1.copy_from_slice(values);
+    Ok(copy.into())
 }
 
 fn text(tensor: &Tensor, shape: Vec<usize>) -> Result<SessionInputValue<'static>, InferError> {

@@ -1,5 +1,6 @@
 //! Facts about a tensor between nodes, and those that its values tell where the file has them.
 
+use super::growth::FREE;
 use super::node::Node;
 use super::tensor::Tensor;
 use super::wire::Message;
@@ -33,6 +34,8 @@ pub(super) struct Fact {
     pub(super) whole: bool,
     /// Its first dimension is one that the graph put before that of rows.
     pub(super) raised: bool,
+    /// What its numbers are free of: what comes from outside and could make them as large as somebody likes (`growth`).
+    pub(super) free: u64,
     /// Whole numbers of a short constant.
     pub(super) values: Option<Vec<i64>>,
 }
@@ -50,6 +53,7 @@ impl Fact {
             held: self.held && other.held,
             whole: self.whole && other.whole,
             raised: self.raised && other.raised,
+            free: self.free & other.free,
             values: self.values.clone().filter(|_| same),
         }
     }
@@ -60,7 +64,7 @@ impl Fact {
         let bits = |value: i64| (64 - value.leading_zeros()) as u8;
         let counts = counting.map_or(0, |values| bounded(bits(values.iter().copied().max().unwrap_or(1)), false));
         let whole = values.is_some();
-        Fact { full, counts, short, fixed: true, held: full, whole, values, ..Fact::default() }
+        Fact { full, counts, short, fixed: true, held: full, whole, free: FREE, values, ..Fact::default() }
     }
 }
 
@@ -124,6 +128,16 @@ impl<'b> Given<'b> {
 
     pub(super) fn values(&self, place: usize) -> Option<&[i64]> {
         self.at(place)?.values.as_deref()
+    }
+
+    /// Of one that is left out, all.
+    pub(super) fn free(&self, place: usize) -> u64 {
+        self.at(place).map_or(FREE, |fact| fact.free)
+    }
+
+    /// Of so many from this place on.
+    pub(super) fn all_free(&self, first: usize, count: usize) -> u64 {
+        self.0.iter().skip(first).take(count).flatten().fold(FREE, |all, fact| all & fact.free)
     }
 
     pub(super) fn all_full(&self) -> bool {

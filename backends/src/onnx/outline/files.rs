@@ -1,12 +1,16 @@
-//! The files that hold external data: plain ones beneath the folder of the model, and long enough. Opens none.
+//! The files that hold external data: plain ones beneath the folder of the model, and long enough. They are looked at, and read
+//! later by the same paths. Whoever can write to the folder in between is not kept out.
 //!
-//! ONNX Runtime opens them by the same paths, later. Whoever can write to the folder in between is not kept out.
+//! ONNX Runtime would map them into memory: a file that is cut off or overwritten while the model serves would end the process,
+//! or change its answers. So they are read here, and what it is given is bytes.
 
-use super::{External, Outline, shown};
+use super::{BYTES_MAX, External, Outline, shown};
 use crate::artifact::check_link;
 use crate::error::LoadError;
 use std::collections::BTreeMap;
-use std::fs;
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -35,6 +39,55 @@ pub(in crate::onnx) fn check_external(outline: &Outline, directory: &Path) -> Re
         }
     }
     Ok(())
+}
+
+/// Files in memory: the path that tensors name them by, and their bytes.
+pub(in crate::onnx) type Files = Vec<(CString, Vec<u8>)>;
+
+/// The first tensor whose file ONNX Runtime maps all the same. It takes no tensor of more bytes than protobuf can count, and where
+/// there is one of those none at all.
+pub(super) fn mapped(outline: &Outline) -> Option<&External> {
+    outline.external.iter().find(|external| external.mapped || external.bytes > BYTES_MAX as u64)
+}
+
+/// Reads the files that ONNX Runtime takes from memory, each as far as tensors lie in it.
+///
+/// # Errors
+/// One cannot be read, is longer than `limit`, or there is not enough memory; names the file.
+pub(in crate::onnx) fn read_external(outline: &Outline, directory: &Path, limit: u64) -> Result<Files, LoadError> {
+    let given = || outline.external.iter().filter(|external| !external.mapped);
+    if given().any(|external| external.bytes > BYTES_MAX as u64) {
+        return Ok(Vec::new());
+    }
+    let mut ends: BTreeMap<&str, u64> = BTreeMap::new();
+    for external in given() {
+        let end = ends.entry(&external.location).or_default();
+        *end = (*end).max(external.offset.saturating_add(external.bytes));
+    }
+    let read = |(location, end): (&str, u64)| {
+        let path = directory.join(location);
+        let refuse = |reason: String| LoadError::new(&path, reason);
+        if end > limit {
+            return Err(refuse(format!("tensors lie in its first {end} bytes; the limit is {limit}")));
+        }
+        let name = CString::new(location).map_err(|e| refuse(e.to_string()))?;
+        Ok((name, beginning(&path, end).map_err(refuse)?))
+    };
+    ends.into_iter().map(read).collect()
+}
+
+/// So many bytes from the beginning of a file.
+fn beginning(path: &Path, length: u64) -> Result<Vec<u8>, String> {
+    let memory = || format!("there is not enough memory for its external data, {length} bytes");
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(usize::try_from(length).unwrap_or(usize::MAX)).map_err(|_| memory())?;
+    let read = File::open(path).and_then(|file| file.take(length).read_to_end(&mut bytes));
+    match read {
+        Ok(read) if read as u64 == length => Ok(bytes),
+        Ok(read) => Err(format!("was cut off while it was read: it has {read} bytes of {length}")),
+        Err(e) if e.kind() == ErrorKind::OutOfMemory => Err(memory()),
+        Err(e) => Err(format!("its external data cannot be read: {e}")),
+    }
 }
 
 /// The length of the file of a tensor's data, which is a plain one.
@@ -75,7 +128,7 @@ mod tests {
 
     /// Eight bytes of `location`, from `offset`.
     fn external(location: &str, offset: u64) -> External {
-        External { tensor: "w".into(), location: location.into(), offset, length: None, bytes: 8 }
+        External { tensor: "w".into(), location: location.into(), offset, length: None, bytes: 8, mapped: false }
     }
 
     fn check(directory: &Path, external: &[External]) -> Result<(), LoadError> {
@@ -117,6 +170,47 @@ mod tests {
         assert!(refused(folder, external("a.bin/b", 0)).contains("tensor 'w'"));
         fs::create_dir(folder.join("c")).unwrap();
         assert!(refused(folder, external("c", 0)).contains("no regular file"));
+    }
+
+    #[test]
+    fn files_are_read_as_far_as_tensors_lie_in_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        fs::create_dir(folder.join("b")).unwrap();
+        fs::write(folder.join("a.bin"), (0..32).collect::<Vec<u8>>()).unwrap();
+        fs::write(folder.join("b/c.bin"), [7u8; 8]).unwrap();
+        let read = |external: &[External], limit| {
+            read_external(&Outline { external: external.to_vec(), ..Outline::default() }, folder, limit)
+        };
+        let inner = External { mapped: true, ..external("none.bin", 0) };
+        let all = [external("a.bin", 16), external("b/c.bin", 0), external("a.bin", 0), inner];
+        let files = read(&all, 24).unwrap();
+        let told: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (name.to_str().unwrap(), &bytes[..])).collect();
+        assert_eq!(told, [("a.bin", &(0..24).collect::<Vec<u8>>()[..]), ("b/c.bin", &[7u8; 8][..])]);
+        assert_eq!(read(&all, 23).unwrap_err().reason, "tensors lie in its first 24 bytes; the limit is 23");
+        let error = read(&[external("a.bin", 25)], 99).unwrap_err();
+        assert_eq!(error.reason, "was cut off while it was read: it has 32 bytes of 33");
+        assert_eq!(error.file, folder.join("a.bin"));
+        let error = read(&[external("none.bin", 0)], 99).unwrap_err();
+        assert!(error.reason.starts_with("its external data cannot be read: "), "{error}");
+        // Of one that is too large to be given, none is.
+        let large = External { bytes: 1 << 31, ..external("none.bin", 0) };
+        assert_eq!(read(&[external("a.bin", 0), large], 99), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn what_is_mapped_is_told() {
+        let told = |external: External| {
+            let outline = Outline { external: vec![external], ..Outline::default() };
+            outline.risks()
+        };
+        assert_eq!(told(external("a.bin", 0)), Vec::<String>::new());
+        let inner = External { mapped: true, ..external("a.bin", 0) };
+        for external in [inner, External { bytes: 1 << 31, ..external("a.bin", 0) }] {
+            let risks = told(external);
+            let told = "tensor 'w' lies in the file 'a.bin', which";
+            assert!(risks.len() == 1 && risks[0].starts_with(told), "{risks:?}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use super::across;
 use super::facts::{DIMENSION, Fact, Given, attribute, bounded, constant, pool_keeps, refers, says_other, tensor};
+use super::growth::{self, Call, FREE};
 use super::node::{DOMAINS, Node, Operator};
 use super::operators::{self, FIRST, KEEPS, SAFE, STEADY};
 use super::stated;
@@ -16,6 +17,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Nodes that are followed; those of loops may be followed twice, and loops within loops more often.
 const NODES_MAX: usize = 2_000_000;
+
+/// The type of truth values.
+const BOOL: i64 = 9;
 
 /// What a model is found to be.
 #[derive(Debug, Default)]
@@ -28,6 +32,8 @@ pub(super) struct Found<'a> {
     pub(super) starved: Option<String>,
     /// The first node that computes across rows.
     pub(super) across: Option<String>,
+    /// The first node whose output is as large as numbers of a request say.
+    pub(super) sized: Option<String>,
 }
 
 /// What is being followed.
@@ -40,6 +46,12 @@ struct Flow<'a, 'b> {
     met: bool,
     /// May inputs be empty that hold what a decoder remembers?
     past: bool,
+    /// Inputs whose values are always those of the file.
+    closed: &'b BTreeSet<&'a str>,
+    /// What is known of the functions, in their order; `None` before they were followed, and then the worst is assumed.
+    calls: Vec<Option<Call>>,
+    /// What sizes are free of in the function that is being followed; `None` in the model's graph.
+    sizes: Option<u64>,
     facts: BTreeMap<&'a str, Fact>,
     /// Of operators that were met.
     traits: BTreeMap<(&'a str, &'a str), u8>,
@@ -50,10 +62,11 @@ struct Flow<'a, 'b> {
 }
 
 /// Follows the nodes of a model: its functions, whose bodies these are, then its graph. No input is empty, but for those
-/// that hold what a decoder remembers where `past` says so.
+/// that hold what a decoder remembers where `past` says so; no request brings what is `closed`.
 pub(super) fn follow<'a>(
     graph: Message<'a>,
     past: bool,
+    closed: &BTreeSet<&'a str>,
     bodies: &[Message<'a>],
     functions: &BTreeMap<Operator<'a>, usize>,
 ) -> Result<Found<'a>, String> {
@@ -62,6 +75,9 @@ pub(super) fn follow<'a>(
         deadly: false,
         met: false,
         past,
+        closed,
+        calls: vec![None; bodies.len()],
+        sizes: None,
         facts: BTreeMap::new(),
         traits: BTreeMap::new(),
         nodes: 0,
@@ -70,9 +86,11 @@ pub(super) fn follow<'a>(
     };
     // The second time it is known what the functions hold that they call.
     for _ in 0..2 {
-        for body in bodies {
+        for (place, body) in bodies.iter().enumerate() {
             flow.forget(0);
-            flow.function(*body)?;
+            flow.sizes = Some(FREE);
+            let outputs = flow.function(*body)?;
+            flow.calls[place] = flow.sizes.take().map(|sizes| Call { sizes, outputs });
         }
         flow.deadly = flow.met;
     }
@@ -105,12 +123,18 @@ impl<'a> Flow<'a, '_> {
         }
     }
 
-    /// Whoever calls it with what may be empty is told; so its inputs are not.
-    fn function(&mut self, body: Message<'a>) -> Result<(), String> {
+    /// What its outputs are free of. Whoever calls it with what may be empty is told; so its inputs are not.
+    fn function(&mut self, body: Message<'a>) -> Result<Vec<u64>, String> {
+        let (mut inputs, mut outputs) = (0, Vec::new());
         for field in body.fields() {
             let field = field?;
-            if field.number == 4 {
-                self.define(field.text()?, Fact { full: true, ..Fact::default() });
+            match field.number {
+                4 => {
+                    self.define(field.text()?, Fact { full: true, free: growth::but(inputs), ..Fact::default() });
+                    inputs += 1;
+                }
+                5 => outputs.push(field.text()?),
+                _ => {}
             }
         }
         for field in body.fields() {
@@ -122,7 +146,7 @@ impl<'a> Flow<'a, '_> {
                 _ => {}
             }
         }
-        Ok(())
+        Ok(outputs.into_iter().map(|name| self.fact(name).unwrap_or_default().free).collect())
     }
 
     /// Of graphs in attributes, of whose inputs nothing is known.
@@ -145,8 +169,10 @@ impl<'a> Flow<'a, '_> {
                     // Of one that is stated to be empty each request is to bring nothing.
                     None => {
                         let may_be_empty = stated::is_empty(info)? || self.past && is_past(name);
-                        let whole = stated::element(info)?.is_some_and(across::is_whole);
-                        Fact { full: !may_be_empty, whole, ..Fact::default() }
+                        let element = stated::element(info)?;
+                        let whole = element.is_some_and(across::is_whole);
+                        let free = if self.closed.contains(name) || element == Some(BOOL) { FREE } else { 0 };
+                        Fact { full: !may_be_empty, whole, free, ..Fact::default() }
                     }
                 };
                 self.define(name, fact);
@@ -165,7 +191,8 @@ impl<'a> Flow<'a, '_> {
                     for part in field.message()?.fields() {
                         let part = part?;
                         if part.number == 1 {
-                            self.define(tensor(part.message()?)?.0, Fact { fixed: true, ..Fact::default() });
+                            let fact = Fact { fixed: true, free: FREE, ..Fact::default() };
+                            self.define(tensor(part.message()?)?.0, fact);
                         }
                     }
                 }
@@ -216,12 +243,15 @@ impl<'a> Flow<'a, '_> {
                 node.inputs.iter().skip(first).take(count).find(|name| self.fact(name).is_some_and(|fact| !fact.full));
             self.found.starved = empty.map(|name| format!("{}: its input {}", node.label(), shown(name)));
         }
-        let outputs = match (own, op) {
+        let call = own.then(|| self.call(node));
+        self.weigh(node, inputs, call.as_ref())?;
+        let outputs = match (call, op) {
             _ if self.nodes > NODES_MAX => Vec::new(),
-            (true, _) => {
+            (Some(call), _) => {
                 // The function may run them.
                 self.graphs(node)?;
-                Vec::new()
+                let given = |free| Fact { free: growth::called(free, inputs), ..Fact::default() };
+                call.outputs.into_iter().map(given).collect()
             }
             (_, "If") => self.branches(node, inputs)?,
             (_, "Loop" | "Scan") => self.turns(node, inputs)?,
@@ -230,11 +260,34 @@ impl<'a> Flow<'a, '_> {
                 if self.found.across.is_none() && across::is_across_rows(node, inputs)? {
                     self.found.across = Some(node.label());
                 }
-                vec![across::with_kind(node, inputs, self.made(node, inputs, traits)?)?; node.outputs.len()]
+                let made = across::with_kind(node, inputs, self.made(node, inputs, traits)?)?;
+                vec![Fact { free: growth::passed(node, inputs), ..made }; node.outputs.len()]
             }
         };
         for (place, name) in node.outputs.iter().enumerate().filter(|(_, name)| !name.is_empty()) {
             self.define(name, outputs.get(place).cloned().unwrap_or_default());
+        }
+        Ok(())
+    }
+
+    /// What is known of the function that a node calls; of one that was not followed yet, the worst.
+    fn call(&self, node: &Node<'a>) -> Call {
+        // The graph is the first body.
+        let known = self.functions.get(&node.operator).and_then(|body| self.calls.get(body.checked_sub(1)?));
+        let worst = || Call { sizes: 0, outputs: vec![0; node.outputs.len()] };
+        known.cloned().flatten().unwrap_or_else(worst)
+    }
+
+    /// Notes whose numbers decide how large the outputs of a node are.
+    fn weigh(&mut self, node: &Node<'a>, inputs: Given<'_>, call: Option<&Call>) -> Result<(), String> {
+        let free = match call {
+            Some(call) => growth::called(call.sizes, inputs),
+            None => growth::sizes(node, inputs)?,
+        };
+        match &mut self.sizes {
+            Some(sizes) => *sizes &= free,
+            None if free != FREE && self.found.sized.is_none() => self.found.sized = Some(node.label()),
+            None => {}
         }
         Ok(())
     }
@@ -269,8 +322,8 @@ impl<'a> Flow<'a, '_> {
         let (skip, first) = if scan { (0, 0) } else { (2, 1) };
         let carried = node.inputs.len().saturating_sub(skip + if scan { scanned.unwrap_or(usize::MAX) } else { 0 });
         let full = |place: usize| Fact { full: inputs.full(place), ..Fact::default() };
-        let mut begins: Vec<Fact> =
-            (0..if scan { 0 } else { 2 }).map(|_| Fact { full: true, ..Fact::default() }).collect();
+        let scalar = |free| Fact { full: true, free, ..Fact::default() };
+        let mut begins = if scan { Vec::new() } else { vec![scalar(growth::count(inputs)), scalar(FREE)] };
         begins.extend((skip..node.inputs.len()).map(full));
         let mut ends = self.graph(body, Some(&begins))?;
         let states = |facts: &[Fact], from: usize| {

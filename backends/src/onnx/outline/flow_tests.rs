@@ -204,6 +204,143 @@ fn graphs_within_a_graph_are_followed() {
     assert_eq!(read(&file.0).unwrap().starved.as_deref(), Some("node 'GRU' of 'GRU': its input 'state'"));
 }
 
+/// Does a request say how large an output of these is?
+fn sized(nodes: &[Proto]) -> bool {
+    found(nodes).sized.is_some()
+}
+
+#[test]
+fn sizes_that_a_request_brings_without_a_bound_are_found() {
+    let wanted = found(&[made("Relu", "x", "a"), made("Range", "none s one", "y")]).sized;
+    assert_eq!(wanted.as_deref(), Some("node 'Range' of 'Range'"));
+    for node in [
+        made("Range", "s one one", "y"),
+        made("OneHot", "x s given", "y"),
+        made("ConstantOfShape", "s", "y"),
+        made("Expand", "x s", "y"),
+        made("Tile", "x s", "y"),
+        made("Pad", "x s", "y"),
+        made("Resize", "x s given", "y"),
+        made("Resize", "x none none s", "y"),
+        made("Upsample", "x s", "y"),
+        made("CenterCropPad", "x s", "y"),
+        made("HannWindow", "s", "y"),
+        made("GroupQueryAttention", "x x x x x x s", "y").bytes(7, "com.microsoft"),
+    ] {
+        assert!(sized(std::slice::from_ref(&node)), "{node:?}");
+    }
+    let expand = made("Expand", "x c", "y");
+    for nodes in [
+        &[made("Add", "s one", "c")][..],
+        &[made("Shape", "x", "a"), made("Mul", "a s", "c")],
+        &[made("ReduceMax", "s", "a"), made("Concat", "one a", "c")],
+        &[made("Gather", "s one", "c")],
+        &[made("Equal", "s one", "a"), made("Where", "a s given", "c")],
+        &[made("Later", "s", "c")],
+        &[made("Scan", "given s", "c").bytes(5, attribute("body", 6, body("Tanh")))],
+    ] {
+        assert!(sized(&[nodes, std::slice::from_ref(&expand)].concat()), "{nodes:?}");
+    }
+}
+
+#[test]
+fn sizes_that_shapes_or_the_file_bound_are_not() {
+    let expand = made("Expand", "x c", "y");
+    for nodes in [
+        &[made("Shape", "x", "c")][..],
+        &[made("Identity", "given", "c")],
+        // As PyTorch exports an expand to (batch, -1): shapes, and constants in the place of some.
+        &[
+            made("Shape", "x", "a"),
+            made("Gather", "a none", "b"),
+            made("Concat", "b one back", "d"),
+            made("ConstantOfShape", "one", "e"),
+            made("Mul", "e back", "f"),
+            made("Equal", "d f", "g"),
+            made("Where", "g e d", "c"),
+        ],
+        // Places of words up to how many there are.
+        &[made("Size", "x", "a"), made("Range", "none a one", "b"), made("ReduceMax", "b", "c")],
+        // How many are so, or where.
+        &[
+            made("Equal", "s one", "a"),
+            made("Cast", "a", "b"),
+            made("ReduceSum", "b", "d"),
+            made("Range", "none d one", "c"),
+        ],
+        &[made("NonZero", "s", "a"), made("Shape", "a", "c")],
+        &[made("ArgMax", "s", "c")],
+        // One of those in the file.
+        &[made("Gather", "given s", "c")],
+        &[
+            made("Reshape", "x s", "a"),
+            made("Slice", "a s s", "b"),
+            made("TopK", "b s", "d e"),
+            made("Shape", "d", "c"),
+        ],
+    ] {
+        assert!(!sized(&[nodes, std::slice::from_ref(&expand)].concat()), "{nodes:?}");
+    }
+    // Truth values, however they are used.
+    let truth = typed("b", Proto::new().bytes(1, Proto::new().number(1, 9).bytes(2, Proto::new())));
+    let graph = graph_of(&[made("Cast", "b", "c"), made("Expand", "x c", "y")]).bytes(11, truth);
+    assert_eq!(read(&model(&graph).0).unwrap().sized, None);
+}
+
+#[test]
+fn loops_that_keep_something_of_each_turn_are_weighed() {
+    let turns = |count: &str, outputs: &str, op: &str| {
+        sized(&[made("Loop", &format!("{count} s x"), outputs).bytes(5, attribute("body", 6, body(op)))])
+    };
+    assert!(turns("s", "t u", "Tanh"), "what is gathered is as long as there are turns");
+    assert!(turns("s", "t", "Concat"), "and so is what grows");
+    assert!(!turns("s", "t", "Tanh") && !turns("one", "t u", "Concat"));
+    // The number of the turn is as large as there are turns.
+    let inner = body("Tanh").bytes(1, made("Range", "none number one", "r"));
+    let count = |count: &str| {
+        sized(&[made("Loop", &format!("{count} s x"), "t").bytes(5, attribute("body", 6, inner.clone()))])
+    };
+    assert!(count("s") && !count("one"));
+}
+
+#[test]
+fn functions_are_weighed_by_what_they_are_called_with() {
+    let own = |name: &str, nodes: &[Proto]| function("own", name, nodes).bytes(4, "a").bytes(4, "b").bytes(5, "c");
+    let call = |name: &str, inputs: &str, output: &str| made(name, inputs, output).bytes(7, "own");
+    let inner = own("Inner", &[made("Relu", "b", "d"), made("Expand", "a d", "c")]);
+    let outer = own("Outer", &[made("Neg", "b", "d"), call("Inner", "a d", "c")]);
+    let first = own("First", &[made("Identity", "a", "c")]);
+    let sized = |nodes: &[Proto]| {
+        // A function may stand before what it calls.
+        let file = model(&graph_of(nodes)).bytes(25, &outer).bytes(25, &inner).bytes(25, &first);
+        read(&file.0).unwrap().sized
+    };
+    for name in ["Inner", "Outer"] {
+        assert_eq!(sized(&[call(name, "x given", "y")]), None, "only the second says how large it is");
+        assert_eq!(sized(&[made("Shape", "s", "n"), call(name, "x n", "y")]), None);
+        let told = sized(&[call(name, "given s", "y")]);
+        assert!(told.is_some_and(|told| told.contains(name)));
+    }
+    let passed = |inputs: &str| sized(&[call("First", inputs, "n"), made("Expand", "x n", "y")]);
+    assert!(passed("given s").is_none() && passed("s given").is_some());
+}
+
+#[test]
+fn what_no_request_can_bring_is_the_files() {
+    let graph = graph_of(&[made("Expand", "x given", "y")]).bytes(11, value("given"));
+    let sized = |version| {
+        let file = Proto::new().number(1, version).bytes(7, &graph).bytes(8, opset("", 9));
+        read(&file.0).unwrap().sized.is_some()
+    };
+    assert!(sized(8) && sized(4) && !sized(3));
+    // Of so many, none is offered.
+    let many = (0..40).fold(graph.clone(), |graph, place| {
+        let name = format!("w{place}");
+        graph.bytes(5, numbers(&name, &[1])).bytes(11, value(&name))
+    });
+    assert_eq!(read(&model(&many).0).unwrap().sized, None);
+}
+
 #[test]
 fn functions_are_given_nothing_empty() {
     let own = function("own", "Mine", &[made("LSTM", "a", "b")]).bytes(4, "a").bytes(5, "b");

@@ -17,6 +17,7 @@ mod facts;
 mod files;
 mod flow;
 mod functions;
+mod growth;
 mod node;
 mod operators;
 mod stated;
@@ -25,7 +26,7 @@ mod types;
 mod walk;
 mod wire;
 
-pub(super) use files::check_external;
+pub(super) use files::{Files, check_external, read_external};
 pub(super) use stated::{Dimension, conceal};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -64,6 +65,37 @@ pub(super) struct Outline {
     pub(super) starved: Option<String>,
     /// A node that computes across rows, be it for some numbers only: those of one request have a part in another's answer.
     pub(super) across: Option<String>,
+    /// A node whose output is as large as numbers of a request say, without a bound.
+    pub(super) sized: Option<String>,
+}
+
+impl Outline {
+    /// Why the process that computes it may end, each in a sentence for whoever runs the server; decoders without a past are
+    /// told by [`Past`].
+    pub(super) fn risks(&self) -> Vec<String> {
+        const TRUST: &str = "without a process of its own, whoever may send such requests must be trusted not to";
+        let starved = self.starved.as_ref().map(|node| {
+            format!(
+                "{node} may be empty though the inputs of a request are not, as far as can be seen, and ONNX Runtime ends \
+                 the process then: {TRUST}"
+            )
+        });
+        let sized = self.sized.as_ref().map(|node| {
+            format!(
+                "numbers of a request decide how large the output of {node} is, as far as can be seen, and the system may \
+                 end a process that asks for more memory than there is: {TRUST}"
+            )
+        });
+        let mapped = files::mapped(self).map(|external| {
+            format!(
+                "tensor {} lies in the file {}, which ONNX Runtime reads as it computes: without a process of its own, \
+                 whoever overwrites that file ends the server; put another in its place, and load the model again",
+                shown(&external.tensor),
+                shown(&external.location)
+            )
+        });
+        [starved, sized, mapped].into_iter().flatten().collect()
+    }
 }
 
 /// What may happen where inputs are empty that hold what a decoder remembers of earlier steps ([`is_past`]), and no others
@@ -92,10 +124,16 @@ pub(super) struct External {
     pub(super) length: Option<u64>,
     /// What its shape and type need.
     pub(super) bytes: u64,
+    /// Is it none of the tensors of the model's graph, but in a graph within a node, in a function, or a part of a sparse
+    /// tensor? ONNX Runtime takes no bytes for the files of those: it maps them, as it does with all that it is given none for.
+    pub(super) mapped: bool,
 }
 
 /// Bytes that protobuf can count; its library is asked for no more.
 const BYTES_MAX: usize = i32::MAX as usize;
+
+/// Initializers that may be given as inputs, at most: a file with more of them lists its weights, not its inputs.
+pub(super) const OPTIONAL_MAX: usize = 32;
 
 /// Reads a file: all of it but weights.
 ///

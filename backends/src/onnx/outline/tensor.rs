@@ -185,7 +185,8 @@ impl<'a> Tensor<'a> {
         if offset.checked_add(bytes).is_none_or(|end| end > i64::MAX as u64) {
             return Err(format!("lies at byte {offset} of its external data, further than files reach"));
         }
-        Ok(External { tensor: self.name.to_owned(), location: location.to_owned(), offset, length, bytes })
+        let (tensor, location) = (self.name.to_owned(), location.to_owned());
+        Ok(External { tensor, location, offset, length, bytes, mapped: false })
     }
 }
 

@@ -22,6 +22,8 @@ fn everything_in_a_file_is_found() {
     assert_eq!(found, classes);
     let locations: Vec<&str> = outline.external.iter().map(|external| external.location.as_str()).collect();
     assert_eq!(locations, ["then.bin", "folder/else.bin", "t", "w.bin", "d.bin", "u.bin"]);
+    let mapped: Vec<bool> = outline.external.iter().map(|external| external.mapped).collect();
+    assert_eq!(mapped, [true, true, true, false, true, true], "the graph's own are given from memory");
     let tensor = &outline.external[3];
     assert_eq!((tensor.offset, tensor.length, tensor.bytes), (8, Some(12), 12));
     assert_eq!(tensor.tensor, "outside");
@@ -168,6 +170,19 @@ fn sparse_tensors_whose_parts_do_not_fit_are_refused() {
     // Values and indices may lie outside the file, and are found there.
     let outside = Proto::new().bytes(1, external("v", "v.bin")).bytes(2, external("i", "i.bin")).number(3, 9);
     assert_eq!(external_files(&with(outside).0).unwrap(), BTreeSet::from(["i.bin", "v.bin"].map(str::to_owned)));
+}
+
+#[test]
+fn what_is_no_tensor_of_the_graph_is_mapped() {
+    let mapped = |graph: Proto| read(&model(&graph).0).unwrap().external.iter().all(|external| external.mapped);
+    let constant =
+        |op: &str, kind: u64, part: Proto| graph("g").bytes(1, node(op, "c").bytes(5, attribute("value", kind, part)));
+    assert!(!mapped(graph("g").bytes(5, external("w", "w.bin"))));
+    assert!(!mapped(constant("Constant", 5, external("", "w.bin"))));
+    assert!(mapped(constant("ConstantOfShape", 5, external("", "w.bin"))));
+    let outside = Proto::new().bytes(1, external("v", "v.bin")).bytes(2, external("i", "i.bin")).number(3, 9);
+    assert!(mapped(constant("Constant", 22, outside.clone())));
+    assert!(mapped(graph("g").bytes(15, outside)));
 }
 
 #[test]

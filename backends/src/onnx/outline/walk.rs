@@ -8,7 +8,7 @@ use super::stated::{self, Dimension, Hidden, Places};
 use super::tensor::{self, Tensor};
 use super::types::{types, value_info};
 use super::wire::{Field, Message, once, twice};
-use super::{External, Outline, Past, is_past, shown};
+use super::{External, OPTIONAL_MAX, Outline, Past, is_past, shown};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Graphs within graphs.
@@ -68,6 +68,7 @@ pub(super) fn model(message: Message<'_>) -> Result<Outline, String> {
     let whole = graph;
     let graph = walk.graph(whole, Place::default())?;
     let mut bodies = vec![std::mem::take(&mut walk.body)];
+    let outside = walk.external.len();
     for function in &model.functions {
         walk.function(*function)?;
         bodies.push(std::mem::take(&mut walk.body));
@@ -77,7 +78,9 @@ pub(super) fn model(message: Message<'_>) -> Result<Outline, String> {
     for training in &model.training {
         walk.training(*training)?;
     }
-    let follow = |past| flow::follow(whole, past, &model.functions, &walk.functions);
+    walk.external[outside..].iter_mut().for_each(|external| external.mapped = true);
+    let closed = closed(&graph, model.ir_version);
+    let follow = |past| flow::follow(whole, past, &closed, &model.functions, &walk.functions);
     let found = follow(false)?;
     let past = match graph.inputs.iter().any(|name| is_past(name)) {
         false => Past::None,
@@ -100,7 +103,16 @@ pub(super) fn model(message: Message<'_>) -> Result<Outline, String> {
         past,
         starved: found.starved,
         across: found.across,
+        sized: found.sized,
     })
+}
+
+/// Inputs that no request brings, as they have their values in the file: until version 4 of the format each was listed, and
+/// of many none is offered.
+fn closed<'a>(graph: &Graph<'a>, ir_version: i64) -> BTreeSet<&'a str> {
+    let inputs = graph.inputs.iter().copied();
+    let listed: BTreeSet<&str> = inputs.filter(|name| graph.initializers.contains(name)).collect();
+    if ir_version < 4 || listed.len() > OPTIONAL_MAX { listed } else { BTreeSet::new() }
 }
 
 /// Those that are of outputs of the graph.
@@ -276,8 +288,13 @@ impl<'a> Walk<'a> {
         let within = Place { depth: depth + 1, hidden };
         let walked = walked.and_then(|()| node.attributes.iter().try_for_each(|part| self.attribute(*part, within)));
         walked.map_err(|e| format!("{}: {e}", node.label()))?;
-        for external in self.external[first..].iter_mut().filter(|external| external.tensor.is_empty()) {
-            external.tensor = node.label();
+        // What a Constant of the model's graph holds is one of the graph's tensors.
+        let constant = depth == 0 && node.operator.0.is_empty() && node.operator.1 == "Constant";
+        for external in &mut self.external[first..] {
+            external.mapped |= !constant;
+            if external.tensor.is_empty() {
+                external.tensor = node.label();
+            }
         }
         Ok(())
     }
@@ -358,8 +375,10 @@ impl<'a> Walk<'a> {
     /// The name of a sparse tensor, which is that of its values.
     fn sparse(&mut self, message: Message<'a>, what: &str) -> Result<&'a str, String> {
         let [values, indices] = tensor::sparse(message).map_err(|e| format!("{what} at byte {}: {e}", message.at))?;
+        let first = self.external.len();
         let name = self.tensor(values, what)?;
         self.tensor(indices, "tensor").map_err(|e| format!("{what} {}: indices: {e}", shown(name)))?;
+        self.external[first..].iter_mut().for_each(|external| external.mapped = true);
         Ok(name)
     }
 

@@ -204,6 +204,10 @@ fn kind(config: &Message) -> Result<Option<(Kind, String)>, String> {
 /// What is said to any model.
 fn common(config: &Message, root: &Path) -> Result<Settings, String> {
     let most = config.parsed::<u32>("max_batch_size")?;
+    // Triton's field is an int32.
+    if let Some(size) = most.filter(|size| i32::try_from(*size).is_err()) {
+        return Err(format!("'max_batch_size' is '{size}', which does not fit it; expected 0 to {}", i32::MAX));
+    }
     let mut settings = Settings {
         name: config.text("name")?.map(str::to_owned),
         file: config.text("default_model_filename")?.filter(|file| !file.is_empty()).map(str::to_owned),

@@ -84,6 +84,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("parameters { key: 'threshold' text: '1' }", "field 'parameters.text' is not known"),
     ("parameters { key: 'threshold' value { string: '1' } }", "field 'parameters.value.string' is not known"),
     ("max_batch_size: 4 max_batch_size: 8", "field 'max_batch_size' is stated twice"),
+    ("max_batch_size: 2147483648", "'max_batch_size' is '2147483648', which does not fit it; expected 0 to 2147483647"),
     ("backend: 'fil' input { data_type: TYPE_FP32 foo: false }", "field 'input.foo' is not known"),
 ];
 
@@ -255,6 +256,17 @@ fn what_does_nothing_on_the_devices_that_are_stated_is_named() {
     assert_eq!(as_many_as_there_are, graph("").unwrap());
 }
 
+#[test]
+fn a_shape_for_clients_has_as_many_values_as_the_graphs() {
+    for (dims, shape) in [("2, 2", "4"), ("1", "1, 1"), ("0", "3, 0"), ("-1, 2", "-1"), ("1, -1", "-1, 1, 64")] {
+        let port = format!("input {{ name: 'a' dims: [ {dims} ] reshape {{ shape: [ {shape} ] }} }}");
+        let settings = graph(&port).unwrap();
+        assert_eq!(settings.check_for(true), Ok(()), "{port}");
+    }
+    let scalar = graph("input { name: 'a' dims: [ 1 ] reshape { } }").unwrap();
+    assert_eq!(scalar.check_for(true), Ok(()));
+}
+
 /// What an ONNX model cannot be served with.
 const REFUSED_FOR_A_GRAPH: &[(&str, &str)] = &[
     ("sequence_batching { }", "field 'sequence_batching' is not served: no model remembers"),
@@ -271,6 +283,11 @@ const REFUSED_FOR_A_GRAPH: &[(&str, &str)] = &[
     ("output { name: 'a' dims: [ -2 ] }", "'dims' of output 'a' has -2"),
     ("input { name: 'a' reshape { shape: [ 1 ] } }", "input 'a' has 'reshape' without 'dims'"),
     ("input { name: 'a' dims: [ 2 ] reshape { shape: [ -1, -1 ] } }", "at most one length may be open"),
+    ("input { name: 'a' dims: [ 2, 2 ] reshape { shape: [ 3 ] } }", "'reshape' of input 'a' is [3], of 3 values"),
+    ("input { name: 'a' dims: [ 2, 2 ] reshape { shape: [ 3 ] } }", "'dims', [2, 2], have 4"),
+    ("output { name: 'a' dims: [ 2 ] reshape { } }", "'reshape' of output 'a' is [], of 1 values"),
+    ("input { name: 'a' dims: [ -1 ] reshape { shape: [ 4 ] } }", "expected is -1 in both or in neither"),
+    ("input { name: 'a' dims: [ 4 ] reshape { shape: [ -1, 2 ] } }", "expected is -1 in both or in neither"),
     ("input { name: 'a' allow_ragged_batch: true }", "field 'input.allow_ragged_batch' is not served"),
     ("input { name: 'a' is_shape_tensor: true }", "field 'input.is_shape_tensor' is not served"),
     ("output { name: 'a' is_non_linear_format_io: true }", "field 'output.is_non_linear_format_io' is not served"),

@@ -55,7 +55,7 @@ pub(crate) fn lower(mut model: RawModel) -> Result<Lowered, String> {
         }
     }
     let forest = forest.checked().map_err(|invalid| invalid.to_string())?;
-    let placed = pandas::place(&mut model)?;
+    let placed = pandas::place(&mut model);
     let columns = Columns {
         count: features,
         names: model.feature_names,

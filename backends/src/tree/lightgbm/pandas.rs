@@ -2,7 +2,7 @@
 //! categorical columns, but does not say which columns those are.
 
 use super::super::frame::Categories;
-use super::text::RawModel;
+use super::text::{RawModel, Seen};
 use serde_json::Value;
 
 /// Reads the JSON of the file's last line.
@@ -20,21 +20,56 @@ pub(super) struct Placed {
     pub(super) unplaced: Vec<Categories>,
 }
 
-/// Matches the lists with the columns that training took for categorical. They belong together in order, unless an
-/// ordered category was taken for a number, or a number declared a category; their counts or codes tell most of those.
-pub(super) fn place(model: &mut RawModel) -> Result<Placed, String> {
+/// Matches the lists with the columns that training took for categorical, where nothing else fits. Otherwise they may
+/// belong elsewhere: a category that is ordered was taken for a number unless it was declared, a number may have been
+/// declared a category, and a column of one value is not told from others.
+pub(super) fn place(model: &mut RawModel) -> Placed {
     let lists = std::mem::take(&mut model.categories);
-    let fits = lists.len() == model.categorical.len()
-        && lists.iter().zip(&model.categorical).all(|(list, (_, greatest))| *greatest < list.len() as i64);
-    if lists.is_empty() || !fits {
+    let declared = declared(model);
+    let fits = |list: usize, column: usize| {
+        let categories = lists[list].len() as i64;
+        match model.seen[column] {
+            Seen::Codes(greatest) => greatest < categories,
+            // An ordered category that the training frame had all values of.
+            Seen::UpTo(greatest) => greatest + 1 == categories,
+            Seen::Numbers => false,
+            Seen::Nothing => true,
+        }
+    };
+    // Lists in their order, each as far in front as it fits, and as far behind: other ways lie between the two.
+    let (mut front, mut back) = (Vec::new(), Vec::new());
+    for column in 0..model.seen.len() {
+        if front.len() < lists.len() && fits(front.len(), column) {
+            front.push(column);
+        }
+    }
+    for column in (0..model.seen.len()).rev() {
+        if back.len() < lists.len() && fits(lists.len() - 1 - back.len(), column) {
+            back.push(column);
+        }
+    }
+    back.reverse();
+    if lists.is_empty() || declared.len() != lists.len() || front != declared || back != declared {
         let unplaced = lists.iter().map(|list| categories(list)).collect();
-        return Ok(Placed { by_column: Vec::new(), unplaced });
+        return Placed { by_column: Vec::new(), unplaced };
     }
     let mut by_column: Vec<Option<Categories>> = (0..model.features).map(|_| None).collect();
-    for (list, (column, _)) in lists.iter().zip(&model.categorical) {
-        by_column[*column] = Some(categories(list));
+    for (list, column) in lists.iter().zip(declared) {
+        by_column[column] = Some(categories(list));
     }
-    Ok(Placed { by_column, unplaced: Vec::new() })
+    Placed { by_column, unplaced: Vec::new() }
+}
+
+/// Columns that training took for categorical, in order: those of the parameters, which know columns of one value too,
+/// unless they are of another model; else those that have codes.
+fn declared(model: &mut RawModel) -> Vec<usize> {
+    let codes = model.seen.iter().enumerate().filter(|(_, seen)| matches!(seen, Seen::Codes(_)));
+    let codes: Vec<usize> = codes.map(|(column, _)| column).collect();
+    let Some(mut declared) = model.declared.take() else { return codes };
+    declared.sort_unstable();
+    declared.dedup();
+    let known = codes.iter().all(|column| declared.binary_search(column).is_ok());
+    if known && declared.iter().all(|column| *column < model.seen.len()) { declared } else { codes }
 }
 
 fn categories(list: &[Value]) -> Categories {

@@ -4,12 +4,13 @@
 //! tree                                   the first line, by which the format is told
 //! version=v4 ... feature_names=a b       header
 //!
-//! Tree=0                                 one block for each tree, up to an empty line
+//! Tree=0                                 one block for each tree by its number, up to an empty line
 //! num_leaves=3 ... left_child=1 -1       arrays by space; a child below zero is leaf `!child`
 //!
 //! end of trees                           before 2.2 there was none
-//! feature_importances: parameters: parser:             not looked at
-//! pandas_categorical:[["red", "green"]]
+//! feature_importances: parser:           not looked at
+//! parameters: ... end of parameters      where there are any; of them only which columns are categorical
+//! pandas_categorical:[["red", "green"]]  by the Python package alone
 //! ```
 //!
 //! Arrays are as long as the file makes them; what the file says of their length is compared afterwards, so that no
@@ -44,11 +45,28 @@ pub(crate) struct RawModel {
     /// A random forest: sums are divided by the number of iterations.
     pub(crate) average: bool,
     pub(crate) feature_names: Vec<String>,
-    /// Columns that training took for categorical, and the greatest code seen in each.
-    pub(crate) categorical: Vec<(usize, i64)>,
+    /// What training saw in each column; empty where the file does not say.
+    pub(crate) seen: Vec<Seen>,
+    /// Columns that the trainer's parameters call categorical; none where they do not say.
+    pub(crate) declared: Option<Vec<usize>>,
+    /// How many trees the header speaks of; files before 2.2 do not say.
+    pub(crate) stated_trees: Option<usize>,
     pub(crate) trees: Vec<RawTree>,
     /// Category values of the training frame's categorical columns, in order.
     pub(crate) categories: Vec<Vec<Value>>,
+}
+
+/// What training saw in a column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// Categories; the greatest code.
+    Codes(i64),
+    /// Numbers from zero up to this whole one: codes as well, if the training frame had them for an ordered category.
+    UpTo(i64),
+    /// Numbers that are no codes.
+    Numbers,
+    /// Nothing to tell rows apart by.
+    Nothing,
 }
 
 /// One tree as written: internal nodes and leaves are numbered apart.
@@ -112,11 +130,20 @@ pub(crate) fn read(data: &[u8]) -> Result<RawModel, Fault> {
     let mut model = RawModel::default();
     let mut line = read_header(&mut lines, &mut model)?;
     while let Some(b) = line {
-        if b.starts_with(b"Tree=") {
-            let tree = read_tree(&mut lines, model.trees.len())?;
+        if let Some(stated) = b.strip_prefix(b"Tree=") {
+            let index = model.trees.len();
+            if number::<usize>(&lines, "Tree", stated)? != index {
+                let found = excerpt(b);
+                return Err(lines.fault(format!("expected 'Tree={index}', found '{found}': trees are lost or moved")));
+            }
+            let tree = read_tree(&mut lines, index)?;
             model.trees.push(tree);
         } else if b == b"end of trees" || b.starts_with(b"feature importances") || b.starts_with(b"feature_importances")
         {
+            if let Some(stated) = model.stated_trees.filter(|stated| *stated != model.trees.len()) {
+                let trees = model.trees.len();
+                return Err(lines.fault(format!("tree_sizes has {stated} entries, but there are {trees} trees")));
+            }
             read_rest(&mut lines, &mut model)?;
             return Ok(model);
         } else if !b.is_empty() {
@@ -130,7 +157,6 @@ pub(crate) fn read(data: &[u8]) -> Result<RawModel, Fault> {
 /// Up to the first tree, or to what follows the trees; returns that line.
 fn read_header<'a>(lines: &mut Lines<'a>, model: &mut RawModel) -> Result<Option<&'a [u8]>, Fault> {
     let (mut classes, mut outputs, mut last_feature) = (None, None, None);
-    let mut infos = 0;
     if lines.next() != Some(b"tree") {
         return Err(lines.fault("expected 'tree': not a LightGBM model"));
     }
@@ -150,7 +176,8 @@ fn read_header<'a>(lines: &mut Lines<'a>, model: &mut RawModel) -> Result<Option
             b"objective" => model.objective = Some(String::from_utf8_lossy(value).into_owned()),
             b"average_output" => model.average = true,
             b"feature_names" => model.feature_names = names(value),
-            b"feature_infos" => (infos, model.categorical) = categorical_columns(value),
+            b"feature_infos" => model.seen = words(value).map(seen).collect(),
+            b"tree_sizes" => model.stated_trees = Some(words(value).count()),
             _ => {}
         }
     };
@@ -166,8 +193,9 @@ fn read_header<'a>(lines: &mut Lines<'a>, model: &mut RawModel) -> Result<Option
         let (names, features) = (model.feature_names.len(), model.features);
         return Err(lines.fault(format!("feature_names has {names} entries for {features} features")));
     }
-    if infos != 0 && infos != model.features {
-        return Err(lines.fault(format!("feature_infos has {infos} entries for {} features", model.features)));
+    if !model.seen.is_empty() && model.seen.len() != model.features {
+        let (infos, features) = (model.seen.len(), model.features);
+        return Err(lines.fault(format!("feature_infos has {infos} entries for {features} features")));
     }
     Ok(end)
 }
@@ -248,14 +276,35 @@ impl RawTree {
     }
 }
 
-/// What follows the trees: only the category values matter.
+/// What follows the trees: only the categories matter, but parameters that do not end were cut off, and categories
+/// with them.
 fn read_rest(lines: &mut Lines<'_>, model: &mut RawModel) -> Result<(), Fault> {
+    let mut parameters = false;
     while let Some(line) = lines.next() {
-        if let Some(json) = line.strip_prefix(b"pandas_categorical:") {
+        if let Some(json) = line.strip_prefix(CATEGORIES) {
             model.categories = pandas::read(json).map_err(|what| lines.fault(format!("pandas_categorical: {what}")))?;
+        } else if line == b"parameters:" {
+            parameters = true;
+        } else if line == b"end of parameters" {
+            parameters = false;
+        } else if let Some(columns) = line.strip_prefix(b"[categorical_feature: ").filter(|_| parameters) {
+            model.declared = declared(columns);
+        } else if !line.is_empty() && CATEGORIES.starts_with(line) {
+            return Err(lines.fault("the file ends in 'pandas_categorical:': it was cut off"));
         }
     }
+    if parameters {
+        return Err(lines.fault("the file ends before 'end of parameters': it was cut off"));
+    }
     Ok(())
+}
+
+const CATEGORIES: &[u8] = b"pandas_categorical:";
+
+/// `6,7]`: columns by number. By name they may stand there as well, and then say nothing here.
+fn declared(columns: &[u8]) -> Option<Vec<usize>> {
+    let columns = std::str::from_utf8(columns).ok()?.strip_suffix(']')?;
+    columns.split(',').map(|column| column.parse().ok()).collect()
 }
 
 /// `key=value`, or a key alone.
@@ -276,16 +325,20 @@ fn names(value: &[u8]) -> Vec<String> {
     names
 }
 
-/// `[least:greatest]` is a numeric column, `none` an unused one, `3:1:2` lists the codes of a categorical one.
-/// Returns how many columns there are, too.
-fn categorical_columns(value: &[u8]) -> (usize, Vec<(usize, i64)>) {
-    let greatest = |info: &[u8]| {
-        let codes = std::str::from_utf8(info).ok()?.split(':').map(|code| code.parse::<i64>().ok());
-        codes.collect::<Option<Vec<i64>>>()?.into_iter().max()
-    };
-    let columns = words(value).enumerate();
-    let categorical = columns.filter_map(|(column, info)| Some((column, greatest(info)?)));
-    (words(value).count(), categorical.collect())
+/// `[least:greatest]` is a numeric column, `none` one of a single value, `3:1:2` lists the codes of a categorical one.
+fn seen(info: &[u8]) -> Seen {
+    let Ok(info) = std::str::from_utf8(info) else { return Seen::Numbers };
+    let range = info.strip_prefix('[').and_then(|info| info.strip_suffix(']')).and_then(|info| info.split_once(':'));
+    if let Some((least, greatest)) = range {
+        let from_zero = least.parse::<f64>().is_ok_and(|least| least == 0.0);
+        return greatest.parse::<i64>().ok().filter(|_| from_zero).map_or(Seen::Numbers, Seen::UpTo);
+    }
+    let codes: Option<Vec<i64>> = info.split(':').map(|code| code.parse().ok()).collect();
+    match codes.and_then(|codes| codes.into_iter().max()) {
+        Some(greatest) => Seen::Codes(greatest),
+        None if info == "none" => Seen::Nothing,
+        None => Seen::Numbers,
+    }
 }
 
 fn number<T: FromStr>(lines: &Lines<'_>, name: &str, value: &[u8]) -> Result<T, Fault> {
