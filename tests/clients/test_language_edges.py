@@ -79,6 +79,21 @@ def test_strict_tools_bind_no_text(parrots):
     assert calls_of(choice.message)[0][1].startswith("{")
 
 
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_a_number_that_cannot_be_kept_is_told_of_its_tool(parrots, choice):
+    strict = tool("f", {"type": "object", "properties": {"id": {"const": 1234567890123456789}}}, strict=True)
+    what = r"tools\[1\] 'f': properties.id.const is 1234567890123456789, which cannot be kept to the digit"
+    with pytest.raises(openai.BadRequestError, match=what):
+        say(parrots, "hermes", "No.", tools=[WEATHER, strict], tool_choice=choice)
+
+
+def test_tools_that_no_template_tells_of(parrots):
+    what = "does not tell it of tools; force a call with tool_choice"
+    with pytest.raises(openai.BadRequestError, match=what) as caught:
+        say(parrots, "plain", "No.", tools=[WEATHER])
+    assert caught.value.param == "tools"
+
+
 OPEN = [{}, {"description": "Anything."}, {"properties": {"a": {"type": "integer"}}}, {"type": ["object", "null"]}]
 OPEN += [{"anyOf": [{"type": "integer"}, {"$ref": "#/$defs/a"}], "$defs": {"a": {"properties": {"a": {"const": 1}}}}}]
 

@@ -75,6 +75,10 @@ def test_any_object(client):
 FORMS = {
     "regex": ({"regex": "[a-c]{3}-[0-9]{2}"}, re.compile("[a-c]{3}-[0-9]{2}")),
     "choice": ({"choice": ["yes", "no", 'may"be\n']}, re.compile('yes|no|may"be\n')),
+    "odd choice": ({"choice": ["a\x7fb"]}, re.compile("a\x7fb")),
+    "number": ({"json": {"enum": [(1 << 63) - 1, 1 << 60]}}, re.compile("9223372036854775807|1152921504606846976")),
+    "format": ({"json": {"type": "string", "format": "path", "maxLength": 3}}, re.compile('".*"')),
+    "reference": ({"json": {"$ref": "#/$defs/a~1b%20c", "$defs": {"a/b c": {"const": 5}}}}, re.compile("5")),
     "grammar": ({"grammar": 'start: "(" start ")" | "x"'}, re.compile(r"\(*x\)*")),
     "json": ({"json": {"type": "integer", "minimum": 10, "maximum": 99}}, re.compile("[1-9][0-9]")),
     "json as text": ({"json": '{"const": "\u00e9\U0001f642"}'}, re.compile('"(é|\\\\u00e9)(🙂|.*)"')),
@@ -139,6 +143,7 @@ def test_a_complete_form_ends_the_answer(client, more):
     assert (reply.choices[0].text, reply.choices[0].finish_reason) == ("yes", "stop")
 
 
+BIG = 1234567890123456789
 WRONG = {
     "regex": ("structured_outputs", {"structured_outputs": {"regex": "([a"}}),
     "grammar": ("structured_outputs", {"structured_outputs": {"grammar": "start: nowhere"}}),
@@ -148,6 +153,8 @@ WRONG = {
         "type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#/$defs/lost"}}}}),
     "nothing fits": ("response_format", {"response_format": {
         "type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer", "minimum": 3, "maximum": 2}}}}),
+    "number": ("response_format", {"response_format": {
+        "type": "json_schema", "json_schema": {"name": "x", "schema": {"items": {"const": BIG}}}}}),
 }
 
 
@@ -160,6 +167,27 @@ def test_what_cannot_be_followed_is_that_requests_problem(service, client, case)
     assert reply.status_code == 400, reply.text
     assert reply.json()["error"]["param"] == param
     assert chat(client, max_tokens=3).usage.completion_tokens == 3
+
+
+def test_a_number_that_cannot_be_kept_is_told_with_its_place(client):
+    with pytest.raises(openai.BadRequestError, match=f"a.const is {BIG}, which cannot be kept to the digit"):
+        complete(client, TEXT, extra_body={"structured_outputs": {"json": {"properties": {"a": {"const": BIG}}}}})
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_number_above_0_is_not_0(client, seed):
+    more = {"structured_outputs": {"json": {"type": "number", "exclusiveMinimum": 0, "maximum": 0.05}}}
+    reply = complete(client, TEXT, temperature=1.0, seed=seed, max_tokens=20, extra_body=more)
+    if reply.choices[0].finish_reason == "stop":
+        assert 0 < float(reply.choices[0].text) <= 0.05
+
+
+def test_objects_of_many_properties(client):
+    properties = {f"p{number}": {"type": "null"} for number in range(600)}
+    schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    more = {"structured_outputs": {"json": schema}}
+    reply = complete(client, TEXT, temperature=1.0, seed=3, max_tokens=120, extra_body=more)
+    assert reply.choices[0].text.lstrip().startswith("{")
 
 
 def test_forms_that_ask_for_much_are_refused_in_time(service, client):

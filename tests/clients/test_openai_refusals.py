@@ -18,9 +18,12 @@ from openai_service import (  # noqa: F401
     client,
     complete,
     connect,
+    eventually,
     oracle,
     said,
+    sampled,
     service,
+    wait_for,
 )
 
 NAMES = ("qwen", "publishers/ns/models/qwen")
@@ -77,6 +80,22 @@ def test_chats_are_told_of_their_own_fields(service, case):
     assert error["param"] == param and what in error["message"], error
 
 
+# What is asked for, the field that is complained about, and what the message says.
+SEVERAL = {
+    "token": ({"prompt": [[65], [66, 9999999]]}, "prompt[1]", "9999999 of prompt"),
+    "length": ({"prompt": [[65], [66], [65] * 600]}, "prompt[2]", "this model's context of 512 tokens"),
+    "text": ({"prompt": ["a", "b" * (2 << 20)]}, "prompt[1]", "bytes"),
+    "tokens": ({"prompt": ["a", "b" * 500], "max_tokens": 20}, "max_tokens", "prompt[1]: max_tokens is 20"),
+}
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+def test_what_is_wrong_with_one_of_several_prompts_says_which(service, case):
+    more, param, what = SEVERAL[case]
+    error = refused(service, more, "/v1/completions")
+    assert error["param"] == param and what in error["message"], error
+
+
 @pytest.mark.parametrize("case", COMPLETIONS)
 def test_completions_are_told_of_their_own_fields(service, case):
     more, param, what = COMPLETIONS[case]
@@ -106,6 +125,28 @@ def test_what_is_echoed_is_what_was_read(client, oracle):
     assert choice.logprobs.tokens == texts
     assert choice.logprobs.text_offset == [sum(map(len, texts[:place])) for place in range(len(texts))]
     assert reply.usage.prompt_tokens == 4
+
+
+# The message that is continued, and what the prompt ends with: the template takes no parts.
+ENDINGS = {
+    "text": ("The port is one", "The port is one"),
+    "parts": ([{"type": "text", "text": "The"}, {"type": "text", "text": "port"}], "The\nport"),
+    "refusal": ([{"type": "text", "text": "No."}, {"type": "refusal", "refusal": "I will not"}], "No.\nI will not"),
+}
+
+
+@pytest.mark.parametrize("kept", [None, 9])
+@pytest.mark.parametrize("case", ENDINGS)
+def test_a_chat_echoes_what_was_read(client, case, kept):
+    content, words = ENDINGS[case]
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": content}]
+    more = {"echo": True, "continue_final_message": True, "add_generation_prompt": False}
+    if kept:
+        # Tokens are bytes.
+        words, more["truncate_prompt_tokens"] = words[-kept:], kept
+    reply = chat(client, messages=messages, max_tokens=1, extra_body=more)
+    text = reply.choices[0].message.content
+    assert text.startswith(words) and len(text) <= len(words) + 4, text
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -242,6 +283,28 @@ def test_a_queue_that_is_full_names_its_model_and_its_flag(binary, tmp_path):
             complete(connect(server), "b", max_tokens=1)
         assert "model 'tiny'" in caught.value.message and "--queue-size" in caught.value.message
         holding.close()
+        stop_all(started)
+    finally:
+        for each in started:
+            each.kill()
+
+
+def test_the_prompts_of_a_request_do_not_wait_for_each_other(binary, tmp_path):
+    """Where nothing waits all of them enter, however short the queue is; elsewhere none does."""
+    server, started = serving(binary, tmp_path, "--max-num-seqs", "4", "--queue-size", "8", context=LONG_CONTEXT)
+    try:
+        for prompts, n in ((13, 1), (64, 4), (13, 16)):
+            reply = complete(connect(server), [f"{number} is" for number in range(prompts)], n=n, max_tokens=2)
+            assert len(reply.choices) == prompts * n
+        holding = connect(server).completions.create(
+            **GREEDY, prompt=["a", "b"], max_tokens=LONG, n=4, stream=True, extra_body={"ignore_eos": True}
+        )
+        next(iter(holding))
+        with pytest.raises(openai.RateLimitError):
+            complete(connect(server), ["c"] * 13, max_tokens=1)
+        eventually(lambda: sampled(server, "vllm:num_requests_waiting", model_name="tiny"), 4)
+        holding.close()
+        wait_for(server, 0)
         stop_all(started)
     finally:
         for each in started:

@@ -92,6 +92,14 @@ impl<E: Executor> Engine<E> {
         self.scheduler.admit(now, request)
     }
 
+    /// Takes requests that belong together into the queue, all or none.
+    ///
+    /// # Errors
+    /// As [`Scheduler::admit`].
+    pub fn admit_all(&mut self, now: Instant, requests: Vec<Request>) -> Result<Vec<GroupId>, Rejected> {
+        self.scheduler.admit_all(now, requests)
+    }
+
     /// Binds a sequence to a grammar; to be called before the step after its admission.
     pub fn constrain(&mut self, sequence: SequenceId, matcher: Box<dyn Matcher>) {
         self.matchers.insert(sequence, matcher);

@@ -108,7 +108,7 @@ impl Grammars {
     /// It is malformed, asks for something that is not supported, or is too large: says what.
     pub fn compile(&self, form: &Form) -> Result<Guide, String> {
         let grammar = match form {
-            Form::Object | Form::Schema(_) => TopLevelGrammar::from_json_schema(json_schema(form)),
+            Form::Object | Form::Schema(_) => TopLevelGrammar::from_json_schema(json_schema(form)?),
             Form::Regex(regex) => TopLevelGrammar::from_regex(regex),
             Form::Choice(_) => TopLevelGrammar::from_lark(format!("start: {}", expression(form))),
             Form::Grammar(lark) => TopLevelGrammar::from_grammar(GrammarWithLexer::from_lark(lark.clone())),
@@ -162,9 +162,15 @@ impl Outline {
     }
 }
 
+/// Ways on that may be open at one place: an object has four for each property that may be left out, and one that has
+/// more takes longer to compile than a form may. Each is 8 bytes for as long as the answer grows, and a token's mask
+/// looks at those of a few places, as `step_max_items` allows.
+const WAYS: usize = 10_000;
+
 /// Fuel and memory of one form: what the largest schemas in use need, and a fraction of a second.
 fn limits() -> ParserLimits {
     ParserLimits {
+        max_items_in_row: WAYS,
         initial_lexer_fuel: 1_000_000,
         step_lexer_fuel: 200_000,
         step_max_items: 50_000,
@@ -175,17 +181,22 @@ fn limits() -> ParserLimits {
     }
 }
 
-fn json_schema(form: &Form) -> Value {
-    with_whitespace(match form {
-        Form::Schema(schema) => schema.clone(),
-        _ => json!({"type": "object"}),
-    })
+/// The schema of a form, as the library is to read it.
+fn json_schema(form: &Form) -> Result<Value, String> {
+    match form {
+        Form::Schema(schema) => schema::prepared(schema).map(with_whitespace),
+        _ => Ok(with_whitespace(json!({"type": "object"}))),
+    }
 }
 
 /// A form as a part of a grammar in Lark's notation.
 pub(super) fn expression(form: &Form) -> String {
     match form {
-        Form::Object | Form::Schema(_) => format!("%json {}", json_schema(form)),
+        Form::Object | Form::Schema(_) => {
+            // A schema that cannot be kept to is none to the library, which refuses it in these words.
+            let schema = json_schema(form).unwrap_or_else(|fault| json!({"type": fault}));
+            format!("%json {schema}")
+        }
         Form::Regex(regex) => format!("/{}/", regex_to_lark(regex, "")),
         Form::Choice(texts) => {
             let texts: Vec<String> = texts.iter().map(|text| literal(text)).collect();
@@ -198,7 +209,8 @@ pub(super) fn expression(form: &Form) -> String {
 
 /// Text in Lark's notation.
 pub(super) fn literal(text: &str) -> String {
-    Value::from(text).to_string()
+    // Where JSON may have this character as it is, this notation may not.
+    Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 
 /// A schema with this server's habit of writing, unless it states one.
@@ -215,12 +227,19 @@ pub const STUCK: &str = "the form of the answer cannot be followed to its end: "
 /// The library's word for a form that nothing can follow.
 const NOTHING_FOLLOWS: &str = "NoExtensionBias";
 
+/// The library's words for too many ways on, at one place and for one token.
+const TOO_MANY_WAYS: [&str; 2] = ["Current row has ", "Too many items "];
+
 /// An error of the library in one line. It may go on with the library's state, which is nobody's business.
 fn in_one_line(error: &str) -> String {
     if error.contains(NOTHING_FOLLOWS) {
         return "there is a place in it after which no text is allowed".to_owned();
     }
-    let error = error.split("<backtrace>").next().unwrap_or_default();
+    if TOO_MANY_WAYS.iter().any(|words| error.contains(words)) {
+        let many = "it is too large: there is a place in it with too many ways to go on, as objects have with each";
+        return format!("{many} optional property; {WAYS} are the most at one place");
+    }
+    let error = error.split("<backtrace>").next().unwrap_or_default().replace("<non-verbose/>", "");
     let lines = error.lines().take(6).map(str::trim).filter(|line| !line.is_empty());
     lines.collect::<Vec<_>>().join(" ").chars().take(400).collect()
 }
@@ -273,6 +292,7 @@ impl engine::Matcher for Guide {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::llm::engine::Matcher as _;
 
     #[test]
     fn a_form_travels_however_deep_it_is() {
@@ -303,6 +323,87 @@ mod tests {
         let schema = json!({"properties": {"a": {"type": "integer", "minimum": "x"}}});
         let error = grammars.compile(&Form::Schema(schema)).unwrap_err();
         assert!(error.contains("at properties.a.minimum"), "{error}");
+    }
+
+    /// Is a text, as a whole, of this form?
+    fn admits(form: &Form, text: &str) -> bool {
+        let grammars = Outline { size: 10, ends: vec![7], controls: Vec::new() }.grammars().unwrap();
+        let mut guide = grammars.compile(form).unwrap();
+        let goes_on = text
+            .bytes()
+            .map(|byte| 10 + u32::from(byte))
+            .all(|token| guide.mask().unwrap().allows(token) && guide.accept(token).is_ok());
+        goes_on && guide.mask().unwrap().allows(7)
+    }
+
+    #[test]
+    fn numbers_are_kept_to_the_digit() {
+        let admits = |schema: Value, text| admits(&Form::Schema(schema), text);
+        for (number, text) in [(i64::MAX, "9223372036854775807"), (1 << 60, "1152921504606846976"), (-7, "-7")] {
+            assert!(admits(json!({"enum": ["a", number]}), text), "{number}");
+        }
+        let of_64_bits = json!({"type": "integer", "minimum": i64::MIN, "maximum": i64::MAX});
+        assert!(admits(of_64_bits.clone(), "-9223372036854774784") && admits(of_64_bits, "9223372036854775807"));
+        let grammars = Outline { size: 10, ends: vec![7], controls: Vec::new() }.grammars().unwrap();
+        let schema = Form::Schema(json!({"properties": {"a": {"const": 1_234_567_890_123_456_789_i64}}}));
+        let error = grammars.compile(&schema).unwrap_err();
+        assert!(error.starts_with("properties.a.const is 1234567890123456789, which cannot be kept"), "{error}");
+        // As a part of a grammar, too.
+        let error = grammars.compile(&Form::Grammar(format!("start: {}", expression(&schema)))).unwrap_err();
+        assert!(error.contains("properties.a.const is 1234567890123456789"), "{error}");
+    }
+
+    #[test]
+    fn a_bound_that_is_left_out_is_left_out() {
+        for (bounds, out, within) in [
+            (json!({"exclusiveMinimum": 0, "maximum": 0.5}), ["0", "0.0", "-0"], "0.5"),
+            (json!({"exclusiveMinimum": 0, "exclusiveMaximum": 0.5}), ["0", "0.5", "-0.0"], "0.0000000001"),
+            (json!({"minimum": -0.5, "exclusiveMaximum": 0}), ["-0", "0", "-0.0"], "-0.25"),
+            (json!({"exclusiveMinimum": 2, "maximum": 2.5}), ["2", "2.0", "2.6"], "2.1"),
+            (json!({"allOf": [{"exclusiveMinimum": 0}, {"maximum": 0.5}]}), ["0", "0.0", "0.6"], "0.1"),
+            (json!({"exclusiveMinimum": 0}), ["0", "0.0", "-1"], "12.5"),
+        ] {
+            let form = Form::Schema(json!({"type": "number", "allOf": [bounds]}));
+            assert!(admits(&form, within), "{bounds} {within}");
+            for text in out {
+                assert!(!admits(&form, text), "{bounds} {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn references_with_escapes_and_formats_of_others_are_followed() {
+        let schema = json!({
+            "type": "object",
+            "properties": {"a": {"$ref": "#/$defs/x~1y"}, "b": {"type": "string", "format": "path"}},
+            "required": ["a", "b"],
+            "$defs": {"x/y": {"$ref": "#/$defs/x~1y%20z"}, "x/y z": {"const": 5}},
+        });
+        assert!(admits(&Form::Schema(schema.clone()), r#"{"a":5,"b":"/tmp"}"#));
+        assert!(!admits(&Form::Schema(schema), r#"{"a":6,"b":"/tmp"}"#));
+    }
+
+    #[test]
+    fn choices_are_of_any_characters() {
+        let text = "a\u{7f}\u{80}\n\"\\b";
+        assert!(admits(&Form::Choice(vec!["x".into(), text.into()]), text));
+    }
+
+    #[test]
+    fn an_object_may_have_a_thousand_properties() {
+        let property = |index: usize| (format!("p{index}"), json!({"type": "null"}));
+        let properties: serde_json::Map<_, _> = (0..1000).map(property).collect();
+        let schema = json!({"type": "object", "properties": properties, "additionalProperties": false});
+        // The library goes as deep as there are properties.
+        let work = move || assert!(admits(&Form::Schema(schema), r#"{"p0":null,"p999":null}"#));
+        rayon::ThreadPoolBuilder::new().num_threads(1).stack_size(64 << 20).build().unwrap().install(work);
+    }
+
+    #[test]
+    fn limits_of_the_library_are_sizes() {
+        let told = in_one_line("Current row has 3999 items; max is 2000; consider something\n<non-verbose/>");
+        assert!(told.starts_with("it is too large") && told.contains("10000"), "{told}");
+        assert_eq!(in_one_line("no such rule\n<non-verbose/>"), "no such rule");
     }
 
     #[test]

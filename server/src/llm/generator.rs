@@ -17,7 +17,7 @@ use backends::llm::model::BoxedExecutor;
 use backends::llm::progress::Progress;
 use backends::llm::request::Request;
 use backends::llm::scheduler::{Counters, Rejected};
-use backends::llm::sequence::{CancelReason, Event, SequenceId};
+use backends::llm::sequence::{CancelReason, Event, GroupId, SequenceId};
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -88,9 +88,9 @@ impl Inbox {
 }
 
 struct Admission {
-    request: Request,
-    matchers: Matchers,
-    reply: oneshot::Sender<Result<Vec<Tokens>, Rejected>>,
+    /// They belong together.
+    requests: Vec<(Request, Matchers)>,
+    reply: oneshot::Sender<Result<Vec<Vec<Tokens>>, Rejected>>,
     /// Where whoever asks is woken.
     runtime: Runtime,
 }
@@ -189,6 +189,15 @@ impl Generator {
     /// [`Error::Overloaded`], [`Error::Invalid`] for what never fits, [`Error::Unavailable`] when the engine has ended,
     /// [`Error::Internal`] outside of a runtime.
     pub async fn admit(&self, request: Request, matchers: Matchers) -> Result<Vec<Tokens>, Error> {
+        let streams = self.admit_all(vec![(request, matchers)]).await?;
+        Ok(streams.into_iter().flatten().collect())
+    }
+
+    /// Asks for answers to requests that belong together, all or none: for each, one stream for each copy.
+    ///
+    /// # Errors
+    /// As for [`Generator::admit`].
+    pub async fn admit_all(&self, requests: Vec<(Request, Matchers)>) -> Result<Vec<Vec<Tokens>>, Error> {
         let runtime = Runtime::try_current().map_err(|error| Error::Internal(error.to_string()))?;
         let (reply, admitted) = oneshot::channel();
         {
@@ -199,7 +208,7 @@ impl Generator {
             if inbox.admissions.len() >= INBOX {
                 return Err(Error::Overloaded(format!("{INBOX} requests wait to enter the queue; try again later")));
             }
-            inbox.admissions.push_back(Admission { request, matchers, reply, runtime });
+            inbox.admissions.push_back(Admission { requests, reply, runtime });
         }
         self.0.0.changed.notify_one();
         match admitted.await {
@@ -323,19 +332,24 @@ impl Thread {
     }
 
     fn admit(&mut self, admission: Admission) {
-        let Admission { request, matchers, reply, runtime } = admission;
+        let Admission { requests, reply, runtime } = admission;
         self.shared.telling.wake_on(runtime);
         if reply.is_closed() {
             return;
         }
-        let (copies, capacity) = (request.copies(), request.max_tokens() as usize + EVENTS);
-        let group = match self.engine.admit(Instant::now(), request) {
-            Ok(group) => group,
-            Err(rejected) => {
-                let _ = reply.send(Err(rejected));
-                return;
-            }
-        };
+        let (requests, matchers): (Vec<Request>, Vec<Matchers>) = requests.into_iter().unzip();
+        let size = |request: &Request| (request.copies(), request.max_tokens() as usize + EVENTS);
+        let sizes: Vec<(u16, usize)> = requests.iter().map(size).collect();
+        let admitted = self.engine.admit_all(Instant::now(), requests).map(|groups| {
+            let groups = groups.into_iter().zip(sizes).zip(matchers);
+            groups.map(|((group, size), matchers)| self.listen(group, size, matchers)).collect()
+        });
+        // Whoever asked and left meanwhile cancels by dropping them.
+        let _ = reply.send(admitted);
+    }
+
+    /// Streams for the copies of a request, each of so many events.
+    fn listen(&mut self, group: GroupId, (copies, capacity): (u16, usize), matchers: Matchers) -> Vec<Tokens> {
         let mut matchers = matchers.into_iter();
         let mut streams = Vec::with_capacity(copies.into());
         for sequence in (0..copies).map(|copy| group.copy(copy)) {
@@ -346,8 +360,7 @@ impl Thread {
             }
             streams.push(Tokens { sequence, events, shared: self.shared.clone(), ended: false });
         }
-        // Whoever asked and left meanwhile cancels by dropping them.
-        let _ = reply.send(Ok(streams));
+        streams
     }
 
     fn step(&mut self) {
@@ -360,5 +373,71 @@ impl Thread {
         self.shared.end(reason);
         // Nothing runs any more that could hang.
         self.shared.lock().stepping = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use backends::llm::blocks::{BlockPool, PrefixKey};
+    use backends::llm::request::{Draft, Limits};
+    use backends::llm::scheduler::{Scheduler, Settings};
+    use backends::llm::scripted::Scripted;
+
+    /// One runs, two wait.
+    fn generator() -> Generator {
+        let settings = Settings {
+            token_budget: 64,
+            chunk_tokens: 64,
+            max_running: 1,
+            max_waiting: 2,
+            max_waiting_tokens: 1 << 10,
+            context: 512,
+            watermark: 0,
+            ageing: Duration::from_secs(1),
+            prefix_cache: false,
+            end_tokens: Vec::new().into(),
+        };
+        let pool = BlockPool::new(64, 16, PrefixKey::new([7; 16]));
+        let scheduler = Scheduler::new(settings, pool).unwrap();
+        // Slow enough that nothing ends before it is looked at.
+        let executor = Scripted::new(64, 16, 100).with_next(Box::new(|_, _| {
+            std::thread::sleep(Duration::from_millis(5));
+            1
+        }));
+        let engine = Engine::new(scheduler, Box::new(executor) as BoxedExecutor, Overlap::Ahead);
+        Generator::start("together", engine, None).unwrap()
+    }
+
+    fn requests(count: usize) -> Vec<(Request, Matchers)> {
+        let limits = Limits { prompt_tokens: 512, copies: 4, output_tokens: 512, vocabulary: 100 };
+        let draft = Draft { copies: 2, ..Draft::new(vec![1, 2, 3], 100, Arc::default()) };
+        (0..count).map(|_| (Request::new(draft.clone(), &limits).unwrap(), Matchers::new())).collect()
+    }
+
+    /// What waits and runs, once it is so much.
+    fn holds(generator: &Generator, wanted: u32) {
+        let held = || {
+            let Counters { waiting, running, .. } = generator.counters();
+            waiting + running
+        };
+        let mut looks = 0..2000;
+        while held() != wanted {
+            assert!(looks.next().is_some(), "{} sequences, not {wanted}", held());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn requests_that_belong_together_do_not_wait_for_each_other() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let generator = generator();
+        let streams = runtime.block_on(generator.admit_all(requests(5))).unwrap();
+        assert_eq!(streams.iter().map(Vec::len).collect::<Vec<_>>(), [2; 5]);
+        let refused = runtime.block_on(generator.admit_all(requests(2))).unwrap_err();
+        assert!(matches!(refused, Error::Overloaded(_)), "{refused:?}");
+        holds(&generator, 10);
+        drop(streams);
+        holds(&generator, 0);
     }
 }

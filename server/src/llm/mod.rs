@@ -32,9 +32,9 @@ use backends::llm::request::{Draft, Limits, PROMPT, Request, RequestError};
 use backends::llm::sampling::{Parameters, Sampling};
 use backends::llm::scheduler::Counters;
 use backends::llm::text::output::{OutputFormat, OutputParser, Reading};
-use backends::llm::text::{Chat, ChatTemplates, Detokenizer, StopScanner, StopStrings, Tokenizer};
+use backends::llm::text::{Chat, ChatTemplates, Detokenizer, StopScanner, StopStrings, Tokenizer, Vocabulary};
 use backends::llm::{Context, LanguageModel};
-use generator::Generator;
+use generator::{Generator, Matchers, Tokens};
 use guides::Guides;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -102,6 +102,41 @@ impl Default for Names {
     /// Of completions.
     fn default() -> Self {
         Names { prompt: PROMPT, max_tokens: "max_tokens" }
+    }
+}
+
+/// Why none of the answers is generated that were asked for together.
+#[derive(Clone, Debug)]
+pub struct Untaken {
+    /// The one among them that is the reason, by its place; `None` where all of them are.
+    pub which: Option<usize>,
+    /// The reason.
+    pub error: Error,
+}
+
+impl From<Error> for Untaken {
+    fn from(error: Error) -> Self {
+        Untaken { which: None, error }
+    }
+}
+
+/// How the tokens of a request become its answers.
+struct Reader {
+    vocabulary: Arc<Vocabulary>,
+    skip_special_tokens: bool,
+    /// Control tokens that its parser has to see.
+    shown: Arc<[u32]>,
+    parser: Option<OutputParser>,
+    stops: StopStrings,
+    ends: Ends,
+}
+
+impl Reader {
+    fn read(&self, tokens: Tokens) -> Answer {
+        let scanner = StopScanner::new(self.stops.clone(), self.ends.keeps_stop);
+        let text = Detokenizer::after_prompt(self.vocabulary.clone(), self.skip_special_tokens);
+        let text = text.showing(self.shown.clone());
+        Answer::new(tokens, text, scanner, self.ends.clone()).read_by(self.parser.clone())
     }
 }
 
@@ -278,6 +313,29 @@ impl Language {
     /// # Errors
     /// The request breaks a limit, which is named with its numbers; or too much waits.
     pub async fn generate(&self, asked: Generate) -> Result<Vec<Answer>, Error> {
+        self.generate_all(vec![asked]).await.map_err(|untaken| untaken.error)
+    }
+
+    /// Asks for answers that belong together, all or none: one for each copy of the first, then of the second, and so
+    /// on.
+    ///
+    /// # Errors
+    /// As for [`Language::generate`], with the one that is the reason.
+    pub async fn generate_all(&self, asked: Vec<Generate>) -> Result<Vec<Answer>, Untaken> {
+        let (mut requests, mut readers) = (Vec::with_capacity(asked.len()), Vec::with_capacity(asked.len()));
+        for (index, asked) in asked.into_iter().enumerate() {
+            let prepared = self.prepare(asked).map_err(|error| Untaken { which: Some(index), error })?;
+            let (request, matchers, reader) = prepared;
+            requests.push((request, matchers));
+            readers.push(reader);
+        }
+        let streams = self.generator.admit_all(requests).await?;
+        let answers = readers.iter().zip(streams);
+        Ok(answers.flat_map(|(reader, streams)| streams.into_iter().map(move |tokens| reader.read(tokens))).collect())
+    }
+
+    /// What the engine is asked for, and how its tokens are read.
+    fn prepare(&self, asked: Generate) -> Result<(Request, Matchers, Reader), Error> {
         let max_tokens = self.max_tokens(&asked)?;
         let Generate { prompt, parameters, names, copies, stop, include_stop, .. } = asked;
         let stops = StopStrings::new(&stop).map_err(refused)?;
@@ -293,18 +351,16 @@ impl Language {
         let request = Request::new(draft, &self.limits).map_err(|error| names.blame(&error))?;
         let matcher = |guide: &Guide| (0..request.copies()).map(|_| Box::new(guide.clone()) as _).collect();
         let matchers = asked.guide.as_ref().map(matcher).unwrap_or_default();
-        let streams = self.generator.admit(request, matchers).await?;
-        let ends = Ends { model: self.ends.clone(), stop: stop.into(), keeps_stop: include_stop, sampling, max_tokens };
-        let vocabulary = self.tokenizer.vocabulary();
         let parser = asked.reading.as_ref().and_then(|reading| OutputParser::new(&self.format, reading));
-        let shown = if parser.is_some() { self.shown.clone() } else { Arc::default() };
-        let answer = |tokens| {
-            let scanner = StopScanner::new(stops.clone(), include_stop);
-            let skip = asked.skip_special_tokens;
-            let text = Detokenizer::after_prompt(vocabulary.clone(), skip).showing(shown.clone());
-            Answer::new(tokens, text, scanner, ends.clone()).read_by(parser.clone())
+        let reader = Reader {
+            vocabulary: self.tokenizer.vocabulary().clone(),
+            skip_special_tokens: asked.skip_special_tokens,
+            shown: if parser.is_some() { self.shown.clone() } else { Arc::default() },
+            parser,
+            stops,
+            ends: Ends { model: self.ends.clone(), stop: stop.into(), keeps_stop: include_stop, sampling, max_tokens },
         };
-        Ok(streams.into_iter().map(answer).collect())
+        Ok((request, matchers, reader))
     }
 }
 

@@ -112,7 +112,20 @@ impl Scheduler {
     /// # Errors
     /// [`Rejected`]: it can never run, or too much waits already.
     pub fn admit(&mut self, now: Instant, request: Request) -> Result<GroupId, Rejected> {
-        self.check_room(&request)?;
+        self.check_room(std::slice::from_ref(&request))?;
+        Ok(self.enter(now, request))
+    }
+
+    /// Takes requests into the queue that belong together, all or none: none of them finds the others waiting.
+    ///
+    /// # Errors
+    /// As for [`Scheduler::admit`].
+    pub fn admit_all(&mut self, now: Instant, requests: Vec<Request>) -> Result<Vec<GroupId>, Rejected> {
+        self.check_room(&requests)?;
+        Ok(requests.into_iter().map(|request| self.enter(now, request)).collect())
+    }
+
+    fn enter(&mut self, now: Instant, request: Request) -> GroupId {
         let group = GroupId(self.next_group);
         self.next_group += 1;
         let copies = request.copies();
@@ -130,7 +143,7 @@ impl Scheduler {
             self.deadlines.extend(request.deadline().map(|deadline| (deadline, sequence)));
             self.enqueue(sequence, if copy == 0 { request.prompt_tokens() } else { 1 });
         }
-        Ok(group)
+        group
     }
 
     /// Ends a sequence. `false` where it had ended before. Its blocks are free at once.
@@ -208,19 +221,22 @@ impl Scheduler {
         u64::from(self.settings.context).min(places + 1)
     }
 
-    fn check_room(&self, request: &Request) -> Result<(), Rejected> {
-        let (tokens, tokens_max) = (request.positions_max() + 1, self.tokens_max());
+    /// Is there room for these requests together? Where nothing waits there is for any that fit one by one.
+    fn check_room(&self, requests: &[Request]) -> Result<(), Rejected> {
+        let largest = requests.iter().map(|request| request.positions_max() + 1).max();
+        let (tokens, tokens_max) = (largest.unwrap_or_default(), self.tokens_max());
         if tokens > tokens_max {
             return Err(Rejected::NeverFits { tokens, tokens_max });
         }
         let Settings { max_waiting, max_waiting_tokens, max_running, .. } = self.settings;
-        let copies = u32::from(request.copies());
+        let copies: u32 = requests.iter().map(|request| u32::from(request.copies())).sum();
+        let prompts: u64 = requests.iter().map(|request| u64::from(request.prompt_tokens())).sum();
         let sequences = self.waiting.len() as u32;
-        let added = u64::from(request.prompt_tokens()) + u64::from(copies) - 1;
+        let added = prompts + u64::from(copies) - requests.len() as u64;
         // Those that the next step takes in do not wait.
         let seats = max_running.saturating_sub(self.running.len() as u32);
-        let too_many = sequences > 0 && sequences + copies > max_waiting.saturating_add(seats);
-        if too_many || self.waiting_tokens + added > max_waiting_tokens {
+        let too_many = sequences + copies > max_waiting.saturating_add(seats);
+        if sequences > 0 && (too_many || self.waiting_tokens + added > max_waiting_tokens) {
             return Err(Rejected::QueueFull {
                 sequences,
                 sequences_max: max_waiting,
@@ -285,5 +301,69 @@ impl Scheduler {
         if sequence.state == State::Ended {
             self.sequences.remove(&id);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::llm::blocks::PrefixKey;
+    use crate::llm::request::{Draft, Limits};
+    use std::time::Duration;
+
+    /// Two run, three wait, and so do 48 tokens.
+    fn scheduler() -> Scheduler {
+        let settings = Settings {
+            token_budget: 8,
+            chunk_tokens: 8,
+            max_running: 2,
+            max_waiting: 3,
+            max_waiting_tokens: 48,
+            context: 32,
+            watermark: 0,
+            ageing: Duration::from_secs(1),
+            prefix_cache: false,
+            end_tokens: Arc::from([]),
+        };
+        Scheduler::new(settings, BlockPool::new(16, 8, PrefixKey::new([7; 16]))).unwrap()
+    }
+
+    /// Requests of ten tokens that are answered by one.
+    fn requests(count: usize, copies: u16) -> Vec<Request> {
+        let limits = Limits { prompt_tokens: 32, copies: 4, output_tokens: 32, vocabulary: 100 };
+        let draft = Draft { copies, ..Draft::new(vec![1; 10], 1, Arc::default()) };
+        (0..count).map(|_| Request::new(draft.clone(), &limits).unwrap()).collect()
+    }
+
+    fn waiting(scheduler: &Scheduler) -> (u32, u64) {
+        let Counters { waiting, waiting_tokens, .. } = scheduler.counters();
+        (waiting, waiting_tokens)
+    }
+
+    #[test]
+    fn what_belongs_together_enters_as_a_whole() {
+        let (mut scheduler, now) = (scheduler(), Instant::now());
+        let groups = scheduler.admit_all(now, requests(20, 2)).unwrap();
+        assert_eq!((groups.len(), waiting(&scheduler)), (20, (40, 220)));
+        assert_eq!(groups.iter().collect::<BTreeSet<_>>().len(), 20);
+        assert!(matches!(scheduler.admit_all(now, requests(1, 1)), Err(Rejected::QueueFull { sequences: 40, .. })));
+        scheduler.check().unwrap();
+    }
+
+    #[test]
+    fn what_belongs_together_finds_room_as_a_whole_or_none() {
+        let (mut scheduler, now) = (scheduler(), Instant::now());
+        scheduler.admit_all(now, requests(1, 1)).unwrap();
+        // Too many sequences, too many tokens, and one that never fits.
+        for count in [5, 4] {
+            assert!(matches!(scheduler.admit_all(now, requests(count, 1)), Err(Rejected::QueueFull { .. })));
+        }
+        let limits = Limits { prompt_tokens: 64, copies: 4, output_tokens: 32, vocabulary: 100 };
+        let long = Request::new(Draft::new(vec![1; 40], 1, Arc::default()), &limits).unwrap();
+        let mixed = requests(1, 1).into_iter().chain([long]).collect();
+        assert_eq!(scheduler.admit_all(now, mixed), Err(Rejected::NeverFits { tokens: 41, tokens_max: 32 }));
+        assert_eq!(waiting(&scheduler), (1, 10));
+        assert!(scheduler.admit_all(now, requests(3, 1)).is_ok());
+        scheduler.check().unwrap();
     }
 }

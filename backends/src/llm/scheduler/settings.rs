@@ -14,9 +14,9 @@ pub struct Settings {
     pub chunk_tokens: u32,
     /// Sequences that run at the same time: the executor's slots.
     pub max_running: u32,
-    /// Sequences that wait, each copy counted. A request with more copies is taken where nothing else waits.
+    /// Sequences that wait, each copy counted. A request of more is taken where nothing else waits.
     pub max_waiting: u32,
-    /// Tokens that wait to be computed. The copies of a prompt after the first count as one token each.
+    /// Tokens that wait to be computed, likewise. The copies of a prompt after the first count as one token each.
     pub max_waiting_tokens: u64,
     /// Tokens of prompt and output that the model can attend to.
     pub context: u32,

@@ -4,6 +4,7 @@ use super::{Refusal, noticed, tools};
 use crate::error::Error;
 use crate::llm::{Generate, Language, Names};
 use backends::llm::grammar::Form;
+use backends::llm::request::PROMPT;
 use backends::llm::sampling::Parameters;
 use backends::llm::text::Chat;
 use backends::llm::text::output::Thoughts;
@@ -98,7 +99,7 @@ pub fn chat(request: &ChatRequest, language: &Language) -> Result<Ask, Refusal> 
     let effort = request.reasoning_effort.map(|effort| ("reasoning_effort", effort.as_str()));
     let text = prompt(conversation, tools::offered(request), effort, language)?;
     let tokens = language.encode(&text, conversation.add_special_tokens).map_err(|error| about("messages", error))?;
-    let echo = common.delivery.echo.then(|| last_words(&conversation.messages)).flatten();
+    let words = common.delivery.echo.then(|| last_words(&conversation.messages, language)).flatten();
     let thoughts = language.format().thoughts(&text, conversation.continue_final_message);
     let (reading, form) = tools::reading(request, language, thoughts, form(common))?;
     let telling = Telling {
@@ -108,7 +109,14 @@ pub fn chat(request: &ChatRequest, language: &Language) -> Result<Ask, Refusal> 
         short_call_ids: language.format().has_short_call_ids(),
         ..telling(common)
     };
+    let whole = tokens.len();
     let generate = generate(tokens, common, language)?;
+    let echo = if generate.prompt.len() == whole {
+        words
+    } else {
+        let kept = language.tokenizer().decode(&generate.prompt, false);
+        words.and_then(|words| still_read(words, &text, &kept, common))
+    };
     let names = Names { prompt: "messages", ..generate.names };
     let generate = Generate { reading: Some(reading), names, ..generate };
     let schemas = form.as_ref().map_or_else(Vec::new, |(whole, _)| parts(request, whole));
@@ -190,14 +198,26 @@ fn unread(conversation: &Conversation, setting: Option<&'static str>, reads: imp
     }
 }
 
-/// The text of an assistant's message that comes last.
-fn last_words(messages: &[Value]) -> Option<String> {
+/// The text of an assistant's message that comes last, as the chat template has it.
+fn last_words(messages: &[Value], language: &Language) -> Option<String> {
     let last = messages.last().filter(|message| message["role"] == "assistant")?;
+    let last = tools::for_template(std::slice::from_ref(last), language).pop()?;
     match &last["content"] {
         Value::String(text) => Some(text.clone()),
         Value::Array(parts) => Some(parts.iter().filter_map(|part| part["text"].as_str()).collect()),
         _ => None,
     }
+}
+
+/// What is left of the last words of a prompt that says `text`, of which `kept` was read.
+fn still_read(words: String, text: &str, kept: &str, common: &Common) -> Option<String> {
+    if kept.contains(&words) {
+        return Some(words);
+    }
+    // What is cut off at its end loses its last words first.
+    common.truncation.as_ref().filter(|cut| matches!(cut.side, TruncationSide::Left))?;
+    let after = text.len() - (text.rfind(&words)? + words.len());
+    kept.get(..kept.len().checked_sub(after)?).map(str::to_owned)
 }
 
 /// A completion.
@@ -210,11 +230,12 @@ pub fn completion(request: &CompletionRequest, language: &Language) -> Result<As
     let prompts: Vec<(Vec<u32>, Option<&str>)> = match prompt {
         Prompt::Tokens(lists) => lists.iter().map(|tokens| (tokens.clone(), None)).collect(),
         Prompt::Texts(texts) => {
-            let encoded: Result<_, Error> = texts
-                .iter()
-                .map(|text| Ok((language.encode(text, *add_special_tokens)?, Some(text.as_str()))))
-                .collect();
-            encoded.map_err(|error| about("prompt", error))?
+            let encoded = texts.iter().enumerate().map(|(index, text)| {
+                let tokens = language.encode(text, *add_special_tokens);
+                let tokens = tokens.map_err(|error| about(&prompt_name(index, texts.len()), error))?;
+                Ok((tokens, Some(text.as_str())))
+            });
+            encoded.collect::<Result<_, Refusal>>()?
         }
     };
     let mut telling = telling(common);
@@ -245,6 +266,11 @@ pub fn completion(request: &CompletionRequest, language: &Language) -> Result<As
         asked.push(Asked { generate, echo });
     }
     Ok(Ask { prompts: asked, telling, form: form(common), schemas: Vec::new() })
+}
+
+/// What errors call one of so many prompts.
+pub(super) fn prompt_name(index: usize, count: usize) -> String {
+    if count > 1 { format!("{PROMPT}[{index}]") } else { PROMPT.to_owned() }
 }
 
 pub(super) fn telling(common: &Common) -> Telling {
@@ -378,6 +404,25 @@ pub fn about(field: &str, error: Error) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_cut_off_is_not_echoed() {
+        let text = "<|user|>hi<|assistant|>one two three";
+        let left = |kept: &str, side| {
+            let truncation = Some(Truncation { tokens: Some(1), side });
+            still_read("one two three".into(), text, kept, &Common { truncation, ..Common::default() })
+        };
+        assert_eq!(left("ant|>one two three", TruncationSide::Left).as_deref(), Some("one two three"));
+        assert_eq!(left("o three", TruncationSide::Left).as_deref(), Some("o three"));
+        assert_eq!(left("<|user|>hi<|assistant|>one", TruncationSide::Right), None);
+        // The template ends the message, and begins the next.
+        let text = format!("{text}<|end|>");
+        let truncation = Some(Truncation { tokens: Some(1), side: TruncationSide::Left });
+        let common = Common { truncation, ..Common::default() };
+        let read = |kept| still_read("one two three".into(), &text, kept, &common);
+        assert_eq!(read("three<|end|>").as_deref(), Some("three"));
+        assert_eq!(read("nd|>"), None);
+    }
 
     #[test]
     fn settings_that_no_template_reads_are_told() {

@@ -1,13 +1,14 @@
-//! Puts a request to its model: its form compiled, its prompts asked one after another, its answers gathered.
+//! Puts a request to its model: its form compiled, its prompts asked together, its answers gathered.
 
 use super::Refusal;
-use super::ask::{Ask, Asked, Part, Telling, about};
+use super::ask::{Ask, Asked, Part, Telling, about, prompt_name};
 use super::whole::Prompted;
-use crate::dataplane::{Dataplane, Language, Servable};
+use crate::dataplane::{Dataplane, Generate, Language, Servable, Untaken};
 use crate::error::Error;
 use crate::llm::answer::Answer;
 use crate::llm::gather::Gathered;
 use crate::llm::tally::Tally;
+use backends::llm::request::PROMPT;
 use protocol::openai::FieldError;
 use std::time::{Duration, Instant};
 
@@ -61,16 +62,28 @@ async fn answers(
             }
         }
     };
-    let mut copies = 0;
-    let (mut prompts, mut answers) = (Vec::with_capacity(ask.prompts.len()), Vec::new());
-    for Asked { mut generate, echo } in ask.prompts {
-        generate.deadline = Some(deadline);
-        generate.guide = guide.clone();
-        copies = generate.copies as usize;
+    let count = ask.prompts.len();
+    let copies = ask.prompts.last().map_or(0, |last| last.generate.copies as usize);
+    let (mut prompts, mut requests) = (Vec::with_capacity(count), Vec::with_capacity(count));
+    for Asked { generate, echo } in ask.prompts {
         prompts.push(Prompted { tokens: generate.prompt.clone(), echo });
-        answers.extend(plane.generate(servable, generate).await?);
+        requests.push(Generate { deadline: Some(deadline), guide: guide.clone(), ..generate });
     }
+    let answers = plane.generate(servable, requests).await.map_err(|untaken| with_prompt(untaken, count))?;
     Ok((prompts, answers, copies))
+}
+
+/// Why prompts are not answered. What is wrong with one of several says with which.
+fn with_prompt(Untaken { which, error }: Untaken, count: usize) -> Refusal {
+    let refusal = Refusal::from(error);
+    let (Some(index), Refusal::Field(error)) = (which.filter(|_| count > 1), &refusal) else { return refusal };
+    if !error.message.contains(PROMPT) {
+        return refusal;
+    }
+    let name = prompt_name(index, count);
+    let message = format!("{name}: {}", error.message);
+    let param = if error.param.as_deref() == Some(PROMPT) { Some(name) } else { error.param.clone() };
+    FieldError { param, message, code: error.code }.into()
 }
 
 /// Why a form could not be compiled, with the schema that is the reason: all of them are parts of one form, whose
@@ -91,5 +104,28 @@ async fn named(language: &Language, schemas: Vec<Part>, error: Refusal, deadline
     match tokio::time::timeout_at(deadline.into(), look).await {
         Ok(Some(found)) => found.into(),
         Ok(None) | Err(_) => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_one_of_several_prompts_says_which() {
+        let told = |field, what: &str, count| {
+            let untaken = Untaken { which: Some(1), error: Error::Field(field, what.to_owned()) };
+            match with_prompt(untaken, count) {
+                Refusal::Field(error) => (error.param.unwrap_or_default(), error.message),
+                Refusal::Server(error) => panic!("{error:?}"),
+            }
+        };
+        let long = "the prompt has 600 tokens";
+        assert_eq!(told("prompt", long, 2), ("prompt[1]".into(), format!("prompt[1]: {long}")));
+        assert_eq!(told("max_tokens", long, 2), ("max_tokens".into(), format!("prompt[1]: {long}")));
+        assert_eq!(told("prompt", long, 1), ("prompt".into(), long.into()));
+        assert_eq!(told("top_p", "top_p is 7", 2), ("top_p".into(), "top_p is 7".into()));
+        let busy = Error::Overloaded("the queue is full".into());
+        assert_eq!(with_prompt(busy.clone().into(), 2), Refusal::Server(busy));
     }
 }

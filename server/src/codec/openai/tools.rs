@@ -73,8 +73,12 @@ pub fn schemas(request: &ChatRequest) -> Vec<Part> {
 fn free(tools: &[Tool], language: &Language, form: Kept, thoughts: Thoughts) -> Result<Kept, Refusal> {
     let format = language.format();
     if !format.finds_calls() {
-        let why = "this model's chat template does not say how it calls tools; force a call with tool_choice, or set \
-                   --tool-call-parser";
+        let why = if format.tells_of_tools() {
+            "this model's chat template does not say how it calls tools; force a call with tool_choice, or set \
+             --tool-call-parser"
+        } else {
+            "this model's chat template does not tell it of tools; force a call with tool_choice"
+        };
         return Err(FieldError::refused("tools", why).into());
     }
     let strict = tools.iter().any(|tool| tool.strict);

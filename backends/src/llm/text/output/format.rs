@@ -160,6 +160,11 @@ impl OutputFormat {
         OutputFormat { tools, thoughts, told_of_tools: has("tools"), tokens, names_before_arguments }
     }
 
+    /// Does the chat template tell the model of tools?
+    pub fn tells_of_tools(&self) -> bool {
+        self.told_of_tools
+    }
+
     /// Can calls be found in what the model says on its own?
     pub fn finds_calls(&self) -> bool {
         self.tools.is_some() && self.told_of_tools
