@@ -129,10 +129,11 @@ pub fn elements(shape: &[usize], datatype: DataType, limits: &Limits) -> Result<
     if shape.len() > limits.dimensions {
         return Err(Misfit(format!("shape has {} dimensions; at most {} are allowed", shape.len(), limits.dimensions)));
     }
-    let count = shape.iter().try_fold(1usize, |product, &length| product.checked_mul(length));
+    // One without elements has lengths all the same, which a graph may make a tensor of.
+    let count = shape.iter().try_fold(1usize, |product, &length| product.checked_mul(length.max(1)));
     let bytes = count.and_then(|count| count.checked_mul(datatype.size().max(4)));
     match (count, bytes) {
-        (Some(count), Some(bytes)) if bytes <= limits.tensor_bytes => Ok(count),
+        (Some(count), Some(bytes)) if bytes <= limits.tensor_bytes => Ok(if shape.contains(&0) { 0 } else { count }),
         _ => Err(Misfit(format!("shape {shape:?} of {datatype} exceeds the limit of {} bytes", limits.tensor_bytes))),
     }
 }

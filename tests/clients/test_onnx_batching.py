@@ -22,7 +22,8 @@ TOGETHER = {"convolutional": 8, "transformer": 1, "large": 1} | dict.fromkeys(
     ["trees", "zipmap", "mixed", "pipeline", "zipmap-numbers", "forest", "regressor", "same-bytes", "same-fp64"], 100
 )
 # Batches wait long enough for sixteen callers, and have room for them.
-GATHER = ["--max-batch-delay", "30ms", "--max-batch-rows", 10_000]
+# Longer than clients of a busy machine are apart.
+GATHER = ["--max-batch-delay", "200ms", "--max-batch-rows", 10_000]
 APART = [*onnx_service.ALONE, "scalar"]
 
 

@@ -27,9 +27,7 @@ const LISTS: [&str; 4] = ["allOf", "anyOf", "oneOf", "prefixItems"];
 const NAMED: [&str; 5] = ["$defs", "definitions", "dependentSchemas", "patternProperties", "properties"];
 
 /// Keywords whose value is no schema, and is not searched for one.
-const ASIDE: [&str; 5] = ["const", "default", "enum", "examples", "x-guidance"];
-/// Keywords that name properties: names that stay as they are.
-const PROPERTIES: [&str; 3] = ["dependentSchemas", "patternProperties", "properties"];
+const ASIDE: [&str; 5] = ["const", "default", "enum", "example", "examples"];
 /// Formats that the compiler holds texts to. All others say what a text is for: it would refuse them.
 const FORMATS: [&str; 11] =
     ["date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "unknown", "uri", "uuid"];
@@ -44,8 +42,6 @@ const WIDEST: f64 = (1_u64 << 63) as f64;
 const LEAST: i64 = i64::MIN + 1024;
 /// What a number is at least that is to be more than 0: its patterns have room for few more digits.
 const TINY: f64 = 1e-60;
-/// A slash in a name: to the compiler every other one ends a name.
-const SLASH: &str = "\u{2215}";
 
 /// The schema that has the compiler keep to this one.
 ///
@@ -93,14 +89,13 @@ fn mend(schema: &mut Value, root: &Value) -> Result<(), Fault> {
     for (keyword, value) in fields.iter_mut() {
         mend_keyword(keyword, value, root).map_err(|fault| fault.inside(keyword.as_str()))?;
     }
-    rename(fields);
     Ok(())
 }
 
 fn mend_keyword(keyword: &str, value: &mut Value, root: &Value) -> Result<(), Fault> {
     match value {
         value if keyword == "const" || keyword == "enum" => kept(value),
-        _ if ASIDE.contains(&keyword) => Ok(()),
+        _ if ASIDE.contains(&keyword) || keyword.starts_with("x-") => Ok(()),
         Value::Number(number) => bounded(keyword, number),
         Value::String(reference) if keyword == "$ref" => {
             if let Some(plain) = without_escapes(reference, root)? {
@@ -111,9 +106,6 @@ fn mend_keyword(keyword: &str, value: &mut Value, root: &Value) -> Result<(), Fa
         Value::Object(named) if NAMED.contains(&keyword) => {
             for (name, inner) in named.iter_mut() {
                 mend(inner, root).map_err(|fault| fault.inside(name.as_str()))?;
-            }
-            if !PROPERTIES.contains(&keyword) {
-                rename(named);
             }
             Ok(())
         }
@@ -173,8 +165,8 @@ fn bounded(keyword: &str, number: &Number) -> Result<(), Fault> {
 }
 
 /// Bounds that the compiler reads otherwise. Where a range begins at a whole number, which it leaves out, and has no
-/// other one in it, that one would be let in: the next number is said instead. So it is where there is no other bound,
-/// since one may come from elsewhere.
+/// other one in it, that one would be let in: the next number is said instead, whatever ends the range here, since a nearer
+/// end may come from elsewhere.
 fn mend_bounds(fields: &mut Map<String, Value>) {
     if is_of_integers(fields) {
         let is_idle = |value: &Value| value.as_f64().is_some_and(|bound| bound <= -WIDEST);
@@ -195,7 +187,7 @@ fn mend_bounds(fields: &mut Map<String, Value>) {
         let bound = number(if is_flag { inclusive } else { exclusive });
         let Some(bound) = bound.filter(|bound| bound.fract() == 0.0 && (0.0..EXACT).contains(bound)) else { continue };
         let far = far.into_iter().filter_map(&number).reduce(f64::min);
-        if far.is_some_and(|far| far <= bound || far >= bound + 1.0) {
+        if far.is_some_and(|far| far <= bound) {
             continue;
         }
         let next = if bound == 0.0 { TINY } else { bound.next_up() };
@@ -221,19 +213,17 @@ fn without_escapes(reference: &str, root: &Value) -> Result<Option<String>, Faul
     let Some(pointer) = reference.strip_prefix("#/").filter(|pointer| pointer.contains(['~', '%'])) else {
         return Ok(None);
     };
-    let written: Vec<String> = pointer.split('/').map(str::to_owned).collect();
     let meant: Vec<String> = pointer.split('/').map(unescaped).collect();
-    // Some tools write names without escapes, whatever is in them.
-    if leads_somewhere(root, &written) || !leads_somewhere(root, &meant) {
+    if !leads_somewhere(root, &meant) {
+        // Some tools write names without escapes, whatever is in them; and of what is nowhere the compiler tells.
         return Ok(None);
     }
-    let stays = |pair: &[String]| PROPERTIES.contains(&pair[0].as_str()) && pair[1].contains('/');
-    if meant.windows(2).any(stays) {
-        let what = "a property that has a slash in its name; put its schema under $defs, and refer to that twice";
+    // To the compiler every slash ends a name.
+    if meant.iter().any(|name| name.contains('/')) {
+        let what = "a name that has a slash in it, which cannot be referred to; call it otherwise";
         return Err(Fault::new(format!("is \"{reference}\", {what}")));
     }
-    let names: Vec<String> = meant.iter().map(|name| name.replace('/', SLASH)).collect();
-    Ok(Some(format!("#/{}", names.join("/"))))
+    Ok(Some(format!("#/{}", meant.join("/"))))
 }
 
 /// A name of a reference: percent signs are those of URLs, tildes those of JSON Pointer.
@@ -255,14 +245,6 @@ fn leads_somewhere(root: &Value, names: &[String]) -> bool {
         place => place.get(name.as_str()),
     });
     end.is_some()
-}
-
-/// Names without slashes, as [`without_escapes`] has them.
-fn rename(fields: &mut Map<String, Value>) {
-    if fields.keys().any(|name| name.contains('/')) {
-        let named = std::mem::take(fields).into_iter();
-        *fields = named.map(|(name, value)| (name.replace('/', SLASH), value)).collect();
-    }
 }
 
 /// An error of the compiler, with the place in the schema that it is about, where that can be told.
@@ -436,8 +418,8 @@ mod tests {
         mended(of_draft_4, json!({"minimum": 1.0_f64.next_up(), "maximum": 1.5}));
         mended(json!({"minimum": -0.5, "exclusiveMaximum": 0}), json!({"minimum": -0.5, "maximum": -TINY}));
         mended(json!({"exclusiveMinimum": 3}), json!({"minimum": 3.0_f64.next_up()}));
+        mended(json!({"exclusiveMinimum": 0, "maximum": 1}), json!({"maximum": 1, "minimum": TINY}));
         for as_it_was in [
-            json!({"exclusiveMinimum": 0, "maximum": 1}),
             json!({"exclusiveMinimum": 0.25, "exclusiveMaximum": 0.5}),
             json!({"exclusiveMinimum": -1, "maximum": -0.5}),
             json!({"exclusiveMinimum": 0, "maximum": 0}),
@@ -456,10 +438,8 @@ mod tests {
 
     #[test]
     fn references_lose_their_escapes() {
-        let defs = json!({"a/b": {}, "a~b": {}, "a b": {}, "ä": {}, "c%20d": {}});
+        let defs = json!({"a/b": {}, "a~b": {}, "a~0b": {}, "a b": {}, "ä": {}, "c%20d": {}});
         for (written, plain) in [
-            ("#/$defs/a~1b", "#/$defs/a\u{2215}b"),
-            ("#/$defs/a%2Fb", "#/$defs/a\u{2215}b"),
             ("#/$defs/a~0b", "#/$defs/a~b"),
             ("#/$defs/a%20b", "#/$defs/a b"),
             ("#/%24defs/%C3%A4", "#/$defs/ä"),
@@ -467,12 +447,13 @@ mod tests {
             ("#/$defs/no%20where", "#/$defs/no%20where"),
         ] {
             let schema = prepared(&json!({"$ref": written, "$defs": defs})).unwrap();
-            assert_eq!(schema["$ref"], plain);
-            let names: Vec<_> = schema["$defs"].as_object().unwrap().keys().cloned().collect();
-            assert_eq!(names, ["a\u{2215}b", "a~b", "a b", "ä", "c%20d"]);
+            assert_eq!((&schema["$ref"], &schema["$defs"]), (&json!(plain), &defs));
         }
-        let told = prepared(&json!({"properties": {"a/b": {}, "c": {"$ref": "#/properties/a~1b"}}})).unwrap_err();
-        assert!(told.starts_with("properties.c.$ref is \"#/properties/a~1b\", a property that has a slash"), "{told}");
+        for slash in ["~1", "%2F"] {
+            let reference = format!("#/$defs/a{slash}b");
+            let told = prepared(&json!({"items": {"$ref": reference}, "$defs": defs})).unwrap_err();
+            assert!(told.starts_with(&format!("items.$ref is \"{reference}\", a name that has a slash")), "{told}");
+        }
     }
 
     #[test]

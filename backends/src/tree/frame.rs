@@ -137,17 +137,26 @@ impl Columns {
         Ok(order)
     }
 
-    /// The categories without a column, after checking that there are as many columns of text.
+    /// The categories without a column, after checking that there are as many columns of text, or none.
     fn unplaced_by_column<'a>(&self, tensors: impl Iterator<Item = &'a Tensor>) -> Result<&[Categories], InferError> {
         let texts = tensors.filter(|tensor| tensor.datatype() == DataType::Bytes).count();
-        if texts != self.unplaced.len() && !self.unplaced.is_empty() {
-            return Err(InferError::invalid(format!(
-                "{texts} columns hold text; the model knows categories of {} columns, but not of which: send these as \
-                 text, or all columns as one tensor of numbers",
-                self.unplaced.len()
-            )));
+        // Where all categories are text, and no column has any, all that are categories are missing.
+        let are_missing = texts == 0 && self.unplaced.iter().all(|categories| categories.numbers.is_empty());
+        if self.unplaced.is_empty() || texts == self.unplaced.len() || are_missing {
+            return Ok(&self.unplaced);
         }
-        Ok(&self.unplaced)
+        let count = self.unplaced.len();
+        Err(InferError::invalid(if self.unplaced.iter().any(|categories| categories.texts.is_empty()) {
+            format!(
+                "the model knows categories of {count} columns by value, but not of which; send the codes of all columns \
+                 in one tensor"
+            )
+        } else {
+            format!(
+                "{texts} columns hold text; the model knows categories of {count} columns, but not of which: send these \
+                 as text, or all columns as one tensor of numbers"
+            )
+        }))
     }
 
     /// A column's numbers, or the codes of its categories.
@@ -251,5 +260,18 @@ mod tests {
         let values = assembled([b"x", MISSING_TEXT]).unwrap();
         assert!(values[0] == 7.0 && values[1].is_nan());
         assert!(assembled([b"x", b"y"]).is_err());
+    }
+
+    /// In a request whose rows all lack them.
+    #[test]
+    fn texts_of_a_column_that_is_not_known_may_be_missing() {
+        let (mut letters, mut tens) = (Categories::default(), Categories::default());
+        letters.add_text(b"x", 0);
+        tens.add_number(10.0, 0);
+        let inputs = [column("a", &[1.0]), column("b", &[f64::NAN]), column("c", &[f64::NAN])];
+        let table = Columns { unplaced: vec![letters.clone()], ..columns() }.assemble::<f64>(&inputs, Absent::Refused);
+        assert!(table.is_ok_and(|table| table.values[0] == 1.0 && table.values[1].is_nan()));
+        let of_numbers = Columns { unplaced: vec![tens], ..columns() }.assemble::<f64>(&inputs, Absent::Refused);
+        assert!(of_numbers.is_err_and(|error| error.to_string().contains("send the codes of all columns")));
     }
 }

@@ -96,7 +96,10 @@ pub(crate) fn read(data: &[u8]) -> Result<Booster, Fault> {
         "gbtree" => read_trees(&mut bytes, &mut booster)?,
         "dart" => {
             read_trees(&mut bytes, &mut booster)?;
-            booster.weights = bytes.floats("weights of dropped trees")?;
+            // Without trees there is not even their number.
+            if !booster.trees.is_empty() {
+                booster.weights = bytes.floats("weights of dropped trees")?;
+            }
         }
         "gblinear" => {
             booster.learner = Learner::Linear;

@@ -36,6 +36,9 @@ const TYPES: [(TensorElementType, DataType); 14] = [
 /// What addresses of ONNX Runtime's own tensors are multiples of. Some of its sums begin with single numbers up to such an
 /// address: of a tensor that lies elsewhere they give other last bits, by where the body of its request happens to lie.
 const ALIGNMENT: usize = 64;
+/// Bytes that are copied for that, in well under a tenth of a millisecond. A copy of an image or a batch of them would take
+/// as long as some graphs do.
+const COPIED: usize = 256 << 10;
 
 /// The protocol's name of an element type; `None` where it has none.
 pub(super) fn datatype(element: TensorElementType) -> Option<DataType> {
@@ -72,7 +75,7 @@ fn view<'a, T>(tensor: &Tensor, shape: Vec<usize>, values: &'a [T]) -> Result<Se
 where
     T: PrimitiveTensorElementType + std::fmt::Debug + Copy + 'static,
 {
-    if values.is_empty() || values.as_ptr().addr().is_multiple_of(ALIGNMENT) {
+    if values.is_empty() || values.as_ptr().addr().is_multiple_of(ALIGNMENT) || size_of_val(values) > COPIED {
         return TensorRef::from_array_view((shape, values)).map(Into::into).map_err(|e| refused(tensor, &e));
     }
     let copy = ort::value::Tensor::<T>::new(&Allocator::default(), shape);

@@ -17,6 +17,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Nodes that are followed; those of loops may be followed twice, and loops within loops more often.
 const NODES_MAX: usize = 2_000_000;
+/// Calls of functions by functions that are followed, in whatever order they are listed; beyond it, what one does counts as
+/// unknown.
+const CALLS_DEEP: usize = 8;
 
 /// The type of truth values.
 const BOOL: i64 = 9;
@@ -84,8 +87,8 @@ pub(super) fn follow<'a>(
         known: Vec::new(),
         found: Found::default(),
     };
-    // The second time it is known what the functions hold that they call.
-    for _ in 0..2 {
+    // Each time it is known one call further what the functions hold that they call.
+    for _ in 0..bodies.len().clamp(1, CALLS_DEEP) + 1 {
         for (place, body) in bodies.iter().enumerate() {
             flow.forget(0);
             flow.sizes = Some(FREE);

@@ -138,8 +138,7 @@ pub(crate) fn read(data: &[u8]) -> Result<RawModel, Fault> {
             }
             let tree = read_tree(&mut lines, index)?;
             model.trees.push(tree);
-        } else if b == b"end of trees" || b.starts_with(b"feature importances") || b.starts_with(b"feature_importances")
-        {
+        } else if is_behind_trees(b) {
             if let Some(stated) = model.stated_trees.filter(|stated| *stated != model.trees.len()) {
                 let trees = model.trees.len();
                 return Err(lines.fault(format!("tree_sizes has {stated} entries, but there are {trees} trees")));
@@ -154,6 +153,11 @@ pub(crate) fn read(data: &[u8]) -> Result<RawModel, Fault> {
     Err(lines.fault("the file ends before 'end of trees': it was cut off"))
 }
 
+/// Does what follows the trees begin here? Early versions do not say that they end.
+fn is_behind_trees(line: &[u8]) -> bool {
+    line == b"end of trees" || line.starts_with(b"feature importances") || line.starts_with(b"feature_importances")
+}
+
 /// Up to the first tree, or to what follows the trees; returns that line.
 fn read_header<'a>(lines: &mut Lines<'a>, model: &mut RawModel) -> Result<Option<&'a [u8]>, Fault> {
     let (mut classes, mut outputs, mut last_feature) = (None, None, None);
@@ -162,7 +166,7 @@ fn read_header<'a>(lines: &mut Lines<'a>, model: &mut RawModel) -> Result<Option
     }
     let end = loop {
         let Some(line) = lines.next() else { break None };
-        if line.starts_with(b"Tree=") || line == b"end of trees" {
+        if line.starts_with(b"Tree=") || is_behind_trees(line) {
             break Some(line);
         }
         let (key, value) = split_key(line);

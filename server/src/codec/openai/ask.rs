@@ -114,8 +114,12 @@ pub fn chat(request: &ChatRequest, language: &Language) -> Result<Ask, Refusal> 
     let echo = if generate.prompt.len() == whole {
         words
     } else {
-        let kept = language.tokenizer().decode(&generate.prompt, false);
-        words.and_then(|words| still_read(words, &text, &kept, common))
+        // Of another message than the last of the prompt, nobody knows where in it its words are.
+        let words = words.filter(|words| conversation.continue_final_message && text.ends_with(words.as_str()));
+        words.and_then(|words| {
+            let kept = language.tokenizer().decode(&generate.prompt, false);
+            still_read(&text, text.len() - words.len(), &kept)
+        })
     };
     let names = Names { prompt: "messages", ..generate.names };
     let generate = Generate { reading: Some(reading), names, ..generate };
@@ -209,15 +213,15 @@ fn last_words(messages: &[Value], language: &Language) -> Option<String> {
     }
 }
 
-/// What is left of the last words of a prompt that says `text`, of which `kept` was read.
-fn still_read(words: String, text: &str, kept: &str, common: &Common) -> Option<String> {
-    if kept.contains(&words) {
-        return Some(words);
-    }
-    // What is cut off at its end loses its last words first.
-    common.truncation.as_ref().filter(|cut| matches!(cut.side, TruncationSide::Left))?;
-    let after = text.len() - (text.rfind(&words)? + words.len());
-    kept.get(..kept.len().checked_sub(after)?).map(str::to_owned)
+/// What is left of the last words of a prompt that says `text`, which begin at `start`: of it `kept` was read, its beginning
+/// or its end.
+fn still_read(text: &str, start: usize, kept: &str) -> Option<String> {
+    let read = if text.ends_with(kept) {
+        text.get(start.max(text.len() - kept.len())..)
+    } else {
+        text.starts_with(kept).then(|| text.get(start..kept.len())).flatten()
+    };
+    read.filter(|read| !read.is_empty()).map(str::to_owned)
 }
 
 /// A completion.
@@ -406,22 +410,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_cut_off_is_not_echoed() {
-        let text = "<|user|>hi<|assistant|>one two three";
-        let left = |kept: &str, side| {
-            let truncation = Some(Truncation { tokens: Some(1), side });
-            still_read("one two three".into(), text, kept, &Common { truncation, ..Common::default() })
-        };
-        assert_eq!(left("ant|>one two three", TruncationSide::Left).as_deref(), Some("one two three"));
-        assert_eq!(left("o three", TruncationSide::Left).as_deref(), Some("o three"));
-        assert_eq!(left("<|user|>hi<|assistant|>one", TruncationSide::Right), None);
-        // The template ends the message, and begins the next.
-        let text = format!("{text}<|end|>");
-        let truncation = Some(Truncation { tokens: Some(1), side: TruncationSide::Left });
-        let common = Common { truncation, ..Common::default() };
-        let read = |kept| still_read("one two three".into(), &text, kept, &common);
-        assert_eq!(read("three<|end|>").as_deref(), Some("three"));
-        assert_eq!(read("nd|>"), None);
+    fn of_last_words_those_are_told_that_were_read() {
+        let (text, start) = ("<|user|>one<|assistant|>one two", 24);
+        assert_eq!(&text[start..], "one two");
+        for (kept, told) in [
+            ("ant|>one two", Some("one two")),
+            ("ne two", Some("ne two")),
+            ("<|user|>one<|assistant|>one", Some("one")),
+            ("<|user|>one<|assistant|>", None),
+            ("<|user|>one", None),
+            ("something else", None),
+        ] {
+            assert_eq!(still_read(text, start, kept).as_deref(), told, "{kept}");
+        }
     }
 
     #[test]
