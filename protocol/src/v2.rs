@@ -112,7 +112,11 @@ pub struct InferRequest {
 pub enum RequestError {
     /// The text is not JSON.
     Malformed(JsonError),
-    /// It is JSON, but not a request: which field, and what is wrong with it.
+    /// It is JSON, but a member lacks or is of another kind than the protocol has: which.
+    Members(String),
+    /// Values are not of their datatype: which.
+    Values(String),
+    /// It is no request for another reason: which field, and what is wrong with it.
     Field(String),
 }
 
@@ -126,7 +130,7 @@ impl std::fmt::Display for RequestError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             RequestError::Malformed(error) => write!(f, "failed to parse the request JSON buffer: {error}"),
-            RequestError::Field(what) => f.write_str(what),
+            RequestError::Members(what) | RequestError::Values(what) | RequestError::Field(what) => f.write_str(what),
         }
     }
 }
@@ -138,9 +142,14 @@ fn field(what: impl Into<String>) -> RequestError {
     RequestError::Field(what.into())
 }
 
+/// A member that cannot be read, in Triton's words.
+fn member(name: impl std::fmt::Display, what: impl std::fmt::Display) -> RequestError {
+    RequestError::Members(format!("Unable to parse '{name}': {what}"))
+}
+
 /// Adds the field's name to an error that arose while reading it.
 fn within<T>(name: impl std::fmt::Display, result: std::result::Result<T, JsonError>) -> Result<T> {
-    result.map_err(|e| field(format!("Unable to parse '{name}': {e}")))
+    result.map_err(|e| member(name, e))
 }
 
 impl InferRequest {
@@ -189,7 +198,7 @@ impl InferRequest {
         }
         reader.end()?;
         if !inputs {
-            return Err(field("Unable to parse 'inputs': attempt to access non-existing object member 'inputs'"));
+            return Err(member("inputs", "attempt to access non-existing object member 'inputs'"));
         }
         Ok(request)
     }
@@ -262,7 +271,7 @@ fn parse_output(reader: &mut Reader<'_>, index: usize) -> Result<RequestedOutput
             _ => reader.skip()?,
         }
     }
-    if named { Ok(output) } else { Err(field(format!("Unable to parse 'outputs': outputs[{index}] has no 'name'"))) }
+    if named { Ok(output) } else { Err(member("outputs", format!("outputs[{index}] has no 'name'"))) }
 }
 
 fn parse_input(reader: &mut Reader<'_>, index: usize) -> Result<RequestInput> {
@@ -308,7 +317,7 @@ fn parse_input(reader: &mut Reader<'_>, index: usize) -> Result<RequestInput> {
     for (present, what) in [(name, "name"), (shape, "shape"), (datatype, "datatype")] {
         if !present {
             let at = if name { format!("input '{}'", input.name) } else { format!("inputs[{index}]") };
-            return Err(field(format!("Unable to parse 'inputs': {at} has no '{what}'")));
+            return Err(member("inputs", format!("{at} has no '{what}'")));
         }
     }
     if let Some(place) = later {
@@ -324,7 +333,7 @@ fn parse_shape(reader: &mut Reader<'_>) -> Result<Vec<i64>> {
         let token = within("shape", reader.number())?;
         let length = token.parse();
         part(reader)?;
-        shape.push(length.map_err(|_| field(format!("Unable to parse 'shape': '{}' is no length", excerpt(token))))?);
+        shape.push(length.map_err(|_| member("shape", format!("'{}' is no length", excerpt(token))))?);
     }
     Ok(shape)
 }
@@ -372,7 +381,8 @@ fn parse_data(reader: &mut Reader<'_>, name: &str, datatype: &str, shape: &[i64]
         }
         other => return Err(field(format!("input '{name}' has unknown datatype '{}'", excerpt(other)))),
     };
-    let values = values.map_err(|e| field(format!("Unable to parse 'data' of input '{name}' as {datatype}: {e}")))?;
+    let values = values
+        .map_err(|e| RequestError::Values(format!("Unable to parse 'data' of input '{name}' as {datatype}: {e}")))?;
     Ok(Data { values, nesting })
 }
 

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tracing::Instrument;
 use tracing::field::Empty;
 
-pub use crate::llm::{Generate, Language, Untaken};
+pub use crate::llm::{Generate, Language};
 pub use crate::servable::{Servable, Work};
 
 /// An inference request in the server's own terms.
@@ -249,15 +249,15 @@ impl Dataplane {
     ///
     /// # Errors
     /// A request breaks a limit, or the server has too much to do.
-    pub async fn generate(&self, servable: &Servable, mut requests: Vec<Generate>) -> Result<Vec<Answer>, Untaken> {
+    pub async fn generate(&self, servable: &Servable, mut requests: Vec<Generate>) -> Result<Vec<Answer>, Error> {
         let limit = Instant::now() + self.longest_generation;
         for request in &mut requests {
             request.deadline = Some(request.deadline.map_or(limit, |deadline| deadline.min(limit)));
         }
-        servable.language()?.generate_all(requests).await.map_err(|untaken| match untaken.error {
+        servable.language()?.generate_all(requests).await.map_err(|error| match error {
             // Of several models each has a queue of its own.
-            Error::Overloaded(why) => Error::Overloaded(format!("model '{}': {why}", servable.name)).into(),
-            error => Untaken { error, ..untaken },
+            Error::Overloaded(why) => Error::Overloaded(format!("model '{}': {why}", servable.name)),
+            other => other,
         })
     }
 

@@ -3,6 +3,7 @@
 
 use backends::InferError;
 use backends::tensor::Misfit;
+use std::borrow::Cow;
 use std::time::Duration;
 
 /// Why a request was not answered.
@@ -11,7 +12,7 @@ pub enum Error {
     /// The request is at fault.
     Invalid(String),
     /// This field of a request for text is at fault.
-    Field(&'static str, String),
+    Field(Cow<'static, str>, String),
     /// The body is no JSON.
     Malformed(String),
     /// The body is JSON; a member lacks, or is of another kind than the protocol has.

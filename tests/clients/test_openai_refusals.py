@@ -66,7 +66,7 @@ CHATS = {
     "prompt": ({"messages": [{"role": "user", "content": "a" * 600}]}, "messages", "this model's context of 512 tokens"),
 }
 COMPLETIONS = {
-    "prompt": ({"prompt": [9999999]}, "prompt", "9999999 of prompt"),
+    "prompt": ({"prompt": [9999999]}, "prompt", "9999999 of the prompt"),
     "length": ({"prompt": [65] * 600}, "prompt", "this model's context of 512 tokens"),
     "tokens": ({"max_tokens": 5000}, "max_tokens", "max_tokens is 5000"),
     "least": ({"min_tokens": 1000}, "min_tokens", "'max_tokens' is left out"),
@@ -82,10 +82,10 @@ def test_chats_are_told_of_their_own_fields(service, case):
 
 # What is asked for, the field that is complained about, and what the message says.
 SEVERAL = {
-    "token": ({"prompt": [[65], [66, 9999999]]}, "prompt[1]", "9999999 of prompt"),
+    "token": ({"prompt": [[65], [66, 9999999]]}, "prompt[1]", "9999999 of prompt[1]"),
     "length": ({"prompt": [[65], [66], [65] * 600]}, "prompt[2]", "this model's context of 512 tokens"),
     "text": ({"prompt": ["a", "b" * (2 << 20)]}, "prompt[1]", "bytes"),
-    "tokens": ({"prompt": ["a", "b" * 500], "max_tokens": 20}, "max_tokens", "prompt[1]: max_tokens is 20"),
+    "tokens": ({"prompt": ["a", "b" * 500], "max_tokens": 20}, "max_tokens", "max_tokens is 20, and prompt[1] has 50"),
 }
 
 

@@ -14,7 +14,7 @@ use super::plan::Plan;
 use super::progress::{Phase, Progress};
 use super::request::Request;
 use super::scheduler::{Counters, Rejected, Scheduler, fitting};
-use super::sequence::{CancelReason, Event, GroupId, SequenceId};
+use super::sequence::{CancelReason, Event, GroupId, SequenceId, Unanswered};
 use std::collections::HashMap;
 use std::fmt;
 use std::time::Instant;
@@ -227,7 +227,7 @@ impl<E: Executor> Engine<E> {
             let Some(matcher) = self.matchers.get_mut(sequence) else { continue };
             match matcher.accept(*token) {
                 Ok(()) => self.scheduler.complete(*sequence, *token),
-                Err(reason) => self.scheduler.fail(*sequence, reason),
+                Err(reason) => self.scheduler.fail(*sequence, Unanswered::Request(reason)),
             };
         }
         events
@@ -246,7 +246,7 @@ impl<E: Executor> Engine<E> {
             }
             match self.matchers.get_mut(&chunk.sequence).map(|matcher| matcher.mask()) {
                 Some(Ok(allowed)) => *mask = Some(allowed),
-                Some(Err(reason)) => drop(self.scheduler.fail(chunk.sequence, reason)),
+                Some(Err(reason)) => drop(self.scheduler.fail(chunk.sequence, Unanswered::Request(reason))),
                 None => {}
             }
         }

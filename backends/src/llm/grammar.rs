@@ -222,7 +222,7 @@ fn with_whitespace(mut schema: Value) -> Value {
 }
 
 /// What errors begin with that come while a text is generated: its form leads nowhere, which no compiler sees.
-pub const STUCK: &str = "the form of the answer cannot be followed to its end: ";
+const STUCK: &str = "the form of the answer cannot be followed to its end: ";
 
 /// The library's word for a form that nothing can follow.
 const NOTHING_FOLLOWS: &str = "NoExtensionBias";

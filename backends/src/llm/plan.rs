@@ -7,7 +7,7 @@
 //! ```
 
 use super::sampling::Sampling;
-use super::sequence::SequenceId;
+use super::sequence::{SequenceId, Unanswered};
 use std::sync::Arc;
 
 /// One step: a ragged batch of chunks.
@@ -90,7 +90,7 @@ pub struct Sampled {
     /// Of the prompt's tokens at `start + 1` and on: as many as `prompt_logprobs` asks for.
     pub prompt_logprobs: Vec<Logprobs>,
     /// Why no token could be chosen, where the chunk has `sample`: this sequence fails, and no other.
-    pub failed: Option<String>,
+    pub failed: Option<Unanswered>,
 }
 
 impl Plan {

@@ -106,30 +106,36 @@ pub enum RequestError {
 
 impl fmt::Display for RequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::EmptyPrompt => f.write_str("the prompt has no tokens; expected at least 1"),
-            Self::PromptTooLong { tokens, most } => {
-                write!(f, "the prompt has {tokens} tokens; the model's context has room for {most}")
-            }
-            Self::UnknownToken { field, token, vocabulary } => {
-                write!(f, "token {token} of {field} is not one of the model's {vocabulary}")
-            }
-            Self::NoTokens => f.write_str("max_tokens is 0; expected at least 1"),
-            Self::Copies { copies, most } => write!(f, "{copies} copies are asked for; expected 1 to {most}"),
-            Self::OutputTooLong { copies, max_tokens, most } => {
-                let product = u64::from(*copies) * u64::from(*max_tokens);
-                write!(f, "{copies} copies of {max_tokens} tokens are {product}; one request may generate {most}")
-            }
-            Self::MinTokens { min_tokens, max_tokens } => {
-                write!(f, "min_tokens is {min_tokens}, but max_tokens is {max_tokens}")
-            }
-        }
+        f.write_str(&self.of("the prompt"))
     }
 }
 
 impl std::error::Error for RequestError {}
 
 impl RequestError {
+    /// What is wrong, where `prompt` is what the prompt is called in a sentence.
+    pub fn of(&self, prompt: &str) -> String {
+        match self {
+            Self::EmptyPrompt => format!("{prompt} has no tokens; expected at least 1"),
+            Self::PromptTooLong { tokens, most } => {
+                format!("{prompt} has {tokens} tokens; the model's context has room for {most}")
+            }
+            Self::UnknownToken { field, token, vocabulary } => {
+                let field = if *field == PROMPT { prompt } else { field };
+                format!("token {token} of {field} is not one of the model's {vocabulary}")
+            }
+            Self::NoTokens => "max_tokens is 0; expected at least 1".into(),
+            Self::Copies { copies, most } => format!("{copies} copies are asked for; expected 1 to {most}"),
+            Self::OutputTooLong { copies, max_tokens, most } => {
+                let product = u64::from(*copies) * u64::from(*max_tokens);
+                format!("{copies} copies of {max_tokens} tokens are {product}; one request may generate {most}")
+            }
+            Self::MinTokens { min_tokens, max_tokens } => {
+                format!("min_tokens is {min_tokens}, but max_tokens is {max_tokens}")
+            }
+        }
+    }
+
     /// The field that is at fault, as requests of completions have it.
     pub fn field(&self) -> &'static str {
         match self {

@@ -11,6 +11,7 @@
 use super::executor::Mask;
 use super::plan::{Fill, Logprobs};
 use super::sampling::{NOTHING_LEFT, Sampling};
+use super::sequence::Unanswered;
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 
@@ -93,9 +94,9 @@ impl Sampler {
     ///
     /// # Errors
     /// A logit is no number, or no token is allowed.
-    pub fn choose(&mut self, logits: &mut [f32], wish: &Wish<'_>) -> Result<(u32, Option<Logprobs>), String> {
+    pub fn choose(&mut self, logits: &mut [f32], wish: &Wish<'_>) -> Result<(u32, Option<Logprobs>), Unanswered> {
         if logits.iter().any(|logit| logit.is_nan()) {
-            return Err("the model computed logits that are no numbers".into());
+            return Err(Unanswered::Step(NO_NUMBERS.into()));
         }
         let wanted = wish.sampling.logprobs;
         let told = wanted.map(|count| Told::of(logits, usize::from(count)));
@@ -108,7 +109,7 @@ impl Sampler {
         let token = if sampling.temperature == 0.0 { likeliest(logits) } else { self.draw(logits, wish) };
         let token = token.ok_or_else(|| match allowed.as_deref().is_some_and(leaves_none) {
             true => nothing_left(sampling, history.generated, *mask),
-            false => NO_CHANCE.to_owned(),
+            false => Unanswered::Step(NO_CHANCE.into()),
         })?;
         Ok((token, told.map(|told| told.about(token))))
     }
@@ -205,6 +206,9 @@ fn likelier(a: &Candidate, b: &Candidate) -> Ordering {
     b.logit.total_cmp(&a.logit).then(a.token.cmp(&b.token))
 }
 
+/// Why a model goes no further that is broken, or whose numbers are.
+pub(super) const NO_NUMBERS: &str = "the model computed logits that are no numbers";
+
 /// Why a model whose logits rule out all that its request allows goes no further.
 pub(super) const NO_CHANCE: &str = "no token is allowed here";
 
@@ -252,7 +256,7 @@ pub(super) fn leaves_none(bits: &[u32]) -> bool {
 }
 
 /// Why none is: the wishes of a request that exclude each other.
-pub(super) fn nothing_left(sampling: &Sampling, generated: u32, mask: Option<&Mask>) -> String {
+pub(super) fn nothing_left(sampling: &Sampling, generated: u32, mask: Option<&Mask>) -> Unanswered {
     let wishes = [
         ("the form of the answer", mask.is_some()),
         ("allowed_token_ids", sampling.allowed.is_some()),
@@ -260,12 +264,12 @@ pub(super) fn nothing_left(sampling: &Sampling, generated: u32, mask: Option<&Ma
         ("min_tokens", generated < sampling.min_tokens),
     ];
     let wishes: Vec<&str> = wishes.into_iter().filter(|(_, wished)| *wished).map(|(wish, _)| wish).collect();
-    match &wishes[..] {
+    Unanswered::Request(match &wishes[..] {
         [others @ .., last] if !others.is_empty() => {
             format!("{NOTHING_LEFT}{} and {last} exclude each other", others.join(", "))
         }
         alone => format!("{NOTHING_LEFT}{} excludes all of them", alone.concat()),
-    }
+    })
 }
 
 /// Takes out what must not come next.

@@ -15,7 +15,7 @@ pub const LOGPROBS_MAX: u8 = 20;
 
 /// What errors begin with that say which wishes of a request exclude each other, so that no token can be chosen. Some are
 /// seen when it comes, others in the middle of an answer.
-pub const NOTHING_LEFT: &str = "no token is left: ";
+pub(super) const NOTHING_LEFT: &str = "no token is left: ";
 
 /// What was asked for, not yet checked: [`Sampling::new`] checks. The default is the likeliest token, nothing else.
 #[derive(Clone, Debug, PartialEq)]

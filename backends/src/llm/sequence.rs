@@ -81,9 +81,28 @@ pub enum Event {
         /// Which.
         sequence: SequenceId,
         /// What went wrong.
-        reason: String,
+        reason: Unanswered,
     },
 }
+
+/// Why a sequence could not be computed to its end. Its text says what went wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unanswered {
+    /// What its request brought leaves no way on: a form that cannot be followed, wishes that exclude each other.
+    Request(String),
+    /// Its step failed, or its numbers are none.
+    Step(String),
+}
+
+impl fmt::Display for Unanswered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unanswered::Request(what) | Unanswered::Step(what) => f.write_str(what),
+        }
+    }
+}
+
+impl std::error::Error for Unanswered {}
 
 impl Event {
     /// The sequence that it happened to.

@@ -40,7 +40,7 @@ fn a_lost_device_is_told_to_all() {
     assert_eq!(engine.lost(), None);
     let events = engine.step(now);
     let told = events.iter().any(|event| {
-        matches!(event, Event::Failed { sequence, reason } if *sequence == id && reason.contains("the device is lost"))
+        matches!(event, Event::Failed { sequence, reason } if *sequence == id && reason.to_string().contains("the device is lost"))
     });
     assert!(told, "{events:?}");
     assert_eq!(engine.lost(), Some(&Failure::Lost("an illegal address was read".into())));
@@ -77,7 +77,7 @@ fn steps_that_break_the_contract_one_after_the_other_end_the_engine() {
             let id = engine.admit(now, request(draft(1, 5, 3))).unwrap().copy(0);
             assert_eq!(engine.lost(), None, "{failed}");
             let events = engine.step(now);
-            let told = |event: &Event| matches!(event, Event::Failed { sequence, reason: told } if *sequence == id && told.contains(reason));
+            let told = |event: &Event| matches!(event, Event::Failed { sequence, reason: told } if *sequence == id && told.to_string().contains(reason));
             assert!(events.iter().any(told), "{events:?}");
         }
         let lost = engine.lost().unwrap().to_string();
@@ -310,7 +310,10 @@ fn an_answer_that_does_not_fit_its_plan_fails_the_step() {
         spoil(&mut answer);
         let events = scheduler.commit(&plan, Ok(answer));
         let Some(Event::Failed { sequence, reason }) = events.last() else { panic!("{events:?}") };
-        assert_eq!((*sequence, reason.as_str()), (id, "internal error: the answer to step 1 does not fit its plan"));
+        assert_eq!(
+            (*sequence, reason.to_string().as_str()),
+            (id, "internal error: the answer to step 1 does not fit its plan")
+        );
         scheduler.check().unwrap();
         assert!(scheduler.is_empty());
     }

@@ -201,7 +201,7 @@ impl Trace {
             _ => None,
         });
         for reason in failures {
-            assert!(self.faults > 0 && reason.contains("was to fail"), "{reason}");
+            assert!(self.faults > 0 && reason.to_string().contains("was to fail"), "{reason}");
         }
         for (&id, ask) in &self.asked {
             let mine: Vec<&Event> = self.events.iter().filter(|event| event.sequence() == id).collect();

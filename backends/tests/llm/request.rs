@@ -93,7 +93,7 @@ fn requests_beyond_the_limits_are_refused_with_the_numbers() {
     let cases: &[(Spoil, &str)] = &[
         (|d| d.prompt = Arc::from([]), "the prompt has no tokens; expected at least 1"),
         (|d| d.prompt = vec![1; 101].into(), "the prompt has 101 tokens; the model's context has room for 100"),
-        (|d| d.prompt = vec![1, 50].into(), "token 50 of prompt is not one of the model's 50"),
+        (|d| d.prompt = vec![1, 50].into(), "token 50 of the prompt is not one of the model's 50"),
         (|d| d.max_tokens = 0, "max_tokens is 0; expected at least 1"),
         (|d| d.max_tokens = 61, "1 copies of 61 tokens are 61; one request may generate 60"),
         (|d| d.copies = 2, "2 copies of 60 tokens are 120; one request may generate 60"),

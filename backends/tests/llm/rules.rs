@@ -9,7 +9,7 @@ use backends::llm::executor::Mask;
 use backends::llm::request::Draft;
 use backends::llm::sampling::Parameters;
 use backends::llm::scheduler::{Counters, Rejected, Scheduler};
-use backends::llm::sequence::{CancelReason, Event, FinishReason};
+use backends::llm::sequence::{CancelReason, Event, FinishReason, Unanswered};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -257,7 +257,7 @@ fn a_grammar_decides_each_token_and_its_failure_is_its_own() {
         assert!(world.engine.counters().preemptions > 0);
         assert_eq!(tokens_of(&events, bound), (10..40).collect::<Vec<_>>());
         assert_eq!(tokens_of(&events, broken), (10..15).collect::<Vec<_>>());
-        assert!(events.contains(&Event::Failed { sequence: broken, reason: "no way on".into() }));
+        assert!(events.contains(&Event::Failed { sequence: broken, reason: Unanswered::Request("no way on".into()) }));
         assert_eq!(tokens_of(&events, free), expected(0, &prompt_of(1, 20), 30, &[]));
     }
 }

@@ -39,8 +39,8 @@ impl From<RequestError> for Error {
     fn from(error: RequestError) -> Self {
         match error {
             RequestError::Malformed(_) => Error::Malformed(error.to_string()),
-            RequestError::Field(what) if what.starts_with("Unable to parse 'data'") => Error::Values(what),
-            RequestError::Field(what) if what.starts_with("Unable to parse") => Error::Members(what),
+            RequestError::Values(what) => Error::Values(what),
+            RequestError::Members(what) => Error::Members(what),
             RequestError::Field(what) => Error::Invalid(what),
         }
     }

@@ -3,10 +3,9 @@
 
 use super::generator::{ENDED, Tokens};
 use crate::error::Error;
-use backends::llm::grammar::STUCK;
 use backends::llm::plan::Logprobs;
-use backends::llm::sampling::{NOTHING_LEFT, Sampling};
-use backends::llm::sequence::{CancelReason, Event, FinishReason};
+use backends::llm::sampling::Sampling;
+use backends::llm::sequence::{CancelReason, Event, FinishReason, Unanswered};
 use backends::llm::text::output::{OutputParser, Part};
 use backends::llm::text::{Detokenizer, StopScanner};
 use std::sync::Arc;
@@ -181,7 +180,7 @@ impl Answer {
                 Some(Event::Finished { reason, .. }) => Ok(self.finished(reason)),
                 Some(Event::Cancelled { reason, .. }) => Err(self.cancelled(reason)),
                 Some(Event::Failed { reason, .. }) => Err(self.failed(reason)),
-                None => Err(self.failed(ENDED.into())),
+                None => Err(self.lost()),
             };
             return Poll::Ready(Some(told));
         }
@@ -284,36 +283,18 @@ impl Answer {
         }
     }
 
-    fn failed(&mut self, reason: String) -> Error {
+    fn failed(&mut self, reason: Unanswered) -> Error {
         self.ended = true;
-        error_of(&reason)
-    }
-}
-
-/// What an answer that could not be computed is to who asked.
-fn error_of(reason: &str) -> Error {
-    // The request brought the form, and wishes that exclude each other.
-    if let Some(at) = [STUCK, NOTHING_LEFT].iter().find_map(|begin| reason.find(begin)) {
-        return Error::Invalid(reason[at..].to_owned());
-    }
-    // It was not computed. One that a step failed with is no reason to ask others: the request may have made it fail.
-    match reason == ENDED {
-        true => Error::Unavailable(ENDED.into()),
-        false => Error::Internal(format!("an answer could not be computed: {reason}")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_asked_learns_whether_to_ask_again() {
-        assert_eq!(error_of(ENDED), Error::Unavailable(ENDED.into()));
-        for failed in ["the device is lost: an illegal address was read", "the device failed: it has no memory"] {
-            assert_eq!(error_of(failed), Error::Internal(format!("an answer could not be computed: {failed}")));
+        match reason {
+            Unanswered::Request(what) => Error::Invalid(what),
+            // Not `Unavailable`, on which clients ask another replica: the request may have made the step fail.
+            Unanswered::Step(what) => Error::Internal(format!("an answer could not be computed: {what}")),
         }
-        let theirs = format!("{NOTHING_LEFT}they exclude each other");
-        assert_eq!(error_of(&format!("row 3: {theirs}")), Error::Invalid(theirs));
+    }
+
+    /// Nobody tells any more, since the engine has ended: it was not computed.
+    fn lost(&mut self) -> Error {
+        self.ended = true;
+        Error::Unavailable(ENDED.into())
     }
 }

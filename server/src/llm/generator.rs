@@ -150,7 +150,7 @@ impl Shared {
             inbox.broken = Some(reason.into());
             inbox.admissions.clear();
         }
-        telling::end(self, ENDED);
+        telling::end(self);
     }
 }
 

@@ -36,6 +36,7 @@ use backends::llm::text::{Chat, ChatTemplates, Detokenizer, StopScanner, StopStr
 use backends::llm::{Context, LanguageModel};
 use generator::{Generator, Matchers, Tokens};
 use guides::Guides;
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -94,6 +95,8 @@ pub struct Generate {
 pub struct Names {
     /// Of what the prompt is made of.
     pub prompt: &'static str,
+    /// Where there are several prompts in that field: which this is, from 0.
+    pub which: Option<usize>,
     /// Of how many tokens an answer may have.
     pub max_tokens: &'static str,
 }
@@ -101,22 +104,7 @@ pub struct Names {
 impl Default for Names {
     /// Of completions.
     fn default() -> Self {
-        Names { prompt: PROMPT, max_tokens: "max_tokens" }
-    }
-}
-
-/// Why none of the answers is generated that were asked for together.
-#[derive(Clone, Debug)]
-pub struct Untaken {
-    /// The one among them that is the reason, by its place; `None` where all of them are.
-    pub which: Option<usize>,
-    /// The reason.
-    pub error: Error,
-}
-
-impl From<Error> for Untaken {
-    fn from(error: Error) -> Self {
-        Untaken { which: None, error }
+        Names { prompt: PROMPT, which: None, max_tokens: "max_tokens" }
     }
 }
 
@@ -279,19 +267,19 @@ impl Language {
 
     /// Tokens that each answer may have.
     fn max_tokens(&self, asked: &Generate) -> Result<u32, Error> {
-        let Names { prompt, max_tokens: name } = asked.names;
+        let (name, prompt) = (asked.names.max_tokens, asked.names.told());
         let (context, least) = (self.context, asked.parameters.min_tokens);
         let length = u32::try_from(asked.prompt.len()).unwrap_or(u32::MAX);
         let room = context.tokens.saturating_sub(length);
         if room == 0 {
             let most = context.tokens - 1;
-            let what = format!("the prompt has {length} tokens; {context} has room for {most}");
-            return Err(Error::Field(prompt, what));
+            let what = format!("{prompt} has {length} tokens; {context} has room for {most}");
+            return Err(Error::Field(asked.names.field(), what));
         }
-        let left = format!("the prompt has {length} tokens; {context} has room for {room} more");
+        let left = format!("{prompt} has {length} tokens; {context} has room for {room} more");
         if let Some(most) = asked.max_tokens {
             return if most > room {
-                Err(Error::Field(name, format!("{name} is {most}, and {left}")))
+                Err(Error::Field(name.into(), format!("{name} is {most}, and {left}")))
             } else {
                 Ok(most)
             };
@@ -305,7 +293,7 @@ impl Language {
             Some(most) => format!("an answer has {most} at most where {name} is left out, as the model's files say"),
             None => left,
         };
-        Err(Error::Field("min_tokens", format!("min_tokens is {least}, and {why}")))
+        Err(Error::Field("min_tokens".into(), format!("min_tokens is {least}, and {why}")))
     }
 
     /// Asks for an answer: one for each copy.
@@ -313,19 +301,18 @@ impl Language {
     /// # Errors
     /// The request breaks a limit, which is named with its numbers; or too much waits.
     pub async fn generate(&self, asked: Generate) -> Result<Vec<Answer>, Error> {
-        self.generate_all(vec![asked]).await.map_err(|untaken| untaken.error)
+        self.generate_all(vec![asked]).await
     }
 
     /// Asks for answers that belong together, all or none: one for each copy of the first, then of the second, and so
     /// on.
     ///
     /// # Errors
-    /// As for [`Language::generate`], with the one that is the reason.
-    pub async fn generate_all(&self, asked: Vec<Generate>) -> Result<Vec<Answer>, Untaken> {
+    /// As for [`Language::generate`]; what is wrong with a prompt says with which, by its [`Names`].
+    pub async fn generate_all(&self, asked: Vec<Generate>) -> Result<Vec<Answer>, Error> {
         let (mut requests, mut readers) = (Vec::with_capacity(asked.len()), Vec::with_capacity(asked.len()));
-        for (index, asked) in asked.into_iter().enumerate() {
-            let prepared = self.prepare(asked).map_err(|error| Untaken { which: Some(index), error })?;
-            let (request, matchers, reader) = prepared;
+        for asked in asked {
+            let (request, matchers, reader) = self.prepare(asked)?;
             requests.push((request, matchers));
             readers.push(reader);
         }
@@ -339,7 +326,8 @@ impl Language {
         let max_tokens = self.max_tokens(&asked)?;
         let Generate { prompt, parameters, names, copies, stop, include_stop, .. } = asked;
         let stops = StopStrings::new(&stop).map_err(refused)?;
-        let sampling = Sampling::new(parameters).map_err(|error| Error::Field(error.field(), error.to_string()))?;
+        let sampling =
+            Sampling::new(parameters).map_err(|error| Error::Field(error.field().into(), error.to_string()))?;
         let sampling = Arc::new(sampling);
         let draft = Draft {
             copies: copies.try_into().unwrap_or(u16::MAX),
@@ -365,10 +353,20 @@ impl Language {
 }
 
 impl Names {
+    /// The field that the prompt is in, down to its place there.
+    pub fn field(self) -> Cow<'static, str> {
+        self.which.map_or(self.prompt.into(), |index| format!("{}[{index}]", self.prompt).into())
+    }
+
+    /// What the prompt is called in a sentence.
+    fn told(self) -> Cow<'static, str> {
+        if self.which.is_some() { self.field() } else { "the prompt".into() }
+    }
+
     /// An error of a request, by the name that its field has there.
     fn blame(self, error: &RequestError) -> Error {
-        let field = if error.field() == PROMPT { self.prompt } else { error.field() };
-        Error::Field(field, error.to_string())
+        let field = if error.field() == PROMPT { self.field() } else { error.field().into() };
+        Error::Field(field, error.of(&self.told()))
     }
 }
 

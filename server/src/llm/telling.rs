@@ -56,12 +56,9 @@ pub(super) fn tell(shared: &Arc<Shared>, events: Vec<Event>) {
     send(shared, runtime, messages);
 }
 
-/// Tells everybody that there is no more to come, and why.
-pub(super) fn end(shared: &Arc<Shared>, reason: &str) {
-    let mut listeners = shared.telling.listeners();
-    let Listeners { runtime: Some(runtime), of } = &mut *listeners else { return };
-    let failed = |sequence| Event::Failed { sequence, reason: reason.into() };
-    send(shared, runtime, of.drain().map(|(sequence, listener)| (listener, failed(sequence))));
+/// Nobody is told anything any more: what they listen to ends, behind what is on its way to them.
+pub(super) fn end(shared: &Shared) {
+    shared.telling.listeners().of.clear();
 }
 
 fn send(shared: &Arc<Shared>, runtime: &Handle, messages: impl Iterator<Item = Message>) {

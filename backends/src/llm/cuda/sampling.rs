@@ -5,8 +5,9 @@ use super::graphs::SAMPLED_ROWS;
 use super::{CudaExecutor, Step, floats, step};
 use crate::llm::executor::{Failure, Mask, Masks};
 use crate::llm::plan::{Chunk, Logprobs};
-use crate::llm::sampler::{NO_CHANCE, Wish, allowed, leaves_none, nothing_left};
+use crate::llm::sampler::{NO_CHANCE, NO_NUMBERS, Wish, allowed, leaves_none, nothing_left};
 use crate::llm::sampling::Sampling;
+use crate::llm::sequence::Unanswered;
 use kernels::cuda::sampler::{self, Choice, Edit, HistoryBegin, Row, Status};
 use kernels::cuda::{Launch, Misuse, Slice};
 use std::ops::Range;
@@ -293,16 +294,16 @@ impl CudaExecutor {
 }
 
 /// A token with its probability, or why there is none.
-pub(super) type Chosen = Result<(u32, Option<Logprobs>), String>;
+pub(super) type Chosen = Result<(u32, Option<Logprobs>), Unanswered>;
 
 /// What the device has chosen, in the words of the CPU's sampler.
 fn outcome(sampling: &Sampling, choice: &Choice) -> Chosen {
     match choice.status {
-        Status::NoNumber => return Err("the model computed logits that are no numbers".into()),
-        Status::NothingAllowed => return Err(NO_CHANCE.into()),
+        Status::NoNumber => return Err(Unanswered::Step(NO_NUMBERS.into())),
+        Status::NothingAllowed => return Err(Unanswered::Step(NO_CHANCE.into())),
         Status::Chosen => {}
     }
-    let token = u32::try_from(choice.token).map_err(|_| "the sampler chose no token".to_owned())?;
+    let token = u32::try_from(choice.token).map_err(|_| Unanswered::Step("the sampler chose no token".into()))?;
     Ok((token, sampling.logprobs.map(|count| logprobs_of(choice, count))))
 }
 

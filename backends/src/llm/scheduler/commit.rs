@@ -6,7 +6,7 @@
 use super::{Scheduler, State};
 use crate::llm::executor::Failure;
 use crate::llm::plan::{Chunk, Plan, Sampled};
-use crate::llm::sequence::{Event, FinishReason, SequenceId};
+use crate::llm::sequence::{Event, FinishReason, SequenceId, Unanswered};
 
 impl Scheduler {
     /// Takes the outcome of a step, and tells what happened since the last call. Where the step failed, its sequences
@@ -27,7 +27,7 @@ impl Scheduler {
             }
             Err(failure) => {
                 for chunk in &plan.chunks {
-                    self.fail(chunk.sequence, failure.to_string());
+                    self.fail(chunk.sequence, Unanswered::Step(failure.to_string()));
                 }
             }
         }

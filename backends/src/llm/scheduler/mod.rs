@@ -25,7 +25,7 @@ pub use settings::{Counters, Rejected, Settings, SettingsError};
 
 use super::blocks::{BlockPool, Salt};
 use super::request::Request;
-use super::sequence::{CancelReason, Event, FinishReason, GroupId, Rank, Sequence, SequenceId, State};
+use super::sequence::{CancelReason, Event, FinishReason, GroupId, Rank, Sequence, SequenceId, State, Unanswered};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
@@ -152,7 +152,7 @@ impl Scheduler {
     }
 
     /// Ends a sequence that cannot be continued, for a reason that lies outside of the steps. `false` where it had ended.
-    pub fn fail(&mut self, id: SequenceId, reason: String) -> bool {
+    pub fn fail(&mut self, id: SequenceId, reason: Unanswered) -> bool {
         self.end(id, Event::Failed { sequence: id, reason })
     }
 

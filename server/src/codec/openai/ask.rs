@@ -4,7 +4,6 @@ use super::{Refusal, noticed, tools};
 use crate::error::Error;
 use crate::llm::{Generate, Language, Names};
 use backends::llm::grammar::Form;
-use backends::llm::request::PROMPT;
 use backends::llm::sampling::Parameters;
 use backends::llm::text::Chat;
 use backends::llm::text::output::Thoughts;
@@ -236,7 +235,8 @@ pub fn completion(request: &CompletionRequest, language: &Language) -> Result<As
         Prompt::Texts(texts) => {
             let encoded = texts.iter().enumerate().map(|(index, text)| {
                 let tokens = language.encode(text, *add_special_tokens);
-                let tokens = tokens.map_err(|error| about(&prompt_name(index, texts.len()), error))?;
+                let names = Names { which: (texts.len() > 1).then_some(index), ..Names::default() };
+                let tokens = tokens.map_err(|error| about(&names.field(), error))?;
                 Ok((tokens, Some(text.as_str())))
             });
             encoded.collect::<Result<_, Refusal>>()?
@@ -249,9 +249,11 @@ pub fn completion(request: &CompletionRequest, language: &Language) -> Result<As
         return Err(FieldError::refused("echo", "with logprobs it is not streamed; leave out one of the three").into());
     }
     let mut asked = Vec::with_capacity(prompts.len());
-    for (tokens, text) in prompts {
+    let several = prompts.len() > 1;
+    for (index, (tokens, text)) in prompts.into_iter().enumerate() {
         let whole = tokens.len();
         let mut generate = generate(tokens, common, language)?;
+        generate.names.which = several.then_some(index);
         // What was cut off has not been read, and is no part of what is echoed.
         let text = text.filter(|_| generate.prompt.len() == whole);
         if telling.echoes_tokens {
@@ -270,11 +272,6 @@ pub fn completion(request: &CompletionRequest, language: &Language) -> Result<As
         asked.push(Asked { generate, echo });
     }
     Ok(Ask { prompts: asked, telling, form: form(common), schemas: Vec::new() })
-}
-
-/// What errors call one of so many prompts.
-pub(super) fn prompt_name(index: usize, count: usize) -> String {
-    if count > 1 { format!("{PROMPT}[{index}]") } else { PROMPT.to_owned() }
 }
 
 pub(super) fn telling(common: &Common) -> Telling {

@@ -1,14 +1,13 @@
 //! Puts a request to its model: its form compiled, its prompts asked together, its answers gathered.
 
 use super::Refusal;
-use super::ask::{Ask, Asked, Part, Telling, about, prompt_name};
+use super::ask::{Ask, Asked, Part, Telling, about};
 use super::whole::Prompted;
-use crate::dataplane::{Dataplane, Generate, Language, Servable, Untaken};
+use crate::dataplane::{Dataplane, Generate, Language, Servable};
 use crate::error::Error;
 use crate::llm::answer::Answer;
 use crate::llm::gather::Gathered;
 use crate::llm::tally::Tally;
-use backends::llm::request::PROMPT;
 use protocol::openai::FieldError;
 use std::time::{Duration, Instant};
 
@@ -69,21 +68,8 @@ async fn answers(
         prompts.push(Prompted { tokens: generate.prompt.clone(), echo });
         requests.push(Generate { deadline: Some(deadline), guide: guide.clone(), ..generate });
     }
-    let answers = plane.generate(servable, requests).await.map_err(|untaken| with_prompt(untaken, count))?;
+    let answers = plane.generate(servable, requests).await?;
     Ok((prompts, answers, copies))
-}
-
-/// Why prompts are not answered. What is wrong with one of several says with which.
-fn with_prompt(Untaken { which, error }: Untaken, count: usize) -> Refusal {
-    let refusal = Refusal::from(error);
-    let (Some(index), Refusal::Field(error)) = (which.filter(|_| count > 1), &refusal) else { return refusal };
-    if !error.message.contains(PROMPT) {
-        return refusal;
-    }
-    let name = prompt_name(index, count);
-    let message = format!("{name}: {}", error.message);
-    let param = if error.param.as_deref() == Some(PROMPT) { Some(name) } else { error.param.clone() };
-    FieldError { param, message, code: error.code }.into()
 }
 
 /// Why a form could not be compiled, with the schema that is the reason: all of them are parts of one form, whose
@@ -104,28 +90,5 @@ async fn named(language: &Language, schemas: Vec<Part>, error: Refusal, deadline
     match tokio::time::timeout_at(deadline.into(), look).await {
         Ok(Some(found)) => found.into(),
         Ok(None) | Err(_) => error,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_wrong_with_one_of_several_prompts_says_which() {
-        let told = |field, what: &str, count| {
-            let untaken = Untaken { which: Some(1), error: Error::Field(field, what.to_owned()) };
-            match with_prompt(untaken, count) {
-                Refusal::Field(error) => (error.param.unwrap_or_default(), error.message),
-                Refusal::Server(error) => panic!("{error:?}"),
-            }
-        };
-        let long = "the prompt has 600 tokens";
-        assert_eq!(told("prompt", long, 2), ("prompt[1]".into(), format!("prompt[1]: {long}")));
-        assert_eq!(told("max_tokens", long, 2), ("max_tokens".into(), format!("prompt[1]: {long}")));
-        assert_eq!(told("prompt", long, 1), ("prompt".into(), long.into()));
-        assert_eq!(told("top_p", "top_p is 7", 2), ("top_p".into(), "top_p is 7".into()));
-        let busy = Error::Overloaded("the queue is full".into());
-        assert_eq!(with_prompt(busy.clone().into(), 2), Refusal::Server(busy));
     }
 }

@@ -32,7 +32,7 @@ impl From<FieldError> for Refusal {
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
         match error {
-            Error::Field(field, what) => FieldError::invalid(field, what).into(),
+            Error::Field(field, what) => FieldError::invalid(&field, what).into(),
             other => Refusal::Server(other),
         }
     }
