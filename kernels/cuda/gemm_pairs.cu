@@ -26,13 +26,13 @@ DEVICE void bring(const TensorMap &x, const TensorMap &weight, const Product &pr
         bring_tile(ring.at(place) + (ROWS + half) * LINE, weight, step.byte, step.output + half,
                    ring.filled[place.stage], true);
     };
-    if (late) wait_for_earlier();
+    if (late) wait_for_earlier(), see_earlier_tiles();
     // The first of each stage: weights that are nobody's output need not wait.
     int first = 0;
     At place;
     for (Steps<PairWork<width>> step(product); step.there() && first < At::stages; step.advance(), place.advance(), first++)
         bring_weight(step, place);
-    wait_for_earlier();
+    wait_for_earlier(), see_earlier_tiles();
     place = At();
     for (Steps<PairWork<width>> step(product); step.there(); step.advance(), place.advance(), first--) {
         if (first <= 0) {

@@ -67,7 +67,7 @@ template <int width> struct Bringer {
         At place;
         for (Steps<PairWork<width>> step(product); step.there() && first < At::stages; step.advance(), place.advance(), first++)
             bring_weight(step, place);
-        wait_for_earlier();
+        wait_for_earlier(), see_earlier_tiles();
         place = At();
         for (Steps<PairWork<width>> step(product); step.there(); step.advance(), place.advance(), first--) {
             if (first <= 0) ring.empty[place.stage].wait(place.parity ^ 1);

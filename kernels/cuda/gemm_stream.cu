@@ -53,12 +53,12 @@ DEVICE void bring(const TensorMap &x, const TensorMap &weight, const Shares &sha
         int output = (step / shares.steps * 2 + rank) * ROWS;
         bring_tile(ring.at(place), weight, step % shares.steps * LINE, output, ring.filled[place.stage], false);
     };
-    if (late) wait_for_earlier();
+    if (late) wait_for_earlier(), see_earlier_tiles();
     // The first of each stage: weights that are nobody's output need not wait.
     int early = min(end, begin + At::stages);
     At place;
     for (int step = begin; step < early; step++, place.advance()) bring_weight(step, place);
-    wait_for_earlier();
+    wait_for_earlier(), see_earlier_tiles();
     place = At();
     for (int step = begin; step < end; step++, place.advance()) {
         if (step >= early) {

@@ -91,6 +91,17 @@ template <int registers, bool more> DEVICE void have_registers() {
 #endif
 }
 
+// What earlier kernels wrote is seen by tiles that are asked for from here on: `wait_for_earlier` speaks of a thread's
+// own reads, and does not say that it speaks of these.
+DEVICE void see_earlier_tiles() {
+#ifdef ON_PAIRS
+    asm volatile("fence.proxy.async.global;" ::: "memory");
+#endif
+}
+
+// Nanoseconds; a tile takes some thousand of them, and other processes' turns on the device some millions.
+constexpr uint64_t GATE_SHUT_NS = 10000000000;
+
 struct Gate {
     uint64_t state;
 
@@ -143,18 +154,26 @@ struct Gate {
 #endif
     }
 
-    // Until all have come, and all bytes.
+    // Until all have come, and all bytes. Who waits longer than `GATE_SHUT_NS` ends the context: an error, where there
+    // would be a device that hangs.
     DEVICE void wait([[maybe_unused]] unsigned parity) {
 #ifdef __CUDACC__
 #ifdef ON_PAIRS
         unsigned passed = 0;
-        while (!passed)
+        uint64_t since = 0;
+        while (true) {
             asm volatile("{\n.reg .pred passed;\n"
                          "mbarrier.try_wait.parity.shared::cta.b64 passed, [%1], %2;\n"
                          "selp.b32 %0, 1, 0, passed;\n}"
                          : "=r"(passed)
                          : "r"(shared_address(&state)), "r"(parity)
                          : "memory");
+            if (passed) break;
+            uint64_t now;
+            asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+            if (since == 0) since = now;
+            if (now - since > GATE_SHUT_NS) __trap();
+        }
 #endif
 #else
         emulator::barrier_wait(&state, parity);

@@ -34,7 +34,8 @@ struct Ask {
 
 #[derive(Clone, Debug)]
 enum Action {
-    Admit(Ask),
+    /// Together, all or none.
+    Admit(Vec<Ask>),
     Step(u32),
     Cancel(usize),
     Fail(Phase),
@@ -63,7 +64,8 @@ fn ask() -> impl Strategy<Value = Ask> {
 
 fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
-        10 => ask().prop_map(Action::Admit),
+        9 => ask().prop_map(|ask| Action::Admit(vec![ask])),
+        1 => vec(ask(), 2..8).prop_map(Action::Admit),
         6 => (1..8_u32).prop_map(Action::Step),
         2 => any::<usize>().prop_map(Action::Cancel),
         1 => select(vec![Phase::Launch, Phase::Sample, Phase::Collect]).prop_map(Action::Fail),
@@ -130,7 +132,7 @@ impl Trace {
 
     fn act(&mut self, action: &Action) {
         match action {
-            Action::Admit(ask) => self.admit(ask),
+            Action::Admit(asks) => self.admit(asks),
             Action::Step(times) => (0..*times).for_each(|_| self.step()),
             Action::Cancel(which) if !self.asked.is_empty() => {
                 let id = *self.asked.keys().nth(which % self.asked.len()).unwrap();
@@ -147,16 +149,27 @@ impl Trace {
         }
     }
 
-    fn admit(&mut self, ask: &Ask) {
+    fn admit(&mut self, asks: &[Ask]) {
         let places = u64::from(self.setup.blocks * self.setup.block_size);
-        let tokens = u64::from(ask.prompt + ask.max);
-        match self.world.engine.admit(self.world.now, ask.request(&self.world)) {
-            Ok(group) => self.asked.extend((0..ask.copies).map(|copy| (group.copy(copy), ask.clone()))),
-            Err(Rejected::NeverFits { .. }) => assert!(tokens > places + 1),
+        let fits = |ask: &Ask| u64::from(ask.prompt + ask.max) <= places + 1;
+        let waiting = self.world.engine.counters().waiting;
+        let requests = asks.iter().map(|ask| ask.request(&self.world)).collect();
+        match self.world.engine.admit_all(self.world.now, requests) {
+            Ok(groups) => {
+                assert_eq!(groups.len(), asks.len());
+                for (group, ask) in groups.into_iter().zip(asks) {
+                    self.asked.extend((0..ask.copies).map(|copy| (group.copy(copy), ask.clone())));
+                }
+                return;
+            }
+            Err(Rejected::NeverFits { .. }) => assert!(!asks.iter().all(fits)),
             Err(Rejected::QueueFull { sequences, sequences_max, .. }) => {
-                assert!(sequences > 0 && sequences + u32::from(ask.copies) > sequences_max);
+                let copies: u32 = asks.iter().map(|ask| u32::from(ask.copies)).sum();
+                assert!(sequences > 0 && sequences + copies > sequences_max);
             }
         }
+        assert_eq!(self.world.engine.counters().waiting, waiting, "none of those that are refused together waits");
+        self.world.engine.scheduler().check().unwrap();
     }
 
     fn step(&mut self) {
@@ -251,14 +264,14 @@ proptest! {
         let mut alone = Vec::new();
         for ask in &asks {
             let mut trace = Trace::new(&setups[0]);
-            trace.admit(ask);
+            trace.admit(std::slice::from_ref(ask));
             trace.drain();
             alone.extend(trace.asked.keys().map(|&id| tokens_of(&trace.events, id)));
         }
         for mut setup in setups {
             setup.settings.max_waiting = 64;
             let mut trace = Trace::new(&setup);
-            asks.iter().for_each(|ask| trace.admit(ask));
+            asks.iter().for_each(|ask| trace.admit(std::slice::from_ref(ask)));
             prop_assert_eq!(trace.asked.len(), alone.len());
             trace.drain();
             trace.judge();
@@ -277,7 +290,8 @@ fn the_traces_meet_what_they_are_meant_to() {
     for _ in 0..60 {
         let (setup, actions) = (setup(), vec(action(), 1..60)).new_tree(&mut runner).unwrap().current();
         let mut trace = Trace::new(&setup);
-        let admits = actions.iter().filter(|action| matches!(action, Action::Admit(_))).count();
+        let admits = |action: &Action| if let Action::Admit(asks) = action { asks.len() } else { 0 };
+        let admits: usize = actions.iter().map(admits).sum();
         actions.iter().for_each(|action| trace.act(action));
         trace.drain();
         let counters = trace.world.engine.counters();
