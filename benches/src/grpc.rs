@@ -4,7 +4,7 @@
 //! if asked, the bytes) are looked at. A connection for each caller, as separate clients have.
 
 use crate::Failure;
-use crate::load::{self, Answers, Caller, Plan};
+use crate::load::{self, Answers, Caller, Plan, Turns};
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, Full};
@@ -28,13 +28,13 @@ pub(crate) struct Args {
 
 /// Loads a server.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    let message = frame(&args.plan.body()?);
+    let messages = args.plan.requests(frame)?;
     let answers = args.plan.answers()?;
     let uri: http::Uri = format!("http://{}{}", args.address, args.method).parse()?;
     let caller = || Channel {
         address: args.address,
         uri: uri.clone(),
-        message: message.clone(),
+        messages: messages.clone(),
         answers: answers.clone(),
         sender: None,
     };
@@ -57,7 +57,7 @@ fn frame(message: &[u8]) -> Bytes {
 struct Channel {
     address: SocketAddr,
     uri: http::Uri,
-    message: Bytes,
+    messages: Turns<Bytes>,
     answers: Answers,
     sender: Option<SendRequest<Full<Bytes>>>,
 }
@@ -71,7 +71,7 @@ impl Caller for Channel {
         let request = Request::post(self.uri.clone())
             .header("content-type", "application/grpc")
             .header("te", "trailers")
-            .body(Full::new(self.message.clone()))
+            .body(Full::new(self.messages.take()))
             .map_err(|error| error.to_string())?;
         let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
         // A call that fails at once has its status among the headers.

@@ -5,7 +5,7 @@
 //! looked at in place. It does not redirect, decompress, pipeline or resolve names.
 
 use crate::Failure;
-use crate::load::{self, Answers, Caller, Plan};
+use crate::load::{self, Answers, Caller, Plan, Turns};
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -31,11 +31,11 @@ pub(crate) struct Args {
 /// Loads a server.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let target = Target::parse(&args.url)?;
-    let request: Rc<[u8]> = request(&target, &args.headers, &args.plan.body()?).into();
+    let requests = args.plan.requests(|body| Rc::from(request(&target, &args.headers, body)))?;
     let answers = args.plan.answers()?;
     let connection = || Connection {
         address: target.address,
-        request: request.clone(),
+        requests: requests.clone(),
         status: args.status,
         answers: answers.clone(),
         stream: None,
@@ -88,7 +88,7 @@ pub(crate) fn request(target: &Target, headers: &[String], body: &[u8]) -> Vec<u
 /// A connection, opened when it is first needed and again after a failure.
 struct Connection {
     address: SocketAddr,
-    request: Rc<[u8]>,
+    requests: Turns<Rc<[u8]>>,
     status: u16,
     answers: Answers,
     stream: Option<TcpStream>,
@@ -105,7 +105,7 @@ impl Caller for Connection {
             Some(stream) => stream,
             None => connect(self.address).await.map_err(|error| format!("connect: {}", error.kind()))?,
         };
-        stream.write_all(&self.request).await.map_err(|error| format!("write: {}", error.kind()))?;
+        stream.write_all(&self.requests.take()).await.map_err(|error| format!("write: {}", error.kind()))?;
         self.buffer.clear();
         let (head, end) = loop {
             if self.buffer.capacity() - self.buffer.len() < READ {

@@ -8,7 +8,7 @@ use crate::Failure;
 use crate::histogram::Histogram;
 use crate::process::{self, Usage};
 use crate::report::{Report, Server};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -31,9 +31,9 @@ pub(crate) struct Plan {
     /// Requests a second (open loop) instead of as many as possible (closed loop)
     #[arg(long)]
     rate: Option<f64>,
-    /// File with the request body
+    /// File with the request body; may be repeated: requests have them in turn, whoever sends them
     #[arg(long)]
-    body: Option<PathBuf>,
+    body: Vec<PathBuf>,
     /// File with the only good answer's body
     #[arg(long)]
     expect: Option<PathBuf>,
@@ -52,15 +52,39 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// The request body; empty without one.
-    pub(crate) fn body(&self) -> Result<Vec<u8>, Failure> {
-        Ok(self.body.as_deref().map(read).transpose()?.unwrap_or_default())
+    /// Requests, which `make` makes of bodies; of an empty one where there is none.
+    pub(crate) fn requests<T>(&self, make: impl Fn(&[u8]) -> T) -> Result<Turns<T>, Failure> {
+        let bodies: Result<Vec<_>, _> = self.body.iter().map(|path| read(path)).collect();
+        let mut made: Vec<T> = bodies?.iter().map(|body| make(body)).collect();
+        if made.is_empty() {
+            made.push(make(&[]));
+        }
+        Ok(Turns(Rc::new((made, Cell::new(0)))))
     }
 
     /// What is done with the bodies of answers.
     pub(crate) fn answers(&self) -> Result<Answers, Failure> {
         let expected = self.expect.as_deref().map(read).transpose()?.map(Rc::from);
         Ok(Answers { expected, save: self.save.clone() })
+    }
+}
+
+/// What all callers take in turn.
+pub(crate) struct Turns<T>(Rc<(Vec<T>, Cell<usize>)>);
+
+impl<T> Clone for Turns<T> {
+    fn clone(&self) -> Self {
+        Turns(self.0.clone())
+    }
+}
+
+impl<T: Clone> Turns<T> {
+    /// Whose turn it is.
+    pub(crate) fn take(&self) -> T {
+        let (all, next) = &*self.0;
+        let turn = next.get();
+        next.set((turn + 1) % all.len());
+        all[turn].clone()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Whole models through the engine: the scheduler's steps, as a server makes them, without HTTP.
 
 use super::shapes::{self, LLAMA, QWEN, Shape};
-use super::{Args, open_with};
+use super::{Args, Ways, open_with};
 use crate::Failure;
 use backends::llm::blocks::{BlockPool, PrefixKey};
 use backends::llm::cuda::{CacheType, CudaExecutor, Options, SHORT_ROWS};
@@ -33,8 +33,13 @@ const PAIRED: Way = Way { pairs: !PAIRS, ..SERVED };
 const FIRSTS: usize = 9;
 /// A prompt of a closed loop: shorter than a block, so that no two share one.
 const LOOP_PROMPT: usize = 31;
-/// Tokens of its answer.
-const LOOP_TOKENS: usize = 64;
+/// Tokens of its answers: from so many on, that many lengths in turn, in steps that leave none out. Answers of one length
+/// come in waves, and what a measurement of two seconds counts depends on how many of them it has.
+const LOOP_TOKENS: usize = 48;
+const LOOP_LENGTHS: usize = 33;
+const LOOP_STEP: usize = 7;
+/// How rows of closed loops begin.
+const CLOSED: &str = "engine.closed.";
 
 /// How steps are launched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,46 +97,55 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     // While 256 prompts are read, four a step, the first of them decode already.
     let (some, many) = if args.small { (2, 5) } else { (32, 256) };
     let longer = if args.small { 24 } else { 192 };
-    for way in [SERVED, SHORT, PAIRED] {
+    let decodes = [(1, long), (FEW, long), (some, long), (many, longer)];
+    let room = context + context / 4;
+    for way in ways(args, &[SERVED, SHORT, PAIRED]) {
         if args.wants(&name(QWEN, 1, way)) {
             let mut model = Model::load(args, QWEN, (1, 2 * context), way)?;
             model.decode(args, QWEN, context, &Decode { clients: 1, tokens: long })?;
         }
     }
-    let rows = ["decode.llama-3.1-8b.bf16.", "ttft.llama-3.1-8b.", "engine.closed."];
-    if rows.iter().any(|row| args.wants(row)) {
-        let mut model = Model::load(args, LLAMA, (many, context + context / 4), SERVED)?;
-        for (clients, tokens) in [(1, long), (FEW, long), (some, long), (many, longer)] {
-            model.decode(args, LLAMA, context, &Decode { clients, tokens })?;
+    for way in ways(args, &[SERVED, SHORT, PAIRED]) {
+        // Longer steps are the same either way.
+        let decodes = &decodes[..if way == SHORT { 2 } else { decodes.len() }];
+        let rows = decodes.iter().map(|(clients, _)| name(LLAMA, *clients, way));
+        let firsts = (way != SHORT).then(|| name_of_first(LLAMA, way));
+        let closed = (way == SERVED).then(|| CLOSED.to_owned());
+        if !rows.chain(firsts).chain(closed).any(|row| args.wants(&row)) {
+            continue;
         }
-        model.first(args, LLAMA, context)?;
-        for clients in std::iter::successors(Some(1), |clients| Some(2 * clients)).take_while(|n| *n <= many) {
-            model.closed(args, clients)?;
-        }
-    }
-    if args.wants(&name(LLAMA, 1, SHORT)) || args.wants(&name(LLAMA, FEW, SHORT)) {
-        let mut model = Model::load(args, LLAMA, (FEW, context + context / 4), SHORT)?;
-        for clients in [1, FEW] {
-            model.decode(args, LLAMA, context, &Decode { clients, tokens: long })?;
-        }
-    }
-    let decodes = [(1, long), (FEW, long), (some, long), (many, longer)];
-    let paired = decodes.iter().map(|(clients, _)| name(LLAMA, *clients, PAIRED));
-    if paired.chain([name_of_first(LLAMA, PAIRED)]).any(|row| args.wants(&row)) {
-        let mut model = Model::load(args, LLAMA, (many, context + context / 4), PAIRED)?;
+        let slots = decodes.iter().map(|(clients, _)| *clients).max().unwrap_or(1);
+        let mut model = Model::load(args, LLAMA, (slots, room), way)?;
         for (clients, tokens) in decodes {
-            model.decode(args, LLAMA, context, &Decode { clients, tokens })?;
+            model.decode(args, LLAMA, context, &Decode { clients: *clients, tokens: *tokens })?;
         }
-        model.first(args, LLAMA, context)?;
+        if way != SHORT {
+            model.first(args, LLAMA, context)?;
+        }
+        if way == SERVED {
+            for clients in std::iter::successors(Some(1), |clients| Some(2 * clients)).take_while(|n| *n <= many) {
+                model.closed(args, clients)?;
+            }
+        }
     }
-    for way in [SERVED, PAIRED] {
+    for way in ways(args, &[SERVED, PAIRED]) {
         let shape = LLAMA.in_eight_bits();
         if args.wants(&name(shape, many, way)) {
-            let mut model = Model::load(args, shape, (many, context + context / 4), way)?;
+            let mut model = Model::load(args, shape, (many, room), way)?;
             model.decode(args, shape, context, &Decode { clients: many, tokens: longer })?;
         }
     }
     Ok(())
+}
+
+/// Those among `ways` that are asked for.
+fn ways(args: &Args, ways: &[Way]) -> Vec<Way> {
+    let asked = |way: &Way| match args.ways {
+        Ways::Served => *way == SERVED,
+        Ways::Others => *way != SERVED,
+        Ways::All => true,
+    };
+    ways.iter().copied().filter(asked).collect()
 }
 
 impl Model {
@@ -270,20 +284,24 @@ impl Model {
 
     /// Tokens a second of so many clients, each of whom asks again as soon as it is answered: what a server is held to.
     fn closed(&mut self, args: &Args, clients: usize) -> Result<(), Failure> {
-        let what = format!("engine.closed.{clients}");
+        let what = format!("{CLOSED}{clients}");
         if !args.wants(&what) {
             return Ok(());
         }
         let (warm, measured) = if args.small { (0.01, 0.05) } else { (1.0, 2.0) };
-        let tokens = if args.small { 8 } else { LOOP_TOKENS };
+        let mut lengths = (0..).map(|ask| match args.small {
+            true => 8,
+            false => LOOP_TOKENS + LOOP_STEP * ask % LOOP_LENGTHS,
+        });
+        let mut ask = |model: &mut Self| model.admit(LOOP_PROMPT, lengths.next().unwrap_or(LOOP_TOKENS));
         for _ in 0..clients {
-            self.admit(LOOP_PROMPT, tokens)?;
+            ask(self)?;
         }
         let (begun, mut counted, mut from) = (Instant::now(), 0, None);
         let rate = loop {
             let (told, ended) = self.step()?;
             for _ in 0..ended {
-                self.admit(LOOP_PROMPT, tokens)?;
+                ask(self)?;
             }
             match from {
                 None if begun.elapsed().as_secs_f64() >= warm => from = Some(Instant::now()),

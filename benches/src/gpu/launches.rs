@@ -12,6 +12,8 @@ use kernels::cuda::{Bf16, Device, Launch, Number, Slice};
 pub(super) const LAYERS: usize = 4;
 /// Runs, of which the fastest counts.
 const RUNS: usize = 3;
+/// Seconds of a graph, which has fewer launches where they take longer.
+const LONGEST: f64 = 0.05;
 /// Launches of a graph: as many as a step of a model has, or more where that is not a round number of those measured.
 const LAUNCHES: usize = 200;
 
@@ -135,8 +137,10 @@ impl Bench<'_> {
         let (device, least) = (self.device.as_mut(), self.args.seconds);
         // Once by themselves: a kernel is loaded when it first runs, which a capture may not allow.
         launches.iter().try_for_each(|launch| device.launch(launch))?;
+        let once = device.seconds(&mut |device| launches.iter().try_for_each(|launch| device.launch(launch)))?;
+        let most = (LONGEST / once.max(1e-9)) as usize;
         // A trial has no time for what it need not measure.
-        let rounds = if self.args.small { 1 } else { LAUNCHES.div_ceil(launches.len()) };
+        let rounds = if self.args.small { 1 } else { LAUNCHES.div_ceil(launches.len()).min(most).max(1) };
         device.begin_capture()?;
         let mut all = (0..rounds).flat_map(|_| launches);
         let captured = all.try_for_each(|launch| device.launch(launch));

@@ -35,6 +35,9 @@ pub(crate) struct Args {
     /// Only rows whose names begin so; may be repeated
     #[arg(long)]
     only: Vec<String>,
+    /// Of models: rows of how a server launches steps, of how it does not, or both
+    #[arg(long, value_enum, default_value_t)]
+    ways: Ways,
     /// Bytes a second that a copy within the card's memory moves, read and written, in GB
     #[arg(long)]
     copy_rate: Option<f64>,
@@ -47,6 +50,18 @@ pub(crate) struct Args {
     /// Toy sizes, whose figures mean nothing
     #[arg(long)]
     small: bool,
+}
+
+/// Which ways of launching a model's steps are measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum Ways {
+    /// What a server has.
+    Served,
+    /// What it has not: a fault there costs none of what it has.
+    Others,
+    /// Both.
+    #[default]
+    All,
 }
 
 /// Something measured.

@@ -106,23 +106,36 @@ impl Activity {
         self.running.load(Relaxed) > 0
     }
 
-    /// Has it taken longer than it may?
-    pub fn overdue(&self, timeouts: &Timeouts) -> bool {
+    /// What has taken longer than it may.
+    pub fn overdue(&self, timeouts: &Timeouts) -> Option<Overdue> {
         let now = self.now();
         let stuck = self.stuck.load(Relaxed);
         if stuck > 0 && now.saturating_sub(stuck - 1) > timeouts.stalled.as_millis() as u64 {
-            return true;
+            return Some(Overdue::Stalled);
         }
         let running = self.running.load(Relaxed);
         if running > 0 {
             // In HTTP/2 a client may keep a connection alive, and yet open no window for the answers to its requests.
             let waiting = self.sending.load(Relaxed) == running;
-            return waiting && now.saturating_sub(self.taken.load(Relaxed)) > timeouts.stalled.as_millis() as u64;
+            let late = now.saturating_sub(self.taken.load(Relaxed)) > timeouts.stalled.as_millis() as u64;
+            return (waiting && late).then_some(Overdue::Stalled);
         }
         let partial = self.partial.load(Relaxed) && !self.multiplexed.load(Relaxed);
-        let limit = if partial || !self.used.load(Relaxed) { timeouts.header } else { timeouts.idle };
-        now.saturating_sub(self.since.load(Relaxed)) > limit.as_millis() as u64
+        let (limit, what) = match partial || !self.used.load(Relaxed) {
+            true => (timeouts.header, Overdue::Stalled),
+            false => (timeouts.idle, Overdue::Idle),
+        };
+        (now.saturating_sub(self.since.load(Relaxed)) > limit.as_millis() as u64).then_some(what)
     }
+}
+
+/// What a connection has had no time for any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overdue {
+    /// Its client does not go on with what it began.
+    Stalled,
+    /// Nothing is asked on it.
+    Idle,
 }
 
 /// A request that is being answered.

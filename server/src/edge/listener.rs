@@ -1,6 +1,6 @@
 //! The accept loop: own, because axum's has no timeouts and ends on errors. It never ends but on shutdown.
 
-use super::activity::{Activity, Timeouts, Watched};
+use super::activity::{Activity, Overdue, Timeouts, Watched};
 use super::again::Again;
 use super::host;
 use super::stream::Stream;
@@ -203,6 +203,12 @@ where
 
 /// Requests of an HTTP/2 connection at a time.
 const STREAMS: u32 = 256;
+/// Bytes of one HTTP/2 stream that may come before they are read.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// And of all streams of a connection. Of it, half is what their unread frames may cost beyond their bytes (h2 counts what
+/// each lacks to 256 of them): beyond that the connection ends, with everything on it. So a stream whose client is faster
+/// than its model has to be held back by its own window first, and that with frames of 16 bytes.
+const CONNECTION_WINDOW: u32 = 8 << 20;
 /// Bytes of a request's head.
 const HEAD: usize = 16 << 10;
 /// Connections beyond the bound, for health and metrics.
@@ -296,6 +302,8 @@ fn protocols() -> auto::Builder<TokioExecutor> {
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(HEAD as u32)
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .keep_alive_timeout(Duration::from_secs(10));
@@ -389,8 +397,17 @@ async fn connection(stream: Stream, admitted: Admitted, mut phase: watch::Receiv
             Some(Event::Look) => {
                 let left = graceful && over && !activity.is_running();
                 let outlived = reserved && born.elapsed() > 2 * RESERVED_LIFE;
-                if left || outlived || activity.overdue(&timeouts) {
-                    return;
+                match activity.overdue(&timeouts) {
+                    // Its client may just be asking: what comes before it knows is answered.
+                    Some(Overdue::Idle) if activity.is_multiplexed() && !left && !outlived => {
+                        if !graceful {
+                            graceful = true;
+                            connection.as_mut().graceful_shutdown();
+                        }
+                        closing = closing.or_else(|| Some(Instant::now()));
+                    }
+                    None if !left && !outlived => {}
+                    _ => return,
                 }
             }
             Some(Event::Closing) => closing = Some(Instant::now()),
