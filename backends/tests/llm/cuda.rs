@@ -15,6 +15,7 @@ use backends::llm::spec::DecoderSpec;
 use backends::llm::weights::dummy::{Dummy, Init};
 use backends::llm::weights::{Format, Weights};
 use kernels::cuda::Device;
+use kernels::cuda::pairs::PAIRS;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -31,6 +32,11 @@ const EIGHT_BITS: f64 = 0.05;
 const BLOCK: usize = 32;
 
 pub(super) fn device() -> Box<dyn Device> {
+    device_by(PAIRS, false)
+}
+
+/// The same, with products by pairs of blocks or without. An emulator has what Hopper has for these, and where `hopper`.
+pub(super) fn device_by(pairs: bool, hopper: bool) -> Box<dyn Device> {
     #[cfg(feature = "cuda")]
     if let kernels::cuda::Driver::Gpus(names) = kernels::cuda::driver()
         && !names.is_empty()
@@ -38,10 +44,15 @@ pub(super) fn device() -> Box<dyn Device> {
         // One that is never let go: what the driver had to do for the first one it need not do again.
         static HELD: std::sync::OnceLock<()> = std::sync::OnceLock::new();
         HELD.get_or_init(|| std::mem::forget(kernels::cuda::Gpu::open(0).unwrap()));
-        return Box::new(kernels::cuda::Gpu::open(0).unwrap());
+        let mut gpu = kernels::cuda::Gpu::open(0).unwrap();
+        gpu.multiply_by_pairs(pairs);
+        return Box::new(gpu);
     }
     #[cfg(feature = "emulator")]
-    return Box::new(kernels::cuda::Emulator::new());
+    return Box::new(match pairs || hopper {
+        true => kernels::cuda::Emulator::with_units(kernels::cuda::Units::Warpgroups { processors: 3, pairs }),
+        false => kernels::cuda::Emulator::new(),
+    });
     #[cfg(not(feature = "emulator"))]
     panic!("there is no GPU, and the emulator is not built in");
 }
@@ -151,6 +162,8 @@ pub(super) struct Variant {
     pub(super) stored: CacheType,
     pub(super) deterministic: bool,
     pub(super) short_rows: usize,
+    /// Are products by pairs of blocks?
+    pub(super) pairs: bool,
     pub(super) blocks: u32,
     /// Tokens of each answer.
     pub(super) most: u32,
@@ -165,6 +178,7 @@ pub(super) const PLAIN: Variant = Variant {
     stored: CacheType::Bf16,
     deterministic: true,
     short_rows: 0,
+    pairs: PAIRS,
     blocks: 64,
     most: 12,
 };
@@ -186,9 +200,10 @@ fn counted(
     variant: Variant,
     requests: &[(Vec<u32>, Parameters)],
 ) -> (Vec<Outcome>, Counters) {
-    let Variant { running, overlap, graphs, chunk, cache, stored, deterministic, short_rows, blocks, most } = variant;
+    let Variant { running, overlap, graphs, chunk, cache, stored, deterministic, short_rows, pairs, blocks, most } =
+        variant;
     let options = Options { graphs, cache: stored, deterministic, short_rows, ..options(blocks, 512) };
-    let device = if short_rows > 0 { crate::short::device() } else { device() };
+    let device = device_by(pairs, short_rows > 0);
     let executor = CudaExecutor::load(spec.clone(), weights, device, options).unwrap();
     let (block_len, vocab) = (BLOCK as u32, spec.vocab as u32);
     drive(executor, Setting { blocks, block_len, chunk, running, cache, overlap, most, vocab }, requests)

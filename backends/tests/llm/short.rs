@@ -1,7 +1,7 @@
 //! Steps of a few rows, whose launches are those of `cuda/short.rs`: as near the reference as others, as graphs what they
 //! are one by one, and taken where they can be.
 
-use crate::cuda::{PLAIN, Variant, options, run, too_far};
+use crate::cuda::{PLAIN, Variant, device_by, options, run, too_far};
 use crate::driven::{are_whole, requests};
 use crate::parity::goldens;
 use backends::llm::cuda::{CudaExecutor, Options};
@@ -11,6 +11,7 @@ use backends::llm::weights::dummy::{Dummy, Init};
 use kernels::cuda::Device;
 #[cfg(feature = "emulator")]
 use kernels::cuda::Units;
+use kernels::cuda::pairs::PAIRS;
 
 /// What a device has that takes short steps.
 #[cfg(feature = "emulator")]
@@ -18,12 +19,7 @@ pub(super) const UNITS: Units = Units::Warpgroups { processors: 3, pairs: false 
 
 /// A GPU where there is one, else an emulator that takes them.
 pub(super) fn device() -> Box<dyn Device> {
-    let device = crate::cuda::device();
-    #[cfg(feature = "emulator")]
-    if device.name() == "emulator" {
-        return Box::new(kernels::cuda::Emulator::with_units(UNITS));
-    }
-    device
+    device_by(PAIRS, true)
 }
 
 /// The families whose layers are simple, each for what it has of its own: biases, norms of heads, scales, layers without a

@@ -2,16 +2,17 @@
 //! Weights are made up. In the emulator a toy of many layers; where there is a GPU, models of the sizes that people serve
 //! (`--ignored`).
 
-use crate::cuda::{PLAIN, Variant, device, options, prompt_logprobs, run};
+use crate::cuda::{PLAIN, Variant, device_by, options, prompt_logprobs, run};
 use crate::driven::{Setting, drive};
 use backends::llm::cpu::{self, CpuExecutor};
-use backends::llm::cuda::{CacheType, CudaExecutor, Options};
+use backends::llm::cuda::{CacheType, CudaExecutor, Options, SHORT_ROWS};
 use backends::llm::engine::Overlap;
 use backends::llm::sampling::Parameters;
 use backends::llm::spec::DecoderSpec;
 use backends::llm::weights::Format;
 use backends::llm::weights::Weights;
 use backends::llm::weights::dummy::{Dummy, Init};
+use kernels::cuda::pairs::PAIRS;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -22,6 +23,18 @@ const TOLERANCE: f64 = 0.02;
 const NARROW_TOLERANCE: f64 = 0.1;
 /// What one token may err by, where the root mean square is that: of a thousand, one is three and a half times as far off.
 const FARTHEST: f64 = 5.0;
+
+/// How steps are launched.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    short_rows: usize,
+    pairs: bool,
+}
+
+/// What a server has, and what it has not: of steps of few rows, and of those of many.
+const SERVED: Way = Way { short_rows: SHORT_ROWS, pairs: PAIRS };
+const SHORT: Way = Way { short_rows: if SHORT_ROWS == 0 { 8 } else { 0 }, ..SERVED };
+const PAIRED: Way = Way { pairs: !PAIRS, ..SERVED };
 
 /// How weights, keys and values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +93,7 @@ fn deviation(numbers: impl Iterator<Item = f64> + Clone) -> f64 {
 }
 
 /// Prompts of these lengths on both, and what the GPU says after them as the CPU sees it.
-fn compare(name: &str, config: &str, lengths: &[usize], stored: Stored) {
+fn compare(name: &str, config: &str, lengths: &[usize], stored: Stored, Way { short_rows, pairs }: Way) {
     let spec = DecoderSpec::from_config(Path::new("config.json"), config.as_bytes()).unwrap();
     let weights = stored.weights(&spec);
     let prompts: Vec<Vec<u32>> = (1..).zip(lengths).map(|(seed, length)| tokens(seed, *length, spec.vocab)).collect();
@@ -88,12 +101,12 @@ fn compare(name: &str, config: &str, lengths: &[usize], stored: Stored) {
     let greedy = Parameters { logprobs: Some(1), ignore_eos: true, ..Parameters::default() };
     let requests: Vec<(Vec<u32>, Parameters)> = prompts.iter().map(|prompt| (prompt.clone(), greedy.clone())).collect();
     let ahead = Variant { running: 8, graphs: true, overlap: Overlap::Ahead, stored: stored.cache(), ..PLAIN };
-    let variant = Variant { deterministic: false, ..ahead };
+    let variant = Variant { deterministic: false, short_rows, pairs, ..ahead };
     let answers = run(&spec, &weights, variant, &requests);
 
     // As a server has it: more than 64 rows go through the tensor cores' kernel.
-    let served = Options { deterministic: false, cache: stored.cache(), ..options(32, 512) };
-    let mut gpu = CudaExecutor::load(spec.clone(), &weights, device(), served).unwrap();
+    let served = Options { deterministic: false, cache: stored.cache(), short_rows, ..options(32, 512) };
+    let mut gpu = CudaExecutor::load(spec.clone(), &weights, device_by(pairs, short_rows > 0), served).unwrap();
     let pool = Arc::new(rayon::ThreadPoolBuilder::new().build().unwrap());
     let cache = cpu::Shape { blocks: 32, block_len: 32, storage: cpu::CacheType::F32 };
     let cpu = cpu::Options { cache, context: 512, slots: 8, end_tokens: Vec::new(), pool, poison: false };
@@ -125,7 +138,7 @@ fn compare(name: &str, config: &str, lengths: &[usize], stored: Stored) {
 
 /// As a server has it, with more sequences than the kernels of few rows take: bit for bit, graphs answer what launches one
 /// by one do, while batches grow and shrink.
-fn graphs_are_eager(name: &str, config: &str, stored: Stored, (sequences, most): (usize, u32)) {
+fn graphs_are_eager(name: &str, config: &str, stored: Stored, (sequences, most): (usize, u32), way: Way) {
     let spec = DecoderSpec::from_config(Path::new("config.json"), config.as_bytes()).unwrap();
     let weights = stored.weights(&spec);
     let greedy = Parameters { logprobs: Some(1), ignore_eos: true, ..Parameters::default() };
@@ -135,8 +148,10 @@ fn graphs_are_eager(name: &str, config: &str, stored: Stored, (sequences, most):
     let [eager, captured] = [false, true].map(|graphs| {
         let (blocks, block_len, running) = (256, 32, 128);
         let settings = options(blocks, 512);
-        let settings = Options { slots: 128, deterministic: false, cache: stored.cache(), graphs, ..settings };
-        let executor = CudaExecutor::load(spec.clone(), &weights, device(), settings).unwrap();
+        let Way { short_rows, pairs } = way;
+        let settings = Options { slots: 128, cache: stored.cache(), graphs, short_rows, ..settings };
+        let settings = Options { deterministic: false, ..settings };
+        let executor = CudaExecutor::load(spec.clone(), &weights, device_by(pairs, short_rows > 0), settings).unwrap();
         let (chunk, cache, overlap, vocab) = (512, false, Overlap::Ahead, spec.vocab as u32);
         drive(executor, Setting { blocks, block_len, chunk, running, cache, overlap, most, vocab }, &requests).0
     });
@@ -146,45 +161,105 @@ fn graphs_are_eager(name: &str, config: &str, stored: Stored, (sequences, most):
     assert_eq!(differ, 0, "{name}");
 }
 
+/// Models of real widths, and a part of their layers, for the CPU's sake.
+const QWEN: [usize; 6] = [1024, 16, 8, 128, 3072, 151_936];
+const LLAMA: [usize; 6] = [4096, 32, 8, 128, 14_336, 128_256];
+/// Prompts of theirs, and the sequences and answers whose graphs are compared.
+const LENGTHS: [usize; 4] = [1, 33, 100, 300];
+const BATCH: (usize, u32) = (100, 12);
+
+fn many_layers_by(way: Way) {
+    compare("12 layers of Qwen3, 64 wide", &qwen3(12, [64, 4, 2, 32, 128, 500]), &[5, 70], Stored::Wide, way);
+    compare("12 layers of Llama, 64 wide", &llama(12, [64, 4, 2, 32, 128, 500]), &[5, 70], Stored::Wide, way);
+}
+
+fn qwen3_by(way: Way) {
+    let config = qwen3(28, QWEN);
+    compare("qwen3-0.6b", &config, &LENGTHS, Stored::Wide, way);
+    graphs_are_eager("qwen3-0.6b", &config, Stored::Wide, BATCH, way);
+}
+
+fn llama_by(way: Way) {
+    let config = llama(8, LLAMA);
+    compare("llama-3.1-8b, 8 layers", &config, &LENGTHS, Stored::Wide, way);
+    graphs_are_eager("llama-3.1-8b, 8 layers", &config, Stored::Wide, BATCH, way);
+}
+
+/// Weights, keys, values and rows of prompts in eight bits, as the fastest server has them.
+fn eight_bits_by(way: Way) {
+    let config = llama(4, LLAMA);
+    compare("llama-3.1-8b in eight bits, 4 layers", &config, &LENGTHS, Stored::Narrow, way);
+    graphs_are_eager("llama-3.1-8b in eight bits, 4 layers", &config, Stored::Narrow, BATCH, way);
+}
+
 #[test]
 fn many_layers() {
-    compare("12 layers of Qwen3, 64 wide", &qwen3(12, [64, 4, 2, 32, 128, 500]), &[5, 70], Stored::Wide);
-    compare("12 layers of Llama, 64 wide", &llama(12, [64, 4, 2, 32, 128, 500]), &[5, 70], Stored::Wide);
+    many_layers_by(SERVED);
+}
+
+#[test]
+fn many_layers_by_pairs() {
+    many_layers_by(PAIRED);
+}
+
+#[test]
+fn many_layers_in_short_steps() {
+    many_layers_by(SHORT);
 }
 
 #[test]
 fn many_layers_of_eight_bits() {
-    compare("12 layers of Llama in eight bits", &llama(12, [128, 4, 2, 32, 256, 500]), &[5, 70], Stored::Narrow);
+    let config = llama(12, [128, 4, 2, 32, 256, 500]);
+    for way in [SERVED, PAIRED] {
+        compare("12 layers of Llama in eight bits", &config, &[5, 70], Stored::Narrow, way);
+    }
 }
 
 #[test]
 fn many_sequences_as_graphs() {
-    graphs_are_eager("a layer of Qwen3", &qwen3(1, [64, 4, 2, 32, 128, 100]), Stored::Wide, (66, 3));
-    graphs_are_eager("a layer of Llama in eight bits", &llama(1, [128, 4, 2, 32, 256, 100]), Stored::Narrow, (66, 3));
+    let (qwen3, llama) = (qwen3(1, [64, 4, 2, 32, 128, 100]), llama(1, [128, 4, 2, 32, 256, 100]));
+    graphs_are_eager("a layer of Qwen3", &qwen3, Stored::Wide, (66, 3), SERVED);
+    graphs_are_eager("a layer of Llama in eight bits", &llama, Stored::Narrow, (66, 3), SERVED);
 }
 
 #[test]
 #[ignore = "takes a GPU"]
 fn qwen3_of_600_million() {
-    let config = qwen3(28, [1024, 16, 8, 128, 3072, 151_936]);
-    compare("qwen3-0.6b", &config, &[1, 33, 100, 300], Stored::Wide);
-    graphs_are_eager("qwen3-0.6b", &config, Stored::Wide, (100, 12));
+    qwen3_by(SERVED);
 }
 
-/// The widths of the model with 8 billion parameters, and a quarter of its layers, for the CPU's sake.
+#[test]
+#[ignore = "takes a GPU"]
+fn qwen3_of_600_million_in_short_steps() {
+    qwen3_by(SHORT);
+}
+
 #[test]
 #[ignore = "takes a GPU"]
 fn llama_of_8_billion() {
-    let config = llama(8, [4096, 32, 8, 128, 14_336, 128_256]);
-    compare("llama-3.1-8b, 8 layers", &config, &[1, 33, 100, 300], Stored::Wide);
-    graphs_are_eager("llama-3.1-8b, 8 layers", &config, Stored::Wide, (100, 12));
+    llama_by(SERVED);
 }
 
-/// Weights, keys, values and rows of prompts in eight bits, as the fastest server has them.
+#[test]
+#[ignore = "takes a GPU"]
+fn llama_of_8_billion_by_pairs() {
+    llama_by(PAIRED);
+}
+
+#[test]
+#[ignore = "takes a GPU"]
+fn llama_of_8_billion_in_short_steps() {
+    llama_by(SHORT);
+}
+
 #[test]
 #[ignore = "takes a GPU"]
 fn llama_in_eight_bits() {
-    let config = llama(4, [4096, 32, 8, 128, 14_336, 128_256]);
-    compare("llama-3.1-8b in eight bits, 4 layers", &config, &[1, 33, 100, 300], Stored::Narrow);
-    graphs_are_eager("llama-3.1-8b in eight bits, 4 layers", &config, Stored::Narrow, (100, 12));
+    eight_bits_by(SERVED);
+}
+
+#[test]
+#[ignore = "takes a GPU"]
+fn llama_in_eight_bits_by_pairs() {
+    eight_bits_by(PAIRED);
 }
