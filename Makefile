@@ -119,7 +119,8 @@ bench: $(if $(filter-out micro simulate onnx,$(STAGES)),$(LIBRARIES)/.done $(BEN
 
 clean:
 	$(call say,emptying $(CACHE))
-	@rm -rf $(CACHE)/target $(CACHE)/pytest $(CACHE)/tools-* $(CACHE)/python-* $(CACHE)/sweep-* $(CACHE)/onnx*-* $(CACHE)/cuda-*
+	@rm -rf $(CACHE)/target $(CACHE)/pytest $(CACHE)/bench $(CACHE)/tools-* $(CACHE)/python-* $(CACHE)/sweep-* \
+	  $(CACHE)/onnx*-* $(CACHE)/cuda-* $(CACHE)/language-models-* $(CACHE)/bench-models-*
 
 # ----------------------------------------------------------------------------------------------- the parts of the test
 

@@ -125,13 +125,14 @@ impl Case<'_> {
 }
 
 /// A tensor for each column of a data frame, and the rows that they hold. Text has no missing values: LightGBM takes
-/// an unknown one for it, with XGBoost such rows are left out.
-fn frame(frame: &Value, keeps_missing_text: bool) -> (Vec<Tensor>, Vec<usize>) {
+/// an unknown one for it, with XGBoost such rows are left out. Categories that are numbers are sent to LightGBM by value,
+/// and to XGBoost by code.
+fn frame(frame: &Value, is_lightgbm: bool) -> (Vec<Tensor>, Vec<usize>) {
     let names = frame["columns"].as_array().unwrap();
     let rows = frame["data"].as_array().unwrap();
     let is_text = |column: usize| rows.iter().any(|row| row[column].is_string());
     let whole = |row: &Value| (0..names.len()).all(|column| !is_text(column) || row[column].is_string());
-    let kept: Vec<usize> = (0..rows.len()).filter(|&r| keeps_missing_text || whole(&rows[r])).collect();
+    let kept: Vec<usize> = (0..rows.len()).filter(|&r| is_lightgbm || whole(&rows[r])).collect();
     let columns = names.iter().enumerate().map(|(column, name)| {
         let name = name.as_str().unwrap();
         let cells = kept.iter().map(|&r| &rows[r][column]);
@@ -139,7 +140,11 @@ fn frame(frame: &Value, keeps_missing_text: bool) -> (Vec<Tensor>, Vec<usize>) {
             return Tensor::from_strings(name, vec![kept.len()], cells.map(|c| c.as_str().unwrap_or("(none)")))
                 .unwrap();
         }
-        let values: Vec<f64> = cells.map(|cell| cell.as_f64().unwrap_or(f64::NAN)).collect();
+        let mut values: Vec<f64> = cells.map(|cell| cell.as_f64().unwrap_or(f64::NAN)).collect();
+        if name == "code" && !is_lightgbm {
+            // `to_frame` in xgb_make.py: code k is the category 100 - 3k.
+            values.iter_mut().for_each(|value| *value = (100.0 - *value) / 3.0);
+        }
         Tensor::from_vec(name, vec![kept.len()], values).unwrap()
     });
     // A frame is matched by name, whatever its order.

@@ -1,12 +1,15 @@
 """The machine with a GPU: what was carried there, the card, servers and their clients. Standard library alone."""
 
 import contextlib
+import ctypes
 import gzip
 import http.client
 import json
 import os
 import pathlib
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +20,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 CARRIED = ROOT / "gpu"
 # What `make gpu` builds and packs.
 PROGRAMS = ["tensorgate", "tensorgate-benches", "test-kernels", "test-llm"]
+# How folders begin that are removed at the end; the process that made one is told after it.
+SCRATCH = "tensorgate-gpu-"
+SHARED = pathlib.Path("/dev/shm")
+LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1
+# What was started, and has not been ended.
+CHILDREN = []
 
 
 def refuse(reason):
@@ -62,12 +71,56 @@ def output(default):
     return folder
 
 
+def start(command, **options):
+    """A child in a group of its own, which `stop` ends. It is killed with this process, however that ends."""
+    def with_parent():
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    child = subprocess.Popen(command, start_new_session=True, preexec_fn=with_parent, **options)  # noqa: PLW1509
+    CHILDREN.append(child)
+    return child
+
+
+def kill(child):
+    """Ends a child and its children, which hold the card's memory, too."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def stop(child):
+    """Ends a child. One that a driver does not let go is not waited for."""
+    kill(child)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(5)
+    CHILDREN.remove(child)
+
+
+def begin():
+    """Removes what killed runs left behind. From here on a signal to end kills all children and removes all folders."""
+    for place in [pathlib.Path(tempfile.gettempdir()), SHARED]:
+        for folder in place.glob(f"{SCRATCH}*-*"):
+            owner = re.match(rf"{SCRATCH}(\d+)-", folder.name)
+            if owner and not pathlib.Path("/proc", owner[1]).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+    endings = [signal.SIGTERM, signal.SIGINT]
+
+    def end(number, _):
+        for each in endings:
+            signal.signal(each, signal.SIG_IGN)
+        for child in CHILDREN:
+            kill(child)
+        sys.exit(128 + number)
+
+    for each in endings:
+        signal.signal(each, end)
+
+
 @contextlib.contextmanager
 def scratch(least=0):
     """A folder that is removed at the end, in memory where so many bytes are free there, else on a disk."""
-    shared = pathlib.Path("/dev/shm")
-    where = shared if least and shared.is_dir() and shutil.disk_usage(shared).free > least else None
-    with tempfile.TemporaryDirectory(prefix="tensorgate-gpu-", dir=where) as folder:
+    where = SHARED if least and SHARED.is_dir() and shutil.disk_usage(SHARED).free > least else None
+    prefix = f"{SCRATCH}{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=where, ignore_cleanup_errors=True) as folder:
         if least and shutil.disk_usage(folder).free < least:
             raise RuntimeError(f"{folder} has not the {least / 1e9:.0f} GB that the model takes")
         yield pathlib.Path(folder)
@@ -89,18 +142,16 @@ class Server:
                    "--drain-delay", "0s", "--log-format", "json", *arguments]
         self.began = time.perf_counter()
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | (environment or {}))
+            self.process = start(command, stdout=log, stderr=log, env=os.environ | (environment or {}))
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self.process.terminate()
-        try:
-            self.process.wait(15)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(5)
+        stop(self.process)
 
     def said(self):
         """All that it has logged."""
@@ -111,7 +162,7 @@ class Server:
         if "kernel by kernel" in self.said():
             raise RuntimeError(self.said()[-2000:])
 
-    def connect(self, timeout=120):
+    def connect(self, timeout=30):
         """A connection to it."""
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 

@@ -1,15 +1,15 @@
 """Others on the same card, and what the card allows: torch, cuBLAS by torch, transformers. Needs torch with CUDA.
 
     python3 gpu_peers.py limits      a copy within the card's memory, and a large product
-    python3 gpu_peers.py model DIR   Llama-3.1-8B's shape with random weights, as safetensors
-    python3 gpu_peers.py peers       SDPA, cuBLAS, and transformers' generate with a static cache, compiled
+    python3 gpu_peers.py libraries   SDPA and cuBLAS
+    python3 gpu_peers.py peers       transformers' generate with a static cache, compiled
 
-Rows are lines of JSON. A peer's row is called after ours, with its name before: `cublas:gemm.skinny.m1`.
+Rows are lines of JSON. A peer's row is called after the job, with its name before: `cublas:gemm.m1`. Which of our rows
+is the same job on a card, `gpu/table.py` knows.
 """
 
 import gc
 import json
-import math
 import pathlib
 import sys
 import time
@@ -20,28 +20,22 @@ except ImportError:
     print("torch is not installed here: neither limits nor peers are measured", file=sys.stderr)
     sys.exit(2)
 
-from language_shape import write_tokenizer
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "gpu"))
+from model import LLAMA  # noqa: E402
 
-HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD, INNER, VOCABULARY = 4096, 32, 32, 8, 128, 14_336, 128_256
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": HEAD, "intermediate_size": INNER,
-    "vocab_size": VOCABULARY, "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5, "rope_theta": 5e5,
-    "tie_word_embeddings": False, "hidden_act": "silu", "attention_bias": False, "torch_dtype": "bfloat16",
-    "bos_token_id": 256, "eos_token_id": 258,
-}
 QWEN = {
     "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 1024, "num_hidden_layers": 28,
     "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 3072,
     "vocab_size": 151_936, "max_position_embeddings": 40_960, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
     "tie_word_embeddings": True, "hidden_act": "silu", "attention_bias": False, "torch_dtype": "bfloat16",
 }
+HIDDEN, INNER, HEAD = LLAMA["hidden_size"], LLAMA["intermediate_size"], LLAMA["head_dim"]
+HEADS, KV_HEADS = LLAMA["num_attention_heads"], LLAMA["num_key_value_heads"]
 # As `tensorgate-benches gpu` has them.
 MATRICES = {"qkv": ((HEADS + 2 * KV_HEADS) * HEAD, HIDDEN), "output": (HIDDEN, HEADS * HEAD),
             "gate-up": (2 * INNER, HIDDEN), "down": (HIDDEN, INNER)}
 TURNS = 4
 BF16 = torch.bfloat16
-LONGEST_FILE = 4 << 30
 
 
 def row(what, value, unit):
@@ -93,67 +87,6 @@ def limits():
     row("matrix", 2 * size**3 / seconds(lambda: torch.matmul(a, b, out=c), 0.5) / 1e12, "TFLOP/s")
 
 
-def tensors():
-    """Names and shapes of the model, in the order of its files."""
-    yield "model.embed_tokens.weight", (VOCABULARY, HIDDEN)
-    for layer in range(LAYERS):
-        block = f"model.layers.{layer}."
-        yield block + "input_layernorm.weight", (HIDDEN,)
-        yield block + "self_attn.q_proj.weight", (HEADS * HEAD, HIDDEN)
-        yield block + "self_attn.k_proj.weight", (KV_HEADS * HEAD, HIDDEN)
-        yield block + "self_attn.v_proj.weight", (KV_HEADS * HEAD, HIDDEN)
-        yield block + "self_attn.o_proj.weight", (HIDDEN, HEADS * HEAD)
-        yield block + "post_attention_layernorm.weight", (HIDDEN,)
-        yield block + "mlp.gate_proj.weight", (INNER, HIDDEN)
-        yield block + "mlp.up_proj.weight", (INNER, HIDDEN)
-        yield block + "mlp.down_proj.weight", (HIDDEN, INNER)
-    yield "model.norm.weight", (HIDDEN,)
-    yield "lm_head.weight", (VOCABULARY, HIDDEN)
-
-
-def shards():
-    """Tensors by file."""
-    files, size = [[]], 0
-    for name, shape in tensors():
-        bytes_ = 2 * math.prod(shape)
-        if size + bytes_ > LONGEST_FILE:
-            files.append([])
-            size = 0
-        files[-1].append((name, shape))
-        size += bytes_
-    return files
-
-
-def make_up(shape):
-    """Numbers as training begins with; norms leave alone."""
-    if len(shape) == 1:
-        return torch.ones(shape, dtype=BF16)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return (torch.randn(*shape, device=device, dtype=BF16) / math.sqrt(shape[1])).cpu()
-
-
-def write_model(folder):
-    """config.json, tokenizer.json and 16 GB of weights."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(LLAMA), "utf-8")
-    write_tokenizer(folder, VOCABULARY)
-    files, places = shards(), {}
-    for number, held in enumerate(files, 1):
-        name = f"model-{number:05}-of-{len(files):05}.safetensors"
-        header, offset = {}, 0
-        for tensor, shape in held:
-            end = offset + 2 * math.prod(shape)
-            header[tensor] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, end]}
-            offset, places[tensor] = end, name
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        with (folder / name).open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for _, shape in held:
-                file.write(make_up(shape).view(torch.uint8).numpy().data)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}), "utf-8")
-
-
 def attention():
     """torch's SDPA: 256 rows of one token, and one prompt."""
     sdpa, rows, context = torch.nn.functional.scaled_dot_product_attention, 256, 4096
@@ -171,7 +104,7 @@ def products():
     """cuBLAS, with a layer's matrices."""
     weights = {name: [random(*shape) for _ in range(TURNS)] for name, shape in MATRICES.items()}
     for rows in [1, 16, 64, 256, 1024, 4096]:
-        kind = f"gemm.{'skinny' if rows <= 64 else 'tiled'}.m{rows}"
+        kind = f"gemm.m{rows}"
         x = {inputs: random(rows, inputs) for _, inputs in MATRICES.values()}
         y = {outputs: random(rows, outputs) for outputs, _ in MATRICES.values()}
 
@@ -182,7 +115,7 @@ def products():
                     torch.matmul(x[inputs], weights[name][turn].T, out=y[outputs])
 
         for what, names in [(kind, list(MATRICES))] + [(f"{kind}.{name}", [name]) for name in MATRICES]:
-            took = seconds(lambda names=names: work(names)) / TURNS
+            took = seconds(lambda names=names: work(names), 0.1) / TURNS
             shapes = [MATRICES[name] for name in names]
             moved = sum(2 * (o * i + rows * (o + i)) for o, i in shapes)
             done = sum(2 * rows * o * i for o, i in shapes)
@@ -209,7 +142,7 @@ def timed(work):
     return time.perf_counter() - begun
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def first(model, what, tokens=1024):
     """A prompt's forward pass, and the likeliest token."""
     ids = torch.randint(1000, 100_000, (1, tokens), device="cuda")
@@ -217,7 +150,7 @@ def first(model, what, tokens=1024):
     row(f"transformers:{what}", sorted(times[1:])[2] * 1e3, "ms")
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def decode(model, what, batch, tokens=128, context=1024):
     """Tokens a second of generate, without the prompt's part of its time."""
     ids = torch.randint(1000, 100_000, (batch, context - tokens // 2), device="cuda")
@@ -239,6 +172,7 @@ def decode(model, what, batch, tokens=128, context=1024):
 
 def tried(what, work):
     """Others' troubles are no end of ours."""
+    print(what, file=sys.stderr, flush=True)
     try:
         work()
     except Exception as error:  # noqa: BLE001, it is told
@@ -247,40 +181,42 @@ def tried(what, work):
     torch.cuda.empty_cache()
 
 
-def peers():
-    """All peers, the shortest first."""
+def libraries():
+    """Kernels of torch."""
     tried("sdpa", attention)
     tried("cublas", products)
+
+
+def peers():
+    """transformers, one sequence first."""
     held = {}
 
     def llama(work):
         held["llama"] = held.get("llama") or build(LLAMA)
         work(held["llama"])
 
+    def decodes(batch):
+        what = f"decode.{name}.b{batch}"
+        tried(f"transformers, {what}", lambda: llama(lambda model: decode(model, what, batch)))
+
     name = "llama-3.1-8b.bf16"
     tried("transformers, a prompt", lambda: llama(lambda model: first(model, f"ttft.{name}.1k")))
-    # 256 sequences have 36 GB of keys and values, and prompts need as much again.
-    large = torch.cuda.get_device_properties(0).total_memory > 100e9
-    for batch in [1, 32, 256] if large else [1, 32]:
-        what = f"decode.{name}.b{batch}"
-        tried(f"transformers, {what}", lambda what=what, batch=batch: llama(lambda model: decode(model, what, batch)))
-    held.clear()
-    gc.collect()
-    torch.cuda.empty_cache()
+    decodes(1)
     tried("transformers, qwen3", lambda: decode(build(QWEN), "decode.qwen3-0.6b.bf16.b1", 1))
+    decodes(32)
+    # 256 sequences have 36 GB of keys and values, and prompts need as much again.
+    if torch.cuda.get_device_properties(0).total_memory > 100e9:
+        decodes(256)
 
 
 def main():
     """Does what the first argument says."""
-    command, *rest = sys.argv[1:] or ["peers"]
-    if command == "model":
-        write_model(pathlib.Path(rest[0]))
-        return
+    command = sys.argv[1]
     if not torch.cuda.is_available():
         print("torch finds no GPU here: neither limits nor peers are measured", file=sys.stderr)
         sys.exit(2)
     print(f"torch {torch.__version__}", file=sys.stderr)
-    {"limits": limits, "peers": peers}[command]()
+    {"limits": limits, "libraries": libraries, "peers": peers}[command]()
 
 
 if __name__ == "__main__":

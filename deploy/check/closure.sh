@@ -1,8 +1,8 @@
 #!/bin/sh
 # closure.sh BINARY DEST [LIBONNXRUNTIME [LIBRARY...]]: lays into DEST the whole file system of an image: the server,
 # the library that ONNX models need, the shared libraries that ldd names for both, those of the C library that are named
-# besides (libdl.so.2), the loader, and the few files that name the user. Dockerfile.cpu, Dockerfile.cuda and
-# image-check.sh all use it, so what is checked is what is shipped.
+# besides (libdl.so.2), the loader, the certificate authorities, and the few files that name the user. Dockerfile.cpu,
+# Dockerfile.cuda and image-check.sh all use it, so what is checked is what is shipped.
 set -eu
 
 [ $# -ge 2 ] || { echo "usage: closure.sh BINARY DEST [LIBONNXRUNTIME [LIBRARY...]]" >&2; exit 2; }
@@ -70,6 +70,19 @@ if [ -n "$onnxruntime" ] && [ -d "$locale" ]; then
 elif [ -n "$onnxruntime" ]; then
     echo "closure.sh: no $locale here: ONNX models that change the case of texts will not load" >&2
 fi
+
+# Whom a collector's certificate is checked with: a server that sends traces by https does not start without any.
+authorities=
+for file in /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/ca-bundle.pem /etc/ssl/cert.pem; do
+    if [ -z "$authorities" ] && [ -s "$file" ]; then authorities=$file; fi
+done
+if [ -z "$authorities" ]; then
+    echo "closure.sh: no file of certificate authorities here; Debian has it in the package ca-certificates" >&2
+    exit 1
+fi
+install -D -m 0644 "$authorities" "$dest/etc/ssl/certs/ca-certificates.crt"
+terms=/usr/share/doc/ca-certificates/copyright
+if [ -e "$terms" ]; then install -D -m 0644 "$terms" "$dest$terms"; fi
 
 mkdir -p "$dest/etc" "$dest/mnt/models"
 cat >"$dest/etc/passwd" <<'END'

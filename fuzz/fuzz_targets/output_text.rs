@@ -32,7 +32,7 @@ fuzz_target!(|bytes: &[u8]| {
     let format = OutputFormat::new(std::iter::empty(), TOKENIZER.vocabulary(), tools, reasoning);
     let thoughts = [Thoughts::None, Thoughts::Possible, Thoughts::Begun][usize::from(*thoughts) % 3];
     let whole = *length >= 128;
-    let reading = Reading { thoughts, tools: Some(["f".to_owned()].into()), single: false, whole };
+    let reading = Reading { thoughts, tools: Some(["f".to_owned()].into()), single: false, whole, forced: false };
     let Some(parser) = OutputParser::new(&format, &reading) else { return };
     let whole = parts(&parser, std::iter::once(text));
     let (mut pieces, mut start) = (Vec::new(), 0);

@@ -104,8 +104,10 @@ impl Decimal {
     /// The whole number, where it is written as one and fits.
     #[inline]
     pub(crate) fn whole(&self) -> Option<i64> {
-        let digits = i64::try_from(self.digits).ok()?;
-        self.plain.then_some(if self.negative { -digits } else { digits })
+        // The least of them has no counterpart that is positive.
+        let whole =
+            if self.negative { 0i64.checked_sub_unsigned(self.digits) } else { i64::try_from(self.digits).ok() };
+        whole.filter(|_| self.plain)
     }
 
     /// A double, exact up to 2^53.
@@ -181,7 +183,17 @@ mod tests {
             let length = read(text.as_bytes()).map(|decimal| decimal.length);
             assert_eq!(length, (text == "1 ").then_some(1), "{text}");
         }
-        for (text, whole) in [("0", Some(0)), ("-0", Some(0)), ("12", Some(12)), ("1.0", None), ("1e2", None)] {
+        for (text, whole) in [
+            ("0", Some(0)),
+            ("-0", Some(0)),
+            ("12", Some(12)),
+            ("1.0", None),
+            ("1e2", None),
+            ("9223372036854775807", Some(i64::MAX)),
+            ("9223372036854775808", None),
+            ("-9223372036854775808", Some(i64::MIN)),
+            ("-9223372036854775809", None),
+        ] {
             assert_eq!(read(text.as_bytes()).as_ref().and_then(Decimal::whole), whole, "{text}");
         }
         assert!(read(b"12345678901234567890").is_none());

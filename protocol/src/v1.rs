@@ -137,10 +137,16 @@ fn parse_text(reader: &mut Reader<'_>, name: &str) -> Result<Instances, V1Error>
     let mut text = Vec::new();
     let mut entries = reader.array()?;
     while reader.element(&mut entries)? {
-        if reader.kind()? != Kind::String {
-            return Err(V1Error::Values(format!("{name}[{}] is not text as the first element is", text.len())));
+        match reader.kind()? {
+            Kind::String => text.push(reader.string()?.into_owned()),
+            // The first element is a list, whose first is text.
+            Kind::Array if text.is_empty() => {
+                return Err(V1Error::Values(format!(
+                    "{name}[0] is a list of text; rows are lists of numbers: write 1.5, not \"1.5\""
+                )));
+            }
+            _ => return Err(V1Error::Values(format!("{name}[{}] is not text as the first element is", text.len()))),
         }
-        text.push(reader.string()?.into_owned());
     }
     Ok(Instances::Text(text))
 }
@@ -251,6 +257,8 @@ struct Frame<'a> {
     /// The columns that are taken, with their order; without any, all are.
     chosen: HashMap<&'a str, usize>,
     rows: usize,
+    /// What text takes up that was written once for several rows, in cells, which have room for a little text.
+    repeated: usize,
     /// Cells that it may have. Without a bound, rows written as `{}` behind one row of many columns take up thousands
     /// of times the memory that their text did.
     most: usize,
@@ -263,7 +271,7 @@ type Keyed = (String, Vec<(String, Cell)>);
 impl<'a> Frame<'a> {
     fn new(name: &'a str) -> Self {
         let (columns, by_name, chosen) = (Vec::new(), HashMap::new(), HashMap::new());
-        Frame { columns, by_name, chosen, rows: 0, most: FEW_CELLS, name }
+        Frame { columns, by_name, chosen, rows: 0, repeated: 0, most: FEW_CELLS, name }
     }
 
     fn read(&mut self, reader: &mut Reader<'_>) -> Result<(), V1Error> {
@@ -281,14 +289,15 @@ impl<'a> Frame<'a> {
         Ok(())
     }
 
-    /// One object: a row of values, columns of lists, or columns keyed by row (as pandas writes a frame).
+    /// One object: a row of values, columns of lists, or columns keyed by row (as pandas writes a frame). A value beside
+    /// lists is that of all their rows, as pandas has it.
     fn add(&mut self, reader: &mut Reader<'_>) -> Result<(), V1Error> {
         if reader.kind()? != Kind::Object {
             let what = format!("{}: expected an object like the first element", self.name);
             return Err(V1Error::Values(reader.error(what).to_string()));
         }
         // A row of which nothing is taken is one that lacks everything; a frame of which nothing is taken has no rows.
-        let (mut added, mut keyed, mut without) = (None, Vec::new(), 1);
+        let (mut listed, mut has_values, mut keyed, mut without) = (None, false, Vec::new(), 1);
         let mut entries = reader.object()?;
         while let Some(key) = reader.key(&mut entries)? {
             let kind = reader.kind()?;
@@ -299,29 +308,52 @@ impl<'a> Frame<'a> {
                 self.check_columns(keyed.len() + 1)?;
                 let cells = parse_keyed(reader, &key)?;
                 keyed.push((key.into_owned(), cells));
+            } else if kind == Kind::Array {
+                listed = Some(self.add_cells(&key, parse_cells(reader, &key)?, listed)?);
             } else {
-                let count = self.add_cells(&key, parse_cells(reader, &key)?, added)?;
-                added = Some(count);
+                let cell = parse_cell(reader, &key)?;
+                self.column(&key, 0)?.push(cell);
+                has_values = true;
             }
         }
-        if !keyed.is_empty() {
-            if added.is_some() {
+        let added = match (keyed.is_empty(), listed) {
+            (true, Some(count)) => count,
+            (true, None) if has_values => 1,
+            (true, None) => without,
+            (false, None) if !has_values => self.add_keyed(keyed)?,
+            (false, _) => {
                 return Err(V1Error::Values(format!("{}: some columns are keyed by row, and some are not", self.name)));
             }
-            added = Some(self.add_keyed(keyed)?);
+        };
+        self.fill(added)
+    }
+
+    /// Gives all columns `added` more rows than there were: a column of one value repeats it, and one of none lacks it.
+    fn fill(&mut self, added: usize) -> Result<(), V1Error> {
+        let start = self.rows;
+        if added > 1 {
+            let size = |(_, column): &(String, Vec<Cell>)| match &column[start.min(column.len())..] {
+                [Cell::Text(text)] => text.len() / size_of::<Cell>(),
+                _ => 0,
+            };
+            let sizes: usize = self.columns.iter().map(size).sum();
+            self.repeated = self.repeated.saturating_add(sizes.saturating_mul(added - 1));
         }
-        self.rows += added.unwrap_or(without);
+        self.rows += added;
         self.check(self.columns.len(), self.rows)?;
         for (_, column) in &mut self.columns {
-            column.resize(self.rows, Cell::Missing);
+            if column.len() != self.rows {
+                let value = column.get(start).cloned().unwrap_or(Cell::Missing);
+                column.resize(self.rows, value);
+            }
         }
         Ok(())
     }
 
-    /// Cells in the order of rows, as many as the columns before them `added`. Returns how many.
-    fn add_cells(&mut self, key: &str, cells: Vec<Cell>, added: Option<usize>) -> Result<usize, V1Error> {
+    /// Cells in the order of rows, as many as the lists before them have: `wanted`. Returns how many.
+    fn add_cells(&mut self, key: &str, cells: Vec<Cell>, wanted: Option<usize>) -> Result<usize, V1Error> {
         let count = cells.len();
-        if let Some(wanted) = added.filter(|wanted| *wanted != count) {
+        if let Some(wanted) = wanted.filter(|wanted| *wanted != count) {
             let (name, key) = (self.name, excerpt(key));
             return Err(V1Error::Values(format!(
                 "{name}: column '{key}' has {count} values, the columns before it {wanted}"
@@ -386,11 +418,12 @@ impl<'a> Frame<'a> {
     }
 
     fn check(&self, columns: usize, rows: usize) -> Result<(), V1Error> {
-        if columns.checked_mul(rows).is_some_and(|cells| cells <= self.most) {
+        let cells = columns.checked_mul(rows).and_then(|cells| cells.checked_add(self.repeated));
+        if cells.is_some_and(|cells| cells <= self.most) {
             return Ok(());
         }
         Err(V1Error::Values(format!(
-            "{}: {rows} rows of {columns} columns, most of them missing, are too large a table",
+            "{}: {rows} rows of {columns} columns, most of them missing or repeated, are too large a table",
             self.name
         )))
     }
@@ -406,9 +439,6 @@ fn parse_keyed(reader: &mut Reader<'_>, key: &str) -> Result<Vec<(String, Cell)>
 }
 
 fn parse_cells(reader: &mut Reader<'_>, key: &str) -> Result<Vec<Cell>, V1Error> {
-    if reader.kind()? != Kind::Array {
-        return Ok(vec![parse_cell(reader, key)?]);
-    }
     let mut cells = Vec::new();
     let mut entries = reader.array()?;
     while reader.element(&mut entries)? {

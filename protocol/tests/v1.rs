@@ -67,8 +67,10 @@ fn whole_numbers_floats_and_null_are_told_apart() {
     };
     let great = 9_007_199_254_740_993;
     assert_eq!(values("9007199254740993, -1, true"), Numbers::Whole(vec![great, -1, 1]));
+    assert_eq!(values("9007199254740993, -9223372036854775808, -0"), Numbers::Whole(vec![great, i64::MIN, 0]));
     assert_eq!(values("9007199254740993, 0.5, false"), Numbers::Float(vec![great as f64, 0.5, 0.0]));
     assert_eq!(values("1, 9223372036854775808"), Numbers::Float(vec![1.0, 9_223_372_036_854_775_808.0]));
+    assert_eq!(values("1, -9223372036854775809"), Numbers::Float(vec![1.0, -9_223_372_036_854_775_808.0]));
     assert_eq!(values("1e2"), Numbers::Float(vec![100.0]));
     for list in ["1, null", "null, 1", "1.0, null", "null, 1.0"] {
         let Numbers::Object(values) = values(list) else { panic!("{list}") };
@@ -99,6 +101,9 @@ fn texts_are_a_flat_list() {
     let body = r#"{"instances": ["a", "\u00e9", ""]}"#;
     assert_eq!(parse(body.as_bytes()), Ok(Instances::Text(vec!["a".into(), "é".into(), String::new()])));
     assert!(refused(r#"{"instances": ["a", 1]}"#).contains("instances[1] is not text"));
+    assert!(refused(r#"{"instances": ["a", ["b"]]}"#).contains("instances[1] is not text"));
+    let numbers = refused(r#"{"instances": [["1", "2", "0.5"]]}"#);
+    assert!(numbers.contains("instances[0] is a list of text; rows are lists of numbers"), "{numbers}");
 }
 
 #[test]
@@ -119,6 +124,23 @@ fn rows_and_columns_make_the_same_frame() {
     let late = frame(r#"{"instances": [{"a": true}, {"b": false}, {}]}"#);
     assert_eq!(late[0].1, [Cell::Number(1.0), Cell::Missing, Cell::Missing]);
     assert_eq!(late[1].1, [Cell::Missing, Cell::Number(0.0), Cell::Missing]);
+}
+
+#[test]
+fn values_beside_lists_are_those_of_all_their_rows() {
+    let number = Cell::Number;
+    let wanted = vec![
+        ("b".to_owned(), vec![number(2.0), number(2.0), number(5.0)]),
+        ("a".to_owned(), vec![number(1.0), Cell::Missing, number(4.0)]),
+        ("c".to_owned(), vec![Cell::Text("x".into()), Cell::Text("x".into()), Cell::Missing]),
+        ("d".to_owned(), vec![Cell::Missing; 3]),
+    ];
+    let body = r#"{"instances": [{"b": 2, "a": [1, null], "c": "x", "d": null}, {"b": [5], "a": 4}]}"#;
+    assert_eq!(frame(body), wanted);
+    assert_eq!(frame_of(body, &["a", "b"]), wanted[..2]);
+    assert_eq!(frame(r#"{"instances": [{"a": [], "b": 1}]}"#), ["a", "b"].map(|name| (name.to_owned(), Vec::new())));
+    let other = refused(r#"{"instances": [{"a": [1, 2], "b": 3, "c": [1, 2, 3]}]}"#);
+    assert!(other.contains("column 'c' has 3 values, the columns before it 2"), "{other}");
 }
 
 #[test]
@@ -153,6 +175,8 @@ fn frames_that_do_not_fit_are_refused() {
         (r#"{"instances": [{"a": [[1]]}]}"#, "column 'a' is nested"),
         (r#"{"instances": [{"a": {"b": {}}}]}"#, "column 'a' is nested"),
         (r#"{"instances": [{"a": {"b": 1}, "c": [1]}]}"#, "some columns are keyed by row, and some are not"),
+        (r#"{"instances": [{"a": 1, "c": {"b": 1}}]}"#, "some columns are keyed by row, and some are not"),
+        (r#"{"instances": [{"a": [1, 2], "b": 1, "b": 2}]}"#, "column 'b' appears twice"),
         (r#"{"instances": [{"a": {"b": 1}, "a": {"c": 1}}]}"#, "column 'a' appears twice"),
         (r#"{"instances": [{"a": {"b": 1, "b": 2}}]}"#, "row 'b' of column 'a' appears twice"),
         (r#"{"instances": [{"a": 1}, 2]}"#, "expected an object like the first element"),
@@ -174,6 +198,17 @@ fn a_short_text_asks_for_no_large_frame() {
     // Each column a row of its own.
     let keyed: Vec<String> = (0..20_000).map(|i| format!("\"{i}\":{{\"{i}\":1}}")).collect();
     assert!(refused(&format!("{{\"instances\":[{{{}}}]}}", keyed.join(","))).contains("too large a table"));
+    // Values that are repeated for each row of a list.
+    let list = vec!["1"; 20_000].join(",");
+    let body = format!("{{\"instances\":[{{\"list\":[{list}],{}}}]}}", columns.join(","));
+    assert!(refused(&body).contains("too large a table"));
+    let text = "x".repeat(20_000);
+    let texts = |list: &str| format!("{{\"instances\":[{{\"text\":\"{text}\",\"list\":[{list}]}}]}}");
+    assert!(refused(&texts(&list)).contains("too large a table"));
+    assert_eq!(frame(&texts("1,2,3"))[0].1, vec![Cell::Text(text.clone()); 3]);
+    // Little by little, too.
+    let little = format!("{{\"text\":\"{}\",\"list\":[{}]}}", "x".repeat(2000), ["1"; 500].join(","));
+    assert!(refused(&format!("{{\"instances\":[{}]}}", vec![little; 100].join(","))).contains("too large a table"));
     // What is written out in full is never too large.
     let row = format!("{{{}}}", columns[..500].join(","));
     assert_eq!(frame(&format!("{{\"instances\":[{}]}}", vec![row; 400].join(","))).len(), 500);

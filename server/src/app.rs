@@ -46,13 +46,6 @@ pub async fn run(config: Config) -> Result<u8, String> {
     // Before anything else: a signal that comes while models load must be heard.
     let mut signals = Signals::new()?;
     let metrics = metrics::install()?;
-    let upkeep = metrics.clone();
-    tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(UPKEEP).await;
-            upkeep.run_upkeep();
-        }
-    });
     let registry = Registry::new(repository, load_options(&config)?, batching(&config))
         .with_aliases(config.aliases())
         .with_probe(probe(&config))
@@ -248,7 +241,7 @@ async fn listen(
 ) -> Result<(watch_channel::Sender<Phase>, Listeners, Addresses), String> {
     let (phase, watching) = watch_channel::channel(Phase::Serving);
     let timeouts = Timeouts { header: config.header_timeout, idle: config.idle_timeout, stalled: STALLED };
-    let options = listener::Options::new(timeouts, connections(config), tls(config)?);
+    let options = listener::Options::new(timeouts, connections(config)?, tls(config)?);
     // Who scrapes metrics expects them in the clear on a port of their own, as Triton has it.
     let in_the_clear = listener::Options { tls: None, ..options.clone() };
     let only_metrics =
@@ -271,18 +264,33 @@ async fn listen(
 
 /// As many connections as are wished for, or as files may be open: beyond that none could be accepted, and a client would
 /// wait for an answer instead of being told to come again.
-fn connections(config: &Config) -> usize {
+fn connections(config: &Config) -> Result<usize, String> {
     let wanted = config.max_connections;
-    let Some(files) = process::raise_max_files() else { return wanted };
+    let Some(files) = process::raise_max_files() else { return Ok(wanted) };
     let kept = process::open_files().unwrap_or(0) + listener::RESERVE + SPARE_FILES;
-    let room = usize::try_from(files).unwrap_or(usize::MAX).saturating_sub(kept).max(1);
+    let room = room(files, kept, wanted)?;
     if room < wanted {
         tracing::warn!(
             "--max-connections is lowered from {wanted} to {room}: {files} files may be open (ulimit -n), {kept} of \
              which are kept for health, models and other files"
         );
     }
-    room.min(wanted)
+    Ok(room)
+}
+
+/// How many of the connections that are wished for there are files for. A server that could hardly be asked anything does not
+/// start.
+fn room(files: u64, kept: usize, wanted: usize) -> Result<usize, String> {
+    let least = wanted.min(LEAST_CONNECTIONS);
+    let room = usize::try_from(files).unwrap_or(usize::MAX).saturating_sub(kept).min(wanted);
+    if room < least {
+        return Err(format!(
+            "no more than {files} files may be open (ulimit -n), which is too few: {kept} are kept for health, models \
+             and other files, and {least} are needed for connections; allow {} or more",
+            kept + least
+        ));
+    }
+    Ok(room)
 }
 
 /// TLS as configured, and the task that looks for new certificates.
@@ -294,8 +302,8 @@ fn tls(config: &Config) -> Result<Option<Arc<Tls>>, String> {
     Ok(Some(tls))
 }
 
-/// Between two sweeps of what histograms have gathered: without them they would grow until somebody reads metrics.
-const UPKEEP: Duration = Duration::from_secs(1);
+/// With fewer connections than this a server is of no use, unless no more are wished for.
+const LEAST_CONNECTIONS: usize = 16;
 
 /// Files that are opened besides connections: listeners, models while they load, certificates, the collector.
 const SPARE_FILES: usize = 64;
@@ -369,6 +377,9 @@ async fn load_what_lies_there(config: &Config, registry: &Arc<Registry>) -> Resu
 /// Between two lines that say what is waited for.
 const REMINDER: Duration = Duration::from_secs(30);
 
+/// How long it may take to send the ends of answers that the drain timeout has cut off.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
 /// Readiness off, then no new connections, then no connections; a second signal ends it at once.
 async fn drain(
     config: &Config,
@@ -389,9 +400,11 @@ async fn drain(
         tokio::time::sleep(config.drain_delay).await;
         plane.set_closing();
         let _ = phase.send(Phase::Closing);
-        let all = async { while listeners.join_next().await.is_some() {} };
-        if tokio::time::timeout(config.drain_timeout, all).await.is_err() {
+        let mut all = std::pin::pin!(async { while listeners.join_next().await.is_some() {} });
+        if tokio::time::timeout(config.drain_timeout, all.as_mut()).await.is_err() {
             tracing::warn!("requests were still running when the drain timeout passed");
+            plane.end_answers();
+            let _ = tokio::time::timeout(LAST_WORDS, all).await;
         }
     };
     tokio::select! {
@@ -418,5 +431,22 @@ impl Signals {
             _ = self.terminate.recv() => 143,
             _ = self.interrupt.recv() => 130,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_as_many_as_files_allow_or_enough() {
+        assert_eq!(room(1 << 20, 106, 4096), Ok(4096));
+        assert_eq!(room(u64::MAX, 106, 4096), Ok(4096));
+        assert_eq!(room(200, 106, 4096), Ok(94));
+        assert_eq!(room(122, 106, 4096), Ok(16));
+        assert_eq!(room(108, 106, 2), Ok(2), "no more are wished for");
+        let refused = room(64, 106, 4096).unwrap_err();
+        assert!(refused.starts_with("no more than 64 files may be open (ulimit -n)"), "{refused}");
+        assert!(refused.ends_with("allow 122 or more"), "{refused}");
     }
 }

@@ -98,6 +98,56 @@ impl Room {
     }
 }
 
+/// The share of an answer that is made piece by piece: what it will take is counted before it is asked for, as far as that
+/// is known, and what it takes beyond that as it comes.
+#[derive(Debug)]
+pub struct Reserved {
+    budget: Budget,
+    room: Room,
+    /// Counted so far.
+    made: usize,
+}
+
+impl Reserved {
+    /// Room for what is `certain`, and for what may come besides. It is a page at least: an answer that was let in is not
+    /// refused in the end for its few bytes.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`].
+    pub fn new(budget: &Budget, certain: usize, besides: usize) -> Result<Self, Error> {
+        let mut room = Room::default();
+        room.grow(budget, certain.saturating_add(besides).max(1))?;
+        Ok(Reserved { budget: budget.clone(), room, made: certain })
+    }
+
+    /// So many bytes more have come.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`].
+    pub fn add(&mut self, bytes: usize) -> Result<(), Error> {
+        self.made = self.made.saturating_add(bytes);
+        if self.made > self.room.bytes() {
+            self.room.grow(&self.budget, self.made)?;
+        }
+        Ok(())
+    }
+
+    /// So many bytes have come, or are certain to.
+    pub fn bytes(&self) -> usize {
+        self.made
+    }
+
+    /// The answer once it is whole: it has its share until it was taken. What its vector has allocated beyond it was never
+    /// written to, and is not counted.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`].
+    pub fn tie(mut self, answer: impl AsRef<[u8]> + Send + 'static) -> Result<Bytes, Error> {
+        self.room.hold(&self.budget, answer.as_ref().len())?;
+        Ok(self.room.tie(answer))
+    }
+}
+
 struct Tied<T> {
     bytes: T,
     _room: Room,
@@ -117,6 +167,13 @@ pub trait Holder: Unpin {
 
 /// Of an answer that has its share already.
 impl Holder for () {
+    fn tie(&self, data: Bytes) -> Bytes {
+        data
+    }
+}
+
+/// Of an answer that is sent while it is made: its share is that of the body.
+impl Holder for Reserved {
     fn tie(&self, data: Bytes) -> Bytes {
         data
     }
@@ -199,6 +256,32 @@ mod tests {
         assert!(Room::default().hold(&budget, 100 * PAGE).is_err());
         drop(one);
         assert_eq!(budget.pages.available_permits(), 4);
+    }
+
+    #[test]
+    fn what_an_answer_takes_is_counted_ahead_and_as_it_comes() {
+        let budget = Budget::new(8 * PAGE as u64);
+        let left = || budget.pages.available_permits();
+        let mut one = Reserved::new(&budget, PAGE, 2 * PAGE).unwrap();
+        assert_eq!(left(), 5);
+        one.add(2 * PAGE).unwrap();
+        assert_eq!(left(), 5, "it was counted ahead");
+        one.add(1).unwrap();
+        assert_eq!((left(), one.bytes()), (4, 3 * PAGE + 1));
+        assert!(matches!(Reserved::new(&budget, 2 * PAGE, 3 * PAGE), Err(Error::Overloaded(_))));
+        let mut other = Reserved::new(&budget, 0, 0).unwrap();
+        assert_eq!(left(), 3, "a page at least");
+        assert!(matches!(other.add(4 * PAGE + 1), Err(Error::Overloaded(_))));
+        drop(other);
+        let bytes = one.tie(vec![0u8; 100]).unwrap();
+        assert_eq!(left(), 7);
+        drop(bytes);
+        // Larger than all: alone it is let in, and goes on.
+        let mut all = Reserved::new(&budget, usize::MAX, usize::MAX).unwrap();
+        all.add(100 * PAGE).unwrap();
+        assert!(Reserved::new(&budget, 0, 0).is_err());
+        drop(all);
+        assert_eq!(left(), 8);
     }
 
     #[tokio::test]

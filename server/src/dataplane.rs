@@ -196,6 +196,15 @@ impl Dataplane {
         drop(closing.wait_for(|closing| *closing).await);
     }
 
+    /// The server's time is up: answers of language models end with [`Error::Draining`], those that wait included.
+    pub fn end_answers(&self) {
+        for servable in self.registry.servables() {
+            if let Work::Language(language) = &servable.work {
+                language.end_all();
+            }
+        }
+    }
+
     /// Is the server shutting down?
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
@@ -272,6 +281,21 @@ impl Dataplane {
     /// Unknown, or not ready.
     pub fn servable(&self, model: &str, version: Option<&str>) -> Result<Arc<Servable>, Error> {
         self.registry.get(model, version)
+    }
+
+    /// Those whose statistics are asked for: of a version, or where none is named of all that serve.
+    ///
+    /// # Errors
+    /// As [`Dataplane::servable`].
+    pub fn versions(&self, model: &str, version: Option<&str>) -> Result<Vec<Arc<Servable>>, Error> {
+        let found = self.servable(model, version)?;
+        if version.is_some_and(|version| !version.is_empty()) {
+            return Ok(vec![found]);
+        }
+        let mut versions = self.registry.servables();
+        versions.retain(|servable| servable.name == found.name);
+        // Unloaded a moment ago: it was there when it was asked for.
+        if versions.is_empty() { Ok(vec![found]) } else { Ok(versions) }
     }
 
     /// Answers a request.

@@ -1,8 +1,15 @@
 //! A version of a model in the registry: where it is in its life, and what is said of it.
 
 use crate::error::Error;
+use crate::repository::Version;
 use crate::servable::Servable;
+use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// The versions of a model.
+pub(crate) type Versions = BTreeMap<Version, Entry>;
+/// All models, by name.
+pub(crate) type Snapshot = BTreeMap<String, Versions>;
 
 /// Where a version is in its life.
 #[derive(Clone, Debug)]

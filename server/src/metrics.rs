@@ -2,14 +2,13 @@
 //! is registered, never from a request.
 
 use crate::error::Error;
+use crate::series::{self, Scope};
 use crate::stats::Timing;
 use backends::llm::scheduler::Counters;
-use metrics::{
-    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
-};
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use metrics::{Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, gauge};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// prometheus_client's default buckets, which KServe's histograms have.
@@ -25,59 +24,21 @@ const REASONS: [&str; 4] = ["REJECTED", "CANCELED", "BACKEND", "OTHER"];
 /// # Errors
 /// A recorder is installed already.
 pub fn install() -> Result<PrometheusHandle, String> {
-    let builder = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Prefix("request_".into()), &KSERVE_BUCKETS)
-        .and_then(|b| b.set_buckets_for_metric(Matcher::Prefix("tensorgate_".into()), &OUR_BUCKETS))
-        .map_err(|e| e.to_string())?;
-    let handle = builder.install_recorder().map_err(|e| e.to_string())?;
+    let handle = PrometheusBuilder::new().install_recorder().map_err(|e| e.to_string())?;
     describe();
     Ok(handle)
 }
 
-/// Counts an end of the process of a model that was not asked to end.
-pub fn process_ended(model: &str) {
-    counter!("tensorgate_model_process_ends_total", "model" => model.to_owned()).increment(1);
-}
-
+/// Metrics that the process has from its start to its end; [`help`] has those of models.
 fn describe() {
-    describe_histogram!("request_preprocess_seconds", "pre-process request latency");
-    describe_histogram!("request_postprocess_seconds", "post-process request latency");
-    describe_histogram!("request_predict_seconds", "predict request latency");
-    describe_histogram!("request_explain_seconds", "explain request latency");
-    describe_counter!("nv_inference_request_success", "Number of successful inference requests");
-    describe_counter!("nv_inference_request_failure", "Number of failed inference requests");
-    describe_counter!("nv_inference_count", "Number of inferences performed (a batch of n counts n)");
-    describe_counter!("nv_inference_exec_count", "Number of model executions performed");
-    describe_counter!("nv_inference_request_duration_us", "Cumulative inference request duration in microseconds");
-    describe_counter!("nv_inference_queue_duration_us", "Cumulative inference queuing duration in microseconds");
-    describe_counter!("nv_inference_compute_input_duration_us", "Cumulative compute input duration in microseconds");
-    describe_counter!(
-        "nv_inference_compute_infer_duration_us",
-        "Cumulative compute inference duration in microseconds"
-    );
-    describe_counter!("nv_inference_compute_output_duration_us", "Cumulative compute output duration in microseconds");
-    describe_gauge!("nv_inference_pending_request_count", "Instantaneous number of pending requests");
-    describe_gauge!("tensorgate_queue_requests", "Requests that wait for a model");
-    describe_gauge!("tensorgate_model_bytes", "Bytes a loaded model holds");
-    describe_gauge!("tensorgate_backend_device", "1 for the device a model runs on");
-    describe_histogram!("tensorgate_request_seconds", "End-to-end time of inference requests");
     describe_gauge!("tensorgate_tls_cert_expiry_seconds", "Unix time at which the TLS certificate expires");
     describe_counter!(
         "tensorgate_log_dropped_total",
         "Log lines that nobody read in time, or that could not be written"
     );
     describe_counter!("tensorgate_spans_dropped_total", "Spans that did not reach the collector");
-    describe_counter!("tensorgate_model_process_ends_total", "Ends of processes of models that were not asked to end");
     describe_counter!("tensorgate_answers_total", "Answers by protocol and status; gRPC's is that of the head");
-    describe_gauge!("vllm:num_requests_running", "Answers that are being generated");
-    describe_gauge!("vllm:num_requests_waiting", "Answers that wait to be generated");
-    describe_gauge!("vllm:kv_cache_usage_perc", "Blocks of keys and values in use; 1 is all of them");
-    describe_gauge!("vllm:cache_config_info", "1; how keys and values are laid out");
     describe_gauge!("vllm:lora_requests_info", "Unix time; which adapters are in use");
-    describe_counter!("vllm:generation_tokens_total", "Tokens generated");
-    describe_counter!("vllm:num_preemptions_total", "Answers that gave up their blocks for others");
-    describe_counter!("vllm:prefix_cache_queries_total", "Tokens looked for in the prefix cache");
-    describe_counter!("vllm:prefix_cache_hits_total", "Tokens found in the prefix cache");
     describe_gauge!("process_start_time_seconds", "Unix time at which the process started");
     describe_gauge!("process_virtual_memory_bytes", "Virtual memory");
     describe_gauge!("process_resident_memory_bytes", "Resident memory");
@@ -87,7 +48,62 @@ fn describe() {
     spans_dropped(0);
 }
 
-/// The metrics of one version of a model.
+/// What a metric of models tells.
+fn help(metric: &str) -> &'static str {
+    match metric {
+        "request_preprocess_seconds" => "pre-process request latency",
+        "request_postprocess_seconds" => "post-process request latency",
+        "request_predict_seconds" => "predict request latency",
+        "request_explain_seconds" => "explain request latency",
+        "nv_inference_request_success" => "Number of successful inference requests",
+        "nv_inference_request_failure" => "Number of failed inference requests",
+        "nv_inference_count" => "Number of inferences performed (a batch of n counts n)",
+        "nv_inference_exec_count" => "Number of model executions performed",
+        "nv_inference_request_duration_us" => "Cumulative inference request duration in microseconds",
+        "nv_inference_queue_duration_us" => "Cumulative inference queuing duration in microseconds",
+        "nv_inference_compute_input_duration_us" => "Cumulative compute input duration in microseconds",
+        "nv_inference_compute_infer_duration_us" => "Cumulative compute inference duration in microseconds",
+        "nv_inference_compute_output_duration_us" => "Cumulative compute output duration in microseconds",
+        "nv_inference_pending_request_count" => "Instantaneous number of pending requests",
+        "tensorgate_queue_requests" => "Requests that wait for a model",
+        "tensorgate_model_bytes" => "Bytes a loaded model holds",
+        "tensorgate_backend_device" => "1 for the device a model runs on",
+        "tensorgate_request_seconds" => "End-to-end time of inference requests",
+        "tensorgate_model_process_ends_total" => "Ends of processes of models that were not asked to end",
+        "vllm:num_requests_running" => "Answers that are being generated",
+        "vllm:num_requests_waiting" => "Answers that wait to be generated",
+        "vllm:kv_cache_usage_perc" => "Blocks of keys and values in use; 1 is all of them",
+        "vllm:cache_config_info" => "1; how keys and values are laid out",
+        "vllm:generation_tokens_total" => "Tokens generated",
+        "vllm:num_preemptions_total" => "Answers that gave up their blocks for others",
+        "vllm:prefix_cache_queries_total" => "Tokens looked for in the prefix cache",
+        "vllm:prefix_cache_hits_total" => "Tokens found in the prefix cache",
+        _ => "",
+    }
+}
+
+/// The process of a model. Metrics tell of it as long as this lives.
+pub struct ProcessMetrics {
+    ends: Counter,
+    _scope: Arc<Scope>,
+}
+
+impl ProcessMetrics {
+    /// Registers the metrics of the process of `model`, at zero.
+    pub fn register(model: &str) -> Self {
+        let scope = Scope::of(model, None);
+        let ends = scope.counter("tensorgate_model_process_ends_total", &[("model", model)]);
+        ProcessMetrics { ends, _scope: scope }
+    }
+
+    /// It ended, and was not asked to.
+    pub fn ended(&self) {
+        self.ends.increment(1);
+    }
+}
+
+/// The metrics of one version of a model: told of until the last of these is dropped. Another that was registered under the
+/// same name and number before that counts on.
 #[derive(Clone)]
 pub struct ModelMetrics {
     success: Counter,
@@ -108,6 +124,7 @@ pub struct ModelMetrics {
     explain: Histogram,
     total: Histogram,
     device: Gauge,
+    _scopes: [Arc<Scope>; 2],
 }
 
 impl std::fmt::Debug for ModelMetrics {
@@ -119,17 +136,18 @@ impl std::fmt::Debug for ModelMetrics {
 impl ModelMetrics {
     /// Registers the metrics of a version; all of them are there from the beginning, at zero.
     pub fn register(name: &str, version: u64, device: &str) -> Self {
-        let (model, version) = (name.to_owned(), version.to_string());
-        let count = |metric: &'static str| counter!(metric, "model" => model.clone(), "version" => version.clone());
-        let time = |metric: &'static str| histogram!(metric, "model_name" => model.clone());
-        let level = |metric: &'static str| gauge!(metric, "model" => model.clone(), "version" => version.clone());
-        let device = gauge!("tensorgate_backend_device", "model" => model.clone(), "device" => device.to_owned());
-        let metrics = ModelMetrics {
+        let (model, versioned, number) = (Scope::of(name, None), Scope::of(name, Some(version)), version.to_string());
+        let labels = [("model", name), ("version", number.as_str())];
+        let count = |metric: &'static str| versioned.counter(metric, &labels);
+        let level = |metric: &'static str| versioned.gauge(metric, &labels);
+        let time = |metric: &'static str| model.times(metric, &[("model_name", name)], &KSERVE_BUCKETS);
+        let failure = |reason: &'static str| {
+            let labels = [("model", name), ("version", number.as_str()), ("reason", reason)];
+            versioned.counter("nv_inference_request_failure", &labels)
+        };
+        ModelMetrics {
             success: count("nv_inference_request_success"),
-            failures: REASONS.map(|reason| {
-                counter!("nv_inference_request_failure",
-                    "model" => model.clone(), "version" => version.clone(), "reason" => reason)
-            }),
+            failures: REASONS.map(failure),
             inferences: count("nv_inference_count"),
             executions: count("nv_inference_exec_count"),
             request_us: count("nv_inference_request_duration_us"),
@@ -144,12 +162,10 @@ impl ModelMetrics {
             predict: time("request_predict_seconds"),
             postprocess: time("request_postprocess_seconds"),
             explain: time("request_explain_seconds"),
-            total: histogram!("tensorgate_request_seconds", "model" => model.clone()),
-            device,
-        };
-        metrics.success.increment(0);
-        metrics.failures.iter().for_each(|failure| failure.increment(0));
-        metrics
+            total: model.times("tensorgate_request_seconds", &[("model", name)], &OUR_BUCKETS),
+            device: model.gauge("tensorgate_backend_device", &[("model", name), ("device", device)]),
+            _scopes: [model.clone(), versioned.clone()],
+        }
     }
 
     /// A request was answered.
@@ -197,15 +213,14 @@ impl ModelMetrics {
         self.device.set(1.0);
     }
 
-    /// The model is gone. Where another version of it serves, its own [`ModelMetrics::refresh`] comes later.
+    /// The model is gone from its device. Where another version of it runs there, its own [`ModelMetrics::refresh`] comes
+    /// later.
     pub fn retire(&self) {
-        for level in [&self.queued, &self.pending, &self.bytes, &self.device] {
-            level.set(0.0);
-        }
+        self.device.set(0.0);
     }
 }
 
-/// The engine of a language model. Metrics tell of it as long as this lives; what it did is counted to the last.
+/// The engine of a language model. Metrics tell of it as long as this lives.
 #[derive(Debug)]
 pub struct EngineMetrics(u64);
 
@@ -240,6 +255,7 @@ struct Engines {
 
 struct Engine {
     model: String,
+    scope: Arc<Scope>,
     now: Box<dyn Fn() -> Counters + Send>,
     /// Where it stood when that was last asked.
     told: Counters,
@@ -250,7 +266,8 @@ impl Engine {
     fn count(&mut self) {
         let now = (self.now)();
         let more = |metric: &'static str, part: fn(&Counters) -> u64| {
-            counter!(metric, &labels(&self.model)).increment(part(&now).saturating_sub(part(&self.told)));
+            let counter = self.scope.counter(metric, &labels(&self.model));
+            counter.increment(part(&now).saturating_sub(part(&self.told)));
         };
         more("vllm:generation_tokens_total", |counters| counters.tokens);
         more("vllm:num_preemptions_total", |counters| counters.preemptions);
@@ -263,7 +280,8 @@ impl Engine {
 impl Engines {
     fn add(&mut self, model: &str, now: impl Fn() -> Counters + Send + 'static) -> u64 {
         self.last += 1;
-        self.all.insert(self.last, Engine { model: model.into(), now: Box::new(now), told: Counters::default() });
+        let (scope, now) = (Scope::of(model, None), Box::new(now));
+        self.all.insert(self.last, Engine { model: model.into(), scope, now, told: Counters::default() });
         self.last
     }
 
@@ -271,7 +289,7 @@ impl Engines {
         let Some(mut ended) = self.all.remove(&number) else { return };
         ended.count();
         self.all.values_mut().filter(|engine| engine.model == ended.model).for_each(Engine::count);
-        self.show(&ended.model);
+        self.show(&ended.model, &ended.scope);
         if self.all.is_empty() {
             adapters(Duration::ZERO);
         }
@@ -279,42 +297,44 @@ impl Engines {
 
     fn refresh(&mut self) {
         self.all.values_mut().for_each(Engine::count);
-        let models: BTreeSet<String> = self.all.values().map(|engine| engine.model.clone()).collect();
-        models.iter().for_each(|model| self.show(model));
+        let models = self.all.values().map(|engine| (engine.model.clone(), engine.scope.clone()));
+        let models: BTreeMap<String, Arc<Scope>> = models.collect();
+        models.iter().for_each(|(model, scope)| self.show(model, scope));
         if !models.is_empty() {
             adapters(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO));
         }
     }
 
     /// What the engines of a model add up to; after the last of them nothing.
-    fn show(&mut self, model: &str) {
+    fn show(&mut self, model: &str, scope: &Scope) {
         let sum = |part: fn(&Counters) -> u32| -> u64 {
             let engines = self.all.values().filter(|engine| engine.model == model);
             engines.map(|engine| u64::from(part(&engine.told))).sum()
         };
-        let level = |metric: &'static str, value: f64| gauge!(metric, &labels(model)).set(value);
+        let level = |metric: &'static str, value: f64| scope.gauge(metric, &labels(model)).set(value);
         let (used, blocks) = (sum(|counters| counters.blocks_used), sum(|counters| counters.blocks_total));
         level("vllm:num_requests_running", sum(|counters| counters.running) as f64);
         level("vllm:num_requests_waiting", sum(|counters| counters.waiting) as f64);
         level("vllm:kv_cache_usage_perc", used as f64 / blocks.max(1) as f64);
-        let cache = |blocks: u64, value: f64| {
-            gauge!("vllm:cache_config_info",
-                "model_name" => model.to_owned(), "engine" => ENGINE, "block_size" => BLOCK_SIZE,
-                "num_gpu_blocks" => blocks.to_string())
-            .set(value);
+        let cache = |blocks: u64, is_told: bool| {
+            let (metric, number) = ("vllm:cache_config_info", blocks.to_string());
+            let [name, engine] = labels(model);
+            let labels = [name, engine, ("block_size", BLOCK_SIZE), ("num_gpu_blocks", number.as_str())];
+            if is_told { scope.gauge(metric, &labels).set(1.0) } else { scope.forget(metric, &labels) }
         };
-        let before = self.blocks.insert(model.to_owned(), blocks).unwrap_or(0);
-        if before > 0 && before != blocks {
-            cache(before, 0.0);
+        let before = self.blocks.remove(model).unwrap_or(0);
+        if before != blocks {
+            cache(before, false);
         }
         if blocks > 0 {
-            cache(blocks, 1.0);
+            cache(blocks, true);
+            self.blocks.insert(model.to_owned(), blocks);
         }
     }
 }
 
-fn labels(model: &str) -> [(&'static str, String); 2] {
-    [("model_name", model.to_owned()), ("engine", ENGINE.to_owned())]
+fn labels(model: &str) -> [(&'static str, &str); 2] {
+    [("model_name", model), ("engine", ENGINE)]
 }
 
 /// No adapter is served. Of several such series a scheduler takes the one with the latest time.
@@ -339,8 +359,8 @@ const GRPC_CODES: usize = 17;
 /// Answers by status, whatever became of the request before it reached a model.
 #[derive(Clone)]
 pub struct Answers {
-    rest: std::sync::Arc<[Counter]>,
-    grpc: std::sync::Arc<[Counter]>,
+    rest: Arc<[Counter]>,
+    grpc: Arc<[Counter]>,
 }
 
 impl Answers {
@@ -375,7 +395,7 @@ impl Answers {
 pub fn render(recorded: &PrometheusHandle) -> String {
     engines().refresh();
     let cpu = refresh_process();
-    let mut text = recorded.render();
+    let mut text = recorded.render() + &series::text(help);
     if let Some(seconds) = cpu.map(|time| time.as_secs_f64()) {
         // Counters that are recorded are whole numbers; a server that idles needs less than one of these in a minute.
         let name = "process_cpu_seconds_total";
@@ -414,56 +434,5 @@ pub fn spans_dropped(spans: u64) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use metrics::with_local_recorder;
-    use std::sync::Arc;
-
-    fn standing(running: u32, tokens: u64) -> Counters {
-        Counters { running, tokens, blocks_used: running, blocks_total: 8, ..Counters::default() }
-    }
-
-    #[test]
-    fn engines_of_a_model_are_told_of_together() {
-        let recorder = PrometheusBuilder::new().build_recorder();
-        let recorded = recorder.handle();
-        let told = |metric: &str| -> f64 {
-            let (text, start) = (recorded.render(), format!("{metric}{{"));
-            let lines = text.lines().filter(|line| line.starts_with(&start));
-            lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
-        };
-        let levels = || {
-            let names = ["num_requests_running", "kv_cache_usage_perc", "cache_config_info", "generation_tokens_total"];
-            names.map(|name| told(&format!("vllm:{name}")))
-        };
-        with_local_recorder(&recorder, || {
-            let mut engines = Engines::default();
-            let shared = Arc::new(Mutex::new(standing(2, 10)));
-            let now = shared.clone();
-            let first = engines.add("m", move || *now.lock().unwrap());
-            let second = engines.add("m", || standing(1, 5));
-            engines.refresh();
-            assert_eq!(levels(), [3.0, 3.0 / 16.0, 1.0, 15.0]);
-            *shared.lock().unwrap() = standing(1, 40);
-            engines.remove(first);
-            assert_eq!(levels(), [1.0, 1.0 / 8.0, 1.0, 45.0], "what nobody had asked for is counted");
-            let third = engines.add("m", || standing(0, 7));
-            engines.remove(second);
-            assert_eq!(levels(), [0.0, 0.0, 1.0, 52.0], "another begins to count where these left off");
-            engines.remove(third);
-            engines.refresh();
-            assert_eq!(levels(), [0.0, 0.0, 0.0, 52.0]);
-        });
-    }
-
-    #[test]
-    fn fractions_of_cpu_seconds_are_a_counter() {
-        let recorder = PrometheusBuilder::new().build_recorder();
-        let text = with_local_recorder(&recorder, || render(&recorder.handle()));
-        if crate::process::Process::read().is_some() {
-            let (_, last) = text.split_once("# TYPE process_cpu_seconds_total counter\n").unwrap();
-            let value = last.strip_prefix("process_cpu_seconds_total ").unwrap().trim_end();
-            assert!(value.parse::<f64>().unwrap() >= 0.0, "{last}");
-        }
-    }
-}
+#[path = "metrics_tests.rs"]
+mod tests;

@@ -4,8 +4,9 @@
 //! is ready, and the old one lives until its last request is done. A load that fails leaves what served before.
 
 use crate::batcher;
-use crate::entry::{AWAITED, Entry, UNLOADED, ready, unavailable};
+use crate::entry::{AWAITED, Entry, Snapshot, UNLOADED, Versions, ready, unavailable};
 use crate::error::Error;
+use crate::index;
 use crate::llm::watch::Loading;
 use crate::probe::{Probe, Tried};
 use crate::process;
@@ -25,6 +26,7 @@ use std::time::Instant;
 use tokio::sync::Semaphore;
 
 pub use crate::entry::State;
+pub use crate::index::IndexEntry;
 pub use crate::servable::Servable;
 
 /// When a model is loaded.
@@ -34,22 +36,6 @@ enum Moment {
     Start,
     /// Others serve, and are to go on.
     Later,
-}
-
-type Versions = BTreeMap<Version, Entry>;
-type Snapshot = BTreeMap<String, Versions>;
-
-/// One line of the repository index.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IndexEntry {
-    /// Model.
-    pub name: String,
-    /// Version; absent for a model that was never loaded.
-    pub version: Option<Version>,
-    /// `READY`, `LOADING` or `UNAVAILABLE`.
-    pub state: &'static str,
-    /// Why it is not ready, or not what was last asked for: a version that could not be loaded again serves on.
-    pub reason: String,
 }
 
 /// What is loaded.
@@ -165,7 +151,7 @@ impl Registry {
     /// Names of all models, whatever their state; those that were unloaded are not among them.
     pub fn names(&self) -> Vec<String> {
         let models = self.models.load();
-        let present = models.iter().filter(|(_, versions)| !versions.values().all(Entry::is_unloaded));
+        let present = models.iter().filter(|(_, versions)| !index::is_unloaded(versions));
         present.map(|(name, _)| name.clone()).collect()
     }
 
@@ -197,30 +183,9 @@ impl Registry {
     /// # Errors
     /// The repository cannot be read.
     pub fn index(&self) -> Result<Vec<IndexEntry>, Error> {
-        let models = self.models.load();
-        let mut entries = Vec::new();
-        for (name, versions) in models.iter() {
-            for (version, entry) in versions {
-                let (state, reason) = match &entry.state {
-                    State::Loading => ("LOADING", String::new()),
-                    State::Ready(servable) => match servable.trouble() {
-                        Some(reason) => ("UNAVAILABLE", reason),
-                        None => ("READY", entry.trouble.clone()),
-                    },
-                    State::Unavailable(reason) => ("UNAVAILABLE", reason.clone()),
-                };
-                entries.push(IndexEntry { name: name.clone(), version: Some(*version), state, reason });
-            }
-        }
-        if self.repository.exists() {
-            let found = self.repository.list().map_err(|e| Error::Internal(e.to_string()))?;
-            for (name, found) in found.into_iter().filter(|(name, _)| !models.contains_key(name)) {
-                let reason = found.refused.unwrap_or_default();
-                entries.push(IndexEntry { name, version: None, state: "UNAVAILABLE", reason });
-            }
-        }
-        entries.sort_by(|a, b| (&a.name, a.version).cmp(&(&b.name, b.version)));
-        Ok(entries)
+        let found = self.repository.exists().then(|| self.repository.list()).transpose();
+        let found = found.map_err(|e| Error::Internal(e.to_string()))?;
+        Ok(index::entries(&self.models.load(), found))
     }
 
     /// Loads every model of the repository (or only those named), several at a time. Failures are states, not errors.
@@ -328,18 +293,52 @@ impl Registry {
     ///
     /// # Errors
     /// Nobody knows it.
-    pub async fn unload(&self, name: &str) -> Result<(), Error> {
+    pub async fn unload(self: &Arc<Self>, name: &str) -> Result<(), Error> {
+        self.take_out(name, "asked for over the API").await
+    }
+
+    /// The same of one that was seen to lie in the repository no more.
+    pub(crate) async fn unload_gone(self: &Arc<Self>, name: &str) {
+        // Who is not known need not be unloaded.
+        let _ = self.take_out(name, "gone from the repository").await;
+    }
+
+    async fn take_out(self: &Arc<Self>, name: &str, reason: &'static str) -> Result<(), Error> {
         let _managing = self.managing.lock().await;
-        let mut known = false;
+        let (mut known, mut unloaded, served) = (false, Vec::<Version>::new(), self.serves());
         self.update(|models| {
-            if let Some(versions) = models.get_mut(name) {
-                known = true;
-                // What is waited for is not there yet: there is nothing of it to unload.
-                let loaded = versions.values_mut().filter(|entry| !entry.is_awaited());
-                loaded.for_each(|entry| *entry = State::Unavailable(UNLOADED.into()).into());
+            let Some(versions) = models.get_mut(name) else { return };
+            known = true;
+            // What is waited for is not there yet: there is nothing of it to unload.
+            for (version, entry) in versions.iter_mut().filter(|(_, entry)| !entry.is_awaited()) {
+                unloaded.extend((!entry.is_unloaded()).then_some(*version));
+                *entry = State::Unavailable(UNLOADED.into()).into();
             }
         });
-        if known { Ok(()) } else { Err(Error::UnknownModel(name.into())) }
+        for version in unloaded {
+            tracing::info!(model = name, version, reason, "model unloaded");
+        }
+        if served && !self.serves() {
+            tracing::warn!("no model serves any more");
+        }
+        let registry = self.clone();
+        let forgotten = blocking(move || registry.forget_gone()).await;
+        match known {
+            true => forgotten.map_err(Error::Internal),
+            false => Err(Error::UnknownModel(name.into())),
+        }
+    }
+
+    /// Models that were unloaded are kept in mind for as long as they can be loaded again, lest there be ever more of them.
+    fn forget_gone(&self) {
+        if let Ok(found) = self.repository.list() {
+            self.update(|models| index::forget_gone(models, &found));
+        }
+    }
+
+    /// Is there a model that serves?
+    fn serves(&self) -> bool {
+        self.models.load().values().flat_map(BTreeMap::values).any(Entry::is_ready)
     }
 
     /// Loads the versions of what was found that the model's settings ask for, and replaces what served before.
@@ -362,9 +361,17 @@ impl Registry {
         }
         if result.is_ok() {
             // Only now: as long as something failed, what served before serves on.
+            let mut replaced = Vec::<Version>::new();
             self.update(|models| {
-                models.entry(name.into()).or_default().retain(|version, _| versions.contains_key(version));
+                models.entry(name.into()).or_default().retain(|version, entry| {
+                    let stays = versions.contains_key(version);
+                    replaced.extend((!stays && entry.is_ready()).then_some(*version));
+                    stays
+                });
             });
+            for version in replaced {
+                tracing::info!(model = name, version, reason = "replaced by other versions", "model unloaded");
+            }
         }
         result
     }

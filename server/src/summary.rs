@@ -25,7 +25,11 @@ pub fn announce(registry: &Registry, addresses: &Addresses, keyed: bool, start: 
     let (models, serving) = (registry.names().len(), ready.len());
     let shown = |address: Option<SocketAddr>| address.map(tracing::field::display);
     let (http, grpc) = (shown(addresses.http), shown(addresses.grpc));
-    tracing::info!(models, ready = serving, ms = milliseconds, http, grpc, "ready");
+    if serving > 0 {
+        tracing::info!(models, ready = serving, ms = milliseconds, http, grpc, "ready");
+    } else {
+        tracing::warn!(models, serving, ms = milliseconds, http, grpc, "no model serves");
+    }
     let (mut text, scheme) = (String::from("\n"), addresses.scheme);
     if let Some(http) = addresses.http {
         text += &format!("  REST   {scheme}://{}\n", host(http));

@@ -17,16 +17,23 @@ use hyper_util::server::conn::auto;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
+use rcgen::{CertificateParams, KeyPair};
+use rustls::ServerConfig;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
+use server::args::Environment;
 use server::edge::activity::Timeouts;
 use server::edge::listener::{self, Phase, Services};
 use server::telemetry::{self, Format, Guard, Options};
 use std::convert::Infallible;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
+use tokio_rustls::TlsAcceptor;
 use tracing::level_filters::LevelFilter;
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -80,19 +87,19 @@ fn telemetry(
     out: impl Write + Send + 'static,
 ) -> (Guard, tracing::dispatcher::DefaultGuard) {
     let options = Options { level, format: Format::Json, otlp_endpoint: endpoint };
-    let (dispatch, guard) = telemetry::build(&options, out, false).unwrap();
+    let (dispatch, guard) = telemetry::build(&options, &Environment::new(), out, false).unwrap();
     (guard, tracing::dispatcher::set_default(&dispatch))
 }
 
 /// A collector: (port, calls as path, content type and message).
-async fn collector() -> (u16, mpsc::Receiver<(String, String, Bytes)>) {
+async fn collector(tls: Option<TlsAcceptor>) -> (u16, mpsc::Receiver<(String, String, Bytes)>) {
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = socket.local_addr().unwrap().port();
     let (calls, received) = mpsc::channel(64);
     tokio::spawn(async move {
         loop {
             let (stream, _) = socket.accept().await.unwrap();
-            let calls = calls.clone();
+            let (calls, tls) = (calls.clone(), tls.clone());
             let service = service_fn(move |request: Request<Incoming>| {
                 let calls = calls.clone();
                 async move {
@@ -111,7 +118,14 @@ async fn collector() -> (u16, mpsc::Receiver<(String, String, Bytes)>) {
                 }
             });
             tokio::spawn(async move {
-                let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+                let builder = auto::Builder::new(TokioExecutor::new());
+                let _ = match tls {
+                    None => builder.serve_connection(TokioIo::new(stream), service).await,
+                    Some(tls) => {
+                        let stream = tls.accept(stream).await.unwrap();
+                        builder.serve_connection(TokioIo::new(stream), service).await
+                    }
+                };
             });
         }
     });
@@ -130,7 +144,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 async fn arrives(endpoint: impl Fn(u16) -> String, path: &str, kind: &str, skip: usize) {
-    let (port, mut calls) = collector().await;
+    let (port, mut calls) = collector(None).await;
     let (guard, _default) = telemetry(LevelFilter::INFO, Some(endpoint(port)), std::io::sink());
     let server = serve().await;
     let mut client = Client::connect(&server).await;
@@ -179,6 +193,38 @@ async fn spans_arrive_over_grpc() {
 async fn spans_arrive_over_http() {
     let path = "/v1/traces?key=a%2Fb";
     arrives(|port| format!("http://localhost:{port}{path}"), path, "application/x-protobuf", 0).await;
+}
+
+#[tokio::test]
+async fn spans_arrive_where_a_named_authority_is_trusted() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let authority = folder.path().join("authority.pem");
+    std::fs::write(&authority, certificate.pem()).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth();
+    let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap();
+    let config = config.with_single_cert(vec![certificate.der().clone()], key).unwrap();
+    let (port, mut calls) = collector(Some(TlsAcceptor::from(Arc::new(config)))).await;
+    let endpoint = Some(format!("https://localhost:{port}/v1/traces"));
+    let options = Options { level: LevelFilter::INFO, format: Format::Json, otlp_endpoint: endpoint };
+    let mut variables = Environment::new();
+    variables.insert("OTEL_EXPORTER_OTLP_CERTIFICATE".into(), authority.display().to_string());
+    variables.insert("OTEL_SERVICE_NAME".into(), "named".into());
+    let (dispatch, guard) = telemetry::build(&options, &variables, std::io::sink(), false).unwrap();
+    let default = tracing::dispatcher::set_default(&dispatch);
+    let server = serve().await;
+    Client::connect(&server).await.get("/hello/a", &[]).await;
+    let (path, _, message) = tokio::time::timeout(Duration::from_secs(10), calls.recv()).await.unwrap().unwrap();
+    assert_eq!(path, "/v1/traces");
+    assert_eq!(spans(&message)[0].name, "GET /hello/{who}");
+    let resources = ExportTraceServiceRequest::decode(message).unwrap().resource_spans;
+    assert!(format!("{:?}", resources[0].resource).contains("named"));
+    drop((default, dispatch));
+    tokio::task::spawn_blocking(move || drop(guard)).await.unwrap();
 }
 
 #[tokio::test]

@@ -149,6 +149,14 @@ def test_connections_are_as_few_as_files_allow(start, binary, models):
     eventually(lambda: told(server.http, request("GET", "/v2")).status == 200, "let in", server)
 
 
+def test_with_hardly_a_connection_it_does_not_start(start, binary, models):
+    words = ["serve", "--model-repository", models, *LISTEN]
+    server = start("-c", 'ulimit -n 64; exec "$@"', "sh", binary, *words, program="sh", ready=False)
+    assert server.wait() == 2
+    log = server.log.read_text(errors="replace")
+    assert re.search(r"no more than 64 files may be open \(ulimit -n\).* allow \d+ or more", log), log
+
+
 def test_as_many_files_as_the_system_allows(start, binary, models):
     server = limited(start, binary, models, "-S -n 64")
     limits = pathlib.Path(f"/proc/{server.child.pid}/limits").read_text()

@@ -4,6 +4,7 @@ Nothing here looks at how long something took: only at what never comes, and at 
 """
 
 import contextlib
+import json
 import os
 import pty
 import queue
@@ -15,12 +16,15 @@ import socket
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
 import requests
+import tiny_llm
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from harness import STOP_SECONDS, assert_same, free_ports, tensor
+from openai_service import GREEDY, LONG, LONG_CONTEXT, MESSAGES, TEXT, running, sampled
 from sdk import service_pb2, service_pb2_grpc
 from wire import INFER, ROW, Http1, request
 
@@ -182,6 +186,41 @@ def test_a_silent_stream_does_not_keep_the_server(start, models, service, count)
         assert server.wait(PATIENCE) == 0
     assert len(answers) == count
     assert not any(getattr(each, "error_message", "") for each in answers)
+
+
+def test_answers_that_take_too_long_are_told_so(start, tmp_path):
+    """A stream by an event, as with every other error; a whole answer, and a request that only waits, by their status."""
+    tiny_llm.make(tmp_path / "models" / "tiny", context=LONG_CONTEXT)
+    words = ["--max-num-seqs", "2", "--drain-timeout", "1s"]
+    server = start("serve", "--model-repository", tmp_path / "models", *LISTEN, *words)
+    asked = {**GREEDY, "max_tokens": LONG, "ignore_eos": True}
+
+    def ask(path, **more):
+        return requests.post(f"{server.url}/v1/{path}", json={**asked, **more}, timeout=PATIENCE)
+
+    def waiting():
+        return sampled(server, "vllm:num_requests_waiting", model_name="tiny")
+
+    with ThreadPoolExecutor(4) as pool:
+        streams = [pool.submit(ask, "completions", prompt=TEXT, stream=True)]
+        eventually(lambda: running(server) == 1, "running", server)
+        wholes = [pool.submit(ask, "chat/completions", messages=MESSAGES)]
+        eventually(lambda: running(server) == 2, "running", server)
+        wholes.append(pool.submit(ask, "completions", prompt=TEXT))
+        eventually(lambda: waiting() == 1, "waiting", server)
+        streams.append(pool.submit(ask, "chat/completions", messages=MESSAGES, stream=True))
+        eventually(lambda: waiting() == 2, "waiting", server)
+        server.child.send_signal(signal.SIGTERM)
+        streams, wholes = [[each.result() for each in futures] for futures in (streams, wholes)]
+    assert server.wait(PATIENCE) == 0
+    assert [each.status_code for each in streams + wholes] == [200, 200, 503, 503]
+    errors = [each.json()["error"] for each in wholes]
+    for each in streams:
+        events = [line.removeprefix("data: ") for line in each.text.splitlines() if line]
+        assert events[-1] == "[DONE]"
+        errors.append(json.loads(events[-2])["error"])
+    assert all("shutting down" in each["message"] for each in errors)
+    assert all(int(each.headers["Retry-After"]) > 0 for each in wholes)
 
 
 # ------------------------------------------------------------------------------------------------------------- starting

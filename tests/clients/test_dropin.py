@@ -112,6 +112,19 @@ def test_variables_of_the_cluster_stop_nobody(start, iris, tmp_path, variable):
     assert ("it is not read" in server.tail()) == (value in ("x://y", "eager"))
 
 
+def test_a_collector_that_nobody_can_check_stops_nobody(start, iris, tmp_path):
+    """Set for the whole cluster, that is; who names it to this server is told."""
+    directory = single(iris, tmp_path, "model.json")
+    endpoint = "https://127.0.0.1:9"
+    missing = {"OTEL_EXPORTER_OTLP_CERTIFICATE": str(tmp_path / "missing.pem")}
+    server = start(*fill(XGBSERVER, directory), environment={"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, **missing})
+    assert_answers(server, iris, "iris")
+    assert "missing.pem" in server.tail() and "no traces are sent" in server.tail()
+    refused = start(*fill(XGBSERVER, directory), f"--otlp-endpoint={endpoint}", environment=missing, ready=False)
+    assert refused.wait() == 2
+    assert "OTEL_EXPORTER_OTLP_CERTIFICATE" in refused.tail()
+
+
 def test_one_port_for_both(start, iris, tmp_path):
     directory = single(iris, tmp_path, "model.json")
     server = start(*fill(XGBSERVER, directory), "--grpc_port={http}")
@@ -306,6 +319,7 @@ DIFFERENCES = {
     "statistics of unknown": ("GET", "/v2/models/zz/stats", None, (404, "zz"), (400, "requested model 'zz'")),
     "version": ("GET", "/v2/models/iris/versions/1", None, (501, "versioning"), (200, "iris")),
     "no route": ("GET", "/nothing", None, (404, "detail"), (404, "error")),
+    "slash at the end": ("GET", "/v2/models/iris/", None, (200, "iris"), (404, "error")),
 }
 
 

@@ -236,6 +236,45 @@ def test_not_found(server, case):
     assert_refused(reply, 404, *words)
 
 
+SLASHES = [
+    "/v2",
+    "/v2/health/ready",
+    "/v2/models",
+    "/v2/models/iris",
+    "/v2/models/iris/versions/1/ready",
+    "/v2/repository/index",
+    "/v2/repository/models/iris/load",
+    "/v1/models",
+    "/v1/models/iris",
+    "/v1/models/iris:predict",
+    "/openai/v1/models",
+    "/v1/chat/completions",
+    "/metrics",
+]
+
+
+@pytest.mark.parametrize("path", SLASHES)
+def test_slashes_at_the_end(server, path):
+    """Whether or not there is that method: the path without them says so. The query goes along."""
+    asked = (("GET", "/", ""), ("POST", "/", ""), ("GET", "//", "?a=%2F&b"))
+    for method, slashes, query in asked:
+        reply = requests.request(method, server.url + path + slashes + query, allow_redirects=False)
+        assert (reply.status_code, reply.headers.get("Location"), reply.content) == (307, path + query, b"")
+
+
+def test_a_body_goes_along_to_the_path_without_a_slash(server):
+    with requests.Session() as session:
+        for _ in range(3):
+            for path, body in ((INFER, v2()), (PREDICT, {"instances": [ROW]})):
+                reply = session.post(f"{server.url}{path}/", json=body)
+                assert (reply.status_code, reply.url) == (200, server.url + path), reply.text
+
+
+@pytest.mark.parametrize("path", ["/nothing/", "/v2/nothing/here/", "/v3//", "/v2/models/iris/nothing/"])
+def test_slashes_behind_no_route(server, path):
+    assert_refused(requests.get(server.url + path, allow_redirects=False), 404)
+
+
 @pytest.mark.parametrize(("method", "path"), [("GET", INFER), ("DELETE", PREDICT), ("POST", "/v2/health/ready")])
 def test_wrong_method(server, method, path):
     reply = requests.request(method, server.url + path)

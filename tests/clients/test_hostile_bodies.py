@@ -6,6 +6,7 @@ memory must stay within what its limits allow.
 
 import gzip
 import json
+import re
 import threading
 import zlib
 
@@ -13,6 +14,7 @@ import grpc
 import pytest
 import wire
 from sdk import service_pb2, service_pb2_grpc
+from test_drain import eventually
 from wire import (
     BUDGET,
     GRPC,
@@ -120,6 +122,28 @@ def test_a_chunk_whose_size_is_none(target, size):
         pour(client.socket, request("POST", INFER, ["Transfer-Encoding: chunked"], body))
         reply = client.reply()
         assert reply is None or reply.status in (400, 413), reply
+
+
+def answered(server, status):
+    """How often REST has answered so."""
+    with Http1(server.http) as client:
+        text = client.ask(request("GET", "/metrics")).body.decode()
+    (count,) = re.findall(rf'^tensorgate_answers_total{{protocol="rest",code="{status}"}} (\d+)$', text, re.MULTILINE)
+    return int(count)
+
+
+@pytest.mark.parametrize("headers", [["Content-Length: 1000"], ["Transfer-Encoding: chunked"]])
+def test_who_leaves_in_the_midst_of_a_body(target, headers):
+    """Is told apart from who sends one that is wrong."""
+    before = {status: answered(target, status) for status in (400, 499)}
+    with Http1(target.http) as client:
+        client.socket.sendall(request("POST", INFER, headers, b"10\r\n{"))
+    eventually(lambda: answered(target, 499) > before[499], "counted", target)
+    assert answered(target, 400) == before[400]
+    with Http1(target.http) as client:
+        client.socket.sendall(request("POST", INFER, ["Transfer-Encoding: chunked"], b"x\r\n"))
+        assert client.reply().status == 400
+    eventually(lambda: answered(target, 400) > before[400], "counted", target)
 
 
 def test_a_message_over_the_limit(target):

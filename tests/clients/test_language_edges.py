@@ -130,6 +130,15 @@ def test_a_call_that_a_stop_string_cuts(parrots, model):
     assert (choice.finish_reason, choice.stop_reason) == ("stop", "aris")
 
 
+@pytest.mark.parametrize("model", FORMATS)
+def test_a_call_that_is_forced_is_no_text_when_it_is_cut_off(parrots, model):
+    text = FORMATS[model].write(("get_weather", PARIS))
+    for most in (1, 2, 4, 12):
+        choice = say(parrots, model, text, tools=TOOLS, tool_choice="required", max_tokens=most)
+        assert choice.finish_reason in ("length", "tool_calls")
+        assert not choice.message.content
+
+
 def stream(parrots, text, **more):
     body = {"text_input": lines(parrots, "plain", text, after=""), "max_tokens": 100, "temperature": 0, **more}
     reply = requests.post(f"{parrots.url}/v2/models/plain/generate_stream", json=body, timeout=60)

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import requests
 from harness import free_ports
 from prometheus_client.parser import text_string_to_metric_families
 from sdk import service_pb2, service_pb2_grpc
+from test_drain import eventually
 
 SERVE = ["--http-port", "{http}", "--grpc-port", "{grpc}"]
 
@@ -113,6 +115,66 @@ def test_unloaded_models_are_not_listed(own_server):
     assert requests.post(f"{own_server.url}/v2/repository/models/iris/unload", json={}).status_code == 200
     assert "iris" not in requests.get(f"{own_server.url}/v1/models").json()["models"]
     assert "iris" not in requests.get(f"{own_server.url}/v2/models").json()["models"]
+
+
+def told_of(server, model):
+    """The lines of metrics that tell of a model."""
+    return [line for line in requests.get(f"{server.url}/metrics").text.splitlines() if f'"{model}"' in line]
+
+
+def logged(server, text):
+    """How often the log has it."""
+    return server.log.read_text(errors="replace").count(text)
+
+
+def listed(server):
+    return {each["name"]: each["state"] for each in requests.post(f"{server.url}/v2/repository/index").json()}
+
+
+def test_what_was_unloaded_leaves_nothing_behind(own_server, own_repository, iris):
+    """Metrics end with it, the index forgets it with its directory, and the log tells of it."""
+
+    def unload(model):
+        assert requests.post(f"{own_server.url}/v2/repository/models/{model}/unload", json={}).status_code == 200
+
+    assert requests.post(f"{own_server.url}/v2/models/iris/infer", json=iris.request).status_code == 200
+    assert told_of(own_server, "iris")
+    unload("iris")
+    eventually(lambda: not told_of(own_server, "iris"), "forgotten by metrics", own_server)
+    assert listed(own_server) == {"iris": "UNAVAILABLE", "breast-cancer": "READY"}
+    shutil.rmtree(own_repository / "iris")
+    assert listed(own_server) == {"breast-cancer": "READY"}
+    eventually(lambda: logged(own_server, "model unloaded") == 1, "logged", own_server)
+    assert logged(own_server, "asked for over the API") == 1
+    assert not logged(own_server, "no model serves any more")
+    unload("breast-cancer")
+    eventually(lambda: logged(own_server, "no model serves any more"), "logged", own_server)
+
+
+def test_what_a_polled_repository_lacks_is_logged(start, own_repository, tmp_path):
+    poll = ["--model-control-mode", "poll", "--repository-poll-secs", "1"]
+    server = start("serve", "--model-repository", own_repository, *SERVE, *poll)
+    shutil.rmtree(own_repository / "iris")
+    eventually(lambda: logged(server, "gone from the repository"), "logged", server)
+    assert listed(server) == {"breast-cancer": "READY"}
+    eventually(lambda: not told_of(server, "iris"), "forgotten by metrics", server)
+    own_repository.rename(tmp_path / "elsewhere")
+    eventually(lambda: logged(server, "the model repository cannot be read"), "logged", server)
+    (tmp_path / "elsewhere").rename(own_repository)
+    eventually(lambda: logged(server, "the model repository can be read again"), "logged", server)
+    assert listed(server) == {"breast-cancer": "READY"}
+    assert logged(server, "model unloaded") == 1
+
+
+def test_where_none_serves_the_log_does_not_say_ready(start, own_repository, iris):
+    shutil.rmtree(own_repository / "breast-cancer")
+    (own_repository / "iris" / "1" / iris.model_file.name).write_text("{")
+    server = start("serve", "--model-repository", own_repository, *SERVE, ready=False)
+    eventually(lambda: logged(server, "no model serves"), "logged", server)
+    (line,) = (line for line in server.log.read_text().splitlines() if "no model serves" in line)
+    assert "WARN" in line
+    assert "ready" not in line
+    assert requests.get(f"{server.url}/v2/health/ready").status_code == 503
 
 
 def test_validate_names_what_it_did_not_recognise(binary, tmp_path):

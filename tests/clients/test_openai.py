@@ -21,8 +21,11 @@ from openai_service import (  # noqa: F401
     complete,
     connect,
     counts,
+    eventually,
     oracle,
+    running,
     said,
+    sampled,
     service,
 )
 
@@ -123,6 +126,40 @@ def test_echo(client, oracle):
         ((text, value),) = likeliest(oracle, row, 1).items()
         assert top[text] == pytest.approx(value, **CLOSE)
     assert counts(reply.usage) == (len(TEXT), 4, len(TEXT) + 4)
+
+
+def test_a_token_that_nobody_gets_is_not_counted(service, client):
+    def tokens():
+        return sampled(service, "vllm:generation_tokens_total", model_name="tiny")
+
+    complete(client, TEXT, max_tokens=2, extra_body={"ignore_eos": True})
+    eventually(lambda: running(service), 0)
+    before = tokens()
+    complete(client, TEXT, max_tokens=0, echo=True)
+    complete(client, TEXT, max_tokens=3, extra_body={"ignore_eos": True})
+    eventually(tokens, before + 3)
+
+
+CALL = {"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize("lacking", [{"content": None}, {}])
+def test_answers_that_call_can_be_sent_back(client, lacking):
+    """Their content is null: the template adds texts, and would fail on that."""
+    calls = {"role": "assistant", "tool_calls": [CALL]}
+    told = [{"role": "tool", "tool_call_id": "call_1", "content": "42"}]
+    first, second = (
+        chat(client, messages=[*MESSAGES, {**calls, **content}, *told], max_tokens=4)
+        for content in (lacking, {"content": ""})
+    )
+    assert first.choices[0].message.content == second.choices[0].message.content
+    assert first.usage.prompt_tokens == second.usage.prompt_tokens
+
+
+def test_roles_are_the_templates(client, oracle):
+    messages = [{"role": "control", "content": "thinking"}, *MESSAGES]
+    reply = chat(client, messages=messages, max_tokens=4)
+    assert reply.usage.prompt_tokens == len(oracle.encode(oracle.chat_prompt(messages)))
 
 
 def test_echo_alone(client):
@@ -268,7 +305,7 @@ WRONG = {
     "no messages": ({"messages": None}, "messages"),
     "empty messages": ({"messages": []}, "messages"),
     "temperature": ({"temperature": 9}, "temperature"),
-    "role": ({"messages": [{"role": "wizard", "content": "hi"}]}, "messages[0].role"),
+    "role": ({"messages": [{"role": "wizard!", "content": "hi"}]}, "messages[0].role"),
     "tools": ({"tools": [FUNCTION]}, "tools"),
     "format": ({"response_format": {"type": "xml"}}, "response_format.type"),
     "tokens": ({"max_tokens": "many"}, "max_tokens"),

@@ -314,6 +314,30 @@ def test_statistics(client, iris):
     assert after.inference_stats.success.ns > before.inference_stats.success.ns
 
 
+def test_statistics_of_every_version(start, models, own_repository):
+    """Without a version those of all that serve, over gRPC and REST; of an unknown name none."""
+    shutil.copytree(models / "iris" / "1", own_repository / "iris" / "3")
+    (own_repository / "iris" / "model.toml").write_text('versions = "all"\n')
+    server = start("serve", "--model-repository", own_repository, "--http-port", "{http}", "--grpc-port", "{grpc}")
+
+    def listed(path):
+        told = requests.get(f"{server.url}/v2/models/{path}").json()["model_stats"]
+        return [(each["name"], each["version"]) for each in told]
+
+    assert listed("iris/stats") == [("iris", "1"), ("iris", "3")]
+    assert listed("iris/versions/1/stats") == [("iris", "1")]
+    assert requests.get(f"{server.url}/v2/models/iris/versions/2/stats").status_code == 404
+    assert requests.get(f"{server.url}/v2/models/nobody/stats").status_code == 404
+    with triton_grpc.InferenceServerClient(server.grpc) as each:
+        told = each.get_inference_statistics("iris").model_stats
+        assert [(model.name, model.version) for model in told] == [("iris", "1"), ("iris", "3")]
+        (told,) = each.get_inference_statistics("iris", "3").model_stats
+        assert (told.name, told.version) == ("iris", "3")
+        for name, version in (("nobody", ""), ("iris", "2")):
+            with pytest.raises(Exception, match="(?i)not.found"):
+                each.get_inference_statistics(name, version)
+
+
 def test_repository_index(client):
     index = {each.name: each for each in client.get_model_repository_index().models}
     assert index["iris"].state == "READY"

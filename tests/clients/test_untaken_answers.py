@@ -4,6 +4,7 @@ import json
 
 import pytest
 import wire
+from openai_service import serving
 from sdk import service_pb2
 from wire import GRPC, MIB, MODEL_INFER, Http1, Http2, block, request, well
 
@@ -109,3 +110,64 @@ def test_one_that_is_larger_than_all(start, models):
             reply = client.ask(request("POST", PREDICT, body=MANY))
             assert reply.status == 200, reply
             assert len(json.loads(reply.body)["predictions"]) == 60_000
+
+
+# ------------------------------------------------------------------------------------- what language models tell of prompts
+
+# A token for each byte, with 20 alternatives, 16 times: some 8 MB, and more while they are made.
+TOLD = {"model": "tiny", "prompt": "x" * 400, "n": 16, "max_tokens": 1, "prompt_logprobs": 20}
+
+
+@pytest.fixture
+def speaker(binary, models, tmp_path):
+    with serving(binary, models, tmp_path, more=BOUNDS) as server:
+        yield server
+
+
+def completion(**more):
+    return request("POST", "/v1/completions", body=json.dumps({**TOLD, **more}).encode())
+
+
+def test_of_probabilities(speaker):
+    """They count as often as they are told, before any is computed."""
+    with Http1(speaker.http, receive_buffer=4096) as holder, Http1(speaker.http) as another:
+        holder.socket.sendall(completion())
+        holder._more()
+        assert holder.read.startswith(b"HTTP/1.1 200")
+        reply = another.ask(completion())
+        assert reply.status == 429, reply
+        assert "--inflight-bytes" in json.loads(reply.body)["error"]["message"]
+        assert reply.headers["retry-after"]
+        assert another.ask(completion(n=1, prompt_logprobs=0)).status == 200
+        choices = json.loads(holder.reply().body)["choices"]
+        assert [len(choice["prompt_logprobs"]) for choice in choices] == [400] * 16
+        assert another.ask(completion()).status == 200
+
+
+def test_of_tokens_that_may_come(speaker):
+    """They count where the request says how many they may be; beyond the context it is refused for that."""
+    more = {"prompt": "x", "prompt_logprobs": None, "logprobs": 20, "ignore_eos": True}
+    with Http1(speaker.http, receive_buffer=4096) as holder, Http1(speaker.http) as another:
+        holder.socket.sendall(completion())
+        holder._more()
+        assert holder.read.startswith(b"HTTP/1.1 200")
+        assert another.ask(completion(**more, max_tokens=500)).status == 429
+        reply = another.ask(completion(**more, n=1, max_tokens=5000))
+        assert (reply.status, json.loads(reply.body)["error"]["param"]) == (400, "max_tokens"), reply
+        reply = another.ask(completion(**more, max_tokens=3))
+        assert reply.status == 200, reply
+        tokens = [len(choice["logprobs"]["tokens"]) for choice in json.loads(reply.body)["choices"]]
+        assert tokens == [3] * 16
+
+
+def test_memory_of_probabilities(speaker):
+    """Alone they are let through, and what they are made of is not held as often as they are told."""
+    with Http1(speaker.http) as client:
+        assert client.ask(completion(n=1)).status == 200
+        with wire.unharmed(speaker, growth=96 * MIB, answer=10):
+            reply = client.ask(completion(prompt=["x" * 500] * 3))
+            assert reply.status == 200, reply
+    assert len(reply.body) > 20 * MIB
+    choices = json.loads(reply.body)["choices"]
+    assert len(choices) == 48
+    assert all(choice["prompt_logprobs"] == choices[0]["prompt_logprobs"] for choice in choices[1:16])

@@ -50,9 +50,10 @@ impl DecoderSpec {
 
     /// Reads a configuration that is already parsed.
     pub(crate) fn from_map(file: &Path, map: &Map<String, Value>) -> Result<Self, LoadError> {
-        let bare = Fields { file, map, defaults: &[] };
-        let family = family(bare)?;
-        let fields = Fields { defaults: family.defaults, ..bare };
+        let family = family(Fields { file, map, defaults: &[] })?;
+        let map = read_by(family, map);
+        let fields = Fields { file, map: &map, defaults: family.defaults };
+        check_causal(fields)?;
         let packed = quantisation::read(fields, family)?;
         let hidden = fields.needed("hidden_size", WIDTH_MAX)?;
         let context = fields.count("max_position_embeddings", CONTEXT_MAX)?.unwrap_or(2048);
@@ -97,6 +98,26 @@ fn family(fields: Fields<'_>) -> Result<&'static Family, LoadError> {
         let named = brief(&Value::from(named));
         fields.refuse("architectures", format!("is {named}, not supported; supported are {}", supported.join(", ")))
     })
+}
+
+/// The file without what only other architectures read: transformers ignores it, whatever it says.
+fn read_by(family: &Family, map: &Map<String, Value>) -> Map<String, Value> {
+    let of_others = |name: &str| FAMILIES.iter().any(|other| other.reads.contains(&name));
+    let mut map = map.clone();
+    map.retain(|name, _| family.reads.contains(&name.as_str()) || !of_others(name));
+    map
+}
+
+/// Refuses models whose tokens see those after them, which generate no text token by token.
+fn check_causal(fields: Fields<'_>) -> Result<(), LoadError> {
+    const WANTED: &str = "supported are models whose tokens see those before them only";
+    if fields.has("is_causal") && !fields.flag("is_causal")? {
+        return Err(fields.refuse("is_causal", format!("is false; {WANTED}")));
+    }
+    if fields.flag("use_bidirectional_attention")? {
+        return Err(fields.refuse("use_bidirectional_attention", format!("is true; {WANTED}")));
+    }
+    Ok(())
 }
 
 fn bias(fields: Fields<'_>, bias: Bias) -> Result<bool, LoadError> {

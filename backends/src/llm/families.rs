@@ -13,6 +13,8 @@ pub struct Family {
     pub names: &'static [Name],
     /// What a field is when `config.json` leaves it out, where that differs from the common defaults.
     pub defaults: &'static [(&'static str, Setting)],
+    /// Fields of `config.json` that some architectures have and others ignore: those that this one has.
+    pub reads: &'static [&'static str],
     /// Which layers see a window only.
     pub windows: Windows,
     /// Norms of queries and keys.
@@ -42,7 +44,7 @@ pub enum Setting {
     Flag(bool),
 }
 
-/// Which layers see a window of `sliding_window` positions only. `layer_types`, where present, overrules it.
+/// Which layers see a window of `sliding_window` positions only. `layer_types`, where it is read, overrules it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Windows {
     /// None.
@@ -88,6 +90,7 @@ const LLAMA: Family = Family {
     architecture: "LlamaForCausalLM",
     names: &[],
     defaults: &[],
+    reads: &[],
     windows: Windows::Never,
     qk_norm: QkNorm::None,
     qkv_bias: Bias::Field("attention_bias"),
@@ -102,6 +105,7 @@ const LLAMA: Family = Family {
 const QWEN3: Family = Family {
     architecture: "Qwen3ForCausalLM",
     defaults: &[("head_dim", Setting::Number(128.0)), ("sliding_window", Setting::Number(4096.0))],
+    reads: &["layer_types"],
     windows: Windows::FromLayer,
     qk_norm: QkNorm::PerHead,
     mlp_bias: Bias::Never,
@@ -124,6 +128,7 @@ const GEMMA2: Family = Family {
         ("attn_logit_softcapping", Setting::Number(50.0)),
         ("final_logit_softcapping", Setting::Number(30.0)),
     ],
+    reads: &["layer_types"],
     windows: Windows::Pattern,
     mlp_bias: Bias::Never,
     placement: Placement::Both,
@@ -142,6 +147,7 @@ const GEMMA3: Family = Family {
         ("rope_theta", Setting::Number(1_000_000.0)),
         ("rope_local_base_freq", Setting::Number(10_000.0)),
     ],
+    reads: &["layer_types", "sliding_window_pattern", "_sliding_window_pattern", "rope_local_base_freq"],
     qk_norm: QkNorm::PerHead,
     ..GEMMA2
 };
@@ -185,6 +191,7 @@ const GPT_OSS: Family = Family {
         ("swiglu_alpha", Setting::Number(1.702)),
         ("swiglu_limit", Setting::Number(7.0)),
     ],
+    reads: &["layer_types"],
     windows: Windows::Pattern,
     mlp_bias: Bias::Never,
     experts: Experts::GptOss,
@@ -208,6 +215,7 @@ pub static FAMILIES: &[Family] = &[
     Family {
         architecture: "Qwen2ForCausalLM",
         defaults: &[("sliding_window", Setting::Number(4096.0))],
+        reads: &["layer_types"],
         windows: Windows::FromLayer,
         qkv_bias: Bias::Always,
         out_bias: Bias::Never,
@@ -225,7 +233,11 @@ pub static FAMILIES: &[Family] = &[
             (Slot::Gate, "model.layers.{l}.mlp.gate_up_proj.weight", Packing::FirstHalf),
             (Slot::Up, "model.layers.{l}.mlp.gate_up_proj.weight", Packing::SecondHalf),
         ],
-        defaults: &[("rms_norm_eps", Setting::Number(1e-5))],
+        defaults: &[
+            ("rms_norm_eps", Setting::Number(1e-5)),
+            ("original_max_position_embeddings", Setting::Number(4096.0)),
+        ],
+        reads: &["partial_rotary_factor"],
         windows: Windows::Every,
         qkv_bias: Bias::Never,
         out_bias: Bias::Never,
@@ -239,6 +251,7 @@ pub static FAMILIES: &[Family] = &[
             ("no_rope_layer_interval", Setting::Number(4.0)),
             ("rope_theta", Setting::Number(2_000_000.0)),
         ],
+        reads: &["layer_types", "no_rope_layers", "no_rope_layer_interval"],
         windows: Windows::Unrotated,
         ..LLAMA
     },
@@ -254,10 +267,16 @@ pub static FAMILIES: &[Family] = &[
         placement: Placement::After,
         ..LLAMA
     },
-    Family { architecture: "GraniteForCausalLM", defaults: &[("attention_multiplier", Setting::Number(1.0))], ..LLAMA },
+    Family {
+        architecture: "GraniteForCausalLM",
+        defaults: &[("attention_multiplier", Setting::Number(1.0))],
+        reads: &["attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"],
+        ..LLAMA
+    },
     Family {
         architecture: "Qwen3MoeForCausalLM",
         defaults: &[("sliding_window", Setting::Number(4096.0)), ("norm_topk_prob", Setting::Flag(false))],
+        reads: &[],
         windows: Windows::IfAsked,
         experts: Experts::Qwen,
         ..QWEN3

@@ -3,7 +3,7 @@
 //!
 //! Read as vLLM reads it: `temperature`, `top_k`, `top_p`, `min_p`, `typical_p`, `repetition_penalty` and
 //! `max_new_tokens` are defaults, `eos_token_id` adds to the ends; `do_sample` says nothing, because a request's
-//! temperature does.
+//! temperature does. Fields that would change answers and are not read, [`GenerationConfig::without_effect`] names.
 
 use super::sampling::{Parameters, Sampling};
 use super::text::config::bytes;
@@ -25,13 +25,25 @@ pub struct GenerationConfig {
     pub max_new_tokens: Option<u32>,
     /// Tokens that end a text; sorted, each once.
     pub end_tokens: Vec<u32>,
+    /// Fields of the file that are not read, although they say something.
+    pub without_effect: Vec<&'static str>,
 }
+
+/// Fields with which transformers would answer otherwise.
+const NOT_READ: [&str; 6] = [
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+    "min_new_tokens",
+    "no_repeat_ngram_size",
+    "sequence_bias",
+];
 
 impl Default for GenerationConfig {
     /// OpenAI's defaults: temperature 1, nothing cut off.
     fn default() -> Self {
         let defaults = Parameters { temperature: 1.0, ..Parameters::default() };
-        GenerationConfig { defaults, max_new_tokens: None, end_tokens: Vec::new() }
+        GenerationConfig { defaults, max_new_tokens: None, end_tokens: Vec::new(), without_effect: Vec::new() }
     }
 }
 
@@ -75,6 +87,8 @@ impl GenerationConfig {
         defaults.top_k = count("top_k")?.unwrap_or(defaults.top_k);
         config.max_new_tokens = count("max_new_tokens")?.filter(|tokens| *tokens > 0);
         config.add_ends(map.get("eos_token_id"))?;
+        let set = |name: &&str| map.get(*name).is_some_and(says_something);
+        config.without_effect = NOT_READ.into_iter().filter(set).collect();
         Sampling::new(config.defaults.clone()).map_err(|error| error.to_string())?;
         Ok(config)
     }
@@ -94,6 +108,17 @@ impl GenerationConfig {
         self.end_tokens.sort_unstable();
         self.end_tokens.dedup();
         Ok(())
+    }
+}
+
+/// Is a field's value another than the one that asks for nothing?
+fn says_something(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(map) => !map.is_empty(),
+        Value::Bool(true) | Value::String(_) => true,
     }
 }
 
@@ -117,6 +142,20 @@ mod tests {
         assert_eq!((config.end_tokens, config.max_new_tokens), (vec![3, 7], Some(64)));
         assert_eq!(parse(json!({})).unwrap(), GenerationConfig::default());
         assert_eq!(parse(json!({"eos_token_id": 2, "top_k": null})).unwrap().end_tokens, [2]);
+    }
+
+    #[test]
+    fn fields_that_would_change_answers_are_named() {
+        let config = parse(json!({
+            "suppress_tokens": [7], "begin_suppress_tokens": [], "bad_words_ids": null, "min_new_tokens": 0,
+            "no_repeat_ngram_size": 3, "sequence_bias": {}, "do_sample": true,
+        }));
+        assert_eq!(config.unwrap().without_effect, ["suppress_tokens", "no_repeat_ngram_size"]);
+        let config = parse(json!({
+            "begin_suppress_tokens": [7], "bad_words_ids": [[7]], "min_new_tokens": 2, "sequence_bias": [[[7], -1.0]],
+        }));
+        let named = ["begin_suppress_tokens", "bad_words_ids", "min_new_tokens", "sequence_bias"];
+        assert_eq!(config.unwrap().without_effect, named);
     }
 
     #[test]

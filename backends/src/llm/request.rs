@@ -46,13 +46,16 @@ pub struct Draft {
     pub salt: Salt,
     /// May prefixes be shared with other requests?
     pub cache: bool,
+    /// Do its tokens count as generated?
+    pub counted: bool,
 }
 
 impl Draft {
-    /// One copy, priority 0, no deadline, prefixes shared under the default salt.
+    /// One copy, priority 0, no deadline, prefixes shared under the default salt, its tokens counted.
     pub fn new(prompt: impl Into<Arc<[u32]>>, max_tokens: u32, sampling: Arc<Sampling>) -> Self {
         let (salt, prompt) = (Salt::default(), prompt.into());
-        Draft { prompt, max_tokens, sampling, copies: 1, priority: 0, deadline: None, salt, cache: true }
+        let (copies, priority, deadline) = (1, 0, None);
+        Draft { prompt, max_tokens, sampling, copies, priority, deadline, salt, cache: true, counted: true }
     }
 }
 
@@ -222,6 +225,11 @@ impl Request {
     /// When the answer is of no use any more.
     pub fn deadline(&self) -> Option<Instant> {
         self.draft.deadline
+    }
+
+    /// Do its tokens count as generated?
+    pub fn is_counted(&self) -> bool {
+        self.draft.counted
     }
 
     /// Whose prefixes it may share; `None` where nobody's.

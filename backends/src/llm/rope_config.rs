@@ -1,11 +1,11 @@
 //! The rotations of a `config.json`, in both spellings; what they mean is [`super::rope`]'s business.
 
 use super::config::CONTEXT_MAX;
-use super::families::Family;
+use super::families::{Experts, Family};
 use super::fields::{Fields, brief};
 use super::rope::{Rope, Scaling};
 use crate::error::LoadError;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// The rotation of most layers, and that of windowed layers where it differs.
 pub(super) fn ropes(
@@ -14,7 +14,8 @@ pub(super) fn ropes(
     head_dim: usize,
     context: usize,
 ) -> Result<(Rope, Option<Rope>), LoadError> {
-    let reader = RopeReader { fields, head_dim, context, longrope: family.architecture == "Phi3ForCausalLM" };
+    let reader = RopeReader { fields, family, head_dim, context };
+    let scaling = fields.object("rope_scaling")?.filter(|scaling| !scaling.map.is_empty());
     let parameters = fields.object("rope_parameters")?;
     let nested = match parameters {
         Some(parameters) => (parameters.object("full_attention")?, parameters.object("sliding_attention")?),
@@ -24,13 +25,19 @@ pub(super) fn ropes(
     let theta_local = fields.positive("rope_local_base_freq")?;
     match nested {
         (None, None) => {
-            let scaling = if parameters.is_some() { parameters } else { fields.object("rope_scaling")? };
-            let rope = reader.read(scaling, theta)?;
+            let stated = match (parameters, scaling) {
+                (None, None) if family.experts == Experts::GptOss => gpt_oss(),
+                _ => merged(parameters, scaling, |name| {
+                    name == PARTIAL || (name == "rope_theta" && !fields.has("rope_theta"))
+                }),
+            };
+            let rope = reader.read(Some(fields.within(&stated)), theta)?;
             let local = theta_local.map(|theta| reader.read(None, theta)).transpose()?;
             Ok((rope, local))
         }
         (full, sliding) => {
-            let rope = reader.read(full, theta)?;
+            let full = merged(full, scaling, |_| true);
+            let rope = reader.read(Some(fields.within(&full)), theta)?;
             let local = reader.read(sliding, theta_local.unwrap_or(theta))?;
             let differs = local != rope;
             Ok((rope, differs.then_some(local)))
@@ -38,13 +45,43 @@ pub(super) fn ropes(
     }
 }
 
+/// The share of a head that is rotated.
+const PARTIAL: &str = "partial_rotary_factor";
+
+/// What a `rope_scaling` makes of `rope_parameters` beside it: model cards have users add it to files of either spelling.
+/// It says how angles are stretched; of the others' fields, those that are `kept` stay where it has none of that name.
+fn merged(
+    parameters: Option<Fields<'_>>,
+    scaling: Option<Fields<'_>>,
+    kept: impl Fn(&str) -> bool,
+) -> Map<String, Value> {
+    let mut merged = parameters.map(|parameters| parameters.map.clone()).unwrap_or_default();
+    if let Some(scaling) = scaling {
+        let kind = |name: &str| name == "rope_type" || name == "type";
+        let replaced = scaling.has("rope_type") || scaling.has("type");
+        merged.retain(|name, _| kept(name) && !(replaced && kind(name)));
+        merged.extend(scaling.map.clone());
+    }
+    merged
+}
+
+/// How transformers stretches the angles of gpt-oss where the file says nothing.
+fn gpt_oss() -> Map<String, Value> {
+    let fields = [
+        ("rope_type", json!("yarn")),
+        ("factor", json!(32.0)),
+        ("original_max_position_embeddings", json!(4096)),
+        ("truncate", json!(false)),
+    ];
+    fields.map(|(name, value)| (name.to_owned(), value)).into_iter().collect()
+}
+
 /// Reads `rope_scaling` or `rope_parameters`, or one of the latter's layer types.
 struct RopeReader<'a> {
     fields: Fields<'a>,
+    family: &'a Family,
     head_dim: usize,
     context: usize,
-    /// Old Phi-3 files call LongRoPE "su" or "yarn".
-    longrope: bool,
 }
 
 impl RopeReader<'_> {
@@ -55,18 +92,26 @@ impl RopeReader<'_> {
         if theta <= 1.0 {
             return Err(self.fields.refuse("rope_theta", format!("is {theta}; expected a number above 1")));
         }
-        let fraction = match inner.positive("partial_rotary_factor")? {
-            Some(fraction) => fraction,
-            None => self.fields.positive("partial_rotary_factor")?.unwrap_or(1.0),
-        };
+        let fraction = self.fraction(inner)?;
         let dims = (self.head_dim as f64 * fraction) as usize;
         if fraction > 1.0 || dims == 0 || !dims.is_multiple_of(2) {
             let reason =
                 format!("is {fraction}, which rotates {dims} of {} numbers; expected an even share", self.head_dim);
-            return Err(self.fields.refuse("partial_rotary_factor", reason));
+            return Err(self.fields.refuse(PARTIAL, reason));
         }
         let scaling = self.scaling(inner, dims / 2)?;
         Ok(Rope { theta, dims, interleaved: false, scaling })
+    }
+
+    /// The share of a head that is rotated: all of it, but in architectures that read the field.
+    fn fraction(&self, inner: Fields<'_>) -> Result<f64, LoadError> {
+        if !self.family.reads.contains(&PARTIAL) {
+            return Ok(1.0);
+        }
+        match inner.positive(PARTIAL)? {
+            Some(fraction) => Ok(fraction),
+            None => Ok(self.fields.positive(PARTIAL)?.unwrap_or(1.0)),
+        }
     }
 
     fn scaling(&self, inner: Fields<'_>, pairs: usize) -> Result<Scaling, LoadError> {
@@ -91,7 +136,8 @@ impl RopeReader<'_> {
                 Ok(Scaling::Llama3 { factor: needed("factor")?, low, high, original: self.original(inner)? as f64 })
             }
             "longrope" => self.longrope(inner, pairs),
-            "su" | "yarn" if self.longrope => self.longrope(inner, pairs),
+            // Old Phi-3 files call LongRoPE so.
+            "su" | "yarn" if self.family.architecture == "Phi3ForCausalLM" => self.longrope(inner, pairs),
             "yarn" => self.yarn(inner),
             other => {
                 let reason =

@@ -16,12 +16,14 @@ pub(super) struct Categories {
     too_wide: bool,
 }
 
-/// What becomes of a category that the model does not know.
+/// What becomes of a category that the model does not know. The libraries differ in what they make of numbers as well:
+/// LightGBM recodes a column by value where the file lists values for it, XGBoost only where its type is a category,
+/// which that of no frame is that KServe makes of a request. So XGBoost's numbers are codes, as they are in an array.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unknown {
-    /// The request is refused (XGBoost).
+    /// The request is refused; numbers are codes (XGBoost).
     Refused,
-    /// It is a missing value (LightGBM).
+    /// It is a missing value; numbers are values where the file lists numbers (LightGBM).
     Missing,
 }
 
@@ -110,16 +112,24 @@ impl Columns {
 
     /// For each of the model's columns, the input that holds it.
     fn order(&self, inputs: &[Tensor], absent: Absent) -> Result<Vec<Option<usize>>, InferError> {
-        if self.names.is_empty() {
-            return Ok((0..inputs.len()).map(Some).collect());
-        }
         if let Some(wide) = inputs.iter().find(|input| input.shape().len() == 2 && input.shape()[1] > 1) {
             let others: Vec<&str> = inputs.iter().map(Tensor::name).filter(|name| *name != wide.name()).collect();
-            return Err(InferError::invalid(format!(
-                "unexpected input '{}' beside '{}': the model takes one tensor of all its columns, or one for each column",
-                others.join("', '"),
-                wide.name()
-            )));
+            let (name, shape) = (wide.name(), wide.shape());
+            return Err(InferError::invalid(if others.is_empty() {
+                format!(
+                    "input '{name}' has shape {shape:?}; as the columns of a frame (content_type) it has to be one tensor of \
+                     shape [n] or [n, 1] for each column; without content_type it may hold all columns"
+                )
+            } else {
+                format!(
+                    "unexpected input '{}' beside '{name}': the model takes one tensor of all its columns, or one for each \
+                     column",
+                    others.join("', '")
+                )
+            }));
+        }
+        if self.names.is_empty() {
+            return Ok((0..inputs.len()).map(Some).collect());
         }
         let mut by_name: HashMap<&str, usize> = inputs.iter().enumerate().map(|(i, t)| (t.name(), i)).collect();
         let order: Vec<Option<usize>> = self.names.iter().map(|name| by_name.remove(name.as_str())).collect();
@@ -169,13 +179,14 @@ impl Columns {
                 Err(InferError::invalid(format!("column '{name}': unknown category '{}'", shown())))
             }
         };
+        let by_value = self.unknown == Unknown::Missing;
         match (N::of_column(tensor), categories) {
-            (Some(_), Some(categories)) if categories.too_wide => Err(InferError::invalid(format!(
+            (Some(_), Some(categories)) if by_value && categories.too_wide => Err(InferError::invalid(format!(
                 "column '{name}' has categories that are whole numbers beyond 2^53, which cannot be told apart by value; \
                  send the codes of all columns in one tensor"
             ))),
             // Numbers where all categories are text are codes already.
-            (Some(_), Some(categories)) if !categories.numbers.is_empty() => {
+            (Some(_), Some(categories)) if by_value && !categories.numbers.is_empty() => {
                 let values = tensor.to_f64().unwrap_or_default();
                 let number = |value: &f64| match value.is_nan() {
                     true => Ok(N::from_f64(f64::NAN)),
@@ -227,6 +238,34 @@ mod tests {
         assert!(categories.too_wide);
         let error = columns().recode::<f64>(&column("c", &[1.0]), Some(&categories)).unwrap_err();
         assert!(error.to_string().contains("column 'c'") && error.to_string().contains("2^53"), "{error}");
+    }
+
+    #[test]
+    fn numbers_are_codes_where_unknown_categories_are_refused() {
+        let mut tens = Categories::default();
+        for (code, number) in [10.0, 20.0, (1u64 << 60) as f64].into_iter().enumerate() {
+            tens.add_whole(number, code);
+        }
+        let columns = Columns { unknown: Unknown::Refused, ..columns() };
+        // Those that no category has go down the trees, as they do in an array.
+        let values = columns.recode::<f32>(&column("c", &[0.0, 1.0, 20.0, -1.0, f64::NAN]), Some(&tens)).unwrap();
+        assert_eq!(values[..4], [0.0, 1.0, 20.0, -1.0]);
+        assert!(values[4].is_nan());
+        let text = Tensor::from_strings("c", vec![1], ["10"]).unwrap();
+        let error = columns.recode::<f32>(&text, Some(&tens)).unwrap_err();
+        assert_eq!(error, InferError::invalid("column 'c': unknown category '10'"));
+    }
+
+    #[test]
+    fn a_table_is_no_column() {
+        let wide = || Tensor::from_vec("x", vec![2, 3], vec![0.0; 6]).unwrap();
+        for names in [Vec::new(), columns().names] {
+            let columns = Columns { names, ..columns() };
+            let alone = columns.assemble::<f64>(&[wide()], Absent::Refused).unwrap_err().to_string();
+            assert!(alone.contains("input 'x' has shape [2, 3]") && alone.contains("without content_type"), "{alone}");
+            let error = columns.assemble::<f64>(&[wide(), column("a", &[1.0, 2.0])], Absent::Refused).unwrap_err();
+            assert!(error.to_string().contains("unexpected input 'a' beside 'x'"), "{error}");
+        }
     }
 
     #[test]

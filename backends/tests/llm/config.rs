@@ -5,6 +5,7 @@ use backends::llm::spec::{DecoderSpec, Rotation};
 use backends::llm::weights::Format;
 use backends::llm::weights::dummy::{Dummy, Init};
 use backends::llm::{FAMILIES, layout};
+use serde_json::{Value, json};
 use std::path::Path;
 
 fn read(text: &str) -> Result<DecoderSpec, String> {
@@ -20,6 +21,13 @@ fn llama(field: &str, value: &str) -> String {
     .unwrap();
     config[field] = serde_json::from_str(value).unwrap();
     config.to_string()
+}
+
+/// A small model of an architecture, with these fields besides.
+fn model(architecture: &str, fields: &Value) -> Result<DecoderSpec, String> {
+    let mut config: Value = serde_json::from_str(&llama("architectures", &json!([architecture]).to_string())).unwrap();
+    config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    read(&config.to_string())
 }
 
 fn refused(field: &str, value: &str, why: &str) {
@@ -99,10 +107,20 @@ fn what_is_not_understood_is_refused_by_name() {
     );
     refused("rope_scaling", "[]", "`rope_scaling` is a list; expected an object");
     refused("rope_theta", "1", "`rope_theta` is 1; expected a number above 1");
-    refused("layer_types", r#"["full_attention","linear_attention"]"#, "`layer_types` holds 'linear_attention'");
-    refused("layer_types", r#"["full_attention"]"#, "has 1 entries for 2 layers");
-    refused("no_rope_layers", "[1,2]", "is not a list of 2 zeros and ones");
-    refused("no_rope_layers", "[1]", "is not a list of 2 zeros and ones");
+    for (architecture, fields, why) in [
+        (
+            "Qwen3ForCausalLM",
+            json!({"layer_types": ["full_attention", "linear_attention"]}),
+            "`layer_types` holds 'linear_attention'",
+        ),
+        ("Qwen3ForCausalLM", json!({"layer_types": ["full_attention"]}), "has 1 entries for 2 layers"),
+        ("SmolLM3ForCausalLM", json!({"no_rope_layers": [1, 2]}), "is not a list of 2 zeros and ones"),
+        ("SmolLM3ForCausalLM", json!({"no_rope_layers": [1]}), "is not a list of 2 zeros and ones"),
+        ("Phi3ForCausalLM", json!({"partial_rotary_factor": 0.2}), "is 0.2, which rotates 3 of 16 numbers"),
+    ] {
+        let reason = model(architecture, &fields).expect_err(why);
+        assert!(reason.contains(why), "expected '{why}' in: {reason}");
+    }
     let reason = read("[]").unwrap_err();
     assert!(reason.contains("is no JSON object"), "{reason}");
 }
@@ -115,6 +133,105 @@ fn yarn_stretches_the_context() {
     assert_eq!(context(r#"{"rope_type":"yarn","factor":4,"original_max_position_embeddings":32}"#), 128, "after");
     assert_eq!(context(r#"{"rope_type":"yarn","factor":1e30}"#), 1 << 28);
     assert_eq!(context(r#"{"type":"linear","factor":4}"#), 128);
+}
+
+/// transformers ignores what a model's own configuration does not know.
+#[test]
+fn fields_of_other_architectures_change_nothing() {
+    let shown = |architecture: &str, fields: &Value| format!("{:?}", model(architecture, fields).unwrap());
+    let multipliers = json!({
+        "embedding_multiplier": 2, "residual_multiplier": 0.5, "logits_scaling": 3, "attention_multiplier": 0.25,
+    });
+    let unrotated = json!({"no_rope_layers": [1, 0], "no_rope_layer_interval": 2});
+    let windows = json!({"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8});
+    let window = json!({"sliding_window": 8});
+    let partial = json!({"partial_rotary_factor": 0.5, "rope_parameters": {"partial_rotary_factor": 0.5}});
+    let none = json!({});
+    for (fields, same, architecture, reader) in [
+        (&multipliers, &none, "LlamaForCausalLM", "GraniteForCausalLM"),
+        (&unrotated, &none, "LlamaForCausalLM", "SmolLM3ForCausalLM"),
+        (&windows, &window, "LlamaForCausalLM", "Qwen3ForCausalLM"),
+        (&windows, &window, "MistralForCausalLM", "Gemma2ForCausalLM"),
+        (&json!({"rope_local_base_freq": 100}), &none, "Qwen3ForCausalLM", "Gemma3ForCausalLM"),
+        (&json!({"sliding_window_pattern": 1}), &none, "Gemma2ForCausalLM", "Gemma3ForCausalLM"),
+        (&partial, &none, "LlamaForCausalLM", "Phi3ForCausalLM"),
+    ] {
+        assert_eq!(shown(architecture, fields), shown(architecture, same), "{architecture}: {fields}");
+        // Gemma 2's own windows are those of `windows`.
+        if reader != "Gemma2ForCausalLM" {
+            assert_ne!(shown(reader, fields), shown(reader, same), "{reader}: {fields}");
+        }
+    }
+}
+
+#[test]
+fn a_rope_scaling_wins_over_rope_parameters() {
+    let yarn = json!({"type": "yarn", "factor": 4, "original_max_position_embeddings": 32});
+    let parameters = json!({"rope_type": "linear", "factor": 2, "rope_theta": 1e6});
+    let rope = |fields: Value| model("Qwen3ForCausalLM", &fields).map(|spec| spec.rope);
+    let found = rope(json!({"rope_parameters": parameters, "rope_scaling": yarn})).unwrap();
+    let alone = rope(json!({"rope_theta": 1e6, "rope_scaling": yarn})).unwrap();
+    assert!(matches!(found.scaling, Scaling::Yarn { factor: 4.0, original: 32.0, .. }), "{found:?}");
+    assert_eq!((&found, found.theta), (&alone, 1e6));
+    // A theta of the file's own, and one of the block's.
+    let outer = rope(json!({"rope_parameters": parameters, "rope_scaling": yarn, "rope_theta": 5e5}));
+    assert_eq!(outer.unwrap().theta, 5e5);
+    let inner = json!({"rope_type": "linear", "factor": 3, "rope_theta": 100});
+    let inner = rope(json!({"rope_parameters": parameters, "rope_scaling": inner})).unwrap();
+    assert_eq!((inner.theta, inner.scaling), (100.0, Scaling::Linear { factor: 3.0 }));
+    for nothing in [json!(null), json!({})] {
+        let rope = rope(json!({"rope_parameters": parameters, "rope_scaling": nothing})).unwrap();
+        assert_eq!(rope.scaling, Scaling::Linear { factor: 2.0 });
+    }
+    let dynamic = json!({"rope_type": "dynamic", "factor": 2});
+    let reason = rope(json!({"rope_parameters": parameters, "rope_scaling": dynamic})).unwrap_err();
+    assert!(reason.contains("`rope_type` is 'dynamic'; supported are"), "{reason}");
+}
+
+/// As Gemma 3 has it: windowed layers keep theirs.
+#[test]
+fn a_rope_scaling_is_of_layers_that_see_all() {
+    let parameters = json!({
+        "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    });
+    let fields = json!({"rope_parameters": parameters, "rope_scaling": {"rope_type": "linear", "factor": 8}});
+    let spec = model("Gemma3ForCausalLM", &fields).unwrap();
+    assert_eq!((spec.rope.theta, spec.rope.scaling), (1e6, Scaling::Linear { factor: 8.0 }));
+    let local = spec.rope_local.unwrap();
+    assert_eq!((local.theta, local.scaling), (1e4, Scaling::None));
+}
+
+#[test]
+fn tokens_that_see_those_after_them_are_refused() {
+    const WHY: &str = "supported are models whose tokens see those before them only";
+    refused("is_causal", "false", &format!("`is_causal` is false; {WHY}"));
+    let reason = model("Gemma3ForCausalLM", &json!({"use_bidirectional_attention": true})).unwrap_err();
+    assert!(reason.ends_with(&format!("`use_bidirectional_attention` is true; {WHY}")), "{reason}");
+    for fields in [json!({"is_causal": true}), json!({"is_causal": null, "use_bidirectional_attention": false})] {
+        model("Gemma3ForCausalLM", &fields).unwrap();
+    }
+}
+
+#[test]
+fn rotations_that_a_file_leaves_out_are_their_families() {
+    let experts = json!({"num_local_experts": 4, "num_experts_per_tok": 2});
+    let scaling = |mut fields: Value| {
+        fields.as_object_mut().unwrap().extend(experts.as_object().unwrap().clone());
+        model("GptOssForCausalLM", &fields).unwrap().rope.scaling
+    };
+    let yarn =
+        json!({"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": false});
+    assert_eq!(scaling(json!({})), scaling(json!({"rope_scaling": yarn})));
+    assert!(matches!(scaling(json!({})), Scaling::Yarn { factor: 32.0, original: 4096.0, truncate: false, .. }));
+    assert_eq!(scaling(json!({"rope_parameters": {"rope_type": "default"}})), Scaling::None);
+
+    let divisors = vec![2.0; 8];
+    let longrope = json!({"type": "longrope", "short_factor": divisors, "long_factor": divisors});
+    let spec = model("Phi3ForCausalLM", &json!({"rope_scaling": longrope, "max_position_embeddings": 8192})).unwrap();
+    let attention = (1.0 + 2f64.ln() / 4096f64.ln()).sqrt();
+    let (short, long) = (divisors.clone(), divisors);
+    assert_eq!(spec.rope.scaling, Scaling::PerPair { short, long, original: 4096, attention });
 }
 
 /// The rotation of Llama 3.1 8B, as it was published.

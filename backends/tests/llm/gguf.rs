@@ -3,6 +3,7 @@
 
 use crate::reference::Reference;
 use backends::llm::layout;
+use backends::llm::rope::Scaling;
 use backends::llm::spec::DecoderSpec;
 use backends::llm::weights::blocks::dequantise;
 use backends::llm::weights::gguf::Gguf;
@@ -67,7 +68,97 @@ fn what_converters_change_matters() {
         assert!(error(case, |spec| spec.rope.interleaved = false) > 2.0 * TOLERANCE, "{case}");
     }
     assert!(error("gemma3", |spec| spec.norm.plus_one = true) > 2.0 * TOLERANCE);
-    assert!(error("llama", |spec| spec.rope.scaling = backends::llm::rope::Scaling::None) > 2.0 * TOLERANCE);
+    assert!(error("llama", |spec| spec.rope.scaling = Scaling::None) > 2.0 * TOLERANCE);
+}
+
+/// Metadata: a key, the type of its value, and its bytes.
+type Entry<'a> = (&'a str, (u32, Vec<u8>));
+
+fn text(value: &str) -> (u32, Vec<u8>) {
+    (8, [&(value.len() as u64).to_le_bytes()[..], value.as_bytes()].concat())
+}
+
+fn real(value: f32) -> (u32, Vec<u8>) {
+    (6, value.to_le_bytes().to_vec())
+}
+
+fn whole(value: u32) -> (u32, Vec<u8>) {
+    (4, value.to_le_bytes().to_vec())
+}
+
+/// What is read of a small Llama without tensors, and with these metadata besides.
+fn llama(more: &[Entry<'_>]) -> Result<DecoderSpec, String> {
+    let sizes = [
+        ("vocab_size", 300),
+        ("context_length", 128),
+        ("embedding_length", 64),
+        ("block_count", 2),
+        ("feed_forward_length", 96),
+        ("attention.head_count", 4),
+    ];
+    let mut entries: Vec<Entry<'_>> = sizes.map(|(key, size)| (key, whole(size))).into();
+    entries.extend_from_slice(more);
+    let mut bytes = [&b"GGUF"[..], &3u32.to_le_bytes()[..], &0u64.to_le_bytes()[..]].concat();
+    bytes.extend((entries.len() as u64 + 1).to_le_bytes());
+    let mut put = |key: &str, (kind, value): &(u32, Vec<u8>)| {
+        bytes.extend((key.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(key.as_bytes());
+        bytes.extend(kind.to_le_bytes());
+        bytes.extend_from_slice(value);
+    };
+    put("general.architecture", &text("llama"));
+    entries.iter().for_each(|(key, value)| put(&format!("llama.{key}"), value));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &bytes).unwrap();
+    gguf_spec::spec(&Gguf::open(file.path()).unwrap()).map_err(|error| error.reason)
+}
+
+#[test]
+fn a_scaling_is_what_llama_cpp_makes_of_it() {
+    let scaling = |more: &[_]| llama(more).unwrap().rope.scaling;
+    let kind = |kind: &str| ("rope.scaling.type", text(kind));
+    let factor = || ("rope.scaling.factor", real(4.0));
+    let linear = |factor| Scaling::Linear { factor };
+    assert_eq!(scaling(&[]), Scaling::None);
+    assert_eq!(scaling(&[factor()]), linear(4.0), "a factor alone");
+    assert_eq!(scaling(&[kind("linear"), factor()]), linear(4.0));
+    assert_eq!(scaling(&[("rope.scale_linear", real(2.0))]), linear(2.0), "the older name");
+    assert_eq!(scaling(&[("rope.scale_linear", real(2.0)), factor()]), linear(4.0), "the newer one first");
+    assert_eq!(scaling(&[kind("none"), factor()]), Scaling::None);
+    assert_eq!(scaling(&[("rope.scaling.factor", real(0.0))]), Scaling::None);
+    let reason = llama(&[kind("twisted"), factor()]).unwrap_err();
+    assert!(reason.contains("`rope_type` is 'twisted'; supported are"), "{reason}");
+}
+
+#[test]
+fn factors_of_yarn_are_read() {
+    let yarn = |more: &[Entry<'static>]| {
+        let mut entries = vec![("rope.scaling.type", text("yarn")), ("rope.scaling.factor", real(4.0))];
+        entries.extend_from_slice(more);
+        llama(&entries)
+    };
+    let attention = |more: &[_]| match yarn(more).unwrap().rope.scaling {
+        Scaling::Yarn { attention, beta_fast, beta_slow, .. } => (attention, beta_fast, beta_slow),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(attention(&[]), (0.1 * 4f64.ln() + 1.0, 32.0, 1.0));
+    let own = || ("rope.scaling.yarn_attn_factor", real(1.5));
+    assert_eq!(attention(&[own()]).0, 1.5);
+    assert_eq!(attention(&[("rope.scaling.attn_factor", real(1.25)), own()]).0, 1.25);
+    let betas = [("rope.scaling.yarn_beta_fast", real(16.0)), ("rope.scaling.yarn_beta_slow", real(2.0))];
+    assert_eq!(attention(&betas), (0.1 * 4f64.ln() + 1.0, 16.0, 2.0));
+    for neutral in [1.0, -1.0] {
+        yarn(&[("rope.scaling.yarn_ext_factor", real(neutral))]).unwrap();
+    }
+    let reason = yarn(&[("rope.scaling.yarn_ext_factor", real(0.5))]).unwrap_err();
+    assert_eq!(reason, "`llama.rope.scaling.yarn_ext_factor` is 0.5; with scaling of type 'yarn' only 1 is supported");
+}
+
+#[test]
+fn tokens_that_see_those_after_them_are_refused() {
+    let reason = llama(&[("attention.causal", (7, vec![0]))]).unwrap_err();
+    assert!(reason.starts_with("`llama.attention.causal` is false; supported are"), "{reason}");
+    llama(&[("attention.causal", (7, vec![1]))]).unwrap();
 }
 
 #[test]

@@ -88,6 +88,26 @@ fn an_index_cannot_name_files_elsewhere() {
     assert!(reason.contains("places tensor 'more'"), "{reason}");
 }
 
+/// What transformers takes where there are both.
+#[test]
+fn a_single_file_wins_over_an_index_that_does_not_name_it() {
+    let (first, single) = ("model-00001-of-00002.safetensors", "model.safetensors");
+    let second = "model-00002-of-00002.safetensors";
+    let copy = tempfile::tempdir().unwrap();
+    let index = copy.path().join("model.safetensors.index.json");
+    fs::copy(directory().join("model.safetensors.index.json"), &index).unwrap();
+    fs::copy(directory().join(first), copy.path().join(single)).unwrap();
+    let alone = Safetensors::open(copy.path()).unwrap();
+    assert!(!alone.names().is_empty());
+    assert!(alone.names().len() < Safetensors::open(&directory()).unwrap().names().len());
+    // One of several shards may be called that.
+    edit(&index, first, single);
+    let reason = Safetensors::open(copy.path()).unwrap_err().to_string();
+    assert!(reason.contains(second), "{reason}");
+    fs::copy(directory().join(second), copy.path().join(second)).unwrap();
+    layout::check(&spec(), &Safetensors::open(copy.path()).unwrap()).unwrap();
+}
+
 #[test]
 fn missing_and_unexpected_tensors_are_named() {
     let first = "model-00001-of-00002.safetensors";

@@ -170,6 +170,23 @@ fn reasoning_is_found_under_every_name() {
 }
 
 #[test]
+fn a_message_may_lack_content() {
+    let calls = [json!({"role": "assistant", "content": null}), json!({"role": "assistant"})];
+    let rendered = |said: &str| {
+        let source = format!("{{% for m in messages %}}{said}{{% endfor %}}");
+        render(&source, |c| c.messages = &calls)
+    };
+    assert_eq!(rendered("{{ m['role'] + ': ' + m['content'] + ';' }}").unwrap(), "assistant: ;assistant: ;");
+    // Templates that ask are told.
+    for name in ["m['content']", "m.content", "m[\"content\"]"] {
+        let asking = format!("{{% if {name} is not none %}}{{{{ 'x' + {name} }}}}{{% else %}}-{{% endif %}}");
+        assert_eq!(rendered(&asking).unwrap(), "--", "{name}");
+    }
+    assert_eq!(rendered("{{ m.reasoning_content is not none }}{{ 'content' in m }} ").unwrap(), "TrueFalse TrueFalse ");
+    assert_eq!(rendered("{{ raise_exception('no content') }}").unwrap_err(), "no content");
+}
+
+#[test]
 fn time_is_an_argument() {
     let at = |seconds: i64| render("{{ strftime_now('%F %T %a %j') }}", |c| c.unix_seconds = seconds).unwrap();
     assert_eq!(at(0), "1970-01-01 00:00:00 Thu 001");

@@ -149,6 +149,37 @@ fn edges_come_from_the_settings_where_the_file_has_no_post_processor() {
 }
 
 #[test]
+fn control_tokens_in_a_text_are_split_where_the_settings_say_so() {
+    let directory = directory("llama");
+    let mut config = TokenizerConfig::read(&directory).unwrap();
+    assert!(!config.split_special_tokens);
+    config.split_special_tokens = true;
+    let split = Tokenizer::load(&directory, &config, 100).unwrap();
+    let begin = split.id("<s>").unwrap();
+    assert!(load("llama").encode("a<s>", false).unwrap().contains(&begin));
+    let ids = split.encode("a<s>", false).unwrap();
+    assert!(!ids.contains(&begin), "{ids:?}");
+    assert_eq!(split.decode(&ids, true), "a<s>");
+    // Those at the edges stay.
+    assert_eq!(split.encode("a", true).unwrap(), load("llama").encode("a", true).unwrap());
+    let said = serde_json::json!({"split_special_tokens": true});
+    assert!(TokenizerConfig::parse(said.as_object().unwrap()).unwrap().split_special_tokens);
+}
+
+#[test]
+fn control_tokens_of_both_fields_are_taken() {
+    let read = |extra: Value| {
+        let values = serde_json::json!({"extra_special_tokens": extra, "additional_special_tokens": ["x", "y"]});
+        TokenizerConfig::parse(values.as_object().unwrap()).unwrap()
+    };
+    let both = |list: &[&str]| list.iter().map(|token| (*token).to_owned()).collect::<Vec<_>>();
+    assert_eq!(read(serde_json::json!({})).extra_tokens, both(&["x", "y"]));
+    assert_eq!(read(serde_json::json!(["w"])).extra_tokens, both(&["w", "x", "y"]));
+    let named = read(serde_json::json!({"image_token": "<img>"}));
+    assert_eq!((named.named("image_token"), &named.extra_tokens), (Some("<img>"), &both(&["x", "y"])));
+}
+
+#[test]
 fn limits() {
     let tokenizer = load("byte_level");
     let long = "x".repeat((1 << 16) + 1);

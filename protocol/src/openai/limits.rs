@@ -3,6 +3,8 @@
 
 /// Messages of a conversation.
 pub const MESSAGES: usize = 2048;
+/// Bytes of a role.
+pub const ROLE: usize = 64;
 /// Tools of a request, and calls of a message.
 pub const TOOLS: usize = 128;
 /// Bytes of a tool's name.

@@ -2,7 +2,7 @@
 //! them. The order of roles is the template's business too.
 
 use super::error::FieldError;
-use super::fields::{Field, Fields, Result};
+use super::fields::{Field, Fields, Result, shorten};
 use super::{limits, tools};
 use crate::json::Kind;
 use serde_json::Value;
@@ -14,6 +14,8 @@ enum Role {
     Assistant,
     Tool,
     Function,
+    /// One that only the chat template knows: Granite's `control`, Llama's `ipython`.
+    Other,
 }
 
 const ROLES: &[(&str, Role)] = &[
@@ -49,7 +51,7 @@ pub(super) fn take(fields: &mut Fields<'_>) -> Result<Vec<Value>> {
 
 fn message(field: &Field<'_>) -> Result<Value> {
     let mut fields = field.object()?;
-    let role = fields.require("role")?.choice(ROLES)?;
+    let role = read_role(&fields.require("role")?)?;
     let text = |f: Field<'_>| f.string(usize::MAX).map(drop);
     for (name, instead) in [("audio", "it reads and writes text"), ("function_call", "send 'tool_calls'")] {
         if let Some(found) = fields.take(name) {
@@ -82,6 +84,24 @@ fn message(field: &Field<'_>) -> Result<Value> {
         message.retain(|key, value| key == "content" || !value.is_null());
     }
     Ok(value)
+}
+
+fn read_role(field: &Field<'_>) -> Result<Role> {
+    let name = field.string(usize::MAX)?;
+    if let Some((_, role)) = ROLES.iter().find(|(known, _)| *known == name) {
+        return Ok(*role);
+    }
+    let is_plain = name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | ' '));
+    if is_plain && name.trim() == name && (1..=limits::ROLE).contains(&name.len()) {
+        return Ok(Role::Other);
+    }
+    let message = format!(
+        "Invalid '{}': expected 1 to {} letters, digits, '_', '-' and spaces, but got '{}' instead.",
+        field.path,
+        limits::ROLE,
+        shorten(&name)
+    );
+    Err(FieldError::invalid(&field.path, message))
 }
 
 fn check_content(field: &Field<'_>, role: Role) -> Result<()> {

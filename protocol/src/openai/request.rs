@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 /// A conversation, and how the chat template makes a prompt of it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conversation {
-    /// Messages, checked: objects with a `role` that is known and a `content` that is text, parts of text, or `null`.
+    /// Messages, checked: objects with a `role` and a `content` that is text, parts of text, or `null`.
     pub messages: Vec<Value>,
     /// What the model may call.
     pub tools: Vec<Tool>,

@@ -61,9 +61,8 @@ fn messages_are_in_openais_words() {
     );
     assert_eq!(said(json!({"messages": null})), "Missing required parameter: 'messages'.");
     assert_eq!(
-        said(json!({"messages": [{"role": "king", "content": "x"}]})),
-        "Invalid value: 'king' for 'messages[0].role'. Supported values are: 'system', 'developer', 'user', \
-         'assistant', 'tool', 'function'."
+        said(json!({"messages": [{"role": "king!", "content": "x"}]})),
+        "Invalid 'messages[0].role': expected 1 to 64 letters, digits, '_', '-' and spaces, but got 'king!' instead."
     );
     assert_eq!(
         said(json!({"use_beam_search": true})),
@@ -240,17 +239,27 @@ fn messages_are_checked_and_kept() {
         {"role": "tool", "content": "", "tool_call_id": "c"},
         {"role": "function", "name": "f", "content": null},
         {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
+        {"role": "control", "content": "thinking"},
+        {"role": "document 1", "content": [{"type": "text", "text": "a"}]},
     ]);
     let request = chat(json!({"messages": sent, "tools": [tool("f")]})).unwrap();
     let kept = &request.conversation.messages;
     assert_eq!(kept[0], json!({"role": "developer", "content": "a"}));
     assert_eq!(kept[1], sent[1]);
+    assert_eq!(kept[6..], sent.as_array().unwrap()[6..]);
     assert_eq!(kept[2], json!({"role": "assistant", "content": null, "tool_calls": [call], "reasoning": "r"}));
     assert_eq!(request.tool_choice, ToolChoice::Auto);
     assert_eq!(request.conversation.tools[0].parameters(), Some(&json!({"type": "object"})));
     let text = |kind: &str| json!([{"type": kind, kind: "x"}]);
     let refused = [
         (json!({"content": "a"}), "role"),
+        (json!({"role": "", "content": "a"}), "role"),
+        (json!({"role": " control", "content": "a"}), "role"),
+        (json!({"role": "a\nb", "content": "a"}), "role"),
+        (json!({"role": "<|im_end|>", "content": "a"}), "role"),
+        (json!({"role": "a".repeat(65), "content": "a"}), "role"),
+        (json!({"role": "control"}), "content"),
+        (json!({"role": "control", "content": "a", "tool_calls": []}), "tool_calls"),
         (json!({"role": "user"}), "content"),
         (json!({"role": "user", "content": 1}), "content"),
         (json!({"role": "user", "content": ["a"]}), "content[0]"),

@@ -4,8 +4,9 @@ use super::{Config, ControlMode, DEFAULT_NAME, Machine};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// Request bodies may always take this much memory.
-const LEAST_INFLIGHT_BYTES: u64 = 256 << 20;
+/// Of the memory, what requests and answers may take where nobody says: one part of so many. They are not all that takes memory,
+/// so that a small container gets no more than this either; a body that is larger is let in alone.
+const INFLIGHT_PART: u64 = 4;
 /// More threads than any machine has: a number meant for something else.
 const MOST_THREADS: usize = 4096;
 /// Tokens and sequences that 32 bits count with room to spare.
@@ -49,12 +50,18 @@ impl Config {
     }
 
     /// Values that stand for "as much as fits".
-    pub(super) fn fill_in(&mut self, machine: &Machine) {
+    pub(super) fn fill_in(&mut self, machine: &Machine, problems: &mut Vec<String>) {
         if self.nthread == 0 {
             self.nthread = machine.cores.max(1);
         }
         if self.inflight_bytes == 0 {
-            self.inflight_bytes = (machine.memory / 4).max(LEAST_INFLIGHT_BYTES).max(self.max_body_size);
+            self.inflight_bytes = machine.memory / INFLIGHT_PART;
+        } else if self.inflight_bytes < self.max_body_size {
+            problems.push(format!(
+                "{}: must be at least max-body-size, or a request of that size would be let in only while there is no \
+                 other",
+                self.place("inflight-bytes")
+            ));
         }
     }
 
@@ -131,12 +138,6 @@ impl Config {
         }
         if self.nthread > MOST_THREADS {
             problems.push(format!("{}: at most {MOST_THREADS} threads", self.place("nthread")));
-        }
-        if self.inflight_bytes < self.max_body_size {
-            problems.push(format!(
-                "{}: must be at least max-body-size, or a request of that size could never be let in",
-                self.place("inflight-bytes")
-            ));
         }
         if self.max_batch_delay >= self.request_timeout && self.request_timeout > Duration::ZERO {
             problems.push(format!("{}: must be shorter than request-timeout", self.place("max-batch-delay")));

@@ -1,7 +1,7 @@
 //! What the program will do: every setting with a type, checked, and with its origin.
 //!
 //! [`Args`] is what the user said; [`Config::load`] makes this of it, together with the configuration file and the
-//! machine. After that nobody asks the environment again.
+//! machine. After that nobody asks the environment again, but for the variables of OpenTelemetry's that are no settings.
 
 mod check;
 pub mod libraries;
@@ -13,7 +13,7 @@ mod values;
 pub use machine::Machine;
 pub use values::{ControlMode, Dtype, GrpcOutputs, InitMode, LoadFormat, LogFormat, LogLevel, ProbeWhen, Profile};
 
-use crate::args::{Args, Origin, UsageError, file, flags};
+use crate::args::{Args, Environment, Origin, UsageError, file, flags};
 use crate::dropin::List;
 use backends::llm::device;
 use backends::llm::text::output::{Choice, ReasoningParser, ToolParser};
@@ -127,7 +127,7 @@ pub struct Config {
 
     /// Bytes; at least 1.
     pub max_body_size: u64,
-    /// Bytes; at least `max_body_size`.
+    /// Bytes; at least `max_body_size` where somebody said how many.
     pub inflight_bytes: u64,
     /// Requests for each model; at least 1.
     pub queue_size: usize,
@@ -206,7 +206,7 @@ impl Config {
             config.origins.insert(flag.name, origin);
         }
         config.choose_models(&mut problems);
-        config.fill_in(machine);
+        config.fill_in(machine, &mut problems);
         config.check(&mut problems);
         UsageError::check(problems).map(|()| config)
     }
@@ -378,6 +378,18 @@ impl Config {
             origins: BTreeMap::new(),
         }
     }
+}
+
+/// OpenSSL's variable for the file of the certificate authorities that are trusted.
+pub const SSL_CERT_FILE: &str = "SSL_CERT_FILE";
+
+/// What OpenTelemetry's variables say of how traces are sent, and [`SSL_CERT_FILE`]: those that hold something. None of
+/// them is a setting: they are set for whole clusters.
+pub fn telemetry_environment() -> Environment {
+    let read =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let wanted = |name: &str| name.starts_with("OTEL_") || name == SSL_CERT_FILE;
+    read.filter(|(name, value)| wanted(name) && !value.is_empty()).collect()
 }
 
 /// Of a model in a directory without a name, as `/`.

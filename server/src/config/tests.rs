@@ -47,7 +47,8 @@ fn what_is_wrong_together() {
         ("--nthread=9999", "--nthread: at most 4096 threads"),
         (
             "--inflight-bytes=1MiB",
-            "--inflight-bytes: must be at least max-body-size, or a request of that size could never be let in",
+            "--inflight-bytes: must be at least max-body-size, or a request of that size would be let in only while there \
+             is no other",
         ),
         ("--max-batch-delay=1m", "--max-batch-delay: must be shorter than request-timeout"),
         (
@@ -141,8 +142,9 @@ fn what_fits() {
         Config::resolve(&args, &Machine { cores: 3, memory }).unwrap()
     };
     assert_eq!(sized(8 << 30, "").inflight_bytes, 2 << 30);
-    assert_eq!(sized(256 << 20, "").inflight_bytes, 256 << 20);
-    assert_eq!(sized(1 << 30, "--max-body-size=1GiB").inflight_bytes, 1 << 30);
+    assert_eq!(sized(512 << 20, "").inflight_bytes, 128 << 20, "so that a small container is not ended");
+    assert_eq!(sized(128 << 20, "--inflight-bytes=0").inflight_bytes, 32 << 20, "less than a body may have");
+    assert_eq!(sized(1 << 30, "--max-body-size=1GiB").inflight_bytes, 256 << 20);
     assert_eq!(sized(8 << 30, "--inflight-bytes=100MiB").inflight_bytes, 100 << 20);
     assert_eq!((sized(0, "").nthread, sized(0, "--nthread=1").nthread), (3, 1));
 }

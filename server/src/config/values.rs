@@ -160,6 +160,8 @@ impl Named for Choice<ReasoningParser> {
         ("granite", Choice::This(ReasoningParser::Think)),
         ("glm45", Choice::This(ReasoningParser::Think)),
         ("mistral", Choice::This(ReasoningParser::Brackets)),
+        // Its channels are found in its chat template.
+        ("openai_gptoss", Choice::Auto),
     ];
 }
 

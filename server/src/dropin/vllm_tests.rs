@@ -6,6 +6,7 @@ use crate::args::tests::{invoke, problems};
 use crate::args::{Command, Environment, parse};
 use crate::config::{Config, ControlMode, LoadFormat, LogLevel};
 use backends::llm::device::CacheFormat;
+use backends::llm::text::output::{Choice, ReasoningParser};
 use std::path::Path;
 use std::time::Duration;
 
@@ -118,6 +119,9 @@ fn numbers_as_vllm_reads_them() {
     for (word, format) in [("auto", CacheFormat::Auto), ("bfloat16", CacheFormat::Bf16), ("fp8_e4m3", CacheFormat::Fp8)]
     {
         assert_eq!(settled(&format!("vllm serve /m --kv-cache-dtype {word}")).kv_cache_dtype, format);
+    }
+    for (word, parser) in [("openai_gptoss", Choice::Auto), ("qwen3", Choice::This(ReasoningParser::Think))] {
+        assert_eq!(settled(&format!("vllm serve /m --reasoning-parser {word}")).reasoning_parser, parser);
     }
     let problem = problems("vllm serve /m --kv-cache-dtype fp8_e5m2", &[]);
     assert!(problem.contains("is not one of auto, bfloat16, fp8, fp8_e4m3"), "{problem}");

@@ -107,10 +107,15 @@ fn bearer(credentials: &[u8]) -> Option<&[u8]> {
 /// How the one scheme begins.
 const SCHEME: &[u8] = b"Bearer ";
 
+/// What a file may begin with that is none of its text.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
 fn read(path: &Path) -> Result<Read, String> {
     // Looked at before it is read: whoever writes to it in the meantime makes it differ at the next look.
     let stamps = Stamps::of([path.to_owned()]);
     let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    // Some editors put a mark of their encoding before the first line.
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&text);
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let keys: Vec<Vec<u8>> = lines.map(|line| line.as_bytes().to_vec()).collect();
     if keys.is_empty() {
@@ -139,6 +144,17 @@ mod tests {
         assert!(both("Bearer one", "wrong") && both("Bearer wrong", "two") && both("Bearer one", "two"));
         assert!(!both("Bearer wrong", "wrong") && !both("Bearer ", "") && !both("one", "Bearer two"));
         assert!(opens(&keys, &[("x-api-key", "one")]) && !opens(&keys, &[]));
+    }
+
+    #[test]
+    fn a_mark_before_the_first_key_is_none_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys");
+        fs::write(&path, "\u{feff}one\r\ntwo\r\n").unwrap();
+        let keys = Keys::open(&path).unwrap();
+        assert!(opens(&keys, &[("x-api-key", "one")]) && opens(&keys, &[("x-api-key", "two")]));
+        fs::write(&path, "\u{feff}# nothing\n").unwrap();
+        assert!(Keys::open(&path).unwrap_err().ends_with("no key; one is expected on each line"));
     }
 
     #[test]

@@ -342,6 +342,18 @@ async fn until<C: Future>(
     poll_fn(either).await
 }
 
+/// Has it taken longer than it may? Where nothing is asked on a connection of HTTP/2, its client may just be asking: it is
+/// told first, as if the listener were `closing`, and what comes before it knows is answered.
+fn is_overdue(activity: &Activity, timeouts: &Timeouts, closing: &mut Option<Instant>) -> bool {
+    match activity.overdue(timeouts) {
+        Some(Overdue::Idle) if activity.is_multiplexed() => {
+            closing.get_or_insert_with(Instant::now);
+            false
+        }
+        late => late.is_some(),
+    }
+}
+
 async fn connection(stream: Stream, admitted: Admitted, mut phase: watch::Receiver<Phase>) {
     let Admitted { services, timeouts, reserved, place: _place, .. } = admitted;
     let (activity, born) = (Activity::new(), Instant::now());
@@ -397,17 +409,8 @@ async fn connection(stream: Stream, admitted: Admitted, mut phase: watch::Receiv
             Some(Event::Look) => {
                 let left = graceful && over && !activity.is_running();
                 let outlived = reserved && born.elapsed() > 2 * RESERVED_LIFE;
-                match activity.overdue(&timeouts) {
-                    // Its client may just be asking: what comes before it knows is answered.
-                    Some(Overdue::Idle) if activity.is_multiplexed() && !left && !outlived => {
-                        if !graceful {
-                            graceful = true;
-                            connection.as_mut().graceful_shutdown();
-                        }
-                        closing = closing.or_else(|| Some(Instant::now()));
-                    }
-                    None if !left && !outlived => {}
-                    _ => return,
+                if left || outlived || is_overdue(&activity, &timeouts, &mut closing) {
+                    return;
                 }
             }
             Some(Event::Closing) => closing = Some(Instant::now()),

@@ -7,7 +7,7 @@ use super::expiry;
 use crate::metrics;
 use crate::stamp::Stamps;
 use arc_swap::ArcSwap;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
@@ -143,7 +143,7 @@ fn load(files: &Files) -> Result<Loaded, String> {
     // Looked at before they are read: whoever writes to them in the meantime makes them differ at the next look.
     let stamps = files.stamps();
     let chain = certificates(&files.certificate)?;
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| at(&files.key, error))?;
+    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| at(&files.key, pem_error(&error)))?;
     let expires = chain.iter().filter_map(|certificate| expiry::not_after(certificate)).min();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
@@ -168,9 +168,29 @@ fn load(files: &Files) -> Result<Loaded, String> {
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let chain = read.map_err(|error| at(path, error))?;
+    let chain = read.map_err(|error| at(path, pem_error(&error)))?;
     if chain.is_empty() { Err(at(path, "no certificate in PEM")) } else { Ok(chain) }
 }
+
+/// What is wrong with a PEM file. The library shows parts of it as lists of numbers.
+fn pem_error(error: &pem::Error) -> String {
+    let shown = |part: &[u8]| {
+        let text = String::from_utf8_lossy(part);
+        text.trim().escape_debug().take(LONGEST_PART).collect::<String>()
+    };
+    match error {
+        pem::Error::MissingSectionEnd { end_marker } => {
+            format!("the line that ends the section {} is missing: the file is cut off", shown(end_marker))
+        }
+        pem::Error::IllegalSectionStart { line } => {
+            format!("'{}' begins no section: expected a line like -----BEGIN CERTIFICATE-----", shown(line))
+        }
+        other => other.to_string(),
+    }
+}
+
+/// Characters of a file that an error shows.
+const LONGEST_PART: usize = 64;
 
 fn at(path: &Path, error: impl std::fmt::Display) -> String {
     format!("{}: {error}", path.display())

@@ -202,7 +202,7 @@ impl GrpcInferenceService for Service {
             self.plane.registry().servables()
         } else {
             let refuse = |e| self.refuse(&e, Verb::Statistics, &request.version);
-            vec![self.plane.servable(&request.name, given(&request.version)).map_err(refuse)?]
+            self.plane.versions(&request.name, given(&request.version)).map_err(refuse)?
         };
         let model_stats = servables.iter().map(|servable| codec::statistics(servable)).collect();
         Ok(Response::new(ModelStatisticsResponse { model_stats }))

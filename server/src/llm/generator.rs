@@ -67,6 +67,8 @@ struct Inbox {
     admissions: VecDeque<Admission>,
     cancellations: Vec<(SequenceId, CancelReason)>,
     leaving: bool,
+    /// Every answer ends, and no request is taken any more.
+    draining: bool,
     /// Why the engine has ended.
     broken: Option<String>,
     /// When the step began that runs.
@@ -96,7 +98,12 @@ struct Admission {
 }
 
 /// What came in between two steps.
-type Commands = (VecDeque<Admission>, Vec<(SequenceId, CancelReason)>);
+struct Commands {
+    admissions: VecDeque<Admission>,
+    cancellations: Vec<(SequenceId, CancelReason)>,
+    /// Does everything end?
+    draining: bool,
+}
 
 /// What happens to one sequence, in order. Dropping it cancels the sequence.
 #[derive(Debug)]
@@ -205,6 +212,9 @@ impl Generator {
             if inbox.broken.is_some() {
                 return Err(Error::Unavailable(ENDED.into()));
             }
+            if inbox.draining {
+                return Err(Error::Draining);
+            }
             if inbox.admissions.len() >= INBOX {
                 return Err(Error::Overloaded(format!("{INBOX} requests wait to enter the queue; try again later")));
             }
@@ -215,8 +225,20 @@ impl Generator {
             Ok(Ok(streams)) => Ok(streams),
             Ok(Err(full @ Rejected::QueueFull { .. })) => Err(Error::Overloaded(full.to_string())),
             Ok(Err(never @ Rejected::NeverFits { .. })) => Err(Error::Invalid(never.to_string())),
+            Err(_) if self.0.0.lock().draining => Err(Error::Draining),
             Err(_) => Err(Error::Unavailable(ENDED.into())),
         }
+    }
+
+    /// Ends every answer with [`Error::Draining`], those that wait included; no request is taken any more. Who listens is
+    /// told at once, however long the engine's step takes.
+    pub fn end_all(&self) {
+        {
+            let mut inbox = self.0.0.lock();
+            inbox.draining = true;
+            inbox.admissions.clear();
+        }
+        telling::cancel_all(&self.0.0, CancelReason::Draining);
     }
 
     /// Where the engine stands.
@@ -286,8 +308,13 @@ impl Thread {
 
     /// Until all is over; or why the engine cannot go on.
     fn serve(&mut self) -> Option<String> {
-        while let Some((admissions, cancellations)) = self.commands() {
+        while let Some(Commands { admissions, mut cancellations, draining }) = self.commands() {
             admissions.into_iter().for_each(|admission| self.admit(admission));
+            if draining {
+                let scheduler = self.engine.scheduler();
+                let open = scheduler.running().chain(scheduler.waiting());
+                cancellations.extend(open.map(|sequence| (sequence, CancelReason::Draining)));
+            }
             for (sequence, reason) in cancellations {
                 self.engine.cancel(sequence, reason);
             }
@@ -328,7 +355,9 @@ impl Thread {
             inbox = self.shared.changed.wait(inbox).unwrap_or_else(PoisonError::into_inner);
         }
         inbox.stepping = Some(Instant::now());
-        Some((std::mem::take(&mut inbox.admissions), std::mem::take(&mut inbox.cancellations)))
+        let (admissions, cancellations) =
+            (std::mem::take(&mut inbox.admissions), std::mem::take(&mut inbox.cancellations));
+        Some(Commands { admissions, cancellations, draining: inbox.draining })
     }
 
     fn admit(&mut self, admission: Admission) {
@@ -439,5 +468,27 @@ mod tests {
         holds(&generator, 10);
         drop(streams);
         holds(&generator, 0);
+    }
+
+    #[test]
+    fn what_runs_and_what_waits_ends_when_the_server_leaves() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let generator = generator();
+        let mut streams = runtime.block_on(generator.admit_all(requests(2))).unwrap();
+        holds(&generator, 4);
+        generator.end_all();
+        for tokens in streams.iter_mut().flatten() {
+            let last = runtime.block_on(async {
+                let mut last = None;
+                while let Some(event) = std::future::poll_fn(|cx| tokens.poll_next(cx)).await {
+                    last = Some(event);
+                }
+                last
+            });
+            assert!(matches!(last, Some(Event::Cancelled { reason: CancelReason::Draining, .. })), "{last:?}");
+        }
+        holds(&generator, 0);
+        let refused = runtime.block_on(generator.admit_all(requests(1))).unwrap_err();
+        assert!(matches!(refused, Error::Draining), "{refused:?}");
     }
 }

@@ -88,6 +88,8 @@ pub struct Generate {
     pub guide: Option<Guide>,
     /// How its text is taken apart; `None` leaves it as it is.
     pub reading: Option<Reading>,
+    /// Do metrics count its tokens? Not where nobody is told of them.
+    pub counted: bool,
 }
 
 /// Names of fields that requests of various kinds call differently.
@@ -153,6 +155,10 @@ impl Language {
         }
         if let Some(warning) = context.warning() {
             tracing::warn!("{warning}");
+        }
+        let unread = &generation.without_effect;
+        if !unread.is_empty() {
+            tracing::warn!(model = name, "generation_config.json: these have no effect here: {}", unread.join(", "));
         }
         let generator = Generator::start(name, engine, step_timeout)?;
         let created = seconds();
@@ -224,6 +230,11 @@ impl Language {
     /// Why its engine has ended, where it has.
     pub fn broken(&self) -> Option<String> {
         self.generator.broken()
+    }
+
+    /// Ends every answer with [`Error::Draining`], those that wait included; no request is taken any more.
+    pub fn end_all(&self) {
+        self.generator.end_all();
     }
 
     /// Has its engine ended, or does it hang?
@@ -333,6 +344,7 @@ impl Language {
             copies: copies.try_into().unwrap_or(u16::MAX),
             priority: asked.priority,
             deadline: asked.deadline,
+            counted: asked.counted,
             salt: asked.salt.map_or(Salt::default(), |salt| self.key.salt(&[b"request", salt.as_bytes()])),
             ..Draft::new(prompt, max_tokens, sampling.clone())
         };

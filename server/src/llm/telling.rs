@@ -61,6 +61,14 @@ pub(super) fn end(shared: &Shared) {
     shared.telling.listeners().of.clear();
 }
 
+/// Everybody is told that their sequence was ended, behind what is on its way to them, and nothing after that.
+pub(super) fn cancel_all(shared: &Arc<Shared>, reason: CancelReason) {
+    let mut listeners = shared.telling.listeners();
+    let Listeners { runtime: Some(runtime), of } = &mut *listeners else { return };
+    let ended = of.drain().map(|(sequence, listener)| (listener, Event::Cancelled { sequence, reason }));
+    send(shared, runtime, ended);
+}
+
 fn send(shared: &Arc<Shared>, runtime: &Handle, messages: impl Iterator<Item = Message>) {
     let any = {
         let mut waiting = shared.telling.messages.lock().unwrap_or_else(PoisonError::into_inner);

@@ -334,6 +334,50 @@ async fn what_was_unloaded_is_listed_no_more() {
 }
 
 #[tokio::test]
+async fn what_was_unloaded_is_forgotten_with_its_directory() {
+    let root = folder();
+    for name in ["iris", "rose", "tulip"] {
+        put(&root.path().join(name), "");
+    }
+    let registry = registry(Repository::many(root.path()));
+    registry.load_all(None).await.unwrap();
+    registry.unload("iris").await.unwrap();
+    registry.unload("tulip").await.unwrap();
+    assert_eq!(registry.unload("iris").await, Ok(()), "it is known for as long as it can be loaded");
+    fs::remove_dir_all(root.path().join("iris")).unwrap();
+    fs::remove_dir_all(root.path().join("rose")).unwrap();
+    assert_eq!(states(&registry), ["rose READY", "tulip UNAVAILABLE"], "what serves is told of wherever its files are");
+    registry.unload_gone("rose").await;
+    assert_eq!(states(&registry), ["tulip UNAVAILABLE"]);
+    assert_eq!(registry.unload("iris").await, Err(Error::UnknownModel("iris".into())));
+    assert_eq!(registry.get("rose", None).map(drop), Err(Error::UnknownModel("rose".into())));
+    registry.load("tulip").await.unwrap();
+    assert_eq!((states(&registry), registry.ready()), (vec!["tulip READY".to_owned()], true));
+}
+
+/// Other tests load models at the same time: names are this one's own.
+#[tokio::test]
+async fn metrics_of_a_model_end_with_its_last_request() {
+    let root = folder();
+    let told = |label: &str| crate::series::text(|_| "").lines().filter(|line| line.contains(label)).count();
+    let versions = ["1", "2"].map(|version| format!("model=\"lily\",version=\"{version}\""));
+    put(&root.path().join("lily/1"), "");
+    let registry = registry(Repository::many(root.path()));
+    registry.load_all(None).await.unwrap();
+    let lines = told("\"lily\"");
+    assert!(lines > 0);
+    put(&root.path().join("lily/2"), "");
+    registry.load("lily").await.unwrap();
+    assert_eq!([told(&versions[0]), told("\"lily\"")], [0, lines], "one version took the place of another");
+    assert!(told(&versions[1]) > 0);
+    let asked = registry.get("lily", None).unwrap();
+    registry.unload("lily").await.unwrap();
+    assert_eq!(told("\"lily\""), lines, "it is being asked");
+    drop(asked);
+    assert_eq!(told("\"lily\""), 0);
+}
+
+#[tokio::test]
 async fn a_batch_has_no_more_rows_than_the_model_takes() {
     let root = folder();
     put(&root.path().join("iris"), "max_batch_size = 8");

@@ -58,7 +58,9 @@ pub(crate) async fn poll(registry: Arc<Registry>, mut served: Sight, interval: D
                 continue;
             }
         };
-        told = false;
+        if std::mem::take(&mut told) {
+            tracing::info!("the model repository can be read again");
+        }
         for (name, stamps) in &now {
             let settled = seen.get(name) == Some(stamps);
             if settled && served.get(name) != Some(stamps) {
@@ -68,7 +70,7 @@ pub(crate) async fn poll(registry: Arc<Registry>, mut served: Sight, interval: D
             }
         }
         for name in served.keys().filter(|name| !now.contains_key(*name)).cloned().collect::<Vec<_>>() {
-            let _ = registry.unload(&name).await;
+            registry.unload_gone(&name).await;
             served.remove(&name);
         }
         seen = now;

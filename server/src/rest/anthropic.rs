@@ -2,6 +2,7 @@
 
 use super::openai::{event_stream, finish_as, head_id, read, seconds, written};
 use super::{Rest, reply};
+use crate::budget::Reserved;
 use crate::codec::anthropic::{self, events::Events};
 use crate::codec::openai::asking::{Asking, put};
 use crate::codec::openai::{Head, Refusal, ask, noticed};
@@ -24,6 +25,7 @@ pub(super) async fn messages(State(rest): State<Rest>, headers: HeaderMap, body:
             Ok::<_, Refusal>((servable, asked))
         });
         let (servable, asked) = asked.await?;
+        let mut reserved = Reserved::new(&rest.budget, 0, 0)?;
         let Asking { gathered, prompts, telling, .. } = put(&rest.plane, &servable, asked, deadline).await?;
         let prompt = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
         let id = head_id("msg", None, &headers).replacen('-', "_", 1);
@@ -31,7 +33,8 @@ pub(super) async fn messages(State(rest): State<Rest>, headers: HeaderMap, body:
         if telling.stream {
             return Ok(event_stream(Body::new(Events::new(gathered, servable, head, prompt))));
         }
-        Ok(reply::json(StatusCode::OK, anthropic::collect(gathered, &head, prompt).await?))
+        let body = anthropic::collect(gathered, &head, prompt, &mut reserved).await?;
+        Ok(reply::held(body, reserved)?)
     };
     finish_as(answer.await, anthropic::error_body)
 }

@@ -12,8 +12,7 @@ use http::HeaderMap;
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
 use http_body_util::BodyExt;
 use hyper::body::Body;
-use std::fmt::Display;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
 /// A body and its share of the budget, given back when it is dropped.
@@ -56,7 +55,7 @@ fn too_large(most: usize) -> Error {
 ///
 /// # Errors
 /// Too large, too slow, cut off, or packed in a way that is not known.
-pub(super) async fn read<B: Body<Data = Bytes, Error: Display> + Unpin>(
+pub(super) async fn read<B: Body<Data = Bytes, Error: std::error::Error + 'static> + Unpin>(
     rest: &Rest,
     headers: &HeaderMap,
     body: B,
@@ -87,7 +86,7 @@ struct Arriving {
     deadline: Instant,
 }
 
-async fn collect<B: Body<Data = Bytes, Error: Display> + Unpin>(
+async fn collect<B: Body<Data = Bytes, Error: std::error::Error + 'static> + Unpin>(
     mut body: B,
     arriving: Arriving,
     mut whole: Whole<'_>,
@@ -99,7 +98,7 @@ async fn collect<B: Body<Data = Bytes, Error: Display> + Unpin>(
         let late = |_| if idle < deadline { stopped() } else { Error::Deadline };
         let frame = frame.map_err(late)?;
         let Some(frame) = frame else { break };
-        let frame = frame.map_err(|e| Error::Invalid(format!("the request body broke off: {e}")))?;
+        let frame = frame.map_err(|error| broken(&error))?;
         let Ok(data) = frame.into_data() else { continue };
         // One piece, as small bodies come, is not copied.
         if first.is_empty() && whole.bytes.is_empty() {
@@ -111,6 +110,19 @@ async fn collect<B: Body<Data = Bytes, Error: Display> + Unpin>(
         whole.append(&data, arriving.stated)?;
     }
     Ok(if whole.bytes.is_empty() { first } else { whole.bytes.into() })
+}
+
+/// Why a body is not whole: it is not framed as it has to be, or whoever sent it has left.
+fn broken(error: &(dyn std::error::Error + 'static)) -> Error {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        if let Some(ErrorKind::InvalidInput | ErrorKind::InvalidData) = kind {
+            return Error::Invalid(format!("the request body cannot be read: {error}"));
+        }
+        cause = error.source();
+    }
+    Error::Cancelled
 }
 
 /// A body that grows; what it holds is counted.
@@ -301,6 +313,27 @@ mod tests {
                 let whole = Whole::new(BYTES, &budget, &mut room);
                 let read = collect(StreamBody::new(tokio_stream::iter(frames)), arriving, whole).await;
                 assert_eq!(read.expect("let in"), body[..length], "{stated} {length} {piece}");
+            }
+        }
+    }
+
+    /// hyper says of a chunk that is none that its data are invalid, and of a connection that ended what it says itself.
+    #[tokio::test]
+    async fn who_leaves_is_not_to_blame_for_the_body() {
+        let ended = [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset, ErrorKind::BrokenPipe, ErrorKind::Other];
+        let framed = [ErrorKind::InvalidInput, ErrorKind::InvalidData];
+        for kind in ended.into_iter().chain(framed) {
+            let error = axum::Error::new(std::io::Error::from(kind));
+            let frames = [Ok(Frame::data(Bytes::from_static(b"[1,"))), Err(error)];
+            let (budget, mut room) = (Budget::new(1 << 20), Room::default());
+            let deadline = Instant::now() + Duration::from_secs(60);
+            let arriving = Arriving { stated: 100, idle: Duration::from_secs(60), deadline };
+            let whole = Whole::new(100, &budget, &mut room);
+            let read = collect(StreamBody::new(tokio_stream::iter(frames)), arriving, whole).await;
+            match read {
+                Err(Error::Cancelled) => assert!(ended.contains(&kind), "{kind}"),
+                Err(Error::Invalid(_)) => assert!(framed.contains(&kind), "{kind}"),
+                other => panic!("{kind}: {other:?}"),
             }
         }
     }

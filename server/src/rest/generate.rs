@@ -3,6 +3,7 @@
 use super::openai::event_stream;
 use super::v2::{Target, answer, deadline_within};
 use super::{Path, Rest, body, reply};
+use crate::budget::Reserved;
 use crate::codec::generate::{Answering, Generation, Told, start};
 use crate::dataplane::Servable;
 use crate::error::Error;
@@ -10,7 +11,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::HeaderMap;
 use hyper::body::Frame;
 use serde_json::json;
 use std::convert::Infallible;
@@ -32,10 +33,11 @@ pub(super) async fn whole(
                 "generate has exactly one response: use generate_stream, or leave 'stream' out".into(),
             ));
         }
+        let reserved = Reserved::new(&rest.budget, 0, 0)?;
         let answering = start(&rest.plane, &servable, generation, Some(deadline)).await?;
         let id = answering.telling.id.clone();
         let told = answering.whole().await?;
-        Ok(reply::value(StatusCode::OK, &told.json(&servable, id.as_deref())))
+        reply::held(told.json(&servable, id.as_deref()).to_string().into_bytes(), reserved)
     };
     answer(answered.await)
 }
@@ -53,13 +55,14 @@ pub(super) async fn stream(
         if pieces {
             generation.require_one_answer()?;
         }
+        let reserved = Reserved::new(&rest.budget, 0, 0)?;
         let answering = start(&rest.plane, &servable, generation, Some(deadline)).await?;
         let id = answering.telling.id.clone();
         if pieces {
             return Ok(event_stream(Body::new(Events { answering: Some(answering), servable, id })));
         }
         let told = answering.whole().await?;
-        Ok(event_stream(Body::from(event(&told, &servable, id.as_deref()))))
+        Ok(event_stream(reply::whole(reserved.tie(event(&told, &servable, id.as_deref()))?)))
     };
     answer(answered.await)
 }

@@ -16,17 +16,20 @@ use crate::codec::anthropic::error_body as anthropic_error;
 use crate::codec::openai::{Refusal, error_body as openai_error};
 use crate::dataplane::Dataplane;
 use crate::error::Error;
+use crate::profile::Profile;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::FromRequestParts;
 use axum::response::Response;
 use axum::routing::{any, get, post};
+use http::header::LOCATION;
 use http::request::Parts;
-use http::{StatusCode, Uri};
+use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::time::Duration;
+use tower::ServiceExt;
 
 pub use shortcut::Shortcut;
 
@@ -76,6 +79,12 @@ impl Rest {
 
     /// All other routes.
     pub fn routes(&self) -> Router {
+        let closed = self.closed_routes();
+        let (rest, all) = (self.clone(), closed.clone().merge(self.open_routes()));
+        closed.fallback(move |uri: Uri| no_route(rest.clone(), all.clone(), uri))
+    }
+
+    fn closed_routes(&self) -> Router {
         Router::new()
             .route("/", get(v1::alive))
             .route("/v1/models", get(v1::list))
@@ -120,27 +129,60 @@ impl Rest {
             .route("/v2/logging", any(v2::not_built))
             .route("/v2/systemsharedmemory/{*rest}", any(v2::not_built))
             .route("/v2/cudasharedmemory/{*rest}", any(v2::not_built))
-            .fallback(no_route)
             .method_not_allowed_fallback(wrong_method)
             .with_state(self.clone())
     }
+
+    /// The answer that sends a client to the same path without the slashes at its end, as FastAPI does, with which KServe's
+    /// and MLServer's servers are built; `None` where there are none. Triton has no such manner.
+    fn without_slash(&self, uri: &Uri) -> Option<Response> {
+        let path = bare(uri.path()).filter(|_| self.plane.profile() != Profile::Triton)?;
+        let place = uri.query().map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
+        let place = HeaderValue::try_from(place).ok()?;
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+        response.headers_mut().insert(LOCATION, place);
+        Some(response)
+    }
+}
+
+/// A path without the slashes at its end, where it has some and something before them.
+fn bare(path: &str) -> Option<&str> {
+    Some(path.trim_end_matches('/')).filter(|bare| !bare.is_empty() && bare.len() < path.len())
 }
 
 /// Names out of a path.
 pub(crate) struct Path<T>(pub(crate) T);
 
-impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
+impl<T: DeserializeOwned + Send> FromRequestParts<Rest> for Path<T> {
     type Rejection = Response;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
-        let found = axum::extract::Path::from_request_parts(parts, state).await;
+    async fn from_request_parts(parts: &mut Parts, rest: &Rest) -> Result<Self, Response> {
+        // Where names may have slashes, those at the end are taken for a part of one.
+        if let Some(elsewhere) = rest.without_slash(&parts.uri) {
+            return Err(elsewhere);
+        }
+        let found = axum::extract::Path::from_request_parts(parts, rest).await;
         let refused = |_| reply::error(&Error::Invalid("a name in the path is not UTF-8".into()));
         found.map(|axum::extract::Path(names)| Path(names)).map_err(refused)
     }
 }
 
-async fn no_route(uri: Uri) -> Response {
+/// A path that none of `all` has, if not for the slashes at its end.
+async fn no_route(rest: Rest, all: Router, uri: Uri) -> Response {
+    if let Some(elsewhere) = rest.without_slash(&uri)
+        && is_route(all, uri.path().trim_end_matches('/')).await
+    {
+        return elsewhere;
+    }
     refuse_at(uri.path(), &Error::NoRoute)
+}
+
+/// Is there a route of this path, whatever its methods?
+async fn is_route(all: Router, path: &str) -> bool {
+    // A method that no route has: one that is there says so, and does nothing.
+    let Ok(asked) = Request::builder().method(Method::TRACE).uri(path).body(Body::empty()) else { return false };
+    all.oneshot(asked).await.is_ok_and(|answer| answer.status() != StatusCode::NOT_FOUND)
 }
 
 async fn wrong_method(uri: Uri) -> Response {
@@ -208,7 +250,22 @@ pub fn refuse_at(path: &str, error: &Error) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use super::is_of_openai;
+    use super::{bare, is_of_openai};
+
+    #[test]
+    fn slashes_at_the_end() {
+        for (path, without) in [
+            ("/v2/models/a/", Some("/v2/models/a")),
+            ("/v2//", Some("/v2")),
+            ("/v2", None),
+            ("/", None),
+            ("//", None),
+            ("/v2/models/a%2F", None),
+            ("*", None),
+        ] {
+            assert_eq!(bare(path), without, "{path}");
+        }
+    }
 
     #[test]
     fn whose_paths_are_whose() {

@@ -3,13 +3,15 @@
 
 use super::body::Held;
 use super::{Path, Rest, body, reply};
+use crate::budget::{Reserved, Sent};
 use crate::codec::openai::ask::{self, Ask};
-use crate::codec::openai::asking::{Asking, put};
+use crate::codec::openai::asking::{Asking, Weight, put};
 use crate::codec::openai::events::{Events, Kind};
 use crate::codec::openai::whole;
 use crate::codec::openai::{Head, Refusal, noticed};
 use crate::dataplane::{Language, Servable};
 use crate::error::Error;
+use crate::threads::{heavy, turn};
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
@@ -95,19 +97,25 @@ async fn respond(
     (kind, id): (Kind, String),
     deadline: Instant,
 ) -> Answer {
+    let weight = Weight::of(&ask, kind, servable.language()?.context());
+    // Of a stream nothing is held for long but how it begins.
+    let besides = if ask.telling.stream { 0 } else { weight.generated };
+    let mut reserved = Reserved::new(&rest.budget, weight.prompts, besides)?;
     let Asking { gathered, prompts, copies, telling } = put(&rest.plane, &servable, ask, deadline).await?;
     let head = Head { id, created: seconds(), model: servable.name.clone() };
     if telling.stream {
         let events = Events::new(gathered, (servable, head, kind), telling, prompts);
-        return Ok(event_stream(Body::new(events)));
+        return Ok(event_stream(Body::new(Sent::new(events, reserved))));
     }
     let language = servable.language()?;
-    let answered = whole::collect(gathered, &head, (language, &telling), (&prompts, copies)).await?;
-    let body = match kind {
-        Kind::Chat => answered.chat()?,
-        Kind::Completion => answered.completion()?,
-    };
-    Ok(reply::json(StatusCode::OK, body))
+    let asked = (&prompts[..], copies);
+    let answered = whole::collect(gathered, &head, (language, &telling), asked, &mut reserved).await?;
+    let _writing = turn(reserved.bytes()).await;
+    let body = heavy(reserved.bytes(), move || match kind {
+        Kind::Chat => answered.chat(),
+        Kind::Completion => answered.completion(),
+    })?;
+    Ok(reply::held(body, reserved)?)
 }
 
 /// `GET /openai/v1/models`.

@@ -1,10 +1,11 @@
 //! Replies that all routes share.
 
 use super::body::wanted;
-use crate::budget::{Budget, Room, Sent};
+use crate::budget::{Budget, Reserved, Room, Sent};
 use crate::error::Error;
 use axum::body::Body;
 use axum::response::Response;
+use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body_util::Full;
@@ -16,6 +17,21 @@ pub(super) fn json(status: StatusCode, body: Vec<u8>) -> Response {
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
+}
+
+/// A JSON body that has its share of the budget until it was taken.
+///
+/// # Errors
+/// The budget has no room for it.
+pub(super) fn held(body: Vec<u8>, reserved: Reserved) -> Result<Response, Error> {
+    let mut response = json(StatusCode::OK, Vec::new());
+    *response.body_mut() = whole(reserved.tie(body)?);
+    Ok(response)
+}
+
+/// A body of bytes that are tied to their share.
+pub(super) fn whole(bytes: Bytes) -> Body {
+    Body::new(Sent::new(Full::new(bytes), ()))
 }
 
 /// An answer to inference, packed when the client asked. It has its share of the budget until it was taken.
@@ -30,7 +46,7 @@ pub(super) fn answer(headers: &HeaderMap, answer: Answer<'_>) -> Result<Response
         Some(encoding) => encoding.pack(&body).map_err(|e| Error::Internal(e.to_string()))?,
     };
     room.hold(budget, body.capacity())?;
-    let mut response = Response::new(Body::new(Sent::new(Full::new(room.tie(body)), ())));
+    let mut response = Response::new(whole(room.tie(body)));
     if let Some(encoding) = encoding {
         response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static(encoding.name()));
     }

@@ -9,7 +9,6 @@ use axum::response::Response;
 use bytes::Bytes;
 use http::{Method, Request};
 use hyper::body::Body;
-use std::fmt::Display;
 use std::sync::Arc;
 
 /// The way past the router.
@@ -44,7 +43,7 @@ impl Shortcut {
     /// Answers a request for `servable`.
     pub async fn infer<B>(&self, servable: Arc<Servable>, request: Request<B>) -> Response
     where
-        B: Body<Data = Bytes, Error: Display> + Unpin,
+        B: Body<Data = Bytes, Error: std::error::Error + 'static> + Unpin,
     {
         let (parts, body) = request.into_parts();
         v2::answer(v2::infer_on(&self.rest, servable, &parts.headers, body).await)

@@ -14,7 +14,6 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
-use std::fmt::Display;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,16 +28,21 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// The model that is meant. A path has digits for a version, or is none.
+    /// The model that is meant.
     pub(super) fn servable(&self, rest: &Rest) -> Result<Arc<Servable>, Error> {
-        match &self.version {
+        rest.plane.servable(&self.model, self.named_version(rest)?)
+    }
+
+    /// The version that is meant. A path has digits for one, or is none.
+    fn named_version(&self, rest: &Rest) -> Result<Option<&str>, Error> {
+        match self.version.as_deref() {
             Some(version) if version.is_empty() || !version.bytes().all(|byte| byte.is_ascii_digit()) => {
                 Err(Error::NoRoute)
             }
             Some(_) if !rest.plane.profile().has_versions() => {
                 Err(Error::Unsupported("Model versioning not supported yet.".into()))
             }
-            version => rest.plane.servable(&self.model, version.as_deref()),
+            version => Ok(version),
         }
     }
 }
@@ -97,15 +101,15 @@ pub(super) async fn config(State(rest): State<Rest>, Path(target): Path<Target>)
 }
 
 pub(super) async fn stats(State(rest): State<Rest>, Path(target): Path<Target>) -> Response {
-    answer(
-        target
-            .servable(&rest)
-            .map(|servable| reply::value(StatusCode::OK, &json!({"model_stats": [describe::stats(&servable)]}))),
-    )
+    let asked = target.named_version(&rest).and_then(|version| rest.plane.versions(&target.model, version));
+    answer(asked.map(|servables| statistics(&servables)))
 }
 
 pub(super) async fn all_stats(State(rest): State<Rest>) -> Response {
-    let servables = rest.plane.registry().servables();
+    statistics(&rest.plane.registry().servables())
+}
+
+fn statistics(servables: &[Arc<Servable>]) -> Response {
     let all: Vec<_> = servables.iter().map(|servable| describe::stats(servable)).collect();
     reply::value(StatusCode::OK, &json!({"model_stats": all}))
 }
@@ -129,7 +133,7 @@ pub(super) async fn infer_on<B>(
     body: B,
 ) -> Result<Response, Error>
 where
-    B: hyper::body::Body<Data = Bytes, Error: Display> + Unpin,
+    B: hyper::body::Body<Data = Bytes, Error: std::error::Error + 'static> + Unpin,
 {
     let longest = match servable.work {
         Work::Predictor(_) => rest.plane.longest(),
@@ -289,7 +293,11 @@ async fn parse_optional<T: Default + for<'a> Deserialize<'a>>(
         .map_err(|e| Error::Malformed(format!("failed to parse the request JSON buffer: {e}")))
 }
 
-pub(super) async fn named_repository() -> Response {
+pub(super) async fn named_repository(State(rest): State<Rest>, uri: http::Uri) -> Response {
+    // `/v2/repository/models/{model}/load/` comes here.
+    if let Some(elsewhere) = rest.without_slash(&uri) {
+        return elsewhere;
+    }
     reply::error(&Error::Unsupported("'repository_name' specification is not supported".into()))
 }
 

@@ -11,7 +11,10 @@ mod writer;
 pub use request::{Answer, Exchange, SPANS, named, spans_wanted};
 pub use text::escaped;
 
+use crate::args::Environment;
+use crate::config::telemetry_environment;
 use opentelemetry::trace::TracerProvider;
+use opentelemetry_sdk::trace::SdkTracerProvider;
 use otlp::Exporter;
 use sink::Sink;
 use std::io::{IsTerminal, Write};
@@ -51,6 +54,9 @@ pub struct Options {
 /// Crates whose messages follow the level; from others only warnings are of interest.
 const OURS: [&str; 5] = ["tensorgate", "server", "backends", "kernels", "protocol"];
 
+/// The variable that others set for the endpoint.
+const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+
 /// Where [`say`] writes, and whether that is meant for people.
 static VOICE: OnceLock<(Writer, bool)> = OnceLock::new();
 
@@ -86,12 +92,13 @@ impl Drop for Guard {
     }
 }
 
-/// Starts telemetry for the process: log on standard error, panics in it too.
+/// Starts telemetry for the process: log on standard error, panics in it too. OpenTelemetry's variables are heard.
 ///
 /// # Errors
 /// It was started before, or the endpoint is none.
 pub fn init(options: &Options) -> Result<Guard, String> {
-    let (dispatch, guard) = build(options, std::io::stderr(), std::io::stderr().is_terminal())?;
+    let terminal = std::io::stderr().is_terminal();
+    let (dispatch, guard) = build(options, &telemetry_environment(), std::io::stderr(), terminal)?;
     tracing::dispatcher::set_global_default(dispatch).map_err(|error| error.to_string())?;
     let _ = VOICE.set((guard.writer.clone(), guard.for_people));
     // The standard hook writes to standard error itself, and would wait there for a reader.
@@ -111,19 +118,25 @@ pub fn init(options: &Options) -> Result<Guard, String> {
     Ok(guard)
 }
 
-/// The same, with the log on `out` and for whomever uses the dispatcher.
+/// The same, with the log on `out`, for whomever uses the dispatcher, and with these variables of OpenTelemetry's.
 ///
 /// # Errors
 /// The endpoint is none.
-pub fn build(options: &Options, out: impl Write + Send + 'static, terminal: bool) -> Result<(Dispatch, Guard), String> {
+pub fn build(
+    options: &Options,
+    variables: &Environment,
+    out: impl Write + Send + 'static,
+    terminal: bool,
+) -> Result<(Dispatch, Guard), String> {
     let for_people = match options.format {
         Format::Auto => terminal,
         Format::Text => true,
         Format::Json => false,
     };
-    let sink = options.otlp_endpoint.as_deref().map(Sink::new).transpose()?;
-    let traced = sink.is_some();
-    let exporter = sink.map(Exporter::start).transpose()?;
+    let mut notes = Vec::new();
+    let endpoint = options.otlp_endpoint.as_deref();
+    let exporter = endpoint.map(|endpoint| exporter(endpoint, variables, &mut notes)).transpose()?.flatten();
+    let traced = exporter.is_some();
     let ansi = for_people && terminal;
     let writer = Writer::start(out)?;
     let lines = tracing_subscriber::fmt::layer().with_writer(writer.clone()).with_ansi(ansi).log_internal_errors(false);
@@ -150,7 +163,35 @@ pub fn build(options: &Options, out: impl Write + Send + 'static, terminal: bool
         None => Dispatch::new(Registry::default().with(lines)),
         Some(spans) => Dispatch::new(Registry::default().with(lines).with(spans)),
     };
+    tracing::dispatcher::with_default(&dispatch, || notes.iter().for_each(|note| tracing::warn!("{note}")));
     Ok((dispatch, Guard { writer, for_people, exporter }))
+}
+
+/// What sends traces to `endpoint`; `None` where they are switched off, or where the endpoint was set for a whole
+/// cluster and cannot be used: that is no reason to stay away. `notes` say so.
+fn exporter(
+    endpoint: &str,
+    variables: &Environment,
+    notes: &mut Vec<String>,
+) -> Result<Option<(SdkTracerProvider, Exporter)>, String> {
+    let of_cluster = variables.get(ENDPOINT).is_some_and(|said| {
+        let plain = endpoint.strip_prefix("http://").unwrap_or(endpoint);
+        said == endpoint || said == plain
+    });
+    if let Some(why) = otlp::switched_off(variables, notes) {
+        if !of_cluster {
+            notes.push(format!("{why}: no traces are sent, though an endpoint is given for them"));
+        }
+        return Ok(None);
+    }
+    match Sink::new(endpoint, variables) {
+        Ok(sink) => Exporter::start(sink, variables, notes).map(Some),
+        Err(why) if of_cluster => {
+            notes.push(format!("{ENDPOINT}: {why}; no traces are sent"));
+            Ok(None)
+        }
+        Err(why) => Err(why),
+    }
 }
 
 /// What the log shows. Spans of requests cost something with each request: they are there from level debug on, or when

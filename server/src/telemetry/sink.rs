@@ -1,6 +1,8 @@
 //! A connection to an OpenTelemetry collector: OTLP over gRPC, or protobuf over HTTP. No more of either than one call
 //! at a time needs, so that no client library comes along.
 
+use crate::args::Environment;
+use crate::config::SSL_CERT_FILE;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HOST, TE};
 use http::{HeaderMap, Request, Response, StatusCode, Uri};
@@ -28,6 +30,8 @@ const PASSING_CODES: [&str; 7] = ["1", "4", "8", "10", "11", "14", "15"];
 const PASSING_STATUSES: [u16; 4] = [429, 502, 503, 504];
 /// Bytes of an answer that are read.
 const ANSWER: usize = 64 << 10;
+/// Variables that name a file of authorities, the most particular first.
+const NAMED_BY: [&str; 3] = ["OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", "OTEL_EXPORTER_OTLP_CERTIFICATE", SSL_CERT_FILE];
 /// Where systems keep the authorities they trust.
 const AUTHORITIES: [&str; 4] = [
     "/etc/ssl/certs/ca-certificates.crt",
@@ -81,11 +85,11 @@ enum Connection {
 
 impl Sink {
     /// Where `endpoint` says. Nothing is connected yet. A path, or HTTP's own port, stands for HTTP, and anything
-    /// else for gRPC.
+    /// else for gRPC. `variables` may name the authorities that its certificate is checked with.
     ///
     /// # Errors
     /// It is no URL of a collector, or there are no authorities to check its certificate with.
-    pub(super) fn new(endpoint: &str) -> Result<Self, String> {
+    pub(super) fn new(endpoint: &str, variables: &Environment) -> Result<Self, String> {
         // A query may hold a key.
         let shown = endpoint.split_once('?').map_or(endpoint, |(before, _)| before);
         let wrong = |why: &dyn Display| format!("OTLP endpoint `{shown}`: {why}");
@@ -110,7 +114,10 @@ impl Sink {
             return Err(wrong(&"OTLP over gRPC has no query; a path before it (/v1/traces) stands for OTLP over HTTP"));
         }
         let uri = format!("{scheme}://{host}:{port}{path}{query}").parse().map_err(|error| wrong(&error))?;
-        let tls = if scheme == "https" { Some(connector(protocol).map_err(|error| wrong(&error))?) } else { None };
+        let tls = match scheme {
+            "https" => Some(connector(protocol, variables).map_err(|error| wrong(&error))?),
+            _ => None,
+        };
         Ok(Sink { host, port, protocol, uri, tls, connection: None })
     }
 
@@ -230,14 +237,31 @@ fn judge(
     }
 }
 
-/// TLS towards the collector, trusting whom the system trusts.
-fn connector(protocol: Protocol) -> Result<TlsConnector, String> {
-    let file = AUTHORITIES.iter().map(Path::new).find(|path| path.exists());
-    let file = file.ok_or("the system has no file of certificate authorities")?;
+/// The authorities that are trusted: those of the file that a variable names, else the system's.
+fn authorities(variables: &Environment) -> Result<RootCertStore, String> {
+    let named = NAMED_BY.iter().find_map(|name| Some((format!("{name}: "), Path::new(variables.get(*name)?))));
+    let system = || AUTHORITIES.into_iter().map(Path::new).find(|path| path.exists());
+    let (place, file) = match named {
+        Some(named) => named,
+        None => {
+            let missing = || format!("the system has no file of certificate authorities; {SSL_CERT_FILE} may name one");
+            (String::new(), system().ok_or_else(missing)?)
+        }
+    };
+    let wrong = |why: &dyn Display| format!("{place}{}: {why}", file.display());
+    let text = std::fs::read(file).map_err(|error| wrong(&error))?;
     let mut roots = RootCertStore::empty();
-    let certificates = CertificateDer::pem_file_iter(file).map_err(|error| format!("{}: {error}", file.display()))?;
     // Such files have entries that not every library reads; the rest counts.
-    roots.add_parsable_certificates(certificates.flatten());
+    let (taken, _) = roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&text).flatten());
+    if taken == 0 {
+        return Err(wrong(&"holds no certificate of an authority in PEM"));
+    }
+    Ok(roots)
+}
+
+/// TLS towards the collector.
+fn connector(protocol: Protocol, variables: &Environment) -> Result<TlsConnector, String> {
+    let roots = authorities(variables)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -254,7 +278,10 @@ mod tests {
 
     #[test]
     fn endpoints() {
-        let place = |endpoint: &str| Sink::new(endpoint).map(|sink| (sink.port, sink.protocol, sink.uri.to_string()));
+        let place = |endpoint: &str| {
+            let sink = Sink::new(endpoint, &Environment::new())?;
+            Ok::<_, String>((sink.port, sink.protocol, sink.uri.to_string()))
+        };
         let grpc = |authority: &str, port| Ok((port, Protocol::Grpc, format!("http://{authority}{GRPC_PATH}")));
         let http = |url: &str, port| Ok((port, Protocol::Http, url.to_owned()));
         assert_eq!(place("http://c:4317"), grpc("c:4317", 4317));
@@ -269,6 +296,33 @@ mod tests {
         for wrong in ["c:4317", "ftp://c", "http://", "", "http://a b", "http://c:4317?key=a"] {
             assert!(place(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn authorities_lie_where_variables_say() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::new(["c".to_owned()]).unwrap().self_signed(&key).unwrap();
+        std::fs::write(path("authority"), certificate.pem()).unwrap();
+        std::fs::write(path("empty"), "no certificate\n").unwrap();
+        std::fs::create_dir(path("folder")).unwrap();
+        let reason = |endpoint: &str, said: &[(&str, &str)]| {
+            let variables = said.iter().map(|(name, file)| ((*name).to_owned(), path(file))).collect();
+            Sink::new(endpoint, &variables).err()
+        };
+        for name in NAMED_BY {
+            assert_eq!(reason("https://c", &[(name, "authority")]), None, "{name}");
+            for file in ["empty", "folder", "missing"] {
+                let reason = reason("https://c", &[(name, file)]).unwrap();
+                assert!(
+                    reason.starts_with(&format!("OTLP endpoint `https://c`: {name}: {}: ", path(file))),
+                    "{reason}"
+                );
+            }
+            assert_eq!(reason("http://c", &[(name, "missing")]), None, "without TLS nobody is trusted");
+        }
+        assert_eq!(reason("https://c", &[(NAMED_BY[1], "authority"), (SSL_CERT_FILE, "missing")]), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@ fn options(level: LevelFilter, format: Format) -> Options {
 /// What `log` writes, line by line.
 fn logged(options: &Options, terminal: bool, log: impl FnOnce()) -> Vec<String> {
     let (mut reader, pipe) = std::io::pipe().unwrap();
-    let (dispatch, guard) = build(options, pipe, terminal).unwrap();
+    let (dispatch, guard) = build(options, &Environment::new(), pipe, terminal).unwrap();
     tracing::dispatcher::with_default(&dispatch, log);
     drop((dispatch, guard));
     let mut text = String::new();
@@ -68,4 +68,40 @@ fn levels() {
     let spanned = |level| logged(&options(level, Format::Json), false, log).iter().any(|line| line.contains("span"));
     assert!(!spanned(LevelFilter::INFO), "spans cost something, and nobody asked for them");
     assert!(spanned(LevelFilter::DEBUG));
+}
+
+/// Are traces sent to this endpoint in this environment, and what does the log say of it?
+fn traced(endpoint: &str, variables: &[(&str, &str)]) -> Result<(bool, String), String> {
+    let options = Options { otlp_endpoint: Some(endpoint.to_owned()), ..options(LevelFilter::INFO, Format::Json) };
+    let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let (mut reader, pipe) = std::io::pipe().unwrap();
+    let (dispatch, guard) = build(&options, &variables, pipe, false)?;
+    let sends = guard.exporter.is_some();
+    drop((dispatch, guard));
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    Ok((sends, text))
+}
+
+#[test]
+fn what_is_set_for_a_cluster_stops_nobody() {
+    let missing = ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/no/such/file");
+    let wrong = traced("https://collector", &[missing]).unwrap_err();
+    assert!(wrong.contains("OTEL_EXPORTER_OTLP_CERTIFICATE: /no/such/file: "), "{wrong}");
+    let (sends, log) = traced("https://collector", &[missing, (ENDPOINT, "https://collector")]).unwrap();
+    assert!(!sends && log.contains("no traces are sent") && log.lines().count() == 1, "{log}");
+    let (sends, log) = traced("http://collector:1", &[missing, (ENDPOINT, "collector:1")]).unwrap();
+    assert!(sends && log.is_empty(), "{log}");
+    let (sends, log) = traced("http://collector:1", &[("OTEL_TRACES_SAMPLER", "often")]).unwrap();
+    assert!(sends && log.contains("OTEL_TRACES_SAMPLER: `often` is not one of"), "{log}");
+}
+
+#[test]
+fn traces_can_be_switched_off() {
+    for off in [("OTEL_SDK_DISABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")] {
+        let (sends, log) = traced("http://collector:1", &[off, (ENDPOINT, "http://collector:1")]).unwrap();
+        assert!(!sends && log.is_empty(), "{log}");
+        let (sends, log) = traced("http://collector:1", &[off]).unwrap();
+        assert!(!sends && log.contains(off.0) && log.lines().count() == 1, "{log}");
+    }
 }

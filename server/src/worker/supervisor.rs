@@ -5,6 +5,7 @@ use super::remote::{Inner, Life};
 use super::wire::{self, Described, Outcome};
 use super::{COMMAND, Plan};
 use crate::config::libraries::own_child;
+use crate::metrics::ProcessMetrics;
 use crate::probe::{Ear, how, listen};
 use backends::LoadError;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -200,6 +201,7 @@ pub(super) fn launch(plan: &Plan, longest: Option<Duration>) -> Result<Launched,
 
 /// Waits for the end of a child, and starts it again, until nobody needs it.
 pub(super) fn supervise(inner: &Inner, mut worker: Arc<Worker>, mut process: Process) {
+    let metrics = ProcessMetrics::register(&inner.plan.model);
     loop {
         worker.wait(&process);
         // Whoever asked it sees the same, and waits for what is found out here.
@@ -217,7 +219,7 @@ pub(super) fn supervise(inner: &Inner, mut worker: Arc<Worker>, mut process: Pro
         };
         let (model, how) = (&inner.plan.model, &ended.how);
         tracing::error!(model, calls = ended.calls, "the process of a model ended with {how}; it is started again");
-        crate::metrics::process_ended(model);
+        metrics.ended();
         let Some(launched) = again(inner) else { return };
         (worker, process) = launched;
     }

@@ -94,7 +94,7 @@ impl Scheduler {
     fn append(&mut self, id: SequenceId, token: u32) {
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
         sequence.output.push(token);
-        self.tokens += 1;
+        self.tokens += u64::from(sequence.request.is_counted());
         if sequence.state == State::Waiting {
             // What it counts for in the queue has grown with it.
             sequence.queued_tokens += 1;

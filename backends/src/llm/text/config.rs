@@ -31,6 +31,8 @@ pub struct TokenizerConfig {
     pub add_bos_token: Option<bool>,
     /// Does encoded text end with `eos_token`? Asked only where `tokenizer.json` has no post-processor.
     pub add_eos_token: Option<bool>,
+    /// Are control tokens that are written out in a text read as text? As in `transformers`, in prompts of chat templates too.
+    pub split_special_tokens: bool,
     /// Chat templates: name and source. A model with only one calls it `default`.
     pub chat_templates: Vec<(String, String)>,
     /// Which file each of them lies in; none where that is not known.
@@ -72,6 +74,7 @@ impl TokenizerConfig {
         let mut config = TokenizerConfig {
             add_bos_token: values.get("add_bos_token").and_then(Value::as_bool),
             add_eos_token: values.get("add_eos_token").and_then(Value::as_bool),
+            split_special_tokens: values.get("split_special_tokens").and_then(Value::as_bool).unwrap_or(false),
             model_max_length: values.get("model_max_length").and_then(Value::as_u64),
             chat_templates: chat_templates(values.get("chat_template"))?,
             ..TokenizerConfig::default()
@@ -84,13 +87,15 @@ impl TokenizerConfig {
             }
         }
         let extra = ["extra_special_tokens", "additional_special_tokens"].map(|name| values.get(name));
-        match extra.into_iter().flatten().find(|value| !value.is_null()) {
-            Some(Value::Array(list)) => config.extra_tokens = list.iter().filter_map(token).collect(),
-            Some(Value::Object(named)) => {
-                let named = named.iter().filter_map(|(name, value)| Some((name.clone(), token(value)?)));
-                config.named_tokens.extend(named);
+        for value in extra.into_iter().flatten() {
+            match value {
+                Value::Array(list) => config.extra_tokens.extend(list.iter().filter_map(token)),
+                Value::Object(named) => {
+                    let named = named.iter().filter_map(|(name, value)| Some((name.clone(), token(value)?)));
+                    config.named_tokens.extend(named);
+                }
+                _ => {}
             }
-            _ => {}
         }
         config.added_tokens = added_tokens(values.get("added_tokens_decoder"))?;
         Ok(config)

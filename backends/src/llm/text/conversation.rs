@@ -8,11 +8,14 @@ use serde_json::{Map, Value};
 const MAX_JSON_DEPTH: usize = 128;
 /// The names under which models are told what was thought; the first is the one that templates should read.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+/// What a message says.
+const CONTENT: &str = "content";
 /// Marks the end of the message that is to be continued.
 const CONTINUE: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 
 /// Messages as templates see them: without fields that are null, and with what was thought under the names that are read.
-pub(super) fn normalized(messages: &[Value]) -> Result<Vec<Value>, InferError> {
+/// A message that has no content has `instead` for it.
+pub(super) fn normalized(messages: &[Value], instead: Option<&Value>) -> Result<Vec<Value>, InferError> {
     let mut seen = Vec::with_capacity(messages.len());
     for (index, message) in messages.iter().enumerate() {
         let Value::Object(fields) = message else {
@@ -28,9 +31,27 @@ pub(super) fn normalized(messages: &[Value]) -> Result<Vec<Value>, InferError> {
         if let Some(reasoning) = reasoning {
             out.insert("reasoning_content".to_owned(), reasoning.clone());
         }
+        if let Some(instead) = instead.filter(|_| lacks_content(message)) {
+            out.insert(CONTENT.to_owned(), instead.clone());
+        }
         seen.push(Value::Object(out));
     }
     Ok(seen)
+}
+
+/// Is the content of a message null, or absent? That of calls is.
+pub(super) fn lacks_content(message: &Value) -> bool {
+    message.get(CONTENT).is_none_or(Value::is_null)
+}
+
+/// Does a template ask whether content is none, as in `message['content'] is not none`?
+pub(super) fn asks_for_none(template: &str) -> bool {
+    template.match_indices(CONTENT).any(|(at, word)| {
+        let inside = template[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+        let rest = template[at + word.len()..].trim_start_matches(['\'', '"', ']', ')', ' ']);
+        let mut asked = ["is ", "is not ", "== ", "!= "].iter().filter_map(|test| rest.strip_prefix(test));
+        !inside && asked.any(|what| what.starts_with("none") || what.starts_with("None"))
+    })
 }
 
 /// Bytes of a value, roughly as in JSON.

@@ -172,7 +172,7 @@ impl ChatTemplates {
     /// Does the template that a conversation would be rendered by look at this variable, or may it? Where it does not,
     /// the prompt is the same whatever the variable is.
     pub fn reads(&self, chat: &Chat<'_>, variable: &str) -> bool {
-        let place = self.choose(chat).ok().and_then(|name| self.names.iter().rposition(|known| known == name));
+        let place = self.place(chat);
         // Where there is none, rendering says so.
         place.is_none_or(|place| self.words[place].contains(variable))
     }
@@ -183,7 +183,19 @@ impl ChatTemplates {
     /// [`InferError::Invalid`]: the template refuses the conversation, fails on it (with the line where), takes too much
     /// work, or writes too much; or a setting is not allowed.
     pub fn render(&self, chat: &Chat<'_>) -> Result<String, InferError> {
-        let mut messages = conversation::normalized(chat.messages)?;
+        let asks = self.place(chat).is_some_and(|place| conversation::asks_for_none(&self.sources[place]));
+        let none = asks.then_some(&Json::Null);
+        match self.render_messages(chat, conversation::normalized(chat.messages, none)?) {
+            // Templates that put a message together by `+` fail where there is nothing.
+            Err(InferError::Invalid(_)) if chat.messages.iter().any(conversation::lacks_content) => {
+                let empty = Json::String(String::new());
+                self.render_messages(chat, conversation::normalized(chat.messages, Some(&empty))?)
+            }
+            rendered => rendered,
+        }
+    }
+
+    fn render_messages(&self, chat: &Chat<'_>, mut messages: Vec<Json>) -> Result<String, InferError> {
         let continued = match (chat.continue_final_message, chat.add_generation_prompt) {
             (true, true) => {
                 let what = "continue_final_message and add_generation_prompt exclude each other";
@@ -205,6 +217,12 @@ impl ChatTemplates {
             Some(content) => conversation::cut_at_end(&prompt, &content),
             None => Ok(prompt),
         }
+    }
+
+    /// Where the template is that a conversation would be rendered by.
+    fn place(&self, chat: &Chat<'_>) -> Option<usize> {
+        let name = self.choose(chat).ok()?;
+        self.names.iter().rposition(|known| known == name)
     }
 
     fn choose<'a>(&'a self, chat: &Chat<'a>) -> Result<&'a str, InferError> {

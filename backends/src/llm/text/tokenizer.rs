@@ -25,8 +25,9 @@ pub struct Tokenizer {
 enum Edges {
     /// The post-processor of `tokenizer.json`.
     PostProcessor,
-    /// The settings `add_bos_token` and `add_eos_token`, where the file has no post-processor. Where it has one they say
-    /// nothing, as in `transformers` 5: conversions leave them behind in states that contradict it.
+    /// The settings `add_bos_token` and `add_eos_token`, where the file has no post-processor: Llama's tokenizer of
+    /// `transformers` 4, and so vLLM, made one of them. `transformers` 5 drops both beside a `tokenizer.json`, and so they
+    /// say nothing where it has a post-processor: conversions leave them behind in states that contradict it.
     Fixed { bos: Option<u32>, eos: Option<u32> },
 }
 
@@ -63,6 +64,7 @@ impl Tokenizer {
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| e.to_string())?;
         add_tokens(&mut inner, config)?;
+        inner.set_encode_special_tokens(config.split_special_tokens);
         let vocabulary = Arc::new(Vocabulary::new(&inner)?);
         let id = |wanted: Option<bool>, name| {
             config.named(name).filter(|_| wanted == Some(true)).and_then(|token| inner.token_to_id(token))
@@ -81,7 +83,8 @@ impl Tokenizer {
         self.max_text_bytes = most;
     }
 
-    /// The tokens of a text. Control tokens written out in it are recognised. `add_special` adds those at its edges (`<s>`),
+    /// The tokens of a text. Control tokens written out in it are recognised, unless the settings say
+    /// `split_special_tokens`. `add_special` adds those at its edges (`<s>`),
     /// which prompts made by a chat template have already.
     ///
     /// # Errors

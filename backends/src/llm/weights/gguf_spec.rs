@@ -180,6 +180,10 @@ fn config(gguf: &Gguf, architecture: &Architecture) -> Result<Map<String, Json>,
     if name == "olmo2" && config.contains_key("sliding_window") {
         return Err(LoadError::new(gguf.file(), "`olmo2.attention.sliding_window` makes it OLMo 3, not supported"));
     }
+    if gguf.get(&format!("{name}.attention.causal")) == Some(&Value::Flag(false)) {
+        let reason = "is false; supported are models whose tokens see those before them only";
+        return Err(LoadError::new(gguf.file(), format!("`{name}.attention.causal` {reason}")));
+    }
     match gguf.get(&format!("{name}.attention.sliding_window_pattern")) {
         Some(Value::Whole(number)) => drop(config.insert("sliding_window_pattern".into(), json!(*number as f64))),
         Some(Value::Numbers(flags)) => {
@@ -191,7 +195,7 @@ fn config(gguf: &Gguf, architecture: &Architecture) -> Result<Map<String, Json>,
     if name.starts_with("gemma") {
         config.insert("query_pre_attn_scalar".into(), json!(gemma_scalar(name, &config)));
     }
-    scaling(gguf, name, &mut config);
+    scaling(gguf, name, &mut config)?;
     Ok(config)
 }
 
@@ -207,34 +211,50 @@ fn gemma_scalar(name: &str, config: &Map<String, Json>) -> f64 {
     }
 }
 
-/// `rope.scaling.*` to `rope_scaling`.
-fn scaling(gguf: &Gguf, name: &str, config: &mut Map<String, Json>) {
-    let number = |key: &str| match gguf.get(&format!("{name}.rope.scaling.{key}")) {
+/// `rope.scaling.*` to `rope_scaling`, with the meanings that llama.cpp gives them.
+fn scaling(gguf: &Gguf, name: &str, config: &mut Map<String, Json>) -> Result<(), LoadError> {
+    let number = |key: &str| match gguf.get(&format!("{name}.rope.{key}")) {
         Some(Value::Whole(number)) => Some(*number as f64),
         Some(Value::Real(number)) => Some(shortest(*number)),
         _ => None,
     };
-    let Some(Value::Text(kind)) = gguf.get(&format!("{name}.rope.scaling.type")) else { return };
+    // Older files have it under another name; 0 says that nothing is stretched.
+    let factor = number("scaling.factor").or_else(|| number("scale_linear")).filter(|factor| *factor != 0.0);
+    let kind = match gguf.get(&format!("{name}.rope.scaling.type")) {
+        Some(Value::Text(kind)) => kind.as_str(),
+        _ => "linear",
+    };
     // Divisors come as tensors and are filled in below; "none" and "longrope" say nothing else.
-    if kind != "linear" && kind != "yarn" {
-        return;
+    if matches!(kind, "none" | "longrope") || (kind == "linear" && factor.is_none()) {
+        if name == "gpt-oss" {
+            config.insert("rope_parameters".into(), json!({})); // says that there is none: the family's default is YaRN
+        }
+        return Ok(());
+    }
+    let wanted = if kind == "yarn" { 1.0 } else { 0.0 };
+    if let Some(found) = number("scaling.yarn_ext_factor").filter(|found| *found >= 0.0 && *found != wanted) {
+        let kind = kind.escape_debug();
+        let reason = format!("is {found}; with scaling of type '{kind}' only {wanted} is supported");
+        return Err(LoadError::new(gguf.file(), format!("`{name}.rope.scaling.yarn_ext_factor` {reason}")));
     }
     let mut scaling = Map::new();
     scaling.insert("rope_type".into(), json!(kind));
+    factor.map(|factor| scaling.insert("factor".into(), json!(factor)));
     let fields = [
-        ("factor", "factor"),
         ("original_context_length", "original_max_position_embeddings"),
-        ("attn_factor", "attention_factor"),
+        ("yarn_attn_factor", "attention_factor"),
+        ("attn_factor", "attention_factor"), // where there are both, this one counts
         ("yarn_beta_fast", "beta_fast"),
         ("yarn_beta_slow", "beta_slow"),
     ];
     for (key, field) in fields {
-        number(key).map(|number| scaling.insert(field.into(), json!(number)));
+        number(&format!("scaling.{key}")).map(|number| scaling.insert(field.into(), json!(number)));
     }
     if name == "gpt-oss" {
         scaling.insert("truncate".into(), json!(false));
     }
     config.insert("rope_scaling".into(), Json::Object(scaling));
+    Ok(())
 }
 
 /// The rotation's width, order of pairs, and divisors that are tensors.

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 /// Files of a model; each stays open.
 const SHARDS_MAX: usize = 512;
+/// The file of a model that is in one.
+const SINGLE: &str = "model.safetensors";
 
 /// A model's files.
 #[derive(Debug)]
@@ -37,14 +39,32 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-impl Shards {
-    /// Opens `model.safetensors.index.json` and its shards, or `model.safetensors`, in `directory`.
-    pub(super) fn open(directory: &Path) -> Result<(Self, Tensors), LoadError> {
-        let index = directory.join("model.safetensors.index.json");
-        if index.is_file() {
-            return Self::open_all(directory, &index);
+impl Index {
+    fn read(path: &Path) -> Result<Self, LoadError> {
+        let refuse = |reason: String| LoadError::new(path, reason);
+        let mut text = Vec::new();
+        let file = File::open(path).map_err(|e| refuse(e.to_string()))?;
+        file.take(HEADER_BYTES_MAX + 1).read_to_end(&mut text).map_err(|e| refuse(e.to_string()))?;
+        if text.len() as u64 > HEADER_BYTES_MAX {
+            return Err(refuse(format!("has more than {HEADER_BYTES_MAX} bytes")));
         }
-        Self::open_file(&directory.join("model.safetensors"))
+        serde_json::from_slice(&text).map_err(|e| refuse(e.to_string()))
+    }
+}
+
+impl Shards {
+    /// Opens `model.safetensors`, or `model.safetensors.index.json` and its shards, in `directory`. Where there are both,
+    /// transformers takes the former; an index that places nothing in it was left behind.
+    pub(super) fn open(directory: &Path) -> Result<(Self, Tensors), LoadError> {
+        let (single, path) = (directory.join(SINGLE), directory.join("model.safetensors.index.json"));
+        if !path.is_file() {
+            return Self::open_file(&single);
+        }
+        let index = Index::read(&path)?;
+        if single.is_file() && !index.weight_map.values().any(|file| file == SINGLE) {
+            return Self::open_file(&single);
+        }
+        Self::open_all(directory, &path, &index)
     }
 
     /// Opens a single file.
@@ -54,15 +74,9 @@ impl Shards {
         Ok((opened, tensors))
     }
 
-    fn open_all(directory: &Path, path: &Path) -> Result<(Self, Tensors), LoadError> {
+    /// Opens the shards of `index`, the content of `path`.
+    fn open_all(directory: &Path, path: &Path, index: &Index) -> Result<(Self, Tensors), LoadError> {
         let refuse = |reason: String| LoadError::new(path, reason);
-        let mut text = Vec::new();
-        let file = File::open(path).map_err(|e| refuse(e.to_string()))?;
-        file.take(HEADER_BYTES_MAX + 1).read_to_end(&mut text).map_err(|e| refuse(e.to_string()))?;
-        if text.len() as u64 > HEADER_BYTES_MAX {
-            return Err(refuse(format!("has more than {HEADER_BYTES_MAX} bytes")));
-        }
-        let index: Index = serde_json::from_slice(&text).map_err(|e| refuse(e.to_string()))?;
         let mut shards: Vec<&str> = index.weight_map.values().map(String::as_str).collect();
         shards.sort_unstable();
         shards.dedup();

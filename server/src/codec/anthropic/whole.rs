@@ -1,6 +1,8 @@
 //! A message that is sent when all is done.
 
 use super::{call_id, ending, usage};
+use crate::budget::Reserved;
+use crate::codec::openai::asking::TEXT;
 use crate::codec::openai::{Head, Refusal};
 use crate::error::Error;
 use crate::llm::gather::Gathered;
@@ -8,15 +10,21 @@ use backends::llm::text::output::{Part, append};
 use protocol::anthropic::response::{Block, Message};
 use serde_json::{Value, json};
 
-/// Waits for the answer to a prompt of so many tokens, and writes it.
+/// Waits for the answer to a prompt of so many tokens, counts what comes of it, and writes it.
 ///
 /// # Errors
-/// It broke off, or cannot be written.
-pub async fn collect(mut gathered: Gathered, head: &Head, prompt: usize) -> Result<Vec<u8>, Refusal> {
+/// It broke off, cannot be written, or the budget has no room for what came.
+pub async fn collect(
+    mut gathered: Gathered,
+    head: &Head,
+    prompt: usize,
+    reserved: &mut Reserved,
+) -> Result<Vec<u8>, Refusal> {
     let (mut parts, mut end, mut counts) = (Vec::new(), None, (0, 0));
     while let Some(news) = gathered.next().await {
         counts = (news.cached, news.generated);
         let piece = news.piece?;
+        reserved.add(if piece.token.is_some() { TEXT } else { 0 })?;
         piece.parts.into_iter().for_each(|part| append(&mut parts, part));
         end = piece.end.or(end);
     }

@@ -262,7 +262,7 @@ pub fn completion(request: &CompletionRequest, language: &Language) -> Result<As
         }
         if telling.prompt_alone {
             // Something has to be computed for the prompt's probabilities; it is not told.
-            generate.max_tokens = Some(1);
+            (generate.max_tokens, generate.counted) = (Some(1), false);
         }
         let text = |generate: &Generate| match text {
             Some(text) => text.to_owned(),
@@ -308,6 +308,7 @@ fn generate(prompt: Vec<u32>, common: &Common, language: &Language) -> Result<Ge
         deadline: None,
         guide: None,
         reading: None,
+        counted: true,
     })
 }
 

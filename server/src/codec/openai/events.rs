@@ -32,6 +32,10 @@ use std::task::{Context, Poll};
 /// Bytes of most events with a token: those are written without asking for memory anew.
 const EVENT: usize = 400;
 
+/// Bytes from which on a piece is sent before more of the answer is written: what a client did not take for long waits as
+/// tokens, which are a small part of their text.
+const PIECE: usize = 64 << 10;
+
 /// What is streamed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -321,7 +325,7 @@ impl Body for Events {
             self.first(&mut out);
         }
         // What came together goes together.
-        while !self.done {
+        while !self.done && out.len() < PIECE {
             match self.gathered.poll_next(cx) {
                 Poll::Ready(Some(news)) => self.news(&mut out, news),
                 Poll::Ready(None) => self.last(&mut out),

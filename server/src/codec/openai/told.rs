@@ -62,12 +62,20 @@ impl Teller<'_> {
         self.bytes(token).iter().filter(|byte| **byte & 0xc0 != 0x80).count()
     }
 
-    /// Of an echoed prompt with so many characters and of the tokens after it; `None` where nobody asked.
-    pub fn echoed(&self, prompt: &[Told], characters: usize, told: &[Told]) -> Option<CompletionLogprobs> {
-        let lengths: Vec<usize> = prompt.iter().map(|told| self.length(told.id, false)).collect();
-        let special = |place: usize| self.length(prompt[place].id, true) == 0;
+    /// Of an echoed prompt, of which `logprobs` are told from its second token on, with so many characters, and of the
+    /// tokens after it; `None` where nobody asked.
+    pub fn echoed(
+        &self,
+        (prompt, logprobs): (&[u32], &[Logprobs]),
+        characters: usize,
+        told: &[Told],
+    ) -> Option<CompletionLogprobs> {
+        let prompt = &prompt[..prompt.len().min(1 + logprobs.len())];
+        let lengths: Vec<usize> = prompt.iter().map(|token| self.length(*token, false)).collect();
+        let special = |place: usize| self.length(prompt[place], true) == 0;
         let added = added(&lengths, special, characters);
-        let mut lists = self.lists(prompt, &mut 0, |place| !added.contains(&place))?;
+        let each = prompt.iter().copied().zip(std::iter::once(None).chain(logprobs.iter().map(Some)));
+        let mut lists = self.lists(each, &mut 0, |place| !added.contains(&place))?;
         let mut rest = self.completion(told, &mut { characters })?;
         lists.text_offset.append(&mut rest.text_offset);
         lists.token_logprobs.append(&mut rest.token_logprobs);
@@ -80,23 +88,28 @@ impl Teller<'_> {
     /// nobody asked.
     pub fn completion(&self, told: &[Told], offset: &mut usize) -> Option<CompletionLogprobs> {
         let counts = |place: usize| self.length(told[place].id, self.telling.leaves_out_special) > 0;
-        self.lists(told, offset, counts)
+        self.lists(told.iter().map(|told| (told.id, told.logprobs.as_ref())), offset, counts)
     }
 
     /// The places of tokens that are in the text are those of which `counts` says so.
-    fn lists(&self, told: &[Told], offset: &mut usize, counts: impl Fn(usize) -> bool) -> Option<CompletionLogprobs> {
+    fn lists<'l>(
+        &self,
+        told: impl Iterator<Item = (u32, Option<&'l Logprobs>)>,
+        offset: &mut usize,
+        counts: impl Fn(usize) -> bool,
+    ) -> Option<CompletionLogprobs> {
         let count = self.telling.logprobs?;
         let mut lists = CompletionLogprobs::default();
-        for (place, Told { id, logprobs }) in told.iter().enumerate() {
-            let text = self.text(*id);
+        for (place, (id, logprobs)) in told.enumerate() {
+            let text = self.text(id);
             lists.text_offset.push(*offset);
-            *offset += if counts(place) { self.length(*id, false) } else { 0 };
-            lists.token_logprobs.push(logprobs.as_ref().map(|logprobs| logprobs.logprob));
-            lists.top_logprobs.push(logprobs.as_ref().map(|logprobs| {
+            *offset += if counts(place) { self.length(id, false) } else { 0 };
+            lists.token_logprobs.push(logprobs.map(|logprobs| logprobs.logprob));
+            lists.top_logprobs.push(logprobs.map(|logprobs| {
                 let mut best: Vec<_> =
                     logprobs.top.iter().take(count).map(|(token, logprob)| (self.text(*token), *logprob)).collect();
                 // The token itself is always among them.
-                if !logprobs.top.iter().take(count).any(|(token, _)| token == id) {
+                if !logprobs.top.iter().take(count).any(|(token, _)| *token == id) {
                     best.push((text.clone(), logprobs.logprob));
                 }
                 Alternatives(best)

@@ -23,7 +23,8 @@ pub fn reading(
     let names = tools.iter().map(|tool| tool.name.clone()).collect();
     let single = !request.parallel_tool_calls || matches!(request.tool_choice, ToolChoice::Named(_));
     let whole = !request.common.delivery.stream;
-    let reading = Reading { thoughts, tools: (!tools.is_empty()).then_some(names), single, whole };
+    let forced = matches!(request.tool_choice, ToolChoice::Required | ToolChoice::Named(_));
+    let reading = Reading { thoughts, tools: (!tools.is_empty()).then_some(names), single, whole, forced };
     let after = |(form, field), calls| (language.format().after_thoughts(form, thoughts, calls), field);
     let form = match &request.tool_choice {
         _ if tools.is_empty() => form.map(|form| after(form, false)),

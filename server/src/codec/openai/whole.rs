@@ -1,9 +1,11 @@
 //! Replies that are sent when all is done.
 
 use super::ask::Telling;
+use super::asking::{keeps_tokens, token_bytes};
 use super::told::Teller;
 use super::tools::call_id;
 use super::{FINGERPRINT, Head, Refusal, finish_reason, stop_reason, usage};
+use crate::budget::Reserved;
 use crate::error::Error;
 use crate::llm::Language;
 use crate::llm::answer::{End, Told};
@@ -13,6 +15,8 @@ use backends::llm::plan::Logprobs;
 use protocol::openai::response::{
     self, CallKind, ChatChoice, CompletionChoice, FunctionCall, Message, Reply, ToolCall,
 };
+use serde::{Serialize, Serializer};
+use std::sync::Arc;
 
 /// What there is to tell of one prompt.
 #[derive(Clone, Debug, Default)]
@@ -27,12 +31,14 @@ pub struct Prompted {
 #[derive(Clone, Debug, Default)]
 struct Whole {
     said: Said,
+    /// Its tokens, where more than their text is wanted.
     told: Vec<Told>,
     end: Option<End>,
     generated: u32,
     thought: u32,
     cached: u32,
-    prompt_logprobs: Vec<Logprobs>,
+    /// The same of all answers to a prompt.
+    prompt_logprobs: Arc<Vec<Logprobs>>,
 }
 
 impl Whole {
@@ -58,25 +64,30 @@ pub struct Answered<'a> {
     usage: response::Usage,
 }
 
-/// Waits for all answers.
+/// Waits for all answers, and counts what comes of them.
 ///
 /// # Errors
-/// The first error of any of them.
+/// The first error of any of them, or the budget has no room for what came.
 pub async fn collect<'a>(
     mut gathered: Gathered,
     head: &'a Head,
     (language, telling): (&'a Language, &'a Telling),
     (prompts, copies): (&'a [Prompted], usize),
+    reserved: &mut Reserved,
 ) -> Result<Answered<'a>, Error> {
     let mut answers = vec![Whole::default(); prompts.len() * copies];
+    let (of_token, keeps) = (token_bytes(telling, prompts.len(), copies), keeps_tokens(telling, copies));
     while let Some(news) = gathered.next().await {
         let answer = &mut answers[news.choice];
         let piece = news.piece?;
         piece.parts.into_iter().for_each(|part| answer.said.add(part));
-        answer.told.extend(piece.token);
+        reserved.add(if piece.token.is_some() { of_token } else { 0 })?;
+        answer.told.extend(piece.token.filter(|_| keeps));
         answer.end = piece.end.or(answer.end.take());
         (answer.generated, answer.thought, answer.cached) = (news.generated, news.thought, news.cached);
-        answer.prompt_logprobs.extend(news.prompt_logprobs);
+        if !news.prompt_logprobs.is_empty() {
+            answer.prompt_logprobs = Arc::new(news.prompt_logprobs);
+        }
     }
     if answers.iter().any(|answer| answer.end.is_none()) {
         return Err(Error::Internal("an answer broke off".into()));
@@ -100,20 +111,30 @@ pub async fn collect<'a>(
         }
     }
     if copies > telling.n {
-        answers = answers.chunks(copies).flat_map(|of_one| of_one[..telling.n].to_vec()).collect();
+        let best = answers.into_iter().enumerate().filter(|(place, _)| place % copies < telling.n);
+        answers = best.map(|(_, answer)| answer).collect();
     }
     Ok(Answered { head, teller: Teller { language, telling }, prompts, answers, usage })
 }
 
+/// A choice that is put together when it is written: all at once would take a multiple of their text.
+struct Late<F>(F);
+
+impl<C: Serialize, F: Fn() -> C> Serialize for Late<F> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (self.0)().serialize(serializer)
+    }
+}
+
 impl Answered<'_> {
-    fn reply<C: serde::Serialize>(
+    fn reply<C: Serialize>(
         &self,
         object: &'static str,
         choices: Vec<C>,
         prompt: Option<&Prompted>,
     ) -> Result<Vec<u8>, Refusal> {
         let telling = self.teller.telling;
-        let logprobs = self.answers.first().map_or(&[][..], |answer| &answer.prompt_logprobs);
+        let logprobs = self.answers.first().map_or(&[][..], |answer| &answer.prompt_logprobs[..]);
         let reply = Reply {
             id: &self.head.id,
             object,
@@ -156,17 +177,21 @@ impl Answered<'_> {
     /// # Errors
     /// It cannot be written.
     pub fn chat(&self) -> Result<Vec<u8>, Refusal> {
-        let prompt = self.prompts.first();
-        let echo = prompt.and_then(|prompt| prompt.echo.as_deref()).unwrap_or_default();
-        let choice = |(index, answer): (usize, &Whole)| ChatChoice {
+        let answers = self.answers.iter().enumerate();
+        let choices = answers.map(|(index, answer)| Late(move || self.chat_choice(index, answer))).collect();
+        self.reply(response::CHAT, choices, self.prompts.first())
+    }
+
+    fn chat_choice(&self, index: usize, answer: &Whole) -> ChatChoice {
+        let echo = self.prompts.first().and_then(|prompt| prompt.echo.as_deref()).unwrap_or_default();
+        ChatChoice {
             index: index as u32,
             message: self.message(echo, &answer.said),
             logprobs: self.teller.chat(&answer.told),
             finish_reason: answer.end.as_ref().map(|end| finish_reason(end, self.called(answer))),
             stop_reason: answer.end.as_ref().and_then(stop_reason),
             token_ids: self.teller.telling.token_ids.then(|| answer.ids()),
-        };
-        self.reply(response::CHAT, self.answers.iter().enumerate().map(choice).collect(), prompt)
+        }
     }
 
     /// The reply to a completion.
@@ -174,30 +199,30 @@ impl Answered<'_> {
     /// # Errors
     /// It cannot be written.
     pub fn completion(&self) -> Result<Vec<u8>, Refusal> {
+        let answers = self.answers.iter().enumerate();
+        let choices = answers.map(|(index, answer)| Late(move || self.completion_choice(index, answer))).collect();
+        self.reply(response::COMPLETION, choices, None)
+    }
+
+    fn completion_choice(&self, index: usize, answer: &Whole) -> CompletionChoice {
         let telling = self.teller.telling;
-        let choice = |(index, answer): (usize, &Whole)| {
-            let Prompted { tokens, echo } = &self.prompts[index / telling.n];
-            let text = format!("{}{}", echo.as_deref().unwrap_or_default(), answer.said.text);
-            let echoed = echo.as_ref().map_or(0, |echo| echo.chars().count());
-            let logprobs = if telling.echoes_tokens {
-                let rest = answer.prompt_logprobs.iter().cloned().map(Some);
-                let prompt = tokens.iter().zip(std::iter::once(None).chain(rest));
-                let prompt: Vec<_> = prompt.map(|(id, logprobs)| Told { id: *id, logprobs }).collect();
-                self.teller.echoed(&prompt, echoed, &answer.told)
-            } else {
-                self.teller.completion(&answer.told, &mut { echoed })
-            };
-            CompletionChoice {
-                index: index as u32,
-                text,
-                logprobs,
-                finish_reason: answer.end.as_ref().map(|end| finish_reason(end, false)),
-                stop_reason: answer.end.as_ref().and_then(stop_reason),
-                prompt_logprobs: self.teller.prompt(tokens, &answer.prompt_logprobs),
-                prompt_token_ids: telling.token_ids.then(|| tokens.clone()),
-                token_ids: telling.token_ids.then(|| answer.ids()),
-            }
+        let Prompted { tokens, echo } = &self.prompts[index / telling.n];
+        let text = format!("{}{}", echo.as_deref().unwrap_or_default(), answer.said.text);
+        let echoed = echo.as_ref().map_or(0, |echo| echo.chars().count());
+        let logprobs = if telling.echoes_tokens {
+            self.teller.echoed((&tokens[..], &answer.prompt_logprobs[..]), echoed, &answer.told)
+        } else {
+            self.teller.completion(&answer.told, &mut { echoed })
         };
-        self.reply(response::COMPLETION, self.answers.iter().enumerate().map(choice).collect(), None)
+        CompletionChoice {
+            index: index as u32,
+            text,
+            logprobs,
+            finish_reason: answer.end.as_ref().map(|end| finish_reason(end, false)),
+            stop_reason: answer.end.as_ref().and_then(stop_reason),
+            prompt_logprobs: self.teller.prompt(tokens, &answer.prompt_logprobs),
+            prompt_token_ids: telling.token_ids.then(|| tokens.clone()),
+            token_ids: telling.token_ids.then(|| answer.ids()),
+        }
     }
 }

@@ -231,6 +231,74 @@ mod tests {
         assert_eq!(narrow.inputs[0].values::<f32>(), Some(&[9_007_200_328_482_816.0][..]));
     }
 
+    /// What a graph is handed for its one input of rows of two.
+    fn graph_input(datatype: DataType, list: &str) -> Result<Tensor, String> {
+        let body = format!("{{\"instances\": [{list}]}}");
+        let request = decode(body.as_bytes(), &signature(datatype, "onnxruntime_onnx"));
+        request.map(|request| request.inputs[0].clone()).map_err(|error| error.message())
+    }
+
+    #[test]
+    fn whole_numbers_for_graphs_are_not_rounded_whatever_stands_beside_them() {
+        let great = 9_007_199_254_740_993;
+        for (row, wanted) in [
+            ("[9007199254740993, -9223372036854775808]", [great, i64::MIN]),
+            ("[9007199254740993, 1.0]", [great, 1]),
+            ("[-0, 9007199254740993]", [0, great]),
+            ("[true, 9007199254740993]", [1, great]),
+            ("[3e2, 9223372036854775807]", [300, i64::MAX]),
+        ] {
+            for list in [row.to_owned(), format!("{{\"x\": {row}}}")] {
+                let input = graph_input(DataType::Int64, &list).unwrap();
+                assert_eq!(input.values::<i64>(), Some(&wanted[..]), "{list}");
+            }
+        }
+        let input = graph_input(DataType::Uint64, "[18446744073709551615, 1.0]").unwrap();
+        assert_eq!(input.values::<u64>(), Some(&[u64::MAX, 1][..]));
+        for (datatype, row, says) in [
+            (DataType::Int64, "[1, 9223372036854775808]", "takes INT64, which has no 9223372036854775808"),
+            (DataType::Int8, "[1, 128]", "takes INT8, which has no 128"),
+            (DataType::Uint64, "[1, -1]", "takes UINT64, which has no -1"),
+            (DataType::Int64, "[9007199254740993, 1.5]", "has no 1.5"),
+            (DataType::Int64, "[1, 1e300]", "has no 1e300"),
+            (DataType::Int64, "[1, Infinity]", "has no Infinity"),
+            (DataType::Int64, "[1, null]", "has no NaN"),
+            (DataType::Int64, "[1, \"2\"]", "\"2\" is no number"),
+        ] {
+            for list in [row.to_owned(), format!("{{\"x\": {row}}}")] {
+                let error = graph_input(datatype, &list).unwrap_err();
+                assert!(error.contains(says), "{list}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn graphs_take_what_python_writes_for_floats() {
+        for list in ["[NaN, -Infinity]", "{\"x\": [NaN, -Infinity]}", "{\"x\": [null, -Infinity]}"] {
+            for datatype in [DataType::Fp32, DataType::Fp64] {
+                let input = graph_input(datatype, list).unwrap();
+                let values = input.to_f64().unwrap();
+                assert!(values[0].is_nan() && values[1] == f64::NEG_INFINITY, "{list}");
+            }
+        }
+        let input = graph_input(DataType::Bytes, "[\"NaN\", \"\\u00e9\"]").unwrap();
+        assert_eq!(input.strings().unwrap().collect::<Vec<_>>(), [&b"NaN"[..], "\u{e9}".as_bytes()]);
+        let error = graph_input(DataType::Bytes, "[NaN, \"a\"]").unwrap_err();
+        assert!(error.contains("takes text; NaN is none"), "{error}");
+    }
+
+    #[test]
+    fn names_that_a_graph_is_sent_twice_are_refused() {
+        let error = graph_input(DataType::Int64, "{\"x\": [1, 2], \"x\": [3, 4]}").unwrap_err();
+        assert_eq!(error, "'x' appears twice in the object that ends at byte 41");
+        for body in [r#"{"inputs": {"x": [[1, 2]]}, "inputs": {}}"#, r#"{"inputs": [[1, 2]], "inputs": [[3, 4]]}"#] {
+            let error = decode(body.as_bytes(), &signature(DataType::Int64, "onnxruntime_onnx")).unwrap_err();
+            assert_eq!(error.message(), "\"inputs\" appears twice", "{body}");
+        }
+        let deep = format!("{{\"x\": {}}}", "[".repeat(200));
+        assert!(graph_input(DataType::Int64, &deep).unwrap_err().contains("nested deeper than 100"));
+    }
+
     #[test]
     fn truth_values_are_written_as_such() {
         let written = |shape: Vec<usize>, flags: &[u8]| {

@@ -10,8 +10,9 @@ use crate::dataplane::Infer;
 use crate::error::Error;
 use backends::{DataType, Port, Signature, Tensor};
 use half::{bf16, f16};
+use protocol::json::{Kind, Reader, excerpt};
 use protocol::v1::{Instances, Numbers, V1Error};
-use serde_json::{Map, Value};
+use std::borrow::Cow;
 
 /// Reads a request.
 ///
@@ -22,17 +23,18 @@ pub(super) fn decode(body: &[u8], signature: &Signature) -> Result<Infer, Error>
         return nothing(body);
     }
     if let [port] = &signature.inputs[..]
-        && !matches!(port.datatype, DataType::Bytes | DataType::Uint64)
+        && port.datatype != DataType::Bytes
         && let Ok((_, Instances::Numbers { shape, values })) = protocol::v1::parse(body, &[])
+        && let Some(input) = dense(port, shape, values)
     {
-        return Ok(Infer { inputs: vec![numbers(port, shape, values)?], ..Infer::default() });
+        return Ok(Infer { inputs: vec![input?], ..Infer::default() });
     }
-    let request: Map<String, Value> = serde_json::from_slice(body).map_err(|e| not_a_request(body, &e))?;
-    let inputs = match (request.get("inputs"), request.get("instances")) {
+    let request = Request::read(body)?;
+    let inputs = match (&request.inputs, &request.instances) {
         (Some(Value::Object(columns)), _) => whole(columns, signature)?,
-        (Some(list @ Value::Array(_)), _) => vec![tensor(only(signature, "inputs")?, &[list], Leading::Kept)?],
+        (Some(list @ Value::List(_)), _) => vec![tensor(only(signature, "inputs")?, &[list], Leading::Kept)?],
         (Some(_), _) => return Err(Error::Invalid("Expected \"inputs\" to be a list or an object".into())),
-        (None, Some(Value::Array(rows))) => rows_of(rows, signature)?,
+        (None, Some(Value::List(rows))) => rows_of(rows, signature)?,
         (None, Some(_)) => return Err(Error::Invalid("Expected \"instances\" to be a list".into())),
         (None, None) => {
             return Err(Error::Invalid("expected \"instances\" or \"inputs\" in the request".into()));
@@ -43,22 +45,133 @@ pub(super) fn decode(body: &[u8], signature: &Signature) -> Result<Infer, Error>
 
 /// A request for a model that takes nothing.
 fn nothing(body: &[u8]) -> Result<Infer, Error> {
-    let request: Value = serde_json::from_slice(body).map_err(|e| not_a_request(body, &e))?;
-    let empty = |value: &Value| value.as_object().is_some_and(Map::is_empty);
-    let rows = |value: &Value| value.as_array().is_some_and(|rows| matches!(&rows[..], [row] if empty(row)));
-    match (request.get("inputs"), request.get("instances")) {
+    let request = Request::read(body)?;
+    let empty = |value: &Value<'_>| matches!(value, Value::Object(members) if members.is_empty());
+    match (&request.inputs, &request.instances) {
         (Some(inputs), None) if empty(inputs) => Ok(Infer::default()),
-        (None, Some(instances)) if rows(instances) => Ok(Infer::default()),
+        (None, Some(Value::List(rows))) if matches!(&rows[..], [row] if empty(row)) => Ok(Infer::default()),
         _ => Err(Error::Invalid("the model takes no inputs; send {\"inputs\": {}}".into())),
     }
 }
 
-/// The reader of plain requests says where a text stops being JSON better than the other.
-fn not_a_request(body: &[u8], error: &serde_json::Error) -> Error {
-    match protocol::v1::parse(body, &[]) {
-        Err(error @ V1Error::Malformed(_)) => error.into(),
-        _ if error.is_data() => Error::Invalid("expected an object with \"instances\" or \"inputs\"".into()),
-        _ => Error::Malformed(format!("Unrecognized request format: {error}")),
+/// A value as it is written: numbers become such when it is known of which type.
+enum Value<'a> {
+    Null,
+    Bool(bool),
+    Number(&'a str),
+    Text(Cow<'a, str>),
+    List(Vec<Value<'a>>),
+    Object(Members<'a>),
+}
+
+/// The members of an object, in the order of their names, each of which is there once.
+type Members<'a> = Vec<(Cow<'a, str>, Value<'a>)>;
+
+fn member<'v, 'a>(members: &'v Members<'a>, name: &str) -> Option<&'v Value<'a>> {
+    members.binary_search_by(|(key, _)| (**key).cmp(name)).ok().map(|at| &members[at].1)
+}
+
+/// What is read of a body.
+#[derive(Default)]
+struct Request<'a> {
+    inputs: Option<Value<'a>>,
+    instances: Option<Value<'a>>,
+}
+
+impl<'a> Request<'a> {
+    fn read(body: &'a [u8]) -> Result<Self, V1Error> {
+        let mut reader = Reader::new(body);
+        if reader.kind()? != Kind::Object {
+            return Err(V1Error::Invalid("expected an object with \"instances\" or \"inputs\"".into()));
+        }
+        let (mut request, mut entries) = (Request::default(), reader.object()?);
+        while let Some(key) = reader.key(&mut entries)? {
+            let slot = match &*key {
+                "inputs" => &mut request.inputs,
+                "instances" => &mut request.instances,
+                _ => {
+                    reader.skip()?;
+                    continue;
+                }
+            };
+            if slot.replace(Value::read(&mut reader)?).is_some() {
+                return Err(V1Error::Invalid(format!("\"{key}\" appears twice")));
+            }
+        }
+        reader.end()?;
+        Ok(request)
+    }
+}
+
+impl<'a> Value<'a> {
+    /// The reader bounds the depth.
+    fn read(reader: &mut Reader<'a>) -> Result<Self, V1Error> {
+        Ok(match reader.kind()? {
+            Kind::Null => {
+                reader.null()?;
+                Value::Null
+            }
+            Kind::Bool => Value::Bool(reader.boolean()?),
+            Kind::Number => Value::Number(reader.number()?),
+            Kind::String => Value::Text(reader.string()?),
+            Kind::Array => {
+                let (mut items, mut entries) = (Vec::new(), reader.array()?);
+                while reader.element(&mut entries)? {
+                    items.push(Value::read(reader)?);
+                }
+                Value::List(items)
+            }
+            Kind::Object => {
+                let (mut members, mut entries) = (Members::new(), reader.object()?);
+                while let Some(key) = reader.key(&mut entries)? {
+                    members.push((key, Value::read(reader)?));
+                }
+                members.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+                if let Some(pair) = members.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+                    let what = format!("'{}' appears twice in the object that ends", excerpt(&pair[0].0));
+                    return Err(V1Error::Values(reader.error(what).to_string()));
+                }
+                Value::Object(members)
+            }
+        })
+    }
+
+    fn members(&self) -> Option<&Members<'a>> {
+        if let Value::Object(members) = self { Some(members) } else { None }
+    }
+
+    /// As errors show it.
+    fn shown(&self) -> String {
+        match self {
+            Value::Null => "null".into(),
+            Value::Bool(flag) => flag.to_string(),
+            Value::Number(number) => excerpt(number).into_owned(),
+            Value::Text(text) => format!("\"{}\"", excerpt(text)),
+            Value::List(_) => "a list".into(),
+            Value::Object(_) => "an object".into(),
+        }
+    }
+
+    /// `null` is not-a-number, and whole numbers are Python's: they have no negative zero.
+    fn float(&self) -> Option<f64> {
+        match self {
+            Value::Null => Some(f64::NAN),
+            Value::Bool(flag) => Some(f64::from(u8::from(*flag))),
+            Value::Number("-0") => Some(0.0),
+            Value::Number(number) => number.parse().ok(),
+            _ => None,
+        }
+    }
+
+    /// `3.0` and `3e2` are whole, too.
+    fn integer(&self) -> Option<i128> {
+        if let Value::Number(number) = self
+            && let Ok(value) = number.parse()
+        {
+            return Some(value);
+        }
+        let (value, bound) = (self.float()?, 2f64.powi(64));
+        (value.fract() == 0.0 && value.abs() <= bound).then_some(value as i128)
     }
 }
 
@@ -86,26 +199,30 @@ fn port<'a>(signature: &'a Signature, name: &str) -> Result<&'a Port, Error> {
 }
 
 /// `inputs` as an object.
-fn whole(columns: &Map<String, Value>, signature: &Signature) -> Result<Vec<Tensor>, Error> {
+fn whole(columns: &Members<'_>, signature: &Signature) -> Result<Vec<Tensor>, Error> {
     columns.iter().map(|(name, value)| tensor(port(signature, name)?, &[value], Leading::Kept)).collect()
 }
 
 /// `instances`.
-fn rows_of(rows: &[Value], signature: &Signature) -> Result<Vec<Tensor>, Error> {
+fn rows_of(rows: &[Value<'_>], signature: &Signature) -> Result<Vec<Tensor>, Error> {
     let Some(Value::Object(first)) = rows.first() else {
-        let rows: Vec<&Value> = rows.iter().collect();
+        let rows: Vec<&Value<'_>> = rows.iter().collect();
         return Ok(vec![tensor(only(signature, "instances")?, &rows, Leading::Rows)?]);
     };
     let mut tensors = Vec::with_capacity(first.len());
-    for name in first.keys() {
+    for (name, _) in first {
         let port = port(signature, name)?;
         let values = rows.iter().enumerate().map(|(index, row)| {
-            row.get(name).ok_or_else(|| Error::Invalid(format!("instances[{index}] lacks '{name}', which others have")))
+            let value = row.members().and_then(|members| member(members, name));
+            value.ok_or_else(|| Error::Invalid(format!("instances[{index}] lacks '{name}', which others have")))
         });
         tensors.push(tensor(port, &values.collect::<Result<Vec<_>, _>>()?, Leading::Rows)?);
     }
-    let other = |row: &Value| row.as_object().and_then(|row| row.keys().find(|key| !first.contains_key(*key)).cloned());
-    if let Some((index, name)) = rows.iter().enumerate().find_map(|(index, row)| Some((index, other(row)?))) {
+    let unknown = |row: &Value<'_>| {
+        let (name, _) = row.members()?.iter().find(|(name, _)| member(first, name).is_none())?;
+        Some(excerpt(name).into_owned())
+    };
+    if let Some((index, name)) = rows.iter().enumerate().find_map(|(index, row)| Some((index, unknown(row)?))) {
         return Err(Error::Invalid(format!("instances[{index}] has '{name}', which others lack")));
     }
     Ok(tensors)
@@ -122,15 +239,15 @@ enum Leading {
 
 /// Values in lists of lists, flat.
 #[derive(Default)]
-struct Flat<'a> {
+struct Flat<'v, 'a> {
     shape: Vec<usize>,
-    values: Vec<&'a Value>,
+    values: Vec<&'v Value<'a>>,
 }
 
-impl<'a> Flat<'a> {
+impl<'v, 'a> Flat<'v, 'a> {
     /// `depth` is that of `value`; the first path down says how long lists are.
-    fn add(&mut self, value: &'a Value, depth: usize, place: &str) -> Result<(), Error> {
-        let Value::Array(items) = value else {
+    fn add(&mut self, value: &'v Value<'a>, depth: usize, place: &str) -> Result<(), Error> {
+        let Value::List(items) = value else {
             if self.shape.len() > depth {
                 return Err(Error::Values(format!(
                     "{place}: a value where others have a list of {}",
@@ -152,7 +269,7 @@ impl<'a> Flat<'a> {
     }
 }
 
-fn tensor(port: &Port, values: &[&Value], leading: Leading) -> Result<Tensor, Error> {
+fn tensor(port: &Port, values: &[&Value<'_>], leading: Leading) -> Result<Tensor, Error> {
     let place = format!("input '{}'", port.name);
     let mut flat = Flat::default();
     if leading == Leading::Rows {
@@ -160,26 +277,41 @@ fn tensor(port: &Port, values: &[&Value], leading: Leading) -> Result<Tensor, Er
     }
     let depth = flat.shape.len();
     values.iter().try_for_each(|value| flat.add(value, depth, &place))?;
-    let shape = fitted(flat.shape, port)?;
+    let Flat { shape, values } = flat;
+    let shape = fitted(shape, port)?;
     if port.datatype == DataType::Bytes {
-        let texts = flat.values.iter().map(|value| text(value, &place)).collect::<Result<Vec<_>, _>>()?;
+        let texts = values.iter().map(|value| match value {
+            Value::Text(text) => Ok(&**text),
+            other => Err(Error::Values(format!("{place} takes text; {} is none", other.shown()))),
+        });
+        let texts = texts.collect::<Result<Vec<&str>, Error>>()?;
         return Ok(Tensor::from_strings(port.name.as_str(), shape, texts)?);
     }
-    if port.datatype == DataType::Uint64 && flat.values.iter().all(|value| value.is_u64()) {
-        let values = flat.values.iter().filter_map(|value| value.as_u64()).collect();
-        return Ok(Tensor::from_vec::<u64>(port.name.as_str(), shape, values)?);
+    let none = |value: &Value<'_>| Error::Values(format!("{place}: {} is no number", value.shown()));
+    if is_integer(port.datatype) {
+        return integers(port, shape, values, |value| match (value.integer(), value) {
+            (Some(value), _) => Ok(value),
+            (None, Value::Null) => Err(lacks(port, "NaN")),
+            (None, Value::Number(number)) => Err(lacks(port, &excerpt(number))),
+            (None, other) => Err(none(other)),
+        });
     }
-    if flat.values.iter().all(|value| value.is_i64() || value.is_boolean()) {
-        let whole = |value: &&Value| value.as_i64().or(value.as_bool().map(i64::from)).unwrap_or_default();
-        return numbers(port, shape, Numbers::Whole(flat.values.iter().map(whole).collect()));
-    }
-    let number = |value: &&Value| match value {
-        Value::Null => Ok(f64::NAN),
-        Value::Bool(flag) => Ok(f64::from(u8::from(*flag))),
-        other => other.as_f64().ok_or_else(|| Error::Values(format!("{place}: {other} is no number"))),
+    let values = values.iter().map(|value| value.float().ok_or_else(|| none(value)));
+    floats(port, shape, values.collect::<Result<_, _>>()?)
+}
+
+/// A dense array of numbers for the one input. `None` where some are whole and some are not, and the model takes whole
+/// ones: as floats they would be rounded.
+fn dense(port: &Port, shape: Vec<usize>, values: Numbers) -> Option<Result<Tensor, Error>> {
+    let values = match (values, is_integer(port.datatype)) {
+        (Numbers::Whole(values), true) => {
+            return Some(fitted(shape, port).and_then(|shape| integers(port, shape, values, |value| Ok(value.into()))));
+        }
+        (Numbers::Whole(values), false) => values.into_iter().map(|value| value as f64).collect(),
+        (Numbers::Float(values) | Numbers::Object(values), false) => values,
+        (_, true) => return None,
     };
-    let values = flat.values.iter().map(number).collect::<Result<_, _>>()?;
-    numbers(port, shape, Numbers::Float(values))
+    Some(fitted(shape, port).and_then(|shape| floats(port, shape, values)))
 }
 
 /// One value in a row is one column, where the model has one. Where it takes any number of them, a list of values may be
@@ -203,58 +335,55 @@ fn fitted(mut shape: Vec<usize>, port: &Port) -> Result<Vec<usize>, Error> {
     Ok(shape)
 }
 
-fn text<'a>(value: &'a Value, place: &str) -> Result<&'a str, Error> {
-    value.as_str().ok_or_else(|| Error::Values(format!("{place} takes text; {value} is none")))
+fn is_integer(datatype: DataType) -> bool {
+    use DataType::{Int8, Int16, Int32, Int64, Uint8, Uint16, Uint32, Uint64};
+    matches!(datatype, Int8 | Int16 | Int32 | Int64 | Uint8 | Uint16 | Uint32 | Uint64)
 }
 
-/// Numbers as the type that the model takes, converted as numpy's `astype` would; a whole number that the type lacks is
-/// an error.
-fn numbers(port: &Port, shape: Vec<usize>, values: Numbers) -> Result<Tensor, Error> {
-    let shape = fitted(shape, port)?;
-    let refuse =
-        |value: String| Error::Values(format!("input '{}' takes {}, which has no {value}", port.name, port.datatype));
-    let floats = || -> Vec<f64> {
-        match &values {
-            Numbers::Whole(values) => values.iter().map(|value| *value as f64).collect(),
-            Numbers::Float(values) | Numbers::Object(values) => values.clone(),
-        }
-    };
-    let wholes = || -> Result<Vec<i64>, Error> {
-        match &values {
-            Numbers::Whole(values) => Ok(values.clone()),
-            Numbers::Float(values) | Numbers::Object(values) => {
-                let whole = |value: &f64| {
-                    let fits = value.trunc() == *value
-                        && (-9_223_372_036_854_775_808.0..9_223_372_036_854_775_808.0).contains(value);
-                    fits.then_some(*value as i64).ok_or_else(|| refuse(value.to_string()))
-                };
-                values.iter().map(whole).collect()
-            }
-        }
-    };
-    macro_rules! whole {
+fn lacks(port: &Port, value: &str) -> Error {
+    Error::Values(format!("input '{}' takes {}, which has no {value}", port.name, port.datatype))
+}
+
+/// Numbers as the type that the model takes, converted as numpy's `astype` would.
+fn floats(port: &Port, shape: Vec<usize>, values: Vec<f64>) -> Result<Tensor, Error> {
+    let name = port.name.as_str();
+    Ok(match port.datatype {
+        DataType::Fp64 => Tensor::from_vec(name, shape, values),
+        DataType::Fp32 => Tensor::from_vec(name, shape, values.into_iter().map(|v| v as f32).collect()),
+        DataType::Fp16 => Tensor::from_vec(name, shape, values.into_iter().map(f16::from_f64).collect()),
+        DataType::Bf16 => Tensor::from_vec(name, shape, values.into_iter().map(bf16::from_f64).collect()),
+        DataType::Bool => Tensor::from_bools(name, shape, values.into_iter().map(|v| u8::from(v != 0.0)).collect()),
+        other => return Err(Error::Values(format!("input '{name}' takes {other}, not floats"))),
+    }?)
+}
+
+/// Whole numbers as the type that the model takes; one that the type lacks is an error.
+fn integers<V>(
+    port: &Port,
+    shape: Vec<usize>,
+    values: Vec<V>,
+    read: impl Fn(V) -> Result<i128, Error>,
+) -> Result<Tensor, Error> {
+    macro_rules! fitting {
         ($type:ty) => {{
-            let fit = |value: i64| <$type>::try_from(value).map_err(|_| refuse(value.to_string()));
-            let values = wholes()?.into_iter().map(fit).collect::<Result<Vec<$type>, _>>()?;
+            let fit = |value| {
+                let value = read(value)?;
+                <$type>::try_from(value).map_err(|_| lacks(port, &value.to_string()))
+            };
+            let values = values.into_iter().map(fit).collect::<Result<Vec<$type>, Error>>()?;
             Tensor::from_vec(port.name.as_str(), shape, values)
         }};
     }
-    let name = port.name.as_str();
     Ok(match port.datatype {
-        DataType::Fp64 => Tensor::from_vec(name, shape, floats()),
-        DataType::Fp32 => Tensor::from_vec(name, shape, floats().into_iter().map(|v| v as f32).collect()),
-        DataType::Fp16 => Tensor::from_vec(name, shape, floats().into_iter().map(f16::from_f64).collect()),
-        DataType::Bf16 => Tensor::from_vec(name, shape, floats().into_iter().map(bf16::from_f64).collect()),
-        DataType::Bool => Tensor::from_bools(name, shape, floats().into_iter().map(|v| u8::from(v != 0.0)).collect()),
-        DataType::Int8 => whole!(i8),
-        DataType::Int16 => whole!(i16),
-        DataType::Int32 => whole!(i32),
-        DataType::Int64 => whole!(i64),
-        DataType::Uint8 => whole!(u8),
-        DataType::Uint16 => whole!(u16),
-        DataType::Uint32 => whole!(u32),
-        DataType::Uint64 => whole!(u64),
-        DataType::Bytes => return Err(Error::Values(format!("input '{name}' takes text"))),
+        DataType::Int8 => fitting!(i8),
+        DataType::Int16 => fitting!(i16),
+        DataType::Int32 => fitting!(i32),
+        DataType::Int64 => fitting!(i64),
+        DataType::Uint8 => fitting!(u8),
+        DataType::Uint16 => fitting!(u16),
+        DataType::Uint32 => fitting!(u32),
+        DataType::Uint64 => fitting!(u64),
+        other => return Err(Error::Values(format!("input '{}' takes {other}, not whole numbers", port.name))),
     }?)
 }
 
@@ -326,11 +455,12 @@ mod tests {
         for body in [r#"{"inputs": {}}"#, r#"{"instances": [{}]}"#] {
             assert_eq!(shapes(body, &none), Ok(Vec::new()), "{body}");
         }
-        for body in [r#"{"instances": [1]}"#, r#"{"inputs": {"x": 1}}"#, r#"{"instances": [{}, {}]}"#, "{}", "[]"] {
+        for body in [r#"{"instances": [1]}"#, r#"{"inputs": {"x": 1}}"#, r#"{"instances": [{}, {}]}"#, "{}"] {
             let error = shapes(body, &none).unwrap_err();
             assert_eq!(error, "the model takes no inputs; send {\"inputs\": {}}", "{body}");
         }
         assert!(shapes("{", &none).unwrap_err().contains("Unrecognized request format"));
+        assert!(shapes("[]", &none).unwrap_err().contains("expected an object"));
     }
 
     #[test]

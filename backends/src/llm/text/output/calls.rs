@@ -16,6 +16,8 @@ pub(super) struct Calls {
     single: bool,
     /// Calls are told when they are complete.
     whole: bool,
+    /// There is nothing but calls.
+    forced: bool,
     at: At,
     /// Text up to the next mark.
     scanner: MarkScanner,
@@ -53,12 +55,12 @@ enum At {
 
 impl Calls {
     pub(super) fn new(parser: ToolParser, names: Arc<[String]>, reading: &Reading) -> Self {
-        let Reading { single, whole, .. } = *reading;
+        let Reading { single, whole, forced, .. } = *reading;
         let at = if parser == ToolParser::Llama3Json { At::Start } else { At::Text };
         let scanner = MarkScanner::new(parser.open());
         let (held, passed) = (String::new(), String::new());
         let (listed, trimming, said, over) = (false, false, false, false);
-        Calls { parser, names, single, whole, at, scanner, held, passed, listed, trimming, said, over }
+        Calls { parser, names, single, whole, forced, at, scanner, held, passed, listed, trimming, said, over }
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -296,6 +298,8 @@ impl Calls {
         }
         let held = std::mem::take(&mut self.held);
         match std::mem::replace(&mut self.at, At::Plain) {
+            // Half a mark, or a call without a name.
+            At::Start | At::Text | At::Before | At::Name | At::After if cut && self.forced => {}
             At::Start | At::Plain => self.text(held, out),
             At::Text => {
                 let scanner = std::mem::replace(&mut self.scanner, MarkScanner::new(self.parser.open()));
@@ -314,7 +318,8 @@ impl Calls {
                 if self.whole && cut {
                     tell(&mut call, out);
                 }
-                if !call.is_told() {
+                let part = cut && self.forced;
+                if !call.is_told() && !part {
                     let rest = std::mem::take(&mut self.passed) + &call.take_raw();
                     self.text(rest, out);
                 }

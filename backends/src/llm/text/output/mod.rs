@@ -72,6 +72,8 @@ pub struct Reading {
     /// Nobody sees the answer before it is complete: calls whose arguments are no JSON are text. Who sees it in pieces
     /// has been told by then that there is a call.
     pub whole: bool,
+    /// The answer has to call: what is cut off before a call was told is a part of one, and no text.
+    pub forced: bool,
 }
 
 /// Reads one answer.
@@ -99,6 +101,7 @@ impl OutputParser {
             thinking,
             calls,
             trimming: false,
+            forced: reading.forced,
         }))))
     }
 
@@ -143,6 +146,7 @@ struct Marked {
     calls: Option<Calls>,
     /// Thoughts have ended, and nothing but whitespace has come since.
     trimming: bool,
+    forced: bool,
 }
 
 impl Marked {
@@ -174,6 +178,7 @@ impl Marked {
         if let Some(thinking) = self.thinking.take() {
             match thinking.at {
                 At::Inside => append(out, Part::Reasoning(thinking.close.into_held().trim_end().to_owned())),
+                At::Before if cut && self.forced => {}
                 At::Before => self.said(&thinking.before, out),
             }
         }

@@ -12,7 +12,7 @@ fn format(tools: Option<ToolParser>, thoughts: bool) -> OutputFormat {
 
 fn reading(thoughts: Thoughts) -> Reading {
     let tools = Some(["f".to_owned(), "get_weather".to_owned()].into());
-    Reading { thoughts, tools, single: false, whole: false }
+    Reading { thoughts, tools, single: false, whole: false, forced: false }
 }
 
 /// The parts of an answer that comes in pieces.
@@ -181,6 +181,39 @@ fn a_call_that_is_cut_off_is_told_as_far_as_it_came() {
         for whole in [false, true] {
             let reading = Reading { whole, ..reading(Never) };
             let mut parser = OutputParser::new(&format(*tools, false), &reading).unwrap();
+            let mut told = Vec::new();
+            parser.push(text, &mut told);
+            parser.finish(true, &mut told);
+            assert_eq!(short(&told), *expected, "{whole} {text:?}");
+        }
+    }
+}
+
+/// Answers that had to call, and were cut off.
+#[rustfmt::skip]
+const FORCED: &[Case] = &[
+    (HERMES, Never, "<too", &[]),
+    (HERMES, Never, "<tool_call>\n", &[]),
+    (HERMES, Never, "<tool_call>\n{\"name\": \"f", &[]),
+    (HERMES, Never, "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": ", &["!f", "={\"a\": "]),
+    (HERMES, Never, "<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool", &["!f", "={}"]),
+    (HERMES, Never, "<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call>\n<t", &["!f", "={}"]),
+    (HERMES, Possible, "<th", &[]),
+    (HERMES, Possible, "<think>hm</think>\n<too", &["~hm"]),
+    (LLAMA, Never, "{\"na", &[]),
+    (MISTRAL, Never, "[TOOL", &[]),
+    (MISTRAL, Never, "[TOOL_CALLS]ge", &[]),
+    (LIST, Never, "<|tool_call|>[{", &[]),
+    (LIST, Never, "<|tool_call|>[{\"name\": \"f\", \"arguments\": {}}, ", &["!f", "={}"]),
+    (HARMONY, Possible, "<|channel|>commentary to=func", &[]),
+];
+
+#[test]
+fn an_answer_that_has_to_call_is_no_text_when_it_is_cut_off() {
+    for (tools, thoughts, text, expected) in FORCED {
+        for whole in [false, true] {
+            let reading = Reading { whole, forced: true, ..reading(*thoughts) };
+            let mut parser = OutputParser::new(&format(*tools, true), &reading).unwrap();
             let mut told = Vec::new();
             parser.push(text, &mut told);
             parser.finish(true, &mut told);
