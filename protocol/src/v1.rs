@@ -257,7 +257,7 @@ struct Frame<'a> {
     /// The columns that are taken, with their order; without any, all are.
     chosen: HashMap<&'a str, usize>,
     rows: usize,
-    /// What text takes up that was written once for several rows, in cells, which have room for a little text.
+    /// What text takes up that was written once for several rows, in cells; and the work of objects that add no rows.
     repeated: usize,
     /// Cells that it may have. Without a bound, rows written as `{}` behind one row of many columns take up thousands
     /// of times the memory that their text did.
@@ -333,11 +333,15 @@ impl<'a> Frame<'a> {
         let start = self.rows;
         if added > 1 {
             let size = |(_, column): &(String, Vec<Cell>)| match &column[start.min(column.len())..] {
-                [Cell::Text(text)] => text.len() / size_of::<Cell>(),
+                [Cell::Text(text)] => text.len().div_ceil(size_of::<Cell>()),
                 _ => 0,
             };
             let sizes: usize = self.columns.iter().map(size).sum();
             self.repeated = self.repeated.saturating_add(sizes.saturating_mul(added - 1));
+        }
+        if added == 0 {
+            // All columns are looked at for it.
+            self.repeated = self.repeated.saturating_add(self.columns.len());
         }
         self.rows += added;
         self.check(self.columns.len(), self.rows)?;

@@ -241,7 +241,7 @@ async fn listen(
 ) -> Result<(watch_channel::Sender<Phase>, Listeners, Addresses), String> {
     let (phase, watching) = watch_channel::channel(Phase::Serving);
     let timeouts = Timeouts { header: config.header_timeout, idle: config.idle_timeout, stalled: STALLED };
-    let options = listener::Options::new(timeouts, connections(config)?, tls(config)?);
+    let options = listener::Options::new(timeouts, connections(config)?, tls(config)?).within(config.inflight_bytes);
     // Who scrapes metrics expects them in the clear on a port of their own, as Triton has it.
     let in_the_clear = listener::Options { tls: None, ..options.clone() };
     let only_metrics =
@@ -403,8 +403,9 @@ async fn drain(
         let mut all = std::pin::pin!(async { while listeners.join_next().await.is_some() {} });
         if tokio::time::timeout(config.drain_timeout, all.as_mut()).await.is_err() {
             tracing::warn!("requests were still running when the drain timeout passed");
-            plane.end_answers();
-            let _ = tokio::time::timeout(LAST_WORDS, all).await;
+            if plane.end_answers() {
+                let _ = tokio::time::timeout(LAST_WORDS, all).await;
+            }
         }
     };
     tokio::select! {

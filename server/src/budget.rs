@@ -29,6 +29,11 @@ impl Budget {
         Budget { pages: Arc::new(Semaphore::new(most)), most }
     }
 
+    /// The most that one answer takes ahead for what may never come; what it comes to have beyond that it takes then.
+    pub fn ahead(&self) -> usize {
+        self.most.saturating_mul(PAGE) / 64
+    }
+
     fn take(&self, pages: usize) -> Result<OwnedSemaphorePermit, Error> {
         let pages = u32::try_from(pages).unwrap_or(u32::MAX);
         self.pages.clone().try_acquire_many_owned(pages).map_err(|_| {

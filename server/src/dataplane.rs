@@ -196,13 +196,16 @@ impl Dataplane {
         drop(closing.wait_for(|closing| *closing).await);
     }
 
-    /// The server's time is up: answers of language models end with [`Error::Draining`], those that wait included.
-    pub fn end_answers(&self) {
+    /// The server's time is up: answers of language models end with [`Error::Draining`], those that wait included. Was there
+    /// any?
+    pub fn end_answers(&self) -> bool {
+        let mut any = false;
         for servable in self.registry.servables() {
             if let Work::Language(language) = &servable.work {
-                language.end_all();
+                any |= language.end_all();
             }
         }
+        any
     }
 
     /// Is the server shutting down?

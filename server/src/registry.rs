@@ -311,7 +311,7 @@ impl Registry {
             known = true;
             // What is waited for is not there yet: there is nothing of it to unload.
             for (version, entry) in versions.iter_mut().filter(|(_, entry)| !entry.is_awaited()) {
-                unloaded.extend((!entry.is_unloaded()).then_some(*version));
+                unloaded.extend(entry.is_ready().then_some(*version));
                 *entry = State::Unavailable(UNLOADED.into()).into();
             }
         });

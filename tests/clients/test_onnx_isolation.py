@@ -1,6 +1,7 @@
 """Models in processes of their own: what ends such a process ends nothing else, and it is started again."""
 
 import pathlib
+import queue
 import signal
 import threading
 import time
@@ -9,6 +10,7 @@ import numpy as np
 import onnx_models
 import pytest
 import requests
+import tritonclient.grpc
 from onnx_models import NODE, PORT, T, constant, helper
 from onnx_service import (
     NAMES,
@@ -255,6 +257,27 @@ def test_answers_are_those_of_the_library(apart, name):
         expected = oracle(name).answer(feeds)
         for way in ("binary", "grpc"):
             same(WAYS[way](apart, name, feeds), expected, 1e-5)
+
+
+def test_a_stream_that_is_faster_than_its_model_is_held_back(binary, tmp_path):
+    """Its messages are small, and thousands of them come before they are read."""
+    made = models()["trees"]
+    write(made, tmp_path / "models", "version")
+    (feeds,) = made.asks(1, 1, seed=1)
+    with serving(binary, tmp_path, "--isolation", "always", "--max-batch-delay", "2ms") as running:
+        answers, count = queue.Queue(), 3000
+        with tritonclient.grpc.InferenceServerClient(running.grpc) as client:
+            inputs = [tritonclient.grpc.InferInput(name, each.shape, "FP32") for name, each in feeds.items()]
+            for each, value in zip(inputs, feeds.values()):
+                each.set_data_from_numpy(value)
+            client.start_stream(callback=lambda result, error: answers.put((result, error)))
+            for number in range(count):
+                client.async_stream_infer("trees", inputs, request_id=str(number))
+            for number in range(count):
+                result, error = answers.get(timeout=60)
+                assert error is None, f"{number} were answered, then {error}"
+                assert result.get_response().id == str(number)
+            client.stop_stream()
 
 
 def ranging():

@@ -128,7 +128,7 @@ const GEMMA2: Family = Family {
         ("attn_logit_softcapping", Setting::Number(50.0)),
         ("final_logit_softcapping", Setting::Number(30.0)),
     ],
-    reads: &["layer_types"],
+    reads: &["layer_types", "use_bidirectional_attention"],
     windows: Windows::Pattern,
     mlp_bias: Bias::Never,
     placement: Placement::Both,
@@ -147,7 +147,13 @@ const GEMMA3: Family = Family {
         ("rope_theta", Setting::Number(1_000_000.0)),
         ("rope_local_base_freq", Setting::Number(10_000.0)),
     ],
-    reads: &["layer_types", "sliding_window_pattern", "_sliding_window_pattern", "rope_local_base_freq"],
+    reads: &[
+        "layer_types",
+        "sliding_window_pattern",
+        "_sliding_window_pattern",
+        "rope_local_base_freq",
+        "use_bidirectional_attention",
+    ],
     qk_norm: QkNorm::PerHead,
     ..GEMMA2
 };
@@ -206,6 +212,8 @@ pub static FAMILIES: &[Family] = &[
     Family {
         architecture: "MistralForCausalLM",
         defaults: &[("sliding_window", Setting::Number(4096.0))],
+        // transformers takes a model with them for Ministral.
+        reads: &["layer_types"],
         windows: Windows::Every,
         qkv_bias: Bias::Never,
         out_bias: Bias::Never,
@@ -236,6 +244,7 @@ pub static FAMILIES: &[Family] = &[
         defaults: &[
             ("rms_norm_eps", Setting::Number(1e-5)),
             ("original_max_position_embeddings", Setting::Number(4096.0)),
+            ("max_position_embeddings", Setting::Number(4096.0)),
         ],
         reads: &["partial_rotary_factor"],
         windows: Windows::Every,

@@ -50,6 +50,7 @@ const PARTIAL: &str = "partial_rotary_factor";
 
 /// What a `rope_scaling` makes of `rope_parameters` beside it: model cards have users add it to files of either spelling.
 /// It says how angles are stretched; of the others' fields, those that are `kept` stay where it has none of that name.
+/// transformers 5.24 loses the base there and takes its default, which no model was trained with.
 fn merged(
     parameters: Option<Fields<'_>>,
     scaling: Option<Fields<'_>>,

@@ -415,7 +415,7 @@ static LIMITS: &[Flag] = &[
         "0",
         |c| Field::Bytes(&mut c.inflight_bytes),
         "Bytes of requests and of answers that are not taken yet, at a time. 0: a quarter of the memory that the \
-         machine or the container has. A body that is larger than that is let in alone.",
+         machine or the container has, or as much as the largest body where that is more.",
     ),
     Flag::new(
         "queue-size",

@@ -4,9 +4,11 @@ use super::{Config, ControlMode, DEFAULT_NAME, Machine};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// Of the memory, what requests and answers may take where nobody says: one part of so many. They are not all that takes memory,
-/// so that a small container gets no more than this either; a body that is larger is let in alone.
+/// Of the memory, what requests and answers may take where nobody says: one part of so many. They are not all that takes
+/// memory, so that a small container gets no more than this either; but for the largest body, and bytes to spare: answers that
+/// have just been taken do not refuse it.
 const INFLIGHT_PART: u64 = 4;
+const SPARE: u64 = 1 << 20;
 /// More threads than any machine has: a number meant for something else.
 const MOST_THREADS: usize = 4096;
 /// Tokens and sequences that 32 bits count with room to spare.
@@ -55,7 +57,7 @@ impl Config {
             self.nthread = machine.cores.max(1);
         }
         if self.inflight_bytes == 0 {
-            self.inflight_bytes = machine.memory / INFLIGHT_PART;
+            self.inflight_bytes = (machine.memory / INFLIGHT_PART).max(self.max_body_size + SPARE);
         } else if self.inflight_bytes < self.max_body_size {
             problems.push(format!(
                 "{}: must be at least max-body-size, or a request of that size would be let in only while there is no \

@@ -143,8 +143,8 @@ fn what_fits() {
     };
     assert_eq!(sized(8 << 30, "").inflight_bytes, 2 << 30);
     assert_eq!(sized(512 << 20, "").inflight_bytes, 128 << 20, "so that a small container is not ended");
-    assert_eq!(sized(128 << 20, "--inflight-bytes=0").inflight_bytes, 32 << 20, "less than a body may have");
-    assert_eq!(sized(1 << 30, "--max-body-size=1GiB").inflight_bytes, 256 << 20);
+    assert_eq!(sized(128 << 20, "--inflight-bytes=0").inflight_bytes, 65 << 20, "a body, and an answer beside it");
+    assert_eq!(sized(1 << 30, "--max-body-size=1GiB").inflight_bytes, 1025 << 20);
     assert_eq!(sized(8 << 30, "--inflight-bytes=100MiB").inflight_bytes, 100 << 20);
     assert_eq!((sized(0, "").nthread, sized(0, "--nthread=1").nthread), (3, 1));
 }

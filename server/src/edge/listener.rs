@@ -47,6 +47,8 @@ pub enum Phase {
 pub struct Options {
     /// How long a connection may take over what.
     pub timeouts: Timeouts,
+    /// Bytes that a connection of HTTP/2 may have unread.
+    pub window: u32,
     /// Connections at a time, over all listeners.
     pub connections: Arc<Semaphore>,
     /// Connections beyond them, on which health and metrics alone are answered.
@@ -59,19 +61,25 @@ impl Options {
     /// At most so many connections, over all listeners that these options are cloned for.
     pub fn new(timeouts: Timeouts, connections: usize, tls: Option<Arc<Tls>>) -> Self {
         let (connections, reserve) = (Arc::new(Semaphore::new(connections)), Arc::new(Semaphore::new(RESERVE)));
-        Options { timeouts, connections, reserve, tls }
+        Options { timeouts, window: WINDOW_MOST, connections, reserve, tls }
+    }
+
+    /// With windows that fit to a budget of so many bytes.
+    pub fn within(mut self, budget: u64) -> Self {
+        self.window = (budget / WINDOW_PART).clamp(WINDOW_LEAST.into(), WINDOW_MOST.into()) as u32;
+        self
     }
 
     /// A place for one connection more; `None` where there is none.
     fn admit(&self, services: &Services) -> Option<Admitted> {
         if let Ok(place) = self.connections.clone().try_acquire_owned() {
-            let (services, timeouts) = (services.clone(), self.timeouts);
-            return Some(Admitted { services, timeouts, handshake: Duration::MAX, reserved: false, place });
+            let (services, timeouts, window) = (services.clone(), self.timeouts, self.window);
+            return Some(Admitted { services, timeouts, window, handshake: Duration::MAX, reserved: false, place });
         }
         // Beyond the bound a client is told so, and a probe is answered: being busy is not being dead.
         let place = self.reserve.clone().try_acquire_owned().ok()?;
         let (services, timeouts) = (services.reserved(), self.timeouts.shortened(RESERVED));
-        Some(Admitted { services, timeouts, handshake: RESERVED, reserved: true, place })
+        Some(Admitted { services, timeouts, window: WINDOW_LEAST, handshake: RESERVED, reserved: true, place })
     }
 }
 
@@ -79,6 +87,7 @@ impl Options {
 struct Admitted {
     services: Services,
     timeouts: Timeouts,
+    window: u32,
     /// A handshake takes no longer, whatever else is set.
     handshake: Duration,
     /// The place is one of the reserve: it has to be free again soon, for the next probe.
@@ -203,12 +212,15 @@ where
 
 /// Requests of an HTTP/2 connection at a time.
 const STREAMS: u32 = 256;
-/// Bytes of one HTTP/2 stream that may come before they are read.
-const STREAM_WINDOW: u32 = 256 << 10;
-/// And of all streams of a connection. Of it, half is what their unread frames may cost beyond their bytes (h2 counts what
-/// each lacks to 256 of them): beyond that the connection ends, with everything on it. So a stream whose client is faster
-/// than its model has to be held back by its own window first, and that with frames of 16 bytes.
-const CONNECTION_WINDOW: u32 = 8 << 20;
+/// Bytes of an HTTP/2 connection's streams that may come before they are read, which no budget counts: a share of the
+/// budget, within these bounds. Half of it is what their unread frames may cost beyond their bytes (h2 counts what each
+/// lacks to 256 of them); beyond that the connection ends, with everything on it. So a stream whose client is faster than its
+/// model has to be held back by its own window first: with an eighth, that does for frames of 52 bytes and more, or several
+/// such streams with larger ones. Less would make large messages slow, of which a window comes in a round trip.
+const WINDOW_LEAST: u32 = 1 << 20;
+const WINDOW_MOST: u32 = 8 << 20;
+const WINDOW_PART: u64 = 64;
+const STREAM_PART: u32 = 8;
 /// Bytes of a request's head.
 const HEAD: usize = 16 << 10;
 /// Connections beyond the bound, for health and metrics.
@@ -295,15 +307,15 @@ fn is_refusal(response: &Response) -> bool {
     !response.status().is_success() || code.is_some_and(|code| code != "0")
 }
 
-fn protocols() -> auto::Builder<TokioExecutor> {
+fn protocols(window: u32) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(HEAD.max(64 << 10));
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(window / STREAM_PART)
+        .initial_connection_window_size(window)
         .max_header_list_size(HEAD as u32)
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .keep_alive_timeout(Duration::from_secs(10));
@@ -355,7 +367,7 @@ fn is_overdue(activity: &Activity, timeouts: &Timeouts, closing: &mut Option<Ins
 }
 
 async fn connection(stream: Stream, admitted: Admitted, mut phase: watch::Receiver<Phase>) {
-    let Admitted { services, timeouts, reserved, place: _place, .. } = admitted;
+    let Admitted { services, timeouts, window, reserved, place: _place, .. } = admitted;
     let (activity, born) = (Activity::new(), Instant::now());
     let mut draining = phase.clone();
     // Of HTTP/2: there is no header by which an answer says that it was the last.
@@ -381,7 +393,7 @@ async fn connection(stream: Stream, admitted: Admitted, mut phase: watch::Receiv
             }
         })
     };
-    let builder = protocols();
+    let builder = protocols(window);
     let io = Watched::new(TokioIo::new(stream), activity.clone());
     let mut connection = pin!(builder.serve_connection(io, service));
     let again = Again::new();

@@ -231,14 +231,16 @@ impl Generator {
     }
 
     /// Ends every answer with [`Error::Draining`], those that wait included; no request is taken any more. Who listens is
-    /// told at once, however long the engine's step takes.
-    pub fn end_all(&self) {
-        {
+    /// told at once, however long the engine's step takes. Was there any?
+    pub fn end_all(&self) -> bool {
+        let waited = {
             let mut inbox = self.0.0.lock();
             inbox.draining = true;
+            let waited = !inbox.admissions.is_empty();
             inbox.admissions.clear();
-        }
-        telling::cancel_all(&self.0.0, CancelReason::Draining);
+            waited
+        };
+        telling::cancel_all(&self.0.0, CancelReason::Draining) || waited
     }
 
     /// Where the engine stands.

@@ -233,8 +233,9 @@ impl Language {
     }
 
     /// Ends every answer with [`Error::Draining`], those that wait included; no request is taken any more.
-    pub fn end_all(&self) {
-        self.generator.end_all();
+    /// Was there any?
+    pub fn end_all(&self) -> bool {
+        self.generator.end_all()
     }
 
     /// Has its engine ended, or does it hang?

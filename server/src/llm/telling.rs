@@ -61,12 +61,15 @@ pub(super) fn end(shared: &Shared) {
     shared.telling.listeners().of.clear();
 }
 
-/// Everybody is told that their sequence was ended, behind what is on its way to them, and nothing after that.
-pub(super) fn cancel_all(shared: &Arc<Shared>, reason: CancelReason) {
+/// Everybody is told that their sequence was ended, behind what is on its way to them, and nothing after that. Was there
+/// anybody?
+pub(super) fn cancel_all(shared: &Arc<Shared>, reason: CancelReason) -> bool {
     let mut listeners = shared.telling.listeners();
-    let Listeners { runtime: Some(runtime), of } = &mut *listeners else { return };
+    let Listeners { runtime: Some(runtime), of } = &mut *listeners else { return false };
+    let any = !of.is_empty();
     let ended = of.drain().map(|(sequence, listener)| (listener, Event::Cancelled { sequence, reason }));
     send(shared, runtime, ended);
+    any
 }
 
 fn send(shared: &Arc<Shared>, runtime: &Handle, messages: impl Iterator<Item = Message>) {

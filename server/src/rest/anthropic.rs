@@ -2,7 +2,7 @@
 
 use super::openai::{event_stream, finish_as, head_id, read, seconds, written};
 use super::{Rest, reply};
-use crate::budget::Reserved;
+use crate::budget::{Reserved, Sent};
 use crate::codec::anthropic::{self, events::Events};
 use crate::codec::openai::asking::{Asking, put};
 use crate::codec::openai::{Head, Refusal, ask, noticed};
@@ -31,7 +31,8 @@ pub(super) async fn messages(State(rest): State<Rest>, headers: HeaderMap, body:
         let id = head_id("msg", None, &headers).replacen('-', "_", 1);
         let head = Head { id, created: seconds(), model: servable.name.clone() };
         if telling.stream {
-            return Ok(event_stream(Body::new(Events::new(gathered, servable, head, prompt))));
+            let events = Events::new(gathered, servable, head, prompt);
+            return Ok(event_stream(Body::new(Sent::new(events, reserved))));
         }
         let body = anthropic::collect(gathered, &head, prompt, &mut reserved).await?;
         Ok(reply::held(body, reserved)?)

@@ -3,7 +3,7 @@
 use super::openai::event_stream;
 use super::v2::{Target, answer, deadline_within};
 use super::{Path, Rest, body, reply};
-use crate::budget::Reserved;
+use crate::budget::{Reserved, Sent};
 use crate::codec::generate::{Answering, Generation, Told, start};
 use crate::dataplane::Servable;
 use crate::error::Error;
@@ -59,7 +59,8 @@ pub(super) async fn stream(
         let answering = start(&rest.plane, &servable, generation, Some(deadline)).await?;
         let id = answering.telling.id.clone();
         if pieces {
-            return Ok(event_stream(Body::new(Events { answering: Some(answering), servable, id })));
+            let events = Events { answering: Some(answering), servable, id };
+            return Ok(event_stream(Body::new(Sent::new(events, reserved))));
         }
         let told = answering.whole().await?;
         Ok(event_stream(reply::whole(reserved.tie(event(&told, &servable, id.as_deref()))?)))

@@ -99,7 +99,7 @@ async fn respond(
 ) -> Answer {
     let weight = Weight::of(&ask, kind, servable.language()?.context());
     // Of a stream nothing is held for long but how it begins.
-    let besides = if ask.telling.stream { 0 } else { weight.generated };
+    let besides = if ask.telling.stream { 0 } else { weight.generated.min(rest.budget.ahead()) };
     let mut reserved = Reserved::new(&rest.budget, weight.prompts, besides)?;
     let Asking { gathered, prompts, copies, telling } = put(&rest.plane, &servable, ask, deadline).await?;
     let head = Head { id, created: seconds(), model: servable.name.clone() };

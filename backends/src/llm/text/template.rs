@@ -185,9 +185,13 @@ impl ChatTemplates {
     pub fn render(&self, chat: &Chat<'_>) -> Result<String, InferError> {
         let asks = self.place(chat).is_some_and(|place| conversation::asks_for_none(&self.sources[place]));
         let none = asks.then_some(&Json::Null);
+        let continues_nothing =
+            chat.continue_final_message && chat.messages.last().is_some_and(conversation::lacks_content);
         match self.render_messages(chat, conversation::normalized(chat.messages, none)?) {
             // Templates that put a message together by `+` fail where there is nothing.
-            Err(InferError::Invalid(_)) if chat.messages.iter().any(conversation::lacks_content) => {
+            Err(InferError::Invalid(_))
+                if chat.messages.iter().any(conversation::lacks_content) && !continues_nothing =>
+            {
                 let empty = Json::String(String::new());
                 self.render_messages(chat, conversation::normalized(chat.messages, Some(&empty))?)
             }

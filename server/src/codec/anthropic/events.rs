@@ -6,6 +6,7 @@
 //! An error ends a stream as an event of its own.
 
 use super::{call_id, ending, error_body, usage};
+use crate::codec::openai::events::PIECE;
 use crate::codec::openai::{Head, Refusal};
 use crate::dataplane::Servable;
 use crate::llm::answer::{End, Piece};
@@ -152,7 +153,7 @@ impl Body for Events {
             self.first(&mut out);
         }
         // What came together goes together.
-        while !self.done {
+        while !self.done && out.len() < PIECE {
             match self.gathered.poll_next(cx) {
                 Poll::Ready(Some(news)) => self.news(&mut out, news),
                 Poll::Ready(None) => self.done = true,

@@ -34,7 +34,7 @@ const EVENT: usize = 400;
 
 /// Bytes from which on a piece is sent before more of the answer is written: what a client did not take for long waits as
 /// tokens, which are a small part of their text.
-const PIECE: usize = 64 << 10;
+pub(crate) const PIECE: usize = 64 << 10;
 
 /// What is streamed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! The v1 messages.
 
 mod named;
+mod value;
 
 use crate::dataplane::{Infer, Inferred};
 use crate::error::Error;

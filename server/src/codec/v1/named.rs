@@ -6,13 +6,13 @@
 //! {"inputs": {"age": [[3], [4]], "job": [["x"], ...]}}  columns: each input whole
 //! ```
 
+use super::value::{Members, Request, Value, member};
 use crate::dataplane::Infer;
 use crate::error::Error;
 use backends::{DataType, Port, Signature, Tensor};
 use half::{bf16, f16};
-use protocol::json::{Kind, Reader, excerpt};
-use protocol::v1::{Instances, Numbers, V1Error};
-use std::borrow::Cow;
+use protocol::json::excerpt;
+use protocol::v1::{Instances, Numbers};
 
 /// Reads a request.
 ///
@@ -51,127 +51,6 @@ fn nothing(body: &[u8]) -> Result<Infer, Error> {
         (Some(inputs), None) if empty(inputs) => Ok(Infer::default()),
         (None, Some(Value::List(rows))) if matches!(&rows[..], [row] if empty(row)) => Ok(Infer::default()),
         _ => Err(Error::Invalid("the model takes no inputs; send {\"inputs\": {}}".into())),
-    }
-}
-
-/// A value as it is written: numbers become such when it is known of which type.
-enum Value<'a> {
-    Null,
-    Bool(bool),
-    Number(&'a str),
-    Text(Cow<'a, str>),
-    List(Vec<Value<'a>>),
-    Object(Members<'a>),
-}
-
-/// The members of an object, in the order of their names, each of which is there once.
-type Members<'a> = Vec<(Cow<'a, str>, Value<'a>)>;
-
-fn member<'v, 'a>(members: &'v Members<'a>, name: &str) -> Option<&'v Value<'a>> {
-    members.binary_search_by(|(key, _)| (**key).cmp(name)).ok().map(|at| &members[at].1)
-}
-
-/// What is read of a body.
-#[derive(Default)]
-struct Request<'a> {
-    inputs: Option<Value<'a>>,
-    instances: Option<Value<'a>>,
-}
-
-impl<'a> Request<'a> {
-    fn read(body: &'a [u8]) -> Result<Self, V1Error> {
-        let mut reader = Reader::new(body);
-        if reader.kind()? != Kind::Object {
-            return Err(V1Error::Invalid("expected an object with \"instances\" or \"inputs\"".into()));
-        }
-        let (mut request, mut entries) = (Request::default(), reader.object()?);
-        while let Some(key) = reader.key(&mut entries)? {
-            let slot = match &*key {
-                "inputs" => &mut request.inputs,
-                "instances" => &mut request.instances,
-                _ => {
-                    reader.skip()?;
-                    continue;
-                }
-            };
-            if slot.replace(Value::read(&mut reader)?).is_some() {
-                return Err(V1Error::Invalid(format!("\"{key}\" appears twice")));
-            }
-        }
-        reader.end()?;
-        Ok(request)
-    }
-}
-
-impl<'a> Value<'a> {
-    /// The reader bounds the depth.
-    fn read(reader: &mut Reader<'a>) -> Result<Self, V1Error> {
-        Ok(match reader.kind()? {
-            Kind::Null => {
-                reader.null()?;
-                Value::Null
-            }
-            Kind::Bool => Value::Bool(reader.boolean()?),
-            Kind::Number => Value::Number(reader.number()?),
-            Kind::String => Value::Text(reader.string()?),
-            Kind::Array => {
-                let (mut items, mut entries) = (Vec::new(), reader.array()?);
-                while reader.element(&mut entries)? {
-                    items.push(Value::read(reader)?);
-                }
-                Value::List(items)
-            }
-            Kind::Object => {
-                let (mut members, mut entries) = (Members::new(), reader.object()?);
-                while let Some(key) = reader.key(&mut entries)? {
-                    members.push((key, Value::read(reader)?));
-                }
-                members.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
-                if let Some(pair) = members.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-                    let what = format!("'{}' appears twice in the object that ends", excerpt(&pair[0].0));
-                    return Err(V1Error::Values(reader.error(what).to_string()));
-                }
-                Value::Object(members)
-            }
-        })
-    }
-
-    fn members(&self) -> Option<&Members<'a>> {
-        if let Value::Object(members) = self { Some(members) } else { None }
-    }
-
-    /// As errors show it.
-    fn shown(&self) -> String {
-        match self {
-            Value::Null => "null".into(),
-            Value::Bool(flag) => flag.to_string(),
-            Value::Number(number) => excerpt(number).into_owned(),
-            Value::Text(text) => format!("\"{}\"", excerpt(text)),
-            Value::List(_) => "a list".into(),
-            Value::Object(_) => "an object".into(),
-        }
-    }
-
-    /// `null` is not-a-number, and whole numbers are Python's: they have no negative zero.
-    fn float(&self) -> Option<f64> {
-        match self {
-            Value::Null => Some(f64::NAN),
-            Value::Bool(flag) => Some(f64::from(u8::from(*flag))),
-            Value::Number("-0") => Some(0.0),
-            Value::Number(number) => number.parse().ok(),
-            _ => None,
-        }
-    }
-
-    /// `3.0` and `3e2` are whole, too.
-    fn integer(&self) -> Option<i128> {
-        if let Value::Number(number) = self
-            && let Ok(value) = number.parse()
-        {
-            return Some(value);
-        }
-        let (value, bound) = (self.float()?, 2f64.powi(64));
-        (value.fract() == 0.0 && value.abs() <= bound).then_some(value as i128)
     }
 }
 
@@ -300,6 +179,9 @@ fn tensor(port: &Port, values: &[&Value<'_>], leading: Leading) -> Result<Tensor
     floats(port, shape, values.collect::<Result<_, _>>()?)
 }
 
+/// Floats below it are as exact as they were written, if they are whole: 2^53.
+const EXACT: f64 = 9_007_199_254_740_992.0;
+
 /// A dense array of numbers for the one input. `None` where some are whole and some are not, and the model takes whole
 /// ones: as floats they would be rounded.
 fn dense(port: &Port, shape: Vec<usize>, values: Numbers) -> Option<Result<Tensor, Error>> {
@@ -309,6 +191,10 @@ fn dense(port: &Port, shape: Vec<usize>, values: Numbers) -> Option<Result<Tenso
         }
         (Numbers::Whole(values), false) => values.into_iter().map(|value| value as f64).collect(),
         (Numbers::Float(values) | Numbers::Object(values), false) => values,
+        (Numbers::Float(values), true) if values.iter().all(|value| value.fract() == 0.0 && value.abs() < EXACT) => {
+            let whole = |shape| integers(port, shape, values, |value| Ok(value as i128));
+            return Some(fitted(shape, port).and_then(whole));
+        }
         (_, true) => return None,
     };
     Some(fitted(shape, port).and_then(|shape| floats(port, shape, values)))
