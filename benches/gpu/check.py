@@ -25,7 +25,8 @@ OTHERWISE = ["pairs", "short"]
 # The most seconds of a process with tests, which are those of one module: of kernels, of new ones, of the executor, of
 # whole models, of what the driver has to compile; of a test alone, and of all that are run alone.
 KERNELS, UNTRIED, FAMILIES, WHOLE, COMPILED = 40, 20, 90, 200, 90
-ALONE, ALL_ALONE = 8, 30
+# A gate that stays shut says so after ten seconds.
+ALONE, ALL_ALONE = 15, 30
 
 
 def module(test):
@@ -108,6 +109,7 @@ class Checks:
             passed += len(good)
             # What was not begun, or is cut off, has not failed.
             if code is None and time.monotonic() >= self.end and not re.search(r"^test .*\bFAILED$", said, re.M):
+                self.tell(f"     {where}: time was up; {len(good)} of {len(names)} passed:\n{said[-2000:]}")
                 late.append(where)
                 continue
             suspects[where] = [name for name in names if name not in good]
@@ -167,10 +169,14 @@ class Checks:
         names = self.listed("test-llm", lambda name: module(name) in EXECUTOR)
         if missing := set(EXECUTOR) - {module(name) for name in names}:
             raise RuntimeError(f"no tests are in {', '.join(sorted(missing))}")
-        others = by_module(name for name in names if otherwise(name))
         modules = by_module(name for name in names if not otherwise(name))
-        modules |= {f"{each} otherwise": names for each, names in others.items()}
         return f"{self.tests('test-llm', modules, FAMILIES)[0]} tests"
+
+    def executor_other_ways(self):
+        """The same by pairs of blocks, and by short steps."""
+        names = self.listed("test-llm", lambda name: module(name) in EXECUTOR)
+        modules = {way: some for way in OTHERWISE if (some := [name for name in names if way in name])}
+        return f"{self.tests('test-llm', modules, UNTRIED)[0]} tests"
 
     def executor_of_ptx(self):
         """The families by PTX."""
@@ -271,9 +277,9 @@ class Checks:
 ASSISTANT = ["--model-repository", str(ROOT / "models"), "--load-model", "assistant", "--device", "cuda"]
 # By machine code first: PTX, which other cards get, has what time is left. What no card may have run yet comes after
 # all that servers use.
-ORDER = [Checks.kernels, Checks.executor, Checks.whole_models, Checks.assistant, Checks.deterministic,
-         Checks.new_kernels, Checks.whole_models_other_ways, Checks.memory, Checks.no_gpu, Checks.kernels_of_ptx,
-         Checks.executor_of_ptx]
+ORDER = [Checks.kernels, Checks.executor, Checks.assistant, Checks.whole_models, Checks.deterministic,
+         Checks.new_kernels, Checks.executor_other_ways, Checks.whole_models_other_ways, Checks.memory, Checks.no_gpu,
+         Checks.kernels_of_ptx, Checks.executor_of_ptx]
 # How a line begins, by whether the check passed; None: time was up.
 MARKS = {True: "ok  ", False: "FAIL", None: "LATE"}
 

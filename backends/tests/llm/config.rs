@@ -151,7 +151,7 @@ fn fields_of_other_architectures_change_nothing() {
         (&multipliers, &none, "LlamaForCausalLM", "GraniteForCausalLM"),
         (&unrotated, &none, "LlamaForCausalLM", "SmolLM3ForCausalLM"),
         (&windows, &window, "LlamaForCausalLM", "Qwen3ForCausalLM"),
-        (&windows, &window, "MixtralForCausalLM", "MistralForCausalLM"),
+        (&windows, &window, "Phi3ForCausalLM", "MistralForCausalLM"),
         (&json!({"rope_local_base_freq": 100}), &none, "Qwen3ForCausalLM", "Gemma3ForCausalLM"),
         (&json!({"sliding_window_pattern": 1}), &none, "Gemma2ForCausalLM", "Gemma3ForCausalLM"),
         (&partial, &none, "LlamaForCausalLM", "Phi3ForCausalLM"),

@@ -36,6 +36,7 @@ pub(super) fn device() -> Box<dyn Device> {
 }
 
 /// The same, with products by pairs of blocks or without. An emulator has what Hopper has for these, and where `hopper`.
+#[cfg_attr(not(feature = "emulator"), expect(unused_variables, reason = "a GPU is what it is"))]
 pub(super) fn device_by(pairs: bool, hopper: bool) -> Box<dyn Device> {
     #[cfg(feature = "cuda")]
     if let kernels::cuda::Driver::Gpus(names) = kernels::cuda::driver()

@@ -173,6 +173,11 @@ fn many_layers_by(way: Way) {
     compare("12 layers of Llama, 64 wide", &llama(12, [64, 4, 2, 32, 128, 500]), &[5, 70], Stored::Wide, way);
 }
 
+fn narrow_layers_by(way: Way) {
+    let config = llama(12, [128, 4, 2, 32, 256, 500]);
+    compare("12 layers of Llama in eight bits", &config, &[5, 70], Stored::Narrow, way);
+}
+
 fn qwen3_by(way: Way) {
     let config = qwen3(28, QWEN);
     compare("qwen3-0.6b", &config, &LENGTHS, Stored::Wide, way);
@@ -209,10 +214,12 @@ fn many_layers_in_short_steps() {
 
 #[test]
 fn many_layers_of_eight_bits() {
-    let config = llama(12, [128, 4, 2, 32, 256, 500]);
-    for way in [SERVED, PAIRED] {
-        compare("12 layers of Llama in eight bits", &config, &[5, 70], Stored::Narrow, way);
-    }
+    narrow_layers_by(SERVED);
+}
+
+#[test]
+fn many_layers_of_eight_bits_by_pairs() {
+    narrow_layers_by(PAIRED);
 }
 
 #[test]
