@@ -105,6 +105,7 @@ fn start_telemetry(config: &Config) -> Result<telemetry::Guard, UsageError> {
             LogFormat::Json => Format::Json,
         },
         otlp_endpoint: config.otlp_endpoint.clone(),
+        endpoint_of_cluster: config.origin("otlp-endpoint").is_of_others(),
     };
     telemetry::init(&options).map_err(problem)
 }

@@ -168,7 +168,12 @@ fn a_device_that_is_lost_while_a_model_is_loaded_ends_the_process() {
 fn a_step_that_hangs_ends_the_process_and_the_log_says_which() {
     if is_child() {
         let level = "info".parse().unwrap();
-        let options = telemetry::Options { level, format: telemetry::Format::Text, otlp_endpoint: None };
+        let options = telemetry::Options {
+            level,
+            format: telemetry::Format::Text,
+            otlp_endpoint: None,
+            endpoint_of_cluster: false,
+        };
         let _telemetry = telemetry::init(&options).unwrap();
         let runtime = runtime();
         let (generator, mut stream) = generate(&runtime, Duration::from_secs(60), Some(Duration::from_millis(300)), 5);
@@ -198,7 +203,12 @@ fn a_step_that_hangs_ends_the_process_and_the_log_says_which() {
 fn a_device_that_hangs_while_a_model_is_loaded_ends_the_process() {
     if is_child() {
         let level = "info".parse().unwrap();
-        let options = telemetry::Options { level, format: telemetry::Format::Text, otlp_endpoint: None };
+        let options = telemetry::Options {
+            level,
+            format: telemetry::Format::Text,
+            otlp_endpoint: None,
+            endpoint_of_cluster: false,
+        };
         let _telemetry = telemetry::init(&options).unwrap();
         let calls = Calls::default();
         let _watch =

@@ -86,7 +86,7 @@ fn telemetry(
     endpoint: Option<String>,
     out: impl Write + Send + 'static,
 ) -> (Guard, tracing::dispatcher::DefaultGuard) {
-    let options = Options { level, format: Format::Json, otlp_endpoint: endpoint };
+    let options = Options { level, format: Format::Json, otlp_endpoint: endpoint, endpoint_of_cluster: false };
     let (dispatch, guard) = telemetry::build(&options, &Environment::new(), out, false).unwrap();
     (guard, tracing::dispatcher::set_default(&dispatch))
 }
@@ -210,7 +210,8 @@ async fn spans_arrive_where_a_named_authority_is_trusted() {
     let config = config.with_single_cert(vec![certificate.der().clone()], key).unwrap();
     let (port, mut calls) = collector(Some(TlsAcceptor::from(Arc::new(config)))).await;
     let endpoint = Some(format!("https://localhost:{port}/v1/traces"));
-    let options = Options { level: LevelFilter::INFO, format: Format::Json, otlp_endpoint: endpoint };
+    let options =
+        Options { level: LevelFilter::INFO, format: Format::Json, otlp_endpoint: endpoint, endpoint_of_cluster: false };
     let mut variables = Environment::new();
     variables.insert("OTEL_EXPORTER_OTLP_CERTIFICATE".into(), authority.display().to_string());
     variables.insert("OTEL_SERVICE_NAME".into(), "named".into());

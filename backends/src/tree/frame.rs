@@ -16,14 +16,12 @@ pub(super) struct Categories {
     too_wide: bool,
 }
 
-/// What becomes of a category that the model does not know. The libraries differ in what they make of numbers as well:
-/// LightGBM recodes a column by value where the file lists values for it, XGBoost only where its type is a category,
-/// which that of no frame is that KServe makes of a request. So XGBoost's numbers are codes, as they are in an array.
+/// What becomes of a category that the model does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unknown {
-    /// The request is refused; numbers are codes (XGBoost).
+    /// The request is refused (XGBoost).
     Refused,
-    /// It is a missing value; numbers are values where the file lists numbers (LightGBM).
+    /// It is a missing value (LightGBM).
     Missing,
 }
 
@@ -59,7 +57,8 @@ pub(super) struct Columns {
     pub(super) count: usize,
     /// Empty, or one for each column.
     pub(super) names: Vec<String>,
-    /// Empty, or one for each column; `None` where the column is numeric, or holds codes.
+    /// Empty, or one for each column; `None` where the column is numeric, or holds codes as XGBoost's numbers do: it
+    /// recodes numbers only where a column's type is a category, which that of no frame is that KServe makes of a request.
     pub(super) categories: Vec<Option<Categories>>,
     /// Categories of columns that the file does not tell: of those that a request has text in, in order.
     pub(super) unplaced: Vec<Categories>,
@@ -179,14 +178,13 @@ impl Columns {
                 Err(InferError::invalid(format!("column '{name}': unknown category '{}'", shown())))
             }
         };
-        let by_value = self.unknown == Unknown::Missing;
         match (N::of_column(tensor), categories) {
-            (Some(_), Some(categories)) if by_value && categories.too_wide => Err(InferError::invalid(format!(
+            (Some(_), Some(categories)) if categories.too_wide => Err(InferError::invalid(format!(
                 "column '{name}' has categories that are whole numbers beyond 2^53, which cannot be told apart by value; \
                  send the codes of all columns in one tensor"
             ))),
             // Numbers where all categories are text are codes already.
-            (Some(_), Some(categories)) if by_value && !categories.numbers.is_empty() => {
+            (Some(_), Some(categories)) if !categories.numbers.is_empty() => {
                 let values = tensor.to_f64().unwrap_or_default();
                 let number = |value: &f64| match value.is_nan() {
                     true => Ok(N::from_f64(f64::NAN)),
@@ -241,18 +239,16 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_codes_where_unknown_categories_are_refused() {
-        let mut tens = Categories::default();
-        for (code, number) in [10.0, 20.0, (1u64 << 60) as f64].into_iter().enumerate() {
-            tens.add_whole(number, code);
-        }
+    fn numbers_are_codes_where_categories_are_text() {
+        let mut letters = Categories::default();
+        letters.add_text(b"x", 0);
         let columns = Columns { unknown: Unknown::Refused, ..columns() };
         // Those that no category has go down the trees, as they do in an array.
-        let values = columns.recode::<f32>(&column("c", &[0.0, 1.0, 20.0, -1.0, f64::NAN]), Some(&tens)).unwrap();
+        let values = columns.recode::<f32>(&column("c", &[0.0, 1.0, 20.0, -1.0, f64::NAN]), Some(&letters)).unwrap();
         assert_eq!(values[..4], [0.0, 1.0, 20.0, -1.0]);
         assert!(values[4].is_nan());
         let text = Tensor::from_strings("c", vec![1], ["10"]).unwrap();
-        let error = columns.recode::<f32>(&text, Some(&tens)).unwrap_err();
+        let error = columns.recode::<f32>(&text, Some(&letters)).unwrap_err();
         assert_eq!(error, InferError::invalid("column 'c': unknown category '10'"));
     }
 

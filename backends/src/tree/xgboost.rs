@@ -313,7 +313,8 @@ fn read_tree_sizes<R: Reader>(reader: &mut R) -> Result<(Option<u32>, Option<usi
     Ok((size, nodes))
 }
 
-/// Categories known by value: one list for each feature, empty where it is numeric.
+/// Categories that are text: one list for each feature, none where it is numeric or its categories are numbers, which
+/// are sent as codes.
 fn read_categories<R: Reader>(reader: &mut R) -> Result<Vec<Option<Categories>>, Fault> {
     let mut features = Vec::new();
     reader.object()?;
@@ -331,30 +332,23 @@ fn read_categories<R: Reader>(reader: &mut R) -> Result<Vec<Option<Categories>>,
 }
 
 fn read_category_values<R: Reader>(reader: &mut R) -> Result<Option<Categories>, Fault> {
-    let (mut offsets, mut numbers) = (Vec::<u32>::new(), Vec::new());
+    let (mut offsets, mut values) = (Vec::<u32>::new(), Vec::new());
     let mut kind = None;
     reader.object()?;
     while let Some(key) = reader.key()? {
         match key.as_str() {
             "offsets" => offsets = reader.narrow()?,
             "type" => kind = Some(reader.integer()?),
-            // Floats cannot be told apart safely, and are not recoded.
             "values" if matches!(kind, Some(7 | 8)) => reader.skip()?,
-            "values" => numbers = reader.integers()?,
+            "values" => values = reader.integers()?,
             _ => reader.skip()?,
         }
     }
     let mut categories = Categories::default();
-    if offsets.is_empty() {
-        for (code, &number) in numbers.iter().enumerate() {
-            categories.add_whole(number as f64, code);
-        }
-    } else {
-        let bytes: Vec<u8> = numbers.iter().map(|&v| v as u8).collect();
-        for (code, pair) in offsets.windows(2).enumerate() {
-            let text = bytes.get(pair[0] as usize..pair[1] as usize);
-            categories.add_text(text.ok_or_else(|| reader.fault("category names do not fit their offsets"))?, code);
-        }
+    let bytes: Vec<u8> = values.iter().map(|&value| value as u8).collect();
+    for (code, pair) in offsets.windows(2).enumerate() {
+        let text = bytes.get(pair[0] as usize..pair[1] as usize);
+        categories.add_text(text.ok_or_else(|| reader.fault("category names do not fit their offsets"))?, code);
     }
     Ok((!categories.is_empty()).then_some(categories))
 }

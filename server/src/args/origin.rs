@@ -27,6 +27,12 @@ pub enum Origin {
 }
 
 impl Origin {
+    /// Another program's variable said it, which may not have been meant for this one.
+    #[must_use]
+    pub fn is_of_others(&self) -> bool {
+        matches!(self, Origin::Env(name) if !name.starts_with(PREFIX))
+    }
+
     /// Higher is heard first.
     #[must_use]
     pub fn rank(&self) -> u8 {
@@ -34,7 +40,7 @@ impl Origin {
             Origin::Default => 0,
             Origin::Program(_) => 1,
             Origin::File(_) => 2,
-            Origin::Env(name) if !name.starts_with(PREFIX) => 3,
+            Origin::Env(_) if self.is_of_others() => 3,
             Origin::Env(_) => 4,
             Origin::Flag(_) => 5,
         }

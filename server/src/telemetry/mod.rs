@@ -49,6 +49,8 @@ pub struct Options {
     pub format: Format,
     /// URL of an OpenTelemetry collector. A path, or port 4318, stands for OTLP over HTTP, anything else for gRPC.
     pub otlp_endpoint: Option<String>,
+    /// OpenTelemetry's own variable says the endpoint. It is set for whole clusters: a wrong one stops nobody.
+    pub endpoint_of_cluster: bool,
 }
 
 /// Crates whose messages follow the level; from others only warnings are of interest.
@@ -135,7 +137,10 @@ pub fn build(
     };
     let mut notes = Vec::new();
     let endpoint = options.otlp_endpoint.as_deref();
-    let exporter = endpoint.map(|endpoint| exporter(endpoint, variables, &mut notes)).transpose()?.flatten();
+    let exporter = endpoint
+        .map(|endpoint| exporter(endpoint, options.endpoint_of_cluster, variables, &mut notes))
+        .transpose()?
+        .flatten();
     let traced = exporter.is_some();
     let ansi = for_people && terminal;
     let writer = Writer::start(out)?;
@@ -171,13 +176,10 @@ pub fn build(
 /// cluster and cannot be used: that is no reason to stay away. `notes` say so.
 fn exporter(
     endpoint: &str,
+    of_cluster: bool,
     variables: &Environment,
     notes: &mut Vec<String>,
 ) -> Result<Option<(SdkTracerProvider, Exporter)>, String> {
-    let of_cluster = variables.get(ENDPOINT).is_some_and(|said| {
-        let plain = endpoint.strip_prefix("http://").unwrap_or(endpoint);
-        said == endpoint || said == plain
-    });
     if let Some(why) = otlp::switched_off(variables, notes) {
         if !of_cluster {
             notes.push(format!("{why}: no traces are sent, though an endpoint is given for them"));

@@ -198,7 +198,7 @@ impl Harmony {
 
     /// Tells the last piece of a part, which was perhaps `cut` off; was it a call?
     fn end(&mut self, body: Body, text: &str, cut: bool, out: &mut Vec<Part>) -> bool {
-        self.tell(body, if body == Body::Thoughts { text.trim_end() } else { text }, out);
+        self.tell(body, if body == Body::Thoughts { &text[..settled(text)] } else { text }, out);
         self.at = At::Header;
         if body != Body::Arguments {
             return false;

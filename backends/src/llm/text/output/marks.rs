@@ -23,7 +23,7 @@ impl MarkScanner {
     pub(super) fn push(&mut self, text: &str, out: &mut String) -> Option<String> {
         self.held.push_str(text);
         if let Some(at) = self.held.find(self.mark) {
-            let end = self.held[..at].trim_end().len();
+            let end = settled(&self.held[..at]);
             out.push_str(&self.held[..end]);
             self.held[end..at].clone_into(&mut self.gap);
             let rest = self.held.split_off(at + self.mark.len());
@@ -47,10 +47,10 @@ impl MarkScanner {
     }
 }
 
-/// Bytes of a text that can be told: whitespace at its end may belong to what comes next, unless there is a lot of it.
+/// Bytes of a text that can be told: whitespace at its end, the last of it, may belong to what comes next. A longer text
+/// has no fewer of them, so it does not matter in which pieces it comes.
 pub(super) fn settled(text: &str) -> usize {
-    let told = text.trim_end().len();
-    if text.len() - told > WHITESPACE { text.len() } else { told }
+    text.trim_end().len().max(text.ceil_char_boundary(text.len().saturating_sub(WHITESPACE)))
 }
 
 /// Bytes at the end of a text that a mark begins with.

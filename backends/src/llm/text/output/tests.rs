@@ -24,6 +24,15 @@ fn parts<'a>(format: &OutputFormat, reading: &Reading, pieces: impl Iterator<Ite
     told
 }
 
+/// A text, cut at those of the places where characters end.
+fn pieces(text: &str, cuts: Vec<usize>) -> Vec<&str> {
+    let mut ends: Vec<usize> = cuts.into_iter().filter(|cut| text.is_char_boundary(*cut)).chain([text.len()]).collect();
+    ends.sort_unstable();
+    ends.dedup();
+    let mut start = 0;
+    ends.into_iter().map(|end| &text[std::mem::replace(&mut start, end)..end]).collect()
+}
+
 /// In short: `text`, `~thoughts`, `!name`, `=arguments`.
 fn short(parts: &[Part]) -> Vec<String> {
     let one = |part: &Part| match part {
@@ -298,12 +307,28 @@ proptest! {
         let (tools, thoughts, text, _) = CASES.get(case).copied().unwrap_or_else(|| WHOLE[case - CASES.len()]);
         let reading = Reading { whole: case >= CASES.len(), ..reading(thoughts) };
         let whole = parts(&format(tools, true), &reading, std::iter::once(text));
-        let mut ends: Vec<usize> = cuts.into_iter().filter(|cut| text.is_char_boundary(*cut)).chain([text.len()]).collect();
-        ends.sort_unstable();
-        ends.dedup();
-        let mut start = 0;
-        let pieces = ends.iter().map(|end| &text[std::mem::replace(&mut start, *end)..*end]);
-        prop_assert_eq!(parts(&format(tools, true), &reading, pieces), whole);
+        prop_assert_eq!(parts(&format(tools, true), &reading, pieces(text, cuts).into_iter()), whole);
+    }
+
+    /// Not either where there is more whitespace than is held back.
+    #[test]
+    fn whitespace_is_told_the_same_however_it_is_cut(
+        case in 0..6usize,
+        text in "(a|\\PC|<|\\||[ \n\u{3000}]{1,40}){0,8}",
+        cuts in prop::collection::vec(0..400usize, 0..12),
+    ) {
+        let (tools, before, after) = [
+            (None, "<think>", "</think>b"),
+            (None, "<think>", ""),
+            (HERMES, "", "<tool_call>{\"name\": \"f\"}</tool_call>"),
+            (HERMES, "", ""),
+            (HARMONY, "<|channel|>analysis<|message|>", "<|end|>"),
+            (HARMONY, "<|channel|>analysis<|message|>", ""),
+        ][case];
+        let text = format!("{before}{text}{after}");
+        let whole = parts(&format(tools, true), &reading(Possible), std::iter::once(text.as_str()));
+        let told = parts(&format(tools, true), &reading(Possible), pieces(&text, cuts).into_iter());
+        prop_assert_eq!(told, whole);
     }
 
     /// Any text is read, and without marks it stays what it is.
