@@ -51,6 +51,7 @@ REST = [
     (["embed", "gelu", "clamped-swiglu", "shape-logits"], 20),
     (["sampler.", "history-begin"], 20),
     (["make-up.", "update-tables"], 20),
+    (["head."], 20),
 ]
 # What no card may have run yet.
 NEW = [
@@ -79,7 +80,7 @@ WAYS = [
 # The most seconds that a process may be silent: of ours, and of one that loads torch, or has it compile a model.
 SILENT, LOADS, COMPILES = 25, 60, 120
 # Seconds that peers leave for what comes after them.
-AFTER_PEERS = 60
+AFTER_PEERS = 70
 # What an H200 allows, in GB/s and TFLOP/s, where torch cannot tell.
 H200 = {"copy": 4300, "matrix": 790}
 CLIENTS = [1, 2, 4, 8, 16, 32, 64, 128, 256]

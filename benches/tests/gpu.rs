@@ -22,6 +22,30 @@ fn the_scripts_do_what_they_say() {
     python(&["tests.py"]);
 }
 
+/// Rows of a process that are to be measured first, and what else its kernels do. Sizes are others here.
+#[cfg(feature = "emulator")]
+const BESIDES: [(&[&str], &[&str]); 4] = [
+    (
+        &["norm", "norm.index", "silu-mul", "rope-write", "rope-write.fp8"],
+        &["norm.offset", "rope-write.norm", "rope-write.norm.fp8", "rope-write.bias"],
+    ),
+    (
+        &["attention.decode.256x4k", "attention.decode.fp8.", "attention.decode.1x1k", "attention.prompt.1x4k"],
+        &[
+            "attention.prompt.1x1k",
+            "attention.prompt.wgmma.1x1k",
+            "attention.decode.window.",
+            "attention.decode.cap.",
+            "attention.decode.sinks.",
+        ],
+    ),
+    (
+        &["sampler.greedy.", "sampler.drawn.", "sampler.told.", "history-begin"],
+        &["sampler.penalised.", "sampler.biased.", "sampler.masked."],
+    ),
+    (&["gemm.skinny.m1"], &["head.llama-3.1-8b.m1", "head.qwen3-0.6b.m1"]),
+];
+
 /// Every row that the scripts ask for is there, and they make a table of them.
 #[cfg(feature = "emulator")]
 #[test]
@@ -51,6 +75,12 @@ fn all_that_is_measured_on_a_gpu_can_be_measured_here() {
     let missing: Vec<String> =
         serde_json::from_str::<Vec<String>>(&asked).unwrap().into_iter().filter(missing).collect();
     assert!(missing.is_empty(), "no rows begin with {missing:?}: {told}");
+    // What families and requests have besides comes after what goals were set for.
+    let at = |begin: &str| rows.iter().position(|row| name(row).starts_with(begin)).expect(begin);
+    for (goals, others) in BESIDES {
+        let last = goals.iter().map(|goal| at(goal)).max().unwrap();
+        assert!(others.iter().all(|other| at(other) > last), "{others:?} are not all after {goals:?}: {told}");
+    }
     let results = json!({"device": "emulator", "commit": "0123456789", "date": "2000-01-01", "rows": &rows});
     let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("gpu-rows.json");
     std::fs::write(&file, results.to_string()).unwrap();

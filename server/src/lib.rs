@@ -29,7 +29,6 @@ pub mod profile;
 pub mod registry;
 pub mod repository;
 pub mod rest;
-mod series;
 pub mod servable;
 mod stamp;
 pub mod stats;

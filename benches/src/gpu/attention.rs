@@ -1,4 +1,5 @@
-//! Attention: many sequences that decode, and one prompt; keys and values of sixteen bits, and of eight.
+//! Attention: many sequences that decode, and one prompt; keys and values of sixteen bits, and of eight; and what some
+//! families prescribe besides.
 
 use super::Needs;
 use super::between::STRIDE;
@@ -36,8 +37,8 @@ fn narrow(bench: &mut Bench<'_>, numbers: usize) -> Result<Slice<E4m3>, Failure>
     Ok(stored::matrix(bench, layout, PAGE)?.codes.cast()?)
 }
 
-/// Rows that are one token each.
-pub(super) fn decode(bench: &mut Bench<'_>) -> Result<(), Failure> {
+/// Rows that are one token each; the cache of eight bits besides; and where the rows stand.
+fn tokens(bench: &mut Bench<'_>) -> Result<(Decode, Cache, Vec<i32>), Failure> {
     let (rows, width) = (bench.sizes.sequences, bench.spec.attention.query_width());
     let ([wide, narrow], rule) = caches(bench, rows)?;
     let positions = vec![bench.sizes.context as i32 - 1; rows];
@@ -57,16 +58,40 @@ pub(super) fn decode(bench: &mut Bench<'_>) -> Result<(), Failure> {
         counters: bench.zeros(attention::counters_len(most, wide.kv_heads))?,
         processors: bench.device.processors(),
     };
+    Ok((job, narrow, positions))
+}
+
+/// Rows that are one token each.
+pub(super) fn decode(bench: &mut Bench<'_>) -> Result<(), Failure> {
+    let (job, narrow, positions) = tokens(bench)?;
+    let wide = job.cache;
     // Blocks one after the other, as none are once sequences have come and gone: what it costs that they lie scattered.
-    let all = rows * wide.table_stride;
+    let all = job.rows * wide.table_stride;
     let ordered = Cache { tables: bench.counted(all)?, ..wide };
     let caches = [("", wide), ("fp8.", narrow), ("ordered.", ordered)];
     for (which, cache) in caches {
         let launch = attention::decode(&Decode { cache, ..job })?;
-        let bytes = attention::decode_bytes(&cache, &rule, &positions);
+        let bytes = attention::decode_bytes(&cache, &job.rule, &positions);
         bench.bandwidth(&format!("attention.decode.{which}256x4k"), &[launch], bytes)?;
     }
     alone(bench, &job)
+}
+
+/// The same by rules of some families: a row sees a quarter of its context, scores are capped, heads have a sink.
+pub(super) fn decode_by_rules(bench: &mut Bench<'_>) -> Result<(), Failure> {
+    let (job, _, positions) = tokens(bench)?;
+    let window = Some(bench.sizes.context / 4);
+    let sinks = Some(bench.random_f32(job.rule.heads, 1.0)?);
+    for (which, rule) in [
+        ("window", Rule { window, ..job.rule }),
+        ("cap", Rule { soft_cap: Some(50.0), ..job.rule }),
+        ("sinks", Rule { sinks, ..job.rule }),
+    ] {
+        let launch = attention::decode(&Decode { rule, ..job })?;
+        let bytes = attention::decode_bytes(&job.cache, &rule, &positions);
+        bench.bandwidth(&format!("attention.decode.{which}.256x4k"), &[launch], bytes)?;
+    }
+    Ok(())
 }
 
 /// One sequence after the other, each alone, as layers of a model have it: nothing of the next is in a cache.
@@ -84,24 +109,21 @@ fn alone(bench: &mut Bench<'_>, job: &Decode) -> Result<(), Failure> {
     bench.bandwidth("attention.decode.1x1k", &launches, bytes)
 }
 
-/// A prompt.
+/// A prompt: one that fills its context, and one of a quarter of that.
 pub(super) fn prompt(bench: &mut Bench<'_>) -> Result<(), Failure> {
-    let (rows, width) = (bench.sizes.context, bench.spec.attention.query_width());
+    let (most, width) = (bench.sizes.context, bench.spec.attention.query_width());
     let ([wide, narrow], rule) = caches(bench, 1)?;
-    let chunk = Chunk { row: 0, tokens: rows, start: 0, slot: 0 };
-    let tiles = attention::tiles(&[chunk], rule.heads / wide.kv_heads, wide.head_dim);
-    let job = Prompt {
-        out: bench.room(rows * width)?,
-        queries: bench.random(rows * width)?,
-        cache: wide,
-        rule,
-        rows,
-        tiles: bench.put(&tiles)?,
-    };
-    for (what, cache) in [("attention.prompt.1x4k", wide), ("attention.prompt.fp8.1x4k", narrow)] {
+    let (out, queries) = (bench.room(most * width)?, bench.random(most * width)?);
+    for (what, rows, cache) in [
+        ("attention.prompt.1x4k", most, wide),
+        ("attention.prompt.fp8.1x4k", most, narrow),
+        ("attention.prompt.1x1k", most / 4, wide),
+    ] {
+        let chunk = Chunk { row: 0, tokens: rows, start: 0, slot: 0 };
+        let tiles = attention::tiles(&[chunk], rule.heads / cache.kv_heads, cache.head_dim);
         let operations = attention::prompt_operations(&cache, &rule, &[chunk]);
         let needs = Needs { bytes: attention::prompt_bytes(&cache, &rule, &[chunk]), operations, alone: 0 };
-        let job = Prompt { cache, ..job };
+        let job = Prompt { out, queries, cache, rule, rows, tiles: bench.put(&tiles)? };
         bench.rate(what, &[attention::prompt(&job)?], operations, needs)?;
         if let units @ Units::Warpgroups { .. } = bench.device.matrix_units() {
             let what = what.replace("prompt.", "prompt.wgmma.");

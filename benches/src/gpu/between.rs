@@ -4,21 +4,40 @@ use super::launches::Bench;
 use crate::Failure;
 use kernels::cuda::attention::PAGE;
 use kernels::cuda::elementwise::{self, AddNorm, Delta, Embed, Gate, Gated, Norm, ShapeLogits};
-use kernels::cuda::rotary::{self, RotaryWrite, Turn};
+use kernels::cuda::rotary::{self, HeadNorms, RotaryWrite, Turn};
 use kernels::cuda::rounded::{CODES_OF_SCALE, Rounded, Rows};
 use kernels::cuda::{Bf16, CacheNumbers, E4m3};
 
 /// Goes through all of a power of two, since it is odd.
 pub(super) const STRIDE: usize = 12_289;
 
-/// Norms, rotation, and the activation of most models.
+/// Norms, rotation, and the activation of most models; then what norms and rotation are in other families.
 pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), Failure> {
-    norms(bench)?;
+    let add = norms(bench)?;
     gated(bench, "silu-mul", Gate::Silu)?;
     let narrow = rotary_write(bench)?;
     let (keys, values) = (bench.room(cache_len(&narrow))?, bench.room(cache_len(&narrow))?);
     let wide = RotaryWrite { cache: CacheNumbers::Bf16 { keys, values }, ..narrow };
     for (what, write) in [("rope-write", wide), ("rope-write.fp8", narrow)] {
+        bench.bandwidth(what, &[rotary::rotary_write(&write)?], rotary::rotary_write_bytes(&write))?;
+    }
+    families(bench, add, [wide, narrow])
+}
+
+/// Norms by one more than their weights; norms of heads before the rotation, and biases. What is read for all rows
+/// alike comes out of caches, and is not counted.
+fn families(bench: &mut Bench<'_>, add: AddNorm, [wide, narrow]: [RotaryWrite; 2]) -> Result<(), Failure> {
+    let job = AddNorm { norm: Norm { offset: 1.0, ..add.norm }, ..add };
+    bench.bandwidth("norm.offset", &[elementwise::add_norm(&job)?], elementwise::add_norm_bytes(&job))?;
+    let RotaryWrite { heads, kv_heads, head_dim, .. } = wide;
+    let [query, key] = [bench.random_f32(head_dim, 1.0)?, bench.random_f32(head_dim, 1.0)?];
+    let norms = Some(HeadNorms { query, key, full: false, eps: 1e-6, offset: 0.0 });
+    let bias = Some(bench.random_f32((heads + 2 * kv_heads) * head_dim, 1.0)?);
+    for (what, write) in [
+        ("rope-write.norm", RotaryWrite { norms, ..wide }),
+        ("rope-write.norm.fp8", RotaryWrite { norms, ..narrow }),
+        ("rope-write.bias", RotaryWrite { bias, ..wide }),
+    ] {
         bench.bandwidth(what, &[rotary::rotary_write(&write)?], rotary::rotary_write_bytes(&write))?;
     }
     Ok(())
@@ -50,8 +69,8 @@ pub(super) fn others(bench: &mut Bench<'_>) -> Result<(), Failure> {
     bench.bandwidth("shape-logits", &[elementwise::shape_logits(&shape)?], elementwise::shape_logits_bytes(&shape))
 }
 
-/// Norms: with a residual addition, of either kind; and of rows that an index names.
-fn norms(bench: &mut Bench<'_>) -> Result<(), Failure> {
+/// Norms: with a residual addition, of either kind; and of rows that an index names. The first of them.
+fn norms(bench: &mut Bench<'_>) -> Result<AddNorm, Failure> {
     let (rows, hidden) = (bench.sizes.rows, bench.spec.hidden);
     let numbers = bench.random_f32(rows * hidden, 1.0)?;
     let norm =
@@ -79,7 +98,7 @@ fn norms(bench: &mut Bench<'_>) -> Result<(), Failure> {
         let job = AddNorm { out: Some(out), ..add };
         bench.bandwidth("norm.fp8", &[elementwise::add_norm(&job)?], elementwise::add_norm_bytes(&job))?;
     }
-    Ok(())
+    Ok(add)
 }
 
 /// Room for rows as codes, where they are so wide that there are any.

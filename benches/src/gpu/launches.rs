@@ -29,6 +29,8 @@ pub(super) struct Sizes {
     /// And by that for one to eight.
     pub(super) vectors: &'static [usize],
     pub(super) many: &'static [usize],
+    /// And of the last one of a step.
+    pub(super) heads: &'static [usize],
     /// A mixture's residual stream, an expert's width, experts, and choices of a row.
     pub(super) mixture: [usize; 4],
 }
@@ -40,6 +42,7 @@ const REAL: Sizes = Sizes {
     few: &[1, 4, 8, 16, 32, 64],
     vectors: &[1, 4, 8],
     many: &[256, 1024, 4096],
+    heads: &[1, 32, 256],
     mixture: [2048, 768, 128, 8],
 };
 const TOY: Sizes = Sizes {
@@ -49,6 +52,7 @@ const TOY: Sizes = Sizes {
     few: &[1, 16],
     vectors: &[1, 8],
     many: &[130],
+    heads: &[1, 130],
     mixture: [64, 96, 8, 2],
 };
 
@@ -56,16 +60,18 @@ const TOY: Sizes = Sizes {
 type Family = fn(&mut Bench<'_>) -> Result<(), Failure>;
 
 /// What begins the rows of each family. Those that goals were set for come first.
-const FAMILIES: [(&[&str], Family); 9] = [
+const FAMILIES: [(&[&str], Family); 11] = [
     (&["norm", "rope-write", "silu-mul"], between::run),
     (&["attention.decode."], attention::decode),
     (&["attention.prompt."], attention::prompt),
+    (&["attention.decode.window.", "attention.decode.cap.", "attention.decode.sinks."], attention::decode_by_rules),
     (&["gemm.", "gemv."], products::run),
     (&["gemm.", "widen.", "quantise-rows"], stored::run),
     (&["embed", "gelu", "clamped-swiglu", "shape-logits"], between::others),
     (&["experts."], experts::run),
     (&["sampler.", "history-begin"], sampler::run),
     (&["make-up.", "update-tables"], setup::run),
+    (&["head."], products::heads),
 ];
 
 /// All rows that need no engine.

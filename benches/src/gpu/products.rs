@@ -1,8 +1,10 @@
 //! Products with a layer's matrices as bf16: each kind by itself, and all of them in the order of a step. Of one to eight
-//! rows there are two: `gemm.skinny`, and `gemv`, which also does what stands after it.
+//! rows there are two: `gemm.skinny`, and `gemv`, which also does what stands after it. And the product that ends a
+//! step.
 
+use super::Needs;
 use super::launches::{Bench, LAYERS};
-use super::{Needs, shapes};
+use super::shapes::{self, LLAMA, QWEN};
 use crate::Failure;
 use kernels::cuda::elementwise::Gate;
 use kernels::cuda::gemm::{self, Output, Product, Workspace};
@@ -79,6 +81,27 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The last product of a step, as servers of two models have it: a row of weights for each token of the vocabulary.
+pub(super) fn heads(bench: &mut Bench<'_>) -> Result<(), Failure> {
+    let (sizes, units) = (bench.sizes.heads, bench.device.matrix_units());
+    let most = sizes.iter().copied().max().unwrap_or(1);
+    for shape in [LLAMA, QWEN] {
+        let spec = shape.spec(bench.args.small)?;
+        let (outputs, inputs) = (spec.vocab, spec.hidden);
+        let sums = bench.room(gemm::sums_len(outputs, inputs).max(4))?;
+        let counters = bench.zeros(gemm::counters_len(outputs, inputs).max(4))?;
+        // One matrix, since no cache holds it.
+        let (x, weight) = (bench.random(most * inputs)?, bench.random(outputs * inputs)?);
+        let y = Output::F32(bench.room(most * outputs)?);
+        let (workspace, bias, deterministic) = (Workspace { sums, counters }, None, false);
+        for &rows in sizes {
+            let product = Product { x, weight, bias, y, workspace, rows, outputs, inputs, deterministic };
+            timed(bench, &format!("head.{}.m{rows}", shape.name), &[product], (rows, units))?;
+        }
+    }
+    Ok(())
+}
+
 /// How many rows are multiplied where four warps do it together: by single blocks, and by pairs.
 pub(super) fn ways(bench: &Bench<'_>) -> Vec<(&'static str, Units)> {
     match bench.device.matrix_units() {
@@ -92,25 +115,27 @@ pub(super) fn ways(bench: &Bench<'_>) -> Vec<(&'static str, Units)> {
 /// A kind's products, of which as many as there are layers take turns.
 type OfKind<'a> = (&'a str, Vec<Product>);
 
-fn measure(
+fn measure(bench: &mut Bench<'_>, kinds: &[OfKind<'_>], what: &str, way: (usize, Units)) -> Result<(), Failure> {
+    each(kinds, what, |what, products| timed(bench, what, products, way))
+}
+
+/// Some products of as many rows, one after the other.
+fn timed(
     bench: &mut Bench<'_>,
-    kinds: &[OfKind<'_>],
     what: &str,
+    products: &[Product],
     (rows, units): (usize, Units),
 ) -> Result<(), Failure> {
-    each(kinds, what, |what, products| {
-        let products: Vec<Product> = products.iter().map(|product| Product { rows, ..*product }).collect();
-        let (mut launches, mut needs) = (Vec::new(), Needs::default());
-        for product in &products {
-            launches.extend(gemm::product_on(product, units)?);
-            needs.bytes += gemm::product_bytes(product);
-            needs.operations += gemm::product_flops(product);
-        }
-        match rows <= gemm::SKINNY_ROWS {
-            true => bench.bandwidth(what, &launches, needs.bytes),
-            false => bench.rate(what, &launches, needs.operations, needs),
-        }
-    })
+    let (mut launches, mut needs) = (Vec::new(), Needs::default());
+    for product in products.iter().map(|product| Product { rows, ..*product }) {
+        launches.extend(gemm::product_on(&product, units)?);
+        needs.bytes += gemm::product_bytes(&product);
+        needs.operations += gemm::product_flops(&product);
+    }
+    match rows <= gemm::SKINNY_ROWS {
+        true => bench.bandwidth(what, &launches, needs.bytes),
+        false => bench.rate(what, &launches, needs.operations, needs),
+    }
 }
 
 /// The same products by the kernel for one to eight rows, as a layer has them: with the activation, where the gate is.

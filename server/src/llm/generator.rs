@@ -9,7 +9,7 @@
 use super::telling::{self, Telling};
 use super::watch::Looks;
 use crate::error::Error;
-use crate::metrics::EngineMetrics;
+use crate::metrics::{AnswerMetrics, EngineMetrics};
 use crate::{process, threads};
 use backends::llm::engine::{Engine, Matcher, Overlap};
 use backends::llm::executor::Failure;
@@ -169,8 +169,9 @@ impl Generator {
     /// The system gives no thread.
     pub fn start(model: &str, engine: Engine<BoxedExecutor>, step_timeout: Option<Duration>) -> Result<Self, String> {
         let inbox = Inbox { counters: engine.counters(), ..Inbox::default() };
+        let answers = AnswerMetrics::register(model, engine.scheduler().context());
         let overdue = step_timeout.map_or(OVERDUE, |longest| longest.max(OVERDUE));
-        let (inbox, changed, telling) = (Mutex::new(inbox), Condvar::new(), Telling::default());
+        let (inbox, changed, telling) = (Mutex::new(inbox), Condvar::new(), Telling::new(answers));
         let shared = Arc::new(Shared { overdue, inbox, changed, telling });
         if let Some(longest) = step_timeout {
             let watch = Watch { shared: Arc::downgrade(&shared), progress: engine.progress(), longest };
@@ -369,8 +370,9 @@ impl Thread {
             return;
         }
         let (requests, matchers): (Vec<Request>, Vec<Matchers>) = requests.into_iter().unzip();
-        let size = |request: &Request| (request.copies(), request.max_tokens() as usize + EVENTS);
-        let sizes: Vec<(u16, usize)> = requests.iter().map(size).collect();
+        let size =
+            |request: &Request| (request.copies(), request.max_tokens() as usize + EVENTS, request.prompt().len());
+        let sizes: Vec<(u16, usize, usize)> = requests.iter().map(size).collect();
         let admitted = self.engine.admit_all(Instant::now(), requests).map(|groups| {
             let groups = groups.into_iter().zip(sizes).zip(matchers);
             groups.map(|((group, size), matchers)| self.listen(group, size, matchers)).collect()
@@ -379,13 +381,14 @@ impl Thread {
         let _ = reply.send(admitted);
     }
 
-    /// Streams for the copies of a request, each of so many events.
-    fn listen(&mut self, group: GroupId, (copies, capacity): (u16, usize), matchers: Matchers) -> Vec<Tokens> {
+    /// Streams for the copies of a request, each of so many events, whose prompt has so many tokens.
+    fn listen(&mut self, group: GroupId, size: (u16, usize, usize), matchers: Matchers) -> Vec<Tokens> {
+        let (copies, capacity, prompt) = size;
         let mut matchers = matchers.into_iter();
         let mut streams = Vec::with_capacity(copies.into());
         for sequence in (0..copies).map(|copy| group.copy(copy)) {
             let (listener, events) = mpsc::channel(capacity);
-            self.shared.telling.listen(sequence, listener);
+            self.shared.telling.listen(sequence, listener, prompt as u32);
             if let Some(matcher) = matchers.next() {
                 self.engine.constrain(sequence, matcher);
             }
@@ -395,8 +398,9 @@ impl Thread {
     }
 
     fn step(&mut self) {
-        let events = self.engine.step(Instant::now());
-        telling::tell(&self.shared, events);
+        let began = Instant::now();
+        let events = self.engine.step(began);
+        telling::tell(&self.shared, events, began);
     }
 
     fn broken(self, reason: &str) {

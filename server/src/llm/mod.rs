@@ -16,6 +16,7 @@ pub mod answer;
 pub mod gather;
 pub mod generator;
 mod guides;
+mod life;
 pub mod said;
 pub mod tally;
 mod telling;

@@ -3,9 +3,12 @@
 //! by a task of the runtime, connections queue on its worker.
 
 use super::generator::Shared;
+use super::life::Life;
+use crate::metrics::{AnswerMetrics, Ended};
 use backends::llm::sequence::{CancelReason, Event, SequenceId};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::Sender;
 
@@ -14,8 +17,9 @@ type Message = (Sender<Event>, Event);
 
 /// Who is told, and messages on their way. Neither lock is held where the other, or an inbox, is wanted, but for these:
 /// of listeners, then messages; of messages, then the inbox.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Telling {
+    metrics: AnswerMetrics,
     listeners: Mutex<Listeners>,
     /// In order, whichever worker hands them on.
     messages: Mutex<VecDeque<Message>>,
@@ -25,10 +29,21 @@ pub(super) struct Telling {
 struct Listeners {
     /// That of the last request.
     runtime: Option<Handle>,
-    of: HashMap<SequenceId, Sender<Event>>,
+    of: HashMap<SequenceId, Listener>,
+}
+
+#[derive(Debug)]
+struct Listener {
+    events: Sender<Event>,
+    life: Life,
 }
 
 impl Telling {
+    /// Nobody listens yet; `metrics` are told of every sequence that somebody listens to.
+    pub(super) fn new(metrics: AnswerMetrics) -> Self {
+        Telling { metrics, listeners: Mutex::default(), messages: Mutex::default() }
+    }
+
     fn listeners(&self) -> MutexGuard<'_, Listeners> {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -38,27 +53,35 @@ impl Telling {
         self.listeners().runtime = Some(runtime);
     }
 
-    /// `listener` is told all of a sequence.
-    pub(super) fn listen(&self, sequence: SequenceId, listener: Sender<Event>) {
-        self.listeners().of.insert(sequence, listener);
+    /// `events` is where all of a sequence is told, whose prompt has so many tokens.
+    pub(super) fn listen(&self, sequence: SequenceId, events: Sender<Event>, prompt: u32) {
+        self.listeners().of.insert(sequence, Listener { events, life: Life::new(prompt, Instant::now()) });
     }
 }
 
-/// Has what a step says handed on, after what came before. Sequences that nobody can be told about are cancelled.
-pub(super) fn tell(shared: &Arc<Shared>, events: Vec<Event>) {
+/// Has what a step that `began` then says handed on, after what came before. Sequences that nobody can be told about are
+/// cancelled.
+pub(super) fn tell(shared: &Arc<Shared>, events: Vec<Event>, began: Instant) {
+    if events.is_empty() {
+        return;
+    }
+    let (metrics, now) = (&shared.telling.metrics, Instant::now());
     let mut listeners = shared.telling.listeners();
     let Listeners { runtime: Some(runtime), of } = &mut *listeners else { return };
     let messages = events.into_iter().filter_map(|event| {
         let sequence = event.sequence();
-        let listener = if event.is_last() { of.remove(&sequence) } else { of.get(&sequence).cloned() };
-        listener.map(|listener| (listener, event))
+        let Listener { events, life } = of.get_mut(&sequence)?;
+        life.follow(&event, began, now, metrics);
+        let events = if event.is_last() { of.remove(&sequence)?.events } else { events.clone() };
+        Some((events, event))
     });
     send(shared, runtime, messages);
 }
 
 /// Nobody is told anything any more: what they listen to ends, behind what is on its way to them.
 pub(super) fn end(shared: &Shared) {
-    shared.telling.listeners().of.clear();
+    let telling = &shared.telling;
+    telling.listeners().of.drain().for_each(|(_, Listener { life, .. })| life.end(Ended::Error, &telling.metrics));
 }
 
 /// Everybody is told that their sequence was ended, behind what is on its way to them, and nothing after that. Was there
@@ -67,7 +90,10 @@ pub(super) fn cancel_all(shared: &Arc<Shared>, reason: CancelReason) -> bool {
     let mut listeners = shared.telling.listeners();
     let Listeners { runtime: Some(runtime), of } = &mut *listeners else { return false };
     let any = !of.is_empty();
-    let ended = of.drain().map(|(sequence, listener)| (listener, Event::Cancelled { sequence, reason }));
+    let ended = of.drain().map(|(sequence, Listener { events, life })| {
+        life.cancelled(reason, &shared.telling.metrics);
+        (events, Event::Cancelled { sequence, reason })
+    });
     send(shared, runtime, ended);
     any
 }

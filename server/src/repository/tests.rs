@@ -359,7 +359,7 @@ async fn what_was_unloaded_is_forgotten_with_its_directory() {
 #[tokio::test]
 async fn metrics_of_a_model_end_with_its_last_request() {
     let root = folder();
-    let told = |label: &str| crate::series::text(|_| "").lines().filter(|line| line.contains(label)).count();
+    let told = |label: &str| crate::metrics::text(|_| "").lines().filter(|line| line.contains(label)).count();
     let versions = ["1", "2"].map(|version| format!("model=\"lily\",version=\"{version}\""));
     put(&root.path().join("lily/1"), "");
     let registry = registry(Repository::many(root.path()));

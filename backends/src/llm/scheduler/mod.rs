@@ -187,6 +187,11 @@ impl Scheduler {
         self.sequences.is_empty()
     }
 
+    /// Tokens that a prompt and its answer have room for.
+    pub fn context(&self) -> u32 {
+        self.settings.context
+    }
+
     /// The running sequences, the most urgent first.
     pub fn running(&self) -> impl Iterator<Item = SequenceId> {
         self.running.iter().map(|rank| rank.sequence)

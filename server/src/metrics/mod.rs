@@ -1,15 +1,20 @@
-//! Every metric, named once: KServe's names, Triton's `nv_inference_*` names, and our own. Label values come from what
+//! Every metric, named once: KServe's names, Triton's `nv_inference_*` names, vLLM's (`engine.rs`), and our own. Label values come from what
 //! is registered, never from a request.
 
+mod engine;
+mod series;
+
+pub use engine::{AnswerMetrics, Course, Ended, EngineMetrics};
+#[cfg(test)]
+pub(crate) use series::text;
+
 use crate::error::Error;
-use crate::series::{self, Scope};
 use crate::stats::Timing;
-use backends::llm::scheduler::Counters;
 use metrics::{Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use series::Scope;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// prometheus_client's default buckets, which KServe's histograms have.
 const KSERVE_BUCKETS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
@@ -38,7 +43,7 @@ fn describe() {
     );
     describe_counter!("tensorgate_spans_dropped_total", "Spans that did not reach the collector");
     describe_counter!("tensorgate_answers_total", "Answers by protocol and status; gRPC's is that of the head");
-    describe_gauge!("vllm:lora_requests_info", "Unix time; which adapters are in use");
+    engine::describe();
     describe_gauge!("process_start_time_seconds", "Unix time at which the process started");
     describe_gauge!("process_virtual_memory_bytes", "Virtual memory");
     describe_gauge!("process_resident_memory_bytes", "Resident memory");
@@ -70,15 +75,7 @@ fn help(metric: &str) -> &'static str {
         "tensorgate_backend_device" => "1 for the device a model runs on",
         "tensorgate_request_seconds" => "End-to-end time of inference requests",
         "tensorgate_model_process_ends_total" => "Ends of processes of models that were not asked to end",
-        "vllm:num_requests_running" => "Answers that are being generated",
-        "vllm:num_requests_waiting" => "Answers that wait to be generated",
-        "vllm:kv_cache_usage_perc" => "Blocks of keys and values in use; 1 is all of them",
-        "vllm:cache_config_info" => "1; how keys and values are laid out",
-        "vllm:generation_tokens_total" => "Tokens generated",
-        "vllm:num_preemptions_total" => "Answers that gave up their blocks for others",
-        "vllm:prefix_cache_queries_total" => "Tokens looked for in the prefix cache",
-        "vllm:prefix_cache_hits_total" => "Tokens found in the prefix cache",
-        _ => "",
+        _ => engine::help(metric),
     }
 }
 
@@ -220,136 +217,6 @@ impl ModelMetrics {
     }
 }
 
-/// The engine of a language model. Metrics tell of it as long as this lives.
-#[derive(Debug)]
-pub struct EngineMetrics(u64);
-
-impl EngineMetrics {
-    /// Tells of an engine of `model`: `now` says where it stands, whenever somebody asks.
-    pub fn register(model: &str, now: impl Fn() -> Counters + Send + 'static) -> Self {
-        EngineMetrics(engines().add(model, now))
-    }
-}
-
-impl Drop for EngineMetrics {
-    fn drop(&mut self) {
-        engines().remove(self.0);
-    }
-}
-
-static ENGINES: Mutex<Engines> = Mutex::new(Engines { last: 0, all: BTreeMap::new(), blocks: BTreeMap::new() });
-
-fn engines() -> MutexGuard<'static, Engines> {
-    ENGINES.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Engines by number. Those of a model are told of together, by the names that vLLM has and the Gateway API's inference
-/// extension reads: its versions, and one that was replaced until its last answer. So counters never go back.
-#[derive(Default)]
-struct Engines {
-    last: u64,
-    all: BTreeMap<u64, Engine>,
-    /// The blocks of each model that `vllm:cache_config_info` tells of.
-    blocks: BTreeMap<String, u64>,
-}
-
-struct Engine {
-    model: String,
-    scope: Arc<Scope>,
-    now: Box<dyn Fn() -> Counters + Send>,
-    /// Where it stood when that was last asked.
-    told: Counters,
-}
-
-impl Engine {
-    /// Asks where it stands, and counts what it has done since it was last asked.
-    fn count(&mut self) {
-        let now = (self.now)();
-        let more = |metric: &'static str, part: fn(&Counters) -> u64| {
-            let counter = self.scope.counter(metric, &labels(&self.model));
-            counter.increment(part(&now).saturating_sub(part(&self.told)));
-        };
-        more("vllm:generation_tokens_total", |counters| counters.tokens);
-        more("vllm:num_preemptions_total", |counters| counters.preemptions);
-        more("vllm:prefix_cache_queries_total", |counters| counters.prefix_queries);
-        more("vllm:prefix_cache_hits_total", |counters| counters.prefix_hits);
-        self.told = now;
-    }
-}
-
-impl Engines {
-    fn add(&mut self, model: &str, now: impl Fn() -> Counters + Send + 'static) -> u64 {
-        self.last += 1;
-        let (scope, now) = (Scope::of(model, None), Box::new(now));
-        self.all.insert(self.last, Engine { model: model.into(), scope, now, told: Counters::default() });
-        self.last
-    }
-
-    fn remove(&mut self, number: u64) {
-        let Some(mut ended) = self.all.remove(&number) else { return };
-        ended.count();
-        self.all.values_mut().filter(|engine| engine.model == ended.model).for_each(Engine::count);
-        self.show(&ended.model, &ended.scope);
-        if self.all.is_empty() {
-            adapters(Duration::ZERO);
-        }
-    }
-
-    fn refresh(&mut self) {
-        self.all.values_mut().for_each(Engine::count);
-        let models = self.all.values().map(|engine| (engine.model.clone(), engine.scope.clone()));
-        let models: BTreeMap<String, Arc<Scope>> = models.collect();
-        models.iter().for_each(|(model, scope)| self.show(model, scope));
-        if !models.is_empty() {
-            adapters(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO));
-        }
-    }
-
-    /// What the engines of a model add up to; after the last of them nothing.
-    fn show(&mut self, model: &str, scope: &Scope) {
-        let sum = |part: fn(&Counters) -> u32| -> u64 {
-            let engines = self.all.values().filter(|engine| engine.model == model);
-            engines.map(|engine| u64::from(part(&engine.told))).sum()
-        };
-        let level = |metric: &'static str, value: f64| scope.gauge(metric, &labels(model)).set(value);
-        let (used, blocks) = (sum(|counters| counters.blocks_used), sum(|counters| counters.blocks_total));
-        level("vllm:num_requests_running", sum(|counters| counters.running) as f64);
-        level("vllm:num_requests_waiting", sum(|counters| counters.waiting) as f64);
-        level("vllm:kv_cache_usage_perc", used as f64 / blocks.max(1) as f64);
-        let cache = |blocks: u64, is_told: bool| {
-            let (metric, number) = ("vllm:cache_config_info", blocks.to_string());
-            let [name, engine] = labels(model);
-            let labels = [name, engine, ("block_size", BLOCK_SIZE), ("num_gpu_blocks", number.as_str())];
-            if is_told { scope.gauge(metric, &labels).set(1.0) } else { scope.forget(metric, &labels) }
-        };
-        let before = self.blocks.remove(model).unwrap_or(0);
-        if before != blocks {
-            cache(before, false);
-        }
-        if blocks > 0 {
-            cache(blocks, true);
-            self.blocks.insert(model.to_owned(), blocks);
-        }
-    }
-}
-
-fn labels(model: &str) -> [(&'static str, &str); 2] {
-    [("model_name", model), ("engine", ENGINE)]
-}
-
-/// No adapter is served. Of several such series a scheduler takes the one with the latest time.
-fn adapters(now: Duration) {
-    gauge!("vllm:lora_requests_info",
-        "max_lora" => "0", "running_lora_adapters" => "", "waiting_lora_adapters" => "")
-    .set(now.as_secs_f64());
-}
-
-/// The engines of a model, as vLLM calls the first of a process.
-const ENGINE: &str = "0";
-
-/// Tokens of a block of keys and values: `BLOCK` of `backends/src/llm/model.rs`.
-const BLOCK_SIZE: &str = "32";
-
 /// Statuses that REST answers with; any other is counted as the last of them.
 const HTTP_STATUSES: [u16; 18] =
     [200, 400, 401, 404, 405, 408, 413, 415, 422, 429, 431, 499, 500, 501, 503, 504, 505, 0];
@@ -393,7 +260,7 @@ impl Answers {
 
 /// All metrics as text, those included that are only looked at when somebody asks.
 pub fn render(recorded: &PrometheusHandle) -> String {
-    engines().refresh();
+    engine::refresh();
     let cpu = refresh_process();
     let mut text = recorded.render() + &series::text(help);
     if let Some(seconds) = cpu.map(|time| time.as_secs_f64()) {
@@ -434,5 +301,4 @@ pub fn spans_dropped(spans: u64) {
 }
 
 #[cfg(test)]
-#[path = "metrics_tests.rs"]
 mod tests;

@@ -1,6 +1,6 @@
 //! Metrics of what comes and goes: models, and versions of them. A series is told of for as long as its scope is there, and a
 //! scope is there for as long as anybody has it: what was unloaded leaves nothing behind, and what is loaded again while it
-//! serves counts on. Which metrics there are is said in `metrics.rs`.
+//! serves counts on. Which metrics there are is said by those who ask for them.
 
 use metrics::atomics::AtomicU64;
 use metrics::{Counter, Gauge, Histogram, HistogramFn};
@@ -21,7 +21,7 @@ fn scopes() -> MutexGuard<'static, BTreeMap<Key, Weak<Scope>>> {
 
 /// The series of a version, or those that all versions of a model share. Whoever counts in one of them after it is gone does
 /// so without effect.
-pub(crate) struct Scope {
+pub(super) struct Scope {
     key: Key,
     /// By the names of their metrics, and their labels as text.
     series: Mutex<BTreeMap<(&'static str, String), Value>>,
@@ -29,7 +29,7 @@ pub(crate) struct Scope {
 
 impl Scope {
     /// The scope of a model, or of a version of it: the same for all who ask while somebody has it.
-    pub(crate) fn of(model: &str, version: Option<u64>) -> Arc<Self> {
+    pub(super) fn of(model: &str, version: Option<u64>) -> Arc<Self> {
         let key = (model.to_owned(), version);
         let mut all = scopes();
         if let Some(scope) = all.get(&key).and_then(Weak::upgrade) {
@@ -41,31 +41,40 @@ impl Scope {
     }
 
     /// A counter; at zero, if it is new.
-    pub(crate) fn counter(&self, metric: &'static str, labels: &Labels<'_>) -> Counter {
+    pub(super) fn counter(&self, metric: &'static str, labels: &Labels<'_>) -> Counter {
         match self.series(metric, labels, || Value::Counter(Arc::default())) {
             Value::Counter(count) => Counter::from_arc(count),
-            Value::Gauge(_) | Value::Times(_) => Counter::noop(),
+            Value::Gauge(_) | Value::Histogram(_) => Counter::noop(),
         }
     }
 
     /// A gauge; at zero, if it is new.
-    pub(crate) fn gauge(&self, metric: &'static str, labels: &Labels<'_>) -> Gauge {
+    pub(super) fn gauge(&self, metric: &'static str, labels: &Labels<'_>) -> Gauge {
         match self.series(metric, labels, || Value::Gauge(Arc::default())) {
             Value::Gauge(level) => Gauge::from_arc(level),
-            Value::Counter(_) | Value::Times(_) => Gauge::noop(),
+            Value::Counter(_) | Value::Histogram(_) => Gauge::noop(),
         }
     }
 
     /// A histogram of seconds, whose buckets end at `bounds`.
-    pub(crate) fn times(&self, metric: &'static str, labels: &Labels<'_>, bounds: &'static [f64]) -> Histogram {
-        match self.series(metric, labels, || Value::Times(Arc::new(Times::new(bounds)))) {
-            Value::Times(times) => Histogram::from_arc(times),
+    pub(super) fn times(&self, metric: &'static str, labels: &Labels<'_>, bounds: &'static [f64]) -> Histogram {
+        self.histogram(metric, labels, || Buckets::new(bounds, 1e9))
+    }
+
+    /// A histogram of whole numbers, whose buckets end at `bounds`.
+    pub(super) fn sizes(&self, metric: &'static str, labels: &Labels<'_>, bounds: &'static [f64]) -> Histogram {
+        self.histogram(metric, labels, || Buckets::new(bounds, 1.0))
+    }
+
+    fn histogram(&self, metric: &'static str, labels: &Labels<'_>, new: impl Fn() -> Buckets) -> Histogram {
+        match self.series(metric, labels, || Value::Histogram(Arc::new(new()))) {
+            Value::Histogram(buckets) => Histogram::from_arc(buckets),
             Value::Counter(_) | Value::Gauge(_) => Histogram::noop(),
         }
     }
 
     /// Tells of this series no more.
-    pub(crate) fn forget(&self, metric: &'static str, labels: &Labels<'_>) {
+    pub(super) fn forget(&self, metric: &'static str, labels: &Labels<'_>) {
         self.lock().remove(&(metric, written(labels)));
     }
 
@@ -94,7 +103,7 @@ enum Value {
     Counter(Arc<AtomicU64>),
     /// The bits of a number.
     Gauge(Arc<AtomicU64>),
-    Times(Arc<Times>),
+    Histogram(Arc<Buckets>),
 }
 
 impl Value {
@@ -102,7 +111,7 @@ impl Value {
         match self {
             Value::Counter(_) => "counter",
             Value::Gauge(_) => "gauge",
-            Value::Times(_) => "histogram",
+            Value::Histogram(_) => "histogram",
         }
     }
 
@@ -113,24 +122,26 @@ impl Value {
             Value::Gauge(bits) => {
                 format!("{metric}{{{labels}}} {}\n", f64::from_bits(bits.load(Ordering::Relaxed)))
             }
-            Value::Times(times) => times.lines(metric, labels),
+            Value::Histogram(buckets) => buckets.lines(metric, labels),
         }
     }
 }
 
-/// How often something took how long.
-struct Times {
-    /// The longest of each bucket, in seconds; what is longer is in one bucket more.
+/// How often something was how much.
+struct Buckets {
+    /// The most of each bucket; what is more is in one bucket more.
     bounds: &'static [f64],
     counts: Vec<AtomicU64>,
-    /// All of them together.
-    ns: AtomicU64,
+    /// All of them together, in parts of one.
+    sum: AtomicU64,
+    /// So many parts.
+    parts: f64,
 }
 
-impl Times {
-    fn new(bounds: &'static [f64]) -> Self {
+impl Buckets {
+    fn new(bounds: &'static [f64], parts: f64) -> Self {
         let counts = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
-        Times { bounds, counts, ns: AtomicU64::new(0) }
+        Buckets { bounds, counts, sum: AtomicU64::new(0), parts }
     }
 
     fn lines(&self, metric: &str, labels: &str) -> String {
@@ -140,16 +151,16 @@ impl Times {
             count += number.load(Ordering::Relaxed);
             lines += &format!("{metric}_bucket{{{labels},le=\"{bound}\"}} {count}\n");
         }
-        let sum = self.ns.load(Ordering::Relaxed) as f64 / 1e9;
+        let sum = self.sum.load(Ordering::Relaxed) as f64 / self.parts;
         lines + &format!("{metric}_sum{{{labels}}} {sum}\n{metric}_count{{{labels}}} {count}\n")
     }
 }
 
-impl HistogramFn for Times {
-    fn record(&self, seconds: f64) {
-        let bucket = self.bounds.partition_point(|bound| *bound < seconds);
+impl HistogramFn for Buckets {
+    fn record(&self, amount: f64) {
+        let bucket = self.bounds.partition_point(|bound| *bound < amount);
         self.counts[bucket].fetch_add(1, Ordering::Relaxed);
-        self.ns.fetch_add((seconds * 1e9).round() as u64, Ordering::Relaxed);
+        self.sum.fetch_add((amount * self.parts).round() as u64, Ordering::Relaxed);
     }
 }
 
