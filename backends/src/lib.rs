@@ -17,7 +17,7 @@ pub mod tree;
 pub use artifact::{Artifact, Format};
 pub use error::{InferError, LoadError};
 pub use settings::Settings;
-pub use signature::{Conventions, Parameter, Parameters, Port, Signature};
+pub use signature::{Conventions, Parameter, Parameters, Platform, Port, Signature};
 pub use tensor::{DataType, Element, Limits, Tensor};
 
 use std::sync::Arc;

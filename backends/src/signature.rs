@@ -60,6 +60,34 @@ pub struct Signature {
     pub strict: bool,
     /// Columns of a tabular model, in order; empty where it has no names.
     pub feature_names: Vec<String>,
-    /// The kind of model, as metadata's `platform` states it.
-    pub platform: String,
+    /// The kind of model.
+    pub platform: Platform,
+}
+
+/// The kind of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Platform {
+    /// Trees of XGBoost.
+    Xgboost,
+    /// Trees of LightGBM.
+    LightGbm,
+    /// A graph, which ONNX Runtime computes.
+    Onnx,
+    /// A language model in a directory as those of Hugging Face's hub.
+    HuggingFace,
+    /// A language model in a GGUF file.
+    Gguf,
+}
+
+impl Platform {
+    /// As metadata's `platform` states it: by Triton's name where it has one.
+    pub fn name(self) -> &'static str {
+        match self {
+            Platform::Xgboost => "xgboost",
+            Platform::LightGbm => "lightgbm",
+            Platform::Onnx => "onnxruntime_onnx",
+            Platform::HuggingFace => "huggingface",
+            Platform::Gguf => "gguf",
+        }
+    }
 }

@@ -274,6 +274,13 @@ impl Tensor {
             Data::Text { text, .. } => text,
         }
     }
+    /// Bytes that it holds: of text also where each element ends.
+    pub fn byte_size(&self) -> usize {
+        match &self.data {
+            Data::Fixed(bytes) => bytes.len(),
+            Data::Text { ends, text } => text.len() + size_of_val::<[u32]>(ends),
+        }
+    }
     /// Its elements, if they are of type `T`.
     pub fn values<T: Element>(&self) -> Option<&[T]> {
         match &self.data {

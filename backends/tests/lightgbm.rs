@@ -101,7 +101,7 @@ fn what_goes_in_and_comes_out() {
     let model = model(&text).unwrap();
     let signature = model.signature();
     assert_eq!(
-        (signature.platform.as_str(), signature.feature_names.as_slice()),
+        (signature.platform.name(), signature.feature_names.as_slice()),
         ("lightgbm", ["a", "b"].map(String::from).as_slice())
     );
     let (input, output) = (&signature.inputs[0], &signature.outputs[0]);

@@ -37,7 +37,7 @@ impl Trivial {
                 outputs: vec![port("output-0", vec![-1])],
                 strict: false,
                 feature_names: Vec::new(),
-                platform: "benchmark".into(),
+                platform: backends::Platform::Xgboost,
             },
         }
     }

@@ -34,9 +34,9 @@ const BESIDES: [(&[&str], &[&str]); 4] = [
         &[
             "attention.prompt.1x1k",
             "attention.prompt.wgmma.1x1k",
-            "attention.decode.window.",
-            "attention.decode.cap.",
-            "attention.decode.sinks.",
+            "attention.window.",
+            "attention.cap.",
+            "attention.sinks.",
         ],
     ),
     (

@@ -116,6 +116,8 @@ pub enum RequestError {
     Members(String),
     /// Values are not of their datatype: which.
     Values(String),
+    /// Numbers of 16 bits cannot stand in JSON: which type, of which input.
+    Halves(String, String),
     /// It is no request for another reason: which field, and what is wrong with it.
     Field(String),
 }
@@ -131,6 +133,10 @@ impl std::fmt::Display for RequestError {
         match self {
             RequestError::Malformed(error) => write!(f, "failed to parse the request JSON buffer: {error}"),
             RequestError::Members(what) | RequestError::Values(what) | RequestError::Field(what) => f.write_str(what),
+            RequestError::Halves(datatype, input) => write!(
+                f,
+                "{datatype} data via JSON is not supported. Please use the binary data format for input {input}"
+            ),
         }
     }
 }
@@ -375,9 +381,7 @@ fn parse_data(reader: &mut Reader<'_>, name: &str, datatype: &str, shape: &[i64]
             read.map(|()| Values::Text { ends, text })
         }
         "FP16" | "BF16" => {
-            return Err(field(format!(
-                "Sending {datatype} data via JSON is not supported. Please use the binary data format for input {name}"
-            )));
+            return Err(RequestError::Halves(datatype.into(), name.into()));
         }
         other => return Err(field(format!("input '{name}' has unknown datatype '{}'", excerpt(other)))),
     };

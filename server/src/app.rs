@@ -13,7 +13,7 @@ use crate::probe::Probe;
 use crate::profile::Profile;
 use crate::registry::Registry;
 use crate::repository::{Repository, watch};
-use crate::rest::{BodyLimits, Rest, Shortcut};
+use crate::rest::{BodyLimits, Origins, Rest, Shortcut};
 use crate::summary::{self, Addresses};
 use crate::threads::blocking;
 use crate::worker::Workers;
@@ -71,7 +71,7 @@ pub async fn run(config: Config) -> Result<u8, String> {
         mirrors: config.mirrors_grpc_outputs(),
     };
     let rest = Rest::new(plane.clone(), body, budget, metrics).with_usage_forced(config.force_include_usage);
-    let services = services(&rest, &plane, bounds, keys);
+    let services = services(&rest, &plane, bounds, keys, config.origins());
     let (phase, listeners, addresses) = listen(&config, services).await?;
     if let Some(lay) = load(&config, &registry, &plane, &mut signals).await? {
         let keyed = config.api_keys_file.is_some();
@@ -207,7 +207,13 @@ fn language(config: &Config) -> LanguageOptions {
     }
 }
 
-fn services(rest: &Rest, plane: &Arc<Dataplane>, bounds: grpc::Bounds, keys: Option<Arc<Keys>>) -> Services {
+fn services(
+    rest: &Rest,
+    plane: &Arc<Dataplane>,
+    bounds: grpc::Bounds,
+    keys: Option<Arc<Keys>>,
+    origins: Option<Origins>,
+) -> Services {
     let mut closed = rest.routes();
     if let Some(keys) = keys.clone() {
         // The layer lies over every route of this router, its fallback included: a route is closed unless it was put
@@ -223,9 +229,14 @@ fn services(rest: &Rest, plane: &Arc<Dataplane>, bounds: grpc::Bounds, keys: Opt
             }
         }));
     }
-    let (rest_routes, grpc) = (closed.merge(rest.open_routes()), grpc::routers(plane.clone(), bounds, keys.clone()));
+    let mut all = closed.merge(rest.open_routes());
+    // Browsers ask without a key whether they may ask with one.
+    if let Some(origins) = &origins {
+        all = origins.before(all);
+    }
+    let (rest_routes, grpc) = (all, grpc::routers(plane.clone(), bounds, keys.clone()));
     Services {
-        infer: (!telemetry::spans_wanted()).then(|| Shortcut::new(rest.clone(), keys)),
+        infer: (!telemetry::spans_wanted()).then(|| Shortcut::new(rest.clone(), keys, origins.is_some())),
         reserve: rest.open_routes(),
         grpc_reserve: grpc.reserve,
         profile: plane.profile(),
@@ -296,7 +307,7 @@ fn room(files: u64, kept: usize, wanted: usize) -> Result<usize, String> {
 /// TLS as configured, and the task that looks for new certificates.
 fn tls(config: &Config) -> Result<Option<Arc<Tls>>, String> {
     let Some((certificate, key)) = config.tls() else { return Ok(None) };
-    let files = Files { certificate: certificate.into(), key: key.into(), client_authority: None };
+    let files = Files { certificate: certificate.into(), key: key.into() };
     let tls = Tls::open(files, config.handshake_timeout)?;
     tokio::spawn(tls.clone().watch());
     Ok(Some(tls))

@@ -13,7 +13,7 @@ use crate::threads;
 use backends::{Call, CancelFlag, InferError, Parameter, Parameters, Predictor, Tensor};
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{self, Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -92,6 +92,28 @@ struct Inner {
 #[derive(Clone)]
 pub struct Batcher(Arc<Inner>);
 
+/// A queue that may be there, or may not any more. It is for as long as anybody waits for it, or anything runs.
+#[derive(Clone)]
+pub struct Weak(sync::Weak<Inner>);
+
+impl Weak {
+    /// Is it there?
+    pub fn is_there(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+
+    /// The queue, if it is there.
+    pub fn upgrade(&self) -> Option<Batcher> {
+        self.0.upgrade().map(Batcher)
+    }
+}
+
+impl std::fmt::Debug for Weak {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Weak")
+    }
+}
+
 impl std::fmt::Debug for Batcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Batcher").field("options", &self.0.options).finish_non_exhaustive()
@@ -123,6 +145,11 @@ impl Batcher {
             stats,
             until: Mutex::default(),
         }))
+    }
+
+    /// The queue, without a hold on it.
+    pub fn downgrade(&self) -> Weak {
+        Weak(Arc::downgrade(&self.0))
     }
 
     /// The predictor behind the queue.
@@ -157,8 +184,8 @@ impl Batcher {
             Some(deadline) => tokio::time::timeout_at(deadline.into(), answer).await.map_err(|_| Error::Deadline)?,
             None => answer.await,
         };
-        // The sender is dropped without a word only when its thread is torn down.
-        answer.unwrap_or(Err(Error::Draining))
+        // The sender is dropped without a word only where its batch was given up.
+        answer.unwrap_or_else(|_| Err(Error::Internal("a batch was given up".into())))
     }
 
     fn enqueue(&self, job: Job, cancel: CancelFlag) -> Result<oneshot::Receiver<Answer>, Error> {
@@ -242,12 +269,18 @@ impl Inner {
 
     /// Runs batches until nothing waits.
     fn drain(&self) {
-        while let Some(batch) = self.gather() {
-            let now = Instant::now();
-            let until = batch.iter().map(|waiting| waiting.job.deadline.unwrap_or(now + OVERDUE)).max().unwrap_or(now);
-            let _running = Running::begin(&self.until, until);
-            self.run_batch(batch);
-        }
+        // Whatever becomes of a batch, who runs it goes on: what waits behind it would wait for ever.
+        while std::panic::catch_unwind(AssertUnwindSafe(|| self.pass())).unwrap_or(true) {}
+    }
+
+    /// Runs a batch of what waits; was there any?
+    fn pass(&self) -> bool {
+        let Some(batch) = self.gather() else { return false };
+        let now = Instant::now();
+        let until = batch.iter().map(|waiting| waiting.job.deadline.unwrap_or(now + OVERDUE)).max().unwrap_or(now);
+        let _running = Running::begin(&self.until, until);
+        self.run_batch(batch);
+        true
     }
 
     /// Takes what is waiting, up to the largest batch; gives up the right to run when there is nothing.

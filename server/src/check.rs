@@ -2,7 +2,7 @@
 
 use crate::dataplane::{Infer, Servable};
 use crate::describe::{is_batched, most_rows};
-use crate::error::Error;
+use crate::error::{self, Error};
 use backends::{Limits, Parameter, Parameters, Port, Signature, Tensor};
 use std::collections::BTreeSet;
 
@@ -34,21 +34,16 @@ pub(crate) fn check(servable: &Servable, request: &Infer, limits: &Limits) -> Re
     }
     check_parameters(&request.parameters)?;
     if let Some(name) = repeated(request.inputs.iter().map(Tensor::name)) {
-        return Err(Error::Invalid(format!("input '{name}' already exists in request")));
+        return Err(error::repeated("input", name));
     }
     if let Some(name) = repeated(request.outputs.iter().map(|output| output.name.as_str())) {
-        return Err(Error::Invalid(format!("output '{name}' already exists in request")));
+        return Err(error::repeated("output", name));
     }
     let mut known = Ports::of(gives);
     for output in &request.outputs {
         if known.find(&output.name).is_none() {
             let known: Vec<_> = gives.iter().map(|port| port.name.as_str()).collect();
-            return Err(Error::Invalid(format!(
-                "unexpected inference output '{}' for model '{}'; it has {}",
-                output.name,
-                servable.name,
-                known.join(", ")
-            )));
+            return Err(error::unknown_output(&output.name, &servable.name, &known));
         }
     }
     if request.inputs.is_empty() && servable.signature.inputs.iter().any(|port| !port.optional) {

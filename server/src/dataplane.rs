@@ -5,13 +5,15 @@ use crate::batcher::{Job, rows};
 use crate::check;
 use crate::classify;
 use crate::error::Error;
+use crate::living::Core;
 use crate::llm::answer::Answer;
+use crate::llm::generator::Running;
 use crate::process;
 use crate::profile::Profile;
 use crate::registry::{IndexEntry, Registry};
 use crate::telemetry::SPANS;
 use crate::threads::blocking;
-use backends::{DataType, Parameter, Parameters, Tensor};
+use backends::{Parameter, Parameters, Tensor};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -40,8 +42,13 @@ pub struct Infer {
 impl Infer {
     /// Bytes that all tensors hold.
     pub fn bytes(&self) -> usize {
-        self.inputs.iter().map(held).sum()
+        self.inputs.iter().map(Tensor::byte_size).sum()
     }
+}
+
+/// A request names a repository, and here it has no name.
+pub fn named_repository() -> Error {
+    Error::Unsupported("'repository_name' specification is not supported".into())
 }
 
 /// A wanted output.
@@ -67,30 +74,24 @@ pub struct Inferred {
 impl Inferred {
     /// Bytes that all tensors hold.
     pub fn bytes(&self) -> usize {
-        self.outputs.iter().map(held).sum()
+        self.outputs.iter().map(Tensor::byte_size).sum()
     }
 
     /// Bytes that its tensors may take once more as an answer; binary are those of which `is_binary` says so by their index.
     pub fn bytes_to_write(&self, is_binary: impl Fn(usize) -> bool) -> usize {
         let outputs = self.outputs.iter().enumerate();
-        outputs.map(|(index, output)| if is_binary(index) { held(output) } else { as_text(output) }).sum()
+        outputs.map(|(index, output)| if is_binary(index) { output.byte_size() } else { as_text(output) }).sum()
     }
 }
 
 /// Bytes that a tensor may have as text: the longest numbers of each type, with a comma.
 fn as_text(tensor: &Tensor) -> usize {
     match tensor.datatype().size() {
-        0 => held(tensor),
+        0 => tensor.byte_size(),
         1 => count(tensor) * 6,
         2 => count(tensor) * 14,
         _ => count(tensor) * 25,
     }
-}
-
-/// Bytes that a tensor holds: of text also where each element ends.
-fn held(tensor: &Tensor) -> usize {
-    let ends = if tensor.datatype() == DataType::Bytes { count(tensor) * size_of::<usize>() } else { 0 };
-    tensor.bytes().len() + ends
 }
 
 fn count(tensor: &Tensor) -> usize {
@@ -199,13 +200,20 @@ impl Dataplane {
     /// The server's time is up: answers of language models end with [`Error::Draining`], those that wait included. Was there
     /// any?
     pub fn end_answers(&self) -> bool {
-        let mut any = false;
-        for servable in self.registry.servables() {
-            if let Work::Language(language) = &servable.work {
-                any |= language.end_all();
-            }
-        }
-        any
+        let ended: Vec<bool> = self.engines().map(|engine| engine.end_all()).collect();
+        ended.contains(&true)
+    }
+
+    /// Answers of language models that are being generated, or wait for it.
+    pub fn answers(&self) -> u64 {
+        let counters = self.engines().map(|engine| engine.counters());
+        counters.map(|counters| u64::from(counters.running) + u64::from(counters.waiting)).sum()
+    }
+
+    /// Those of models that were replaced or unloaded answer on.
+    fn engines(&self) -> impl Iterator<Item = Running> {
+        let cores = self.registry.cores().into_iter();
+        cores.filter_map(|core| if let Core::Language(engine) = core { Some(engine) } else { None })
     }
 
     /// Is the server shutting down?
@@ -217,7 +225,8 @@ impl Dataplane {
     /// has given up.
     pub fn live(&self) -> bool {
         let now = Instant::now();
-        process::giving_up().is_none() && !self.registry.servables().iter().any(|servable| servable.is_stuck(now))
+        let stuck = self.registry.servables().iter().any(|servable| servable.is_stuck(now));
+        process::giving_up().is_none() && !stuck && !self.registry.cores().iter().any(|core| core.hangs(now))
     }
 
     /// No request takes longer.
@@ -396,20 +405,30 @@ impl Dataplane {
         wanted.iter().map(pick).collect()
     }
 
-    /// Loads (or loads again) a model.
+    /// Loads (or loads again) a model; with parameters of these names.
     ///
     /// # Errors
-    /// Not allowed in this mode, unknown, or not loadable.
-    pub async fn load(&self, model: &str) -> Result<(), Error> {
+    /// Not allowed in this mode, unknown, or not loadable; there is a parameter.
+    pub async fn load(&self, model: &str, parameters: &[&str]) -> Result<(), Error> {
+        if let Some(name) = parameters.first() {
+            return Err(Error::Unsupported(format!(
+                "load parameter '{name}': configuration and files come from the repository alone"
+            )));
+        }
         self.check_control()?;
         self.registry.load(model).await
     }
 
-    /// Takes a model out of service.
+    /// Takes a model out of service; with parameters of these names, and whether each of them is true or false.
     ///
     /// # Errors
-    /// Not allowed in this mode, or unknown.
-    pub async fn unload(&self, model: &str) -> Result<(), Error> {
+    /// Not allowed in this mode, or unknown, as a parameter may be.
+    pub async fn unload(&self, model: &str, parameters: &[(&str, bool)]) -> Result<(), Error> {
+        if let Some((name, _)) = parameters.iter().find(|(name, truth)| *name != "unload_dependents" || !truth) {
+            return Err(Error::Invalid(format!(
+                "unload parameter '{name}'; unload_dependents is known, true or false"
+            )));
+        }
         self.check_control()?;
         match self.registry.unload(model).await {
             Err(Error::UnknownModel(_)) if !self.profile.unload_unknown_is_error() => Ok(()),

@@ -7,7 +7,7 @@ use crate::stats::Durations;
 use backends::settings::{
     Answer, Batching, Device, InstanceGroup, Onnx, Optimization, Provider, ProviderKind, VersionPolicy,
 };
-use backends::{DataType, Port, Settings};
+use backends::{DataType, Platform, Port, Settings};
 use serde_json::{Map, Value, json};
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -21,7 +21,7 @@ pub fn metadata(servable: &Servable, versions: &[u64]) -> Value {
     let mut told = json!({
         "name": servable.name,
         "versions": versions,
-        "platform": servable.signature.platform,
+        "platform": servable.signature.platform.name(),
         "inputs": ports(&servable.signature.inputs),
         "outputs": ports(&servable.signature.outputs),
     });
@@ -80,12 +80,9 @@ pub fn is_language(servable: &Servable) -> bool {
     matches!(servable.work, Work::Language(_))
 }
 
-/// The platform of graphs, as Triton calls it.
-pub const GRAPH: &str = "onnxruntime_onnx";
-
 /// Is it a graph, which ONNX Runtime computes?
 pub fn is_graph(servable: &Servable) -> bool {
-    servable.signature.platform == GRAPH
+    servable.signature.platform == Platform::Onnx
 }
 
 /// What computes the model, by Triton's name where it has one.
@@ -200,7 +197,7 @@ pub fn config(servable: &Servable) -> Value {
     };
     let mut config = json!({
         "name": servable.name,
-        "platform": servable.signature.platform,
+        "platform": servable.signature.platform.name(),
         "backend": backend(servable),
         "version_policy": version_policy(&servable.settings.versions),
         "max_batch_size": max_batch_size(servable),
@@ -420,7 +417,7 @@ mod tests {
             outputs: vec![port("y", DataType::Bf16, &[-1])],
             strict: true,
             feature_names: Vec::new(),
-            platform: GRAPH.into(),
+            platform: Platform::Onnx,
         };
         let model = Model::Predictor(Box::new(Graph { signature, batchable, device }));
         Servable::new(("net", 1), model, settings, &batcher::Options::default()).unwrap()

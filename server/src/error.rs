@@ -19,6 +19,8 @@ pub enum Error {
     Members(String),
     /// Values are not of the datatype, or not as many as the shape has.
     Values(String),
+    /// Numbers of 16 bits cannot stand in JSON: of what that is said, as far as KServe and Triton say the same.
+    Halves(String),
     /// The model does not take these inputs.
     Refused(String),
     /// No such route.
@@ -74,6 +76,27 @@ mod code {
     pub(super) const UNAUTHENTICATED: i32 = 16;
 }
 
+/// An answer ended that had not come to its end.
+pub(crate) fn broke_off() -> Error {
+    Error::Internal("an answer broke off".into())
+}
+
+/// What was answered has no JSON.
+pub(crate) fn unwritten(error: &serde_json::Error) -> Error {
+    Error::Internal(format!("a reply cannot be written: {error}"))
+}
+
+/// A tensor, an input or an output, stands twice in a request.
+pub(crate) fn repeated(kind: &str, name: &str) -> Error {
+    Error::Invalid(format!("{kind} '{name}' already exists in request"))
+}
+
+/// An output is wanted that the model does not have.
+pub(crate) fn unknown_output(name: &str, model: &str, known: &[&str]) -> Error {
+    let known = known.join(", ");
+    Error::Invalid(format!("unexpected inference output '{name}' for model '{model}'; it has {known}"))
+}
+
 /// Bytes of a message.
 const LONGEST: usize = 1024;
 
@@ -86,6 +109,7 @@ impl Error {
             | Error::Malformed(_)
             | Error::Members(_)
             | Error::Values(_)
+            | Error::Halves(_)
             | Error::Refused(_) => (400, code::INVALID_ARGUMENT),
             Error::NoRoute => (404, code::UNIMPLEMENTED),
             Error::UnknownModel(_) | Error::UnknownVersion(..) | Error::NothingToLoad(_) => (404, code::NOT_FOUND),
@@ -135,6 +159,7 @@ impl Error {
             | Error::Memory(what)
             | Error::Forbidden(what)
             | Error::UnsupportedEncoding(what) => what.clone(),
+            Error::Halves(what) => format!("Sending {what}"),
             Error::NoRoute => "Not Found".into(),
             Error::HeadTooLarge(most) => format!("path and headers are larger than the limit of {most} bytes"),
             Error::UnknownModel(name) | Error::NothingToLoad(name) => format!("Model with name {name} does not exist."),

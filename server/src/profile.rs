@@ -63,8 +63,7 @@ impl Profile {
     /// How a REST request of this path is answered; `None`: as the routes answer it.
     pub fn manner(self, path: &str) -> Option<Manner> {
         // Neither server has these routes, whose errors have a form of their own.
-        let is_anthropics = matches!(path, "/v1/messages" | "/v1/messages/count_tokens");
-        let followed = self != Profile::Merged && !is_anthropics;
+        let followed = self != Profile::Merged && !is_of_anthropic(path);
         followed.then(|| Manner { profile: self, asked: Asked::of_path(path) })
     }
 
@@ -198,9 +197,7 @@ fn triton(error: &Error, asked: Asked) -> Option<Told> {
             .code(code::INTERNAL)
             .text(format!("failed to load '{name}', failed to poll from model repository")),
         (Error::LoadFailed(_), ..) => told(400).code(code::INVALID_ARGUMENT),
-        (Error::Invalid(what), ..) if what.starts_with(KSERVE_HALVES) => {
-            told(400).text(what.replacen(KSERVE_HALVES, "receiving", 1))
-        }
+        (Error::Halves(what), ..) => told(400).text(format!("receiving {what}")),
         (Error::TooLarge(_), ..) => told(400),
         (Error::Overloaded(_), ..) => told(503).code(code::UNAVAILABLE),
         (Error::Deadline, ..) => told(503).code(code::UNAVAILABLE).text("Request timeout expired"),
@@ -208,8 +205,10 @@ fn triton(error: &Error, asked: Asked) -> Option<Told> {
     })
 }
 
-/// How errors about FP16 and BF16 in JSON begin.
-const KSERVE_HALVES: &str = "Sending";
+/// Is it a path of the Messages API?
+pub fn is_of_anthropic(path: &str) -> bool {
+    path.strip_prefix("/v1/messages").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
 
 /// How one REST request is answered where a server is followed.
 #[derive(Clone, Copy, Debug)]

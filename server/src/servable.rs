@@ -8,7 +8,7 @@ use crate::metrics::ModelMetrics;
 use crate::repository::Version;
 use crate::stats::Stats;
 use backends::llm::LanguageModel;
-use backends::{DataType, Model, Port, Predictor, Settings, Signature};
+use backends::{DataType, Model, Platform, Port, Predictor, Settings, Signature};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -79,7 +79,7 @@ impl Servable {
         let most = settings.max_batch_size.map_or(usize::MAX, |rows| rows as usize);
         // Of trees the server's own bound is measured; what a row of a graph costs, the graph alone can tell.
         // Whoever states how many rows a batch may have wants them together.
-        let measured = signature.platform == crate::describe::GRAPH && settings.max_batch_size.is_none();
+        let measured = signature.platform == Platform::Onnx && settings.max_batch_size.is_none();
         let worth = if measured { profile.preferred_batch } else { usize::MAX };
         let batching = batcher::Options {
             max_rows: batching.max_rows.min(most).min(worth),
@@ -139,7 +139,7 @@ impl Servable {
             ],
             strict: true,
             feature_names: Vec::new(),
-            platform: model.platform.into(),
+            platform: model.platform,
         };
         let bytes = model.bytes;
         let metrics = ModelMetrics::register(name, version, model.device);
@@ -184,14 +184,6 @@ impl Servable {
         }
     }
 
-    /// Requests that wait.
-    pub fn queued(&self) -> usize {
-        match &self.work {
-            Work::Predictor(batcher) => batcher.queued(),
-            Work::Language(language) => language.counters().waiting as usize,
-        }
-    }
-
     /// Would a request be answered now?
     pub fn is_ready(&self) -> bool {
         self.trouble().is_none()
@@ -211,11 +203,6 @@ impl Servable {
             Work::Predictor(batcher) => batcher.is_stuck(now),
             Work::Language(language) => language.is_stuck(now),
         }
-    }
-
-    /// Metrics that are only read when somebody asks.
-    pub fn refresh_metrics(&self) {
-        self.metrics.refresh(self.queued(), self.bytes);
     }
 }
 

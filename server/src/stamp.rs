@@ -17,6 +17,8 @@ struct Stamp {
     /// Where it lies: its number, or its path behind all links.
     place: Place,
     bytes: u64,
+    /// Who may read it, and the like: one that could not be read, and now can, has as many bytes of the same time.
+    mode: u32,
     /// Of its contents; seconds and nanoseconds.
     written: (i64, i64),
     /// Of anything about it, if that counts. No program can set this time.
@@ -36,6 +38,7 @@ impl Stamp {
         Some(Stamp {
             place: Place::Number(found.dev(), found.ino()),
             bytes: found.size(),
+            mode: found.mode(),
             written: (found.mtime(), found.mtime_nsec()),
             changed: Some((found.ctime(), found.ctime_nsec())),
         })
@@ -54,9 +57,9 @@ impl Stamps {
         stamps
     }
 
-    /// The same by where links lead to, length and date, as what is done for a difference is costly: file systems that are
-    /// made of requests (gcsfuse, Mountpoint for S3) may number a file anew whenever they look at it, and owners are set
-    /// again and again.
+    /// The same by where links lead to, length, date and permissions, as what is done for a difference is costly: file
+    /// systems that are made of requests (gcsfuse, Mountpoint for S3) may number a file anew whenever they look at it, and
+    /// owners are set again and again.
     pub(crate) fn by_path(self) -> Self {
         let loose = |(path, stamp): (PathBuf, Option<Stamp>)| {
             let stamp = stamp.map(|stamp| stamp.by_path(&path));
@@ -84,7 +87,7 @@ impl Stamps {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
     use std::time::Duration;
 
     #[test]
@@ -137,6 +140,18 @@ mod tests {
         fs::remove_file(&link).unwrap();
         symlink("2", &link).unwrap();
         assert!(!stamps.hold());
+    }
+
+    #[test]
+    fn one_that_may_be_read_now_is_not_what_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        fs::write(&path, "1").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let loose = Stamps::of([path.clone()]).by_path();
+        assert!(loose.hold());
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(!loose.hold());
     }
 
     #[test]

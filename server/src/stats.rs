@@ -1,9 +1,10 @@
 //! What happened to a model's requests, counted without locks: Triton's statistics extension reads it back.
 
+use crate::clock::since_1970;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// How often, and how long in all.
 #[derive(Debug, Default)]
@@ -125,7 +126,6 @@ impl Stats {
     }
 
     fn touch(&self) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.last_inference.store(now.as_millis() as u64, Relaxed);
+        self.last_inference.store(since_1970().as_millis() as u64, Relaxed);
     }
 }

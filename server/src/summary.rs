@@ -4,6 +4,7 @@ use crate::registry::{Registry, Servable};
 use crate::repository::Version;
 use crate::servable::Work;
 use crate::telemetry;
+use backends::Platform;
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -28,7 +29,8 @@ pub fn announce(registry: &Registry, addresses: &Addresses, keyed: bool, start: 
     if serving > 0 {
         tracing::info!(models, ready = serving, ms = milliseconds, http, grpc, "ready");
     } else {
-        tracing::warn!(models, serving, ms = milliseconds, http, grpc, "no model serves");
+        let directory = registry.repository().root().display();
+        tracing::warn!(models, serving, %directory, ms = milliseconds, http, grpc, "no model serves");
     }
     let (mut text, scheme) = (String::from("\n"), addresses.scheme);
     if let Some(http) = addresses.http {
@@ -38,7 +40,7 @@ pub fn announce(registry: &Registry, addresses: &Addresses, keyed: bool, start: 
         text += &format!("  gRPC   {}\n", host(grpc));
     }
     for servable in &ready {
-        text += &model(&servable.name, servable.version, &servable.signature.platform);
+        text += &model(&servable.name, servable.version, servable.signature.platform);
     }
     if let Some(http) = addresses.http {
         let curl = Curl { base: format!("{scheme}://{}", host(http)), keyed, secure: scheme == "https" };
@@ -49,8 +51,8 @@ pub fn announce(registry: &Registry, addresses: &Addresses, keyed: bool, start: 
 }
 
 /// One line, whatever a directory is called.
-fn model(name: &str, version: Version, platform: &str) -> String {
-    format!("  model  {} version {version} ({platform})\n", telemetry::escaped(name))
+fn model(name: &str, version: Version, platform: Platform) -> String {
+    format!("  model  {} version {version} ({})\n", telemetry::escaped(name), platform.name())
 }
 
 /// What a URL calls an address: an address of all interfaces is reached as this machine.
@@ -114,8 +116,8 @@ mod tests {
 
     #[test]
     fn a_model_is_one_line() {
-        let line = model("new\nline \u{1b}[31m\u{9b}31m \u{e9}", 1, "xgboost_json");
-        assert_eq!(line, "  model  new\\nline \\u{1b}[31m\\u{9b}31m \u{e9} version 1 (xgboost_json)\n");
+        let line = model("new\nline \u{1b}[31m\u{9b}31m \u{e9}", 1, Platform::Xgboost);
+        assert_eq!(line, "  model  new\\nline \\u{1b}[31m\\u{9b}31m \u{e9} version 1 (xgboost)\n");
     }
 
     #[test]

@@ -58,7 +58,7 @@ struct Bench {
 }
 
 fn signature(inputs: Vec<Port>) -> Signature {
-    Signature { inputs, outputs: vec![], strict: false, feature_names: vec![], platform: "test".into() }
+    Signature { inputs, outputs: vec![], strict: false, feature_names: vec![], platform: backends::Platform::Xgboost }
 }
 
 fn bench(single_call: Duration, work: Duration, options: Options) -> Bench {

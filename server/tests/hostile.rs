@@ -25,7 +25,7 @@ fn signature(datatype: DataType, shape: &[i64]) -> Signature {
         outputs: Vec::new(),
         strict: false,
         feature_names: Vec::new(),
-        platform: "test".into(),
+        platform: backends::Platform::Xgboost,
     }
 }
 

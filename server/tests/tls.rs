@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{CertificateParams, KeyPair};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use server::edge::activity::Timeouts;
 use server::edge::listener::{self, Phase, Services};
@@ -49,8 +49,7 @@ fn certificate() -> Certificate {
 }
 
 fn write(directory: &Path, certificate: &Certificate) -> Files {
-    let files =
-        Files { certificate: directory.join("tls.crt"), key: directory.join("tls.key"), client_authority: None };
+    let files = Files { certificate: directory.join("tls.crt"), key: directory.join("tls.key") };
     fs::write(&files.certificate, &certificate.pem).unwrap();
     fs::write(&files.key, &certificate.key).unwrap();
     files
@@ -83,25 +82,12 @@ fn open(files: Files) -> Arc<Tls> {
 type Versions<'a> = &'a [&'static SupportedProtocolVersion];
 const VERSIONS: Versions<'static> = rustls::ALL_VERSIONS;
 
-fn config(
-    trusted: &[&Certificate],
-    versions: Versions<'_>,
-    identity: Option<&Certificate>,
-    alpn: &str,
-) -> ClientConfig {
+fn config(trusted: &[&Certificate], versions: Versions<'_>, alpn: &str) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     trusted.iter().for_each(|certificate| roots.add(certificate.der.clone()).unwrap());
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(versions).unwrap();
-    let builder = builder.with_root_certificates(roots);
-    let mut config = match identity {
-        None => builder.with_no_client_auth(),
-        Some(identity) => {
-            use rustls::pki_types::pem::PemObject;
-            let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).unwrap();
-            builder.with_client_auth_cert(vec![identity.der.clone()], key).unwrap()
-        }
-    };
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = if alpn.is_empty() { Vec::new() } else { vec![alpn.as_bytes().to_vec()] };
     config
 }
@@ -129,7 +115,7 @@ async fn hello(stream: TlsStream<TcpStream>) -> Result<String, Box<dyn std::erro
 
 /// Does the server show this certificate to those who connect now?
 async fn shows(server: &Server, certificate: &Certificate) -> bool {
-    h1(server, config(&[certificate], VERSIONS, None, "http/1.1")).await.is_ok()
+    h1(server, config(&[certificate], VERSIONS, "http/1.1")).await.is_ok()
 }
 
 #[tokio::test]
@@ -138,17 +124,17 @@ async fn every_protocol_on_one_port() {
     let server = serve(open(write(directory.path(), &mine))).await;
     for versions in [VERSIONS, &[&rustls::version::TLS12], &[&rustls::version::TLS13]] {
         for alpn in ["http/1.1", ""] {
-            assert_eq!(h1(&server, config(&[&mine], versions, None, alpn)).await.unwrap(), "hello");
+            assert_eq!(h1(&server, config(&[&mine], versions, alpn)).await.unwrap(), "hello");
         }
     }
-    let stream = connect(&server, config(&[&mine], VERSIONS, None, "h2")).await.unwrap();
+    let stream = connect(&server, config(&[&mine], VERSIONS, "h2")).await.unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
     let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     let request = Request::get("https://localhost/hello").body(Empty::<Bytes>::new()).unwrap();
     assert_eq!(sender.send_request(request).await.unwrap().status(), 200);
 
-    let stream = connect(&server, config(&[&mine], VERSIONS, None, "h2")).await.unwrap();
+    let stream = connect(&server, config(&[&mine], VERSIONS, "h2")).await.unwrap();
     let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     let channel = tower::service_fn(move |request: Request<tonic::body::Body>| sender.clone().send_request(request));
@@ -156,7 +142,7 @@ async fn every_protocol_on_one_port() {
     let answer = health.check(HealthCheckRequest::default()).await.unwrap();
     assert_eq!(answer.into_inner().status, 1);
 
-    assert!(connect(&server, config(&[&mine], VERSIONS, None, "spdy/3")).await.is_err(), "no protocol in common");
+    assert!(connect(&server, config(&[&mine], VERSIONS, "spdy/3")).await.is_err(), "no protocol in common");
     assert!(!shows(&server, &certificate()).await, "a certificate that the client does not trust");
 }
 
@@ -179,18 +165,18 @@ async fn certificates_change_under_connections() {
         std::os::unix::fs::symlink(Path::new("..data").join(file), directory.path().join(file)).unwrap();
     }
     let path = |file| directory.path().join(file);
-    let tls = open(Files { certificate: path("tls.crt"), key: path("tls.key"), client_authority: None });
+    let tls = open(Files { certificate: path("tls.crt"), key: path("tls.key") });
     let server = Arc::new(serve(tls.clone()).await);
     let watching = tokio::spawn(tls.watch());
 
     // A connection that was there before and stays, and new ones all the time.
     let (stop, requests) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
     let trusted: Vec<&Certificate> = all.iter().collect();
-    let stream = connect(&server, config(&trusted, VERSIONS, None, "h2")).await.unwrap();
+    let stream = connect(&server, config(&trusted, VERSIONS, "h2")).await.unwrap();
     let (mut old, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     let load = {
-        let config = config(&trusted, VERSIONS, None, "http/1.1");
+        let config = config(&trusted, VERSIONS, "http/1.1");
         let (server, stop, requests) = (server.clone(), stop.clone(), requests.clone());
         tokio::spawn(async move {
             while !stop.load(Relaxed) {
@@ -249,20 +235,6 @@ async fn what_cannot_be_used_leaves_the_old_certificate() {
 }
 
 #[tokio::test]
-async fn clients_show_certificates_where_they_are_asked_for() {
-    let (directory, mine, client, stranger) =
-        (tempfile::tempdir().unwrap(), certificate(), certificate(), certificate());
-    let authority = directory.path().join("clients.crt");
-    fs::write(&authority, &client.pem).unwrap();
-    let files = Files { client_authority: Some(authority), ..write(directory.path(), &mine) };
-    let server = serve(open(files)).await;
-    let ask = async |identity| h1(&server, config(&[&mine], VERSIONS, identity, "http/1.1")).await;
-    assert!(ask(Some(&client)).await.is_ok());
-    assert!(ask(Some(&stranger)).await.is_err());
-    assert!(ask(None).await.is_err());
-}
-
-#[tokio::test]
 async fn handshakes_that_stall_are_closed() {
     let (directory, mine) = (tempfile::tempdir().unwrap(), certificate());
     let server = serve(open(write(directory.path(), &mine))).await;
@@ -289,7 +261,7 @@ async fn a_handshake_under_way_is_finished_while_the_server_leaves() {
     // Later ones are accepted later: now both are.
     assert!(shows(&server, &mine).await);
     server.phase.send(Phase::Closing).unwrap();
-    let stream = shake_hands(begun, config(&[&mine], VERSIONS, None, "http/1.1")).await.unwrap();
+    let stream = shake_hands(begun, config(&[&mine], VERSIONS, "http/1.1")).await.unwrap();
     assert_eq!(hello(stream).await.unwrap(), "hello");
     tokio::time::timeout(Duration::from_secs(30), server.ended).await.unwrap().unwrap();
 }

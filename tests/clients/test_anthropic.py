@@ -102,6 +102,12 @@ TALKS = {
         [{"role": "user", "content": "Once\nupon"}, {"role": "assistant", "content": "Hm."},
          {"role": "user", "content": "a time"}],
     ),
+    "one after another": (
+        [*USER, {"role": "user", "content": [block("Go"), block("on")]}, {"role": "assistant", "content": "Hm."},
+         {"role": "assistant", "content": [block("So.")]}, {"role": "user", "content": "Yes"}],
+        [{"role": "user", "content": "Once upon a time\nGo\non"}, {"role": "assistant", "content": "Hm.\nSo."},
+         {"role": "user", "content": "Yes"}],
+    ),
     "said by the system in between": ([*USER, {"role": "system", "content": "Hurry."}],) * 2,
 }
 

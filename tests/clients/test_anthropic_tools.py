@@ -142,6 +142,14 @@ def test_inputs_are_objects_whatever_schemas_say(client, asking):
     assert calls(reply) == [("f", {})]
 
 
+def test_numbers_are_told_to_the_digit(client, asking):
+    """An input is what the model wrote: read and written again, it would be another one."""
+    written = '{"city": 123456789012345678901, "days": 0.12345678901234567891, "far": 1e400}'
+    wish = asking(FORMATS["qwen"].write(("get_weather", written)))
+    reply = client.messages.with_raw_response.create(**wish, tools=TOOLS)
+    assert f'"input":{written}' in reply.http_response.text
+
+
 def test_a_call_that_is_cut_short(client, asking):
     """What there is of it is kept, and is no object."""
     written = FORMATS["qwen"].write(("get_weather", PARIS))

@@ -188,8 +188,10 @@ def test_a_silent_stream_does_not_keep_the_server(start, models, service, count)
     assert not any(getattr(each, "error_message", "") for each in answers)
 
 
-def test_answers_that_take_too_long_are_told_so(start, tmp_path):
-    """A stream by an event, as with every other error; a whole answer, and a request that only waits, by their status."""
+@pytest.mark.parametrize("verb", ["", "load", "unload"])
+def test_answers_that_take_too_long_are_told_so(start, tmp_path, verb):
+    """A stream by an event, as with every other error; a whole answer, and a request that only waits, by their status.
+    Whether or not their model was replaced meanwhile, or taken out of service."""
     tiny_llm.make(tmp_path / "models" / "tiny", context=LONG_CONTEXT)
     words = ["--max-num-seqs", "2", "--drain-timeout", "1s"]
     server = start("serve", "--model-repository", tmp_path / "models", *LISTEN, *words)
@@ -210,6 +212,10 @@ def test_answers_that_take_too_long_are_told_so(start, tmp_path):
         eventually(lambda: waiting() == 1, "waiting", server)
         streams.append(pool.submit(ask, "chat/completions", messages=MESSAGES, stream=True))
         eventually(lambda: waiting() == 2, "waiting", server)
+        if verb:
+            managed = requests.post(f"{server.url}/v2/repository/models/tiny/{verb}", json={}, timeout=PATIENCE)
+            assert managed.status_code == 200
+            assert requests.get(f"{server.url}/load", timeout=PATIENCE).json() == {"server_load": 4}
         server.child.send_signal(signal.SIGTERM)
         streams, wholes = [[each.result() for each in futures] for futures in (streams, wholes)]
     assert server.wait(PATIENCE) == 0

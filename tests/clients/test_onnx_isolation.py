@@ -259,6 +259,15 @@ def test_answers_are_those_of_the_library(apart, name):
             same(WAYS[way](apart, name, feeds), expected, 1e-5)
 
 
+def test_what_was_asked_for_is_no_warning(server, apart):
+    def told(running, name):
+        lines = (line for line in running.log.read_text().splitlines() if f'"{name}"' in line)
+        return {level for line in lines for level in ("INFO", "WARN") if "process of its own" in line and level in line}
+
+    assert told(apart, "forest") == told(server, "kernels") == {"INFO"}
+    assert told(server, "starving") == {"WARN"}
+
+
 def test_a_stream_that_is_faster_than_its_model_is_held_back(binary, tmp_path):
     """Its messages are small, and thousands of them come before they are read."""
     made = models()["trees"]

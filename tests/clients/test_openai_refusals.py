@@ -111,6 +111,14 @@ def test_a_type_that_is_none_is_told_with_its_place(service):
     assert "properties.a.items.type is \"florp\"" in error["message"], error
 
 
+def test_alternatives_that_may_both_fit_are_told_with_their_place(service):
+    schema = {"type": "object", "properties": {"a": {"oneOf": [{"type": "number"}, {"type": "integer"}]}}}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    error = refused(service, {"messages": MESSAGES, "response_format": form})
+    assert "'oneOf' have to exclude each other" in error["message"], error
+    assert error["message"].endswith("at properties.a.oneOf"), error
+
+
 # --------------------------------------------------------------------------------------------------------------- texts
 
 

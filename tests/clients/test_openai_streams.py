@@ -128,6 +128,31 @@ def test_offsets_of_control_tokens(client, oracle, left_out, expected):
     assert streamed == whole == expected
 
 
+def test_a_stop_string_may_begin_before_the_least_tokens(client, oracle):
+    """It stops where it ends after them, and nothing of it was told by then."""
+    texts = [oracle.token_text(token) for token in said(oracle, 8, TEXT)]
+    stop = "".join(texts[1:4])
+    assert "".join(texts).count(stop) == 1
+    for least in range(7):
+        wish = {"max_tokens": 8, "stop": [stop], "extra_body": {"min_tokens": least}}
+        text, end = (texts[0], "stop") if least <= 4 else ("".join(texts), "length")
+        whole = complete(client, TEXT, **wish).choices[0]
+        assert (whole.text, whole.finish_reason) == (text, end), least
+        streamed, ends = gather(complete(client, TEXT, **wish, stream=True))
+        assert (streamed[0], ends[0]) == (text, [end]), least
+
+
+def test_a_prompt_alone_ends_as_it_does_whole(client):
+    """What is computed for it is no answer, and ends in no way that anybody is told."""
+    stop = complete(client, TEXT, max_tokens=1).choices[0].text
+    wish = {"max_tokens": 0, "echo": True, "stop": [stop]}
+    whole = complete(client, TEXT, **wish).choices[0]
+    pieces = [choice for chunk in complete(client, TEXT, **wish, stream=True) for choice in chunk.choices]
+    assert "".join(piece.text for piece in pieces) == whole.text == TEXT
+    ends = [choice for choice in (whole, *pieces) if choice.finish_reason]
+    assert [(choice.finish_reason, getattr(choice, "stop_reason", None)) for choice in ends] == [("length", None)] * 2
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/openai/v1/completions"])
 def test_events_as_they_are_written(service, path):
     asked = {"prompt": TEXT} if path.endswith("/v1/completions") else {"messages": MESSAGES, "max_tokens": 16}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import wire
-from openai_service import serving
+from openai_service import sampled, serving
 from sdk import service_pb2
 from wire import GRPC, MIB, MODEL_INFER, Http1, Http2, block, request, well
 
@@ -158,6 +158,25 @@ def test_of_tokens_that_may_come(speaker):
         assert reply.status == 200, reply
         tokens = [len(choice["logprobs"]["tokens"]) for choice in json.loads(reply.body)["choices"]]
         assert tokens == [3] * 16
+
+
+def test_of_tokens_that_nobody_knew_of(speaker):
+    """They count as they come, and what there is no room for then is refused as what there was none for before."""
+
+    def failed():
+        reasons = ("REJECTED", "CANCELED")
+        return [sampled(speaker, "nv_inference_request_failure_total", model="tiny", reason=each) for each in reasons]
+
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "logprobs": True, "top_logprobs": 20}
+    body = json.dumps({**chat, "n": 16, "ignore_eos": True}).encode()
+    with Http1(speaker.http, receive_buffer=4096) as holder, Http1(speaker.http) as another:
+        holder.socket.sendall(completion())
+        holder._more()
+        assert holder.read.startswith(b"HTTP/1.1 200")
+        rejected, left = failed()
+        reply = another.ask(request("POST", "/v1/chat/completions", body=body))
+        assert reply.status == 429, reply
+        assert failed() == [rejected + 1, left]
 
 
 def test_memory_of_probabilities(speaker):

@@ -14,6 +14,9 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
 
+/// Positions of a block where models are served: those that the kernels of GPUs know. A pool takes any number.
+pub const BLOCK: u32 = 32;
+
 /// What a cached prefix belongs to, besides its tokens: two requests share blocks only if their salts are equal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Salt(pub u128);
@@ -205,7 +208,8 @@ impl BlockPool {
         hit
     }
 
-    /// Takes the leading blocks of a prefix that are cached. `queried` is the tokens that were looked for.
+    /// Takes the leading blocks of a prefix that are cached. `queried` is the tokens that were looked for: 0 where somebody
+    /// takes up again what was counted before, and nothing counts.
     pub fn acquire(&mut self, hashes: &[u128], queried: u32) -> Vec<u32> {
         let found: Vec<u32> = hashes.iter().map_while(|hash| self.cached.get(hash).copied()).collect();
         for &block in &found {
@@ -214,8 +218,10 @@ impl BlockPool {
             }
             self.blocks[block as usize].references += 1;
         }
-        self.statistics.queries += u64::from(queried);
-        self.statistics.hits += found.len() as u64 * u64::from(self.block_size);
+        if queried > 0 {
+            self.statistics.queries += u64::from(queried);
+            self.statistics.hits += found.len() as u64 * u64::from(self.block_size);
+        }
         found
     }
 

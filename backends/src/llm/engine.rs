@@ -176,11 +176,6 @@ impl<E: Executor> Engine<E> {
         &self.scheduler
     }
 
-    /// The executor, to look at.
-    pub fn executor(&self) -> &E {
-        &self.executor
-    }
-
     /// Has the tokens chosen of a step whose forward pass was launched. By now those of the step before are known.
     fn sample(&mut self, launched: Result<Ticket, Failure>, plan: Plan) -> Vec<Event> {
         self.progress.step(Phase::Sampling, &plan);
@@ -233,12 +228,13 @@ impl<E: Executor> Engine<E> {
         events
     }
 
-    /// What grammars allow for the tokens of this plan.
+    /// What may come as the tokens of this plan.
     fn masks(&mut self, plan: &Plan) -> Masks {
+        let ends = self.scheduler.end_tokens().clone();
         if self.matchers.is_empty() {
-            return Masks::default();
+            return Masks { chunks: Vec::new(), ends };
         }
-        let mut masks = Masks { chunks: vec![None; plan.chunks.len()] };
+        let mut masks = Masks { chunks: vec![None; plan.chunks.len()], ends };
         for (chunk, mask) in plan.chunks.iter().zip(&mut masks.chunks) {
             // One that has ended since has a surplus row here, and no place in its grammar to go on from.
             if !chunk.sample || !self.scheduler.is_alive(chunk.sequence) {

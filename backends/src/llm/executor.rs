@@ -22,7 +22,7 @@ pub trait Executor: Send {
     /// Nothing of this step counts; the blocks that it would have written are undefined. It has no ticket.
     fn launch(&mut self, plan: &Plan) -> Result<Ticket, Failure>;
 
-    /// Chooses the tokens, once the forward pass is done; does not wait for it. `masks` tell what grammars allow.
+    /// Chooses the tokens, once the forward pass is done; does not wait for it. `masks` tell what may come.
     ///
     /// # Errors
     /// As for `launch`. The ticket is void, and will not be collected.
@@ -33,10 +33,6 @@ pub trait Executor: Send {
     /// # Errors
     /// As for `launch`.
     fn collect(&mut self, ticket: Ticket) -> Result<Vec<Sampled>, Failure>;
-
-    /// Other tokens end a text than those that it was made with: until a sequence has its least number of tokens, they
-    /// are not chosen.
-    fn set_end_tokens(&mut self, _end_tokens: &[u32]) {}
 
     /// Does a little of what is better done before it is needed, some milliseconds of it; called while there is nothing
     /// else to do. `false` once nothing is left.
@@ -64,10 +60,6 @@ impl<E: Executor + ?Sized> Executor for Box<E> {
 
     fn collect(&mut self, ticket: Ticket) -> Result<Vec<Sampled>, Failure> {
         (**self).collect(ticket)
-    }
-
-    fn set_end_tokens(&mut self, end_tokens: &[u32]) {
-        (**self).set_end_tokens(end_tokens);
     }
 
     fn prepare(&mut self) -> Result<bool, Failure> {
@@ -140,11 +132,14 @@ impl Mask {
     }
 }
 
-/// The masks of a step.
+/// What may come next in a step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Masks {
-    /// For each chunk of the plan; empty where no chunk has one.
+    /// What grammars allow, for each chunk of the plan; empty where no chunk has one.
     pub chunks: Vec<Option<Mask>>,
+    /// Tokens that end a text, by the model's own account: none is chosen until a sequence has its least number of
+    /// tokens.
+    pub ends: Arc<[u32]>,
 }
 
 impl Masks {

@@ -230,6 +230,9 @@ const NOTHING_FOLLOWS: &str = "NoExtensionBias";
 /// The library's words for too many ways on, at one place and for one token.
 const TOO_MANY_WAYS: [&str; 2] = ["Current row has ", "Too many items "];
 
+/// The library's words for alternatives of which it cannot tell that no two fit.
+const NOT_APART: &str = "oneOf constraints are not supported";
+
 /// An error of the library in one line. It may go on with the library's state, which is nobody's business.
 fn in_one_line(error: &str) -> String {
     if error.contains(NOTHING_FOLLOWS) {
@@ -238,6 +241,11 @@ fn in_one_line(error: &str) -> String {
     if TOO_MANY_WAYS.iter().any(|words| error.contains(words)) {
         let many = "it is too large: there is a place in it with too many ways to go on, as objects have with each";
         return format!("{many} optional property; {WAYS} are the most at one place");
+    }
+    if error.contains(NOT_APART) {
+        // It names an option of its own, which nobody here can set.
+        let apart = "as by a required property with another const in each; where two may fit, write anyOf";
+        return format!("the alternatives of 'oneOf' have to exclude each other, {apart}");
     }
     let error = error.split("<backtrace>").next().unwrap_or_default().replace("<non-verbose/>", "");
     let lines = error.lines().take(6).map(str::trim).filter(|line| !line.is_empty());
@@ -323,6 +331,20 @@ mod tests {
         let schema = json!({"properties": {"a": {"type": "integer", "minimum": "x"}}});
         let error = grammars.compile(&Form::Schema(schema)).unwrap_err();
         assert!(error.contains("at properties.a.minimum"), "{error}");
+    }
+
+    #[test]
+    fn alternatives_that_may_both_fit_are_refused_in_our_words() {
+        let grammars = Outline { size: 10, ends: vec![7], controls: Vec::new() }.grammars().unwrap();
+        let schema =
+            json!({"type": "object", "properties": {"a": {"oneOf": [{"type": "number"}, {"type": "integer"}]}}});
+        let error = grammars.compile(&Form::Schema(schema)).unwrap_err();
+        assert!(error.starts_with("the alternatives of 'oneOf' have to exclude each other"), "{error}");
+        assert!(error.ends_with(", at properties.a.oneOf"), "{error}");
+        let kind =
+            |name: &str| json!({"type": "object", "properties": {"kind": {"const": name}}, "required": ["kind"]});
+        let form = Form::Schema(json!({"oneOf": [kind("cat"), kind("dog"), {"type": "null"}]}));
+        assert!(admits(&form, r#"{"kind":"dog"}"#) && !admits(&form, r#"{"kind":"cow"}"#));
     }
 
     /// Is a text, as a whole, of this form?

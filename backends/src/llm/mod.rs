@@ -23,6 +23,7 @@ pub mod engine;
 pub mod executor;
 pub mod families;
 mod fields;
+mod flights;
 pub mod generation;
 pub mod grammar;
 pub mod layout;

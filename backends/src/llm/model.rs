@@ -8,7 +8,7 @@
 //! ```
 //! A GGUF file is the first three in one.
 
-use super::blocks::{BlockPool, PrefixKey};
+use super::blocks::{BLOCK, BlockPool, PrefixKey};
 use super::cpu::{self, CacheType, CpuExecutor};
 #[cfg(feature = "cuda")]
 use super::cuda;
@@ -19,7 +19,7 @@ use super::generation::GenerationConfig;
 use super::layout;
 use super::progress::Calls;
 use super::request;
-use super::room::{BLOCK, Context, Room};
+use super::room::{Context, Room};
 use super::scheduler::{Scheduler, Settings};
 use super::spec::{DecoderSpec, FloatType};
 use super::text::config::bytes;
@@ -32,7 +32,7 @@ use super::weights::safetensors::Safetensors;
 use super::weights::{Format as Numbers, Weights, gguf_spec};
 use crate::artifact::{Artifact, Format};
 use crate::error::LoadError;
-use crate::{Backend, LoadOptions, Model};
+use crate::{Backend, LoadOptions, Model, Platform};
 #[cfg(feature = "cuda")]
 use kernels::cuda::{Fault, Gpu};
 use serde_json::{Map, Value};
@@ -134,7 +134,7 @@ pub struct LanguageModel {
     /// Bytes held: weights, keys and values.
     pub bytes: usize,
     /// Where its numbers came from: as metadata names it.
-    pub platform: &'static str,
+    pub platform: Platform,
     /// Where it is computed: `cpu`, or `cuda:0`.
     pub device: &'static str,
     /// A step that takes longer hangs: where it is computed on a GPU.
@@ -193,7 +193,7 @@ struct Files {
     weights: Box<dyn Weights>,
     generation: GenerationConfig,
     tokens: Tokens,
-    platform: &'static str,
+    platform: Platform,
 }
 
 /// Where a model's tokenizer comes from.
@@ -238,7 +238,7 @@ impl Files {
             spec,
             generation,
             tokens,
-            platform: "huggingface",
+            platform: Platform::HuggingFace,
         })
     }
 
@@ -258,7 +258,7 @@ impl Files {
             Some(json) => Tokens::Files(tokens, json, TokenizerConfig::read(directory)?),
             None => Tokens::Gguf(file.metadata().clone()),
         };
-        Ok(Files { spec, weights: Box::new(file), generation, tokens, platform: "gguf" })
+        Ok(Files { spec, weights: Box::new(file), generation, tokens, platform: Platform::Gguf })
     }
 }
 
@@ -327,11 +327,10 @@ fn assemble(path: &Path, files: Files, options: &LoadOptions) -> Result<Language
             || Computing::load(place, spec, &weights, options, path),
         )
     });
-    let Computing { mut executor, room, bytes, overlap, device, note } = computing?;
+    let Computing { executor, room, bytes, overlap, device, note } = computing?;
     let mut text = text?;
     text.bound(room.context.tokens);
     let Text { tokenizer, templates, format, generation } = text;
-    executor.set_end_tokens(&generation.end_tokens);
 
     let key = PrefixKey::new(wishes.key);
     let scheduler = Scheduler::new(settings(wishes, &room, &generation), BlockPool::new(room.blocks, BLOCK, key));
@@ -390,7 +389,6 @@ impl Computing {
                     cache: cpu::Shape { blocks: room.blocks, block_len: BLOCK, storage: CacheType::F16 },
                     context: room.context.tokens as usize,
                     slots: room.running as usize,
-                    end_tokens: Vec::new(),
                     pool: options.pool.clone(),
                     poison: false,
                 };
@@ -412,7 +410,6 @@ impl Computing {
                     context: room.context.tokens as usize,
                     slots: room.running as usize,
                     step_rows: room.step_tokens as usize,
-                    end_tokens: Vec::new(),
                     pool: options.pool.clone(),
                     graphs: true,
                     deterministic: wishes.deterministic,

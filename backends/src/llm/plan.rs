@@ -19,7 +19,8 @@ pub struct Plan {
     pub chunks: Vec<Chunk>,
     /// Blocks whose contents mean nothing when this step begins. Nothing needs doing about them; tests poison them.
     pub stale: Vec<u32>,
-    /// Sequences that gave up their blocks for this step. For logs.
+    /// Sequences that gave up their blocks for this step. Nothing needs doing about them; tests and replays read why others
+    /// have them.
     pub preempted: Vec<SequenceId>,
 }
 
@@ -78,6 +79,9 @@ pub struct Logprobs {
     pub top: Vec<(u32, f32)>,
 }
 
+/// A token that was chosen, with its probability where that is asked for; or why there is none.
+pub type Chosen = Result<(u32, Option<Logprobs>), Unanswered>;
+
 /// What came of one chunk.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampled {
@@ -98,9 +102,20 @@ impl Plan {
     pub fn rows(&self) -> u32 {
         self.chunks.iter().map(|chunk| chunk.length).sum()
     }
+}
 
-    /// Leading chunks of one row: those that decode.
-    pub fn singles(&self) -> usize {
-        self.chunks.iter().take_while(|chunk| chunk.length == 1).count()
+impl Sampled {
+    /// What is known of a chunk before its token is.
+    pub(super) fn of(chunk: &Chunk, prompt_logprobs: Vec<Logprobs>) -> Self {
+        Sampled { sequence: chunk.sequence, token: None, logprobs: None, prompt_logprobs, failed: None }
+    }
+
+    /// Takes over what was chosen; the token, where there is one.
+    pub(super) fn settle(&mut self, chosen: Chosen) -> Option<u32> {
+        match chosen {
+            Ok((token, logprobs)) => (self.token, self.logprobs) = (Some(token), logprobs),
+            Err(reason) => self.failed = Some(reason),
+        }
+        self.token
     }
 }

@@ -47,8 +47,7 @@ impl Progress {
 
     /// Goes on with a step.
     pub(super) fn step(&self, phase: Phase, plan: &Plan) {
-        let rows = plan.chunks.iter().map(|chunk| chunk.length as usize).sum();
-        self.set(At { phase, step: plan.step, sequences: plan.chunks.len(), rows });
+        self.set(At { phase, step: plan.step, sequences: plan.chunks.len(), rows: plan.rows() as usize });
     }
 
     /// Goes on with what is no step.

@@ -32,7 +32,8 @@ pub struct Limits {
 pub struct Draft {
     /// At least one token.
     pub prompt: Arc<[u32]>,
-    /// Tokens to generate at most, for each copy; at least 1. Where the client states none, `Scheduler::room` tells.
+    /// Tokens to generate at most, for each copy; at least 1. Where the client states none, whoever makes the draft takes
+    /// what the context has room for.
     pub max_tokens: u32,
     /// How tokens are chosen.
     pub sampling: Arc<Sampling>,

@@ -1,12 +1,11 @@
 //! How much there is room for: tokens of a sequence, sequences at a time, and blocks of keys and values for them.
 
+use super::blocks::BLOCK;
 use super::device::Place;
 use super::model::LanguageOptions;
 use super::spec::DecoderSpec;
 use std::fmt;
 
-/// Positions of a block of keys and values.
-pub(super) const BLOCK: u32 = 32;
 /// Sequences at a time, and rows of a step, that suit a CPU: more of them take longer and are not more per second.
 const CPU_STEP: (u32, u32) = (64, 256);
 /// The same for a GPU, which computes hundreds of rows in the time of one, and a prompt's thousands at its best rate.

@@ -9,7 +9,7 @@
 //! probabilities are those of the model, before anything of this.
 
 use super::executor::Mask;
-use super::plan::{Fill, Logprobs};
+use super::plan::{Chosen, Fill, Logprobs};
 use super::sampling::{NOTHING_LEFT, Sampling};
 use super::sequence::Unanswered;
 use std::cmp::Ordering;
@@ -64,6 +64,8 @@ pub struct Wish<'a> {
     pub history: &'a History,
     /// What a grammar allows.
     pub mask: Option<&'a Mask>,
+    /// Tokens that end a text, by the model's own account.
+    pub ends: &'a [u32],
     /// Which of several answers to one prompt.
     pub copy: u16,
 }
@@ -71,8 +73,6 @@ pub struct Wish<'a> {
 /// Chooses tokens; keeps its memory between them.
 #[derive(Clone, Debug, Default)]
 pub struct Sampler {
-    /// Tokens that end a text, by the model's own account.
-    end_tokens: Vec<u32>,
     candidates: Vec<Candidate>,
 }
 
@@ -85,23 +85,18 @@ struct Candidate {
 }
 
 impl Sampler {
-    /// For a model whose texts end with these tokens.
-    pub fn new(end_tokens: Vec<u32>) -> Self {
-        Sampler { end_tokens, candidates: Vec::new() }
-    }
-
     /// Chooses a token; `logits` are changed on the way.
     ///
     /// # Errors
     /// A logit is no number, or no token is allowed.
-    pub fn choose(&mut self, logits: &mut [f32], wish: &Wish<'_>) -> Result<(u32, Option<Logprobs>), Unanswered> {
+    pub fn choose(&mut self, logits: &mut [f32], wish: &Wish<'_>) -> Chosen {
         if logits.iter().any(|logit| logit.is_nan()) {
             return Err(Unanswered::Step(NO_NUMBERS.into()));
         }
         let wanted = wish.sampling.logprobs;
         let told = wanted.map(|count| Told::of(logits, usize::from(count)));
-        let Wish { sampling, history, mask, .. } = wish;
-        let allowed = allowed(sampling, history.generated, *mask, &self.end_tokens, logits.len());
+        let Wish { sampling, history, mask, ends, .. } = wish;
+        let allowed = allowed(sampling, history.generated, *mask, ends, logits.len());
         if let Some(bits) = &allowed {
             restrict(logits, bits);
         }

@@ -36,7 +36,7 @@ pub struct Parameters {
     pub presence_penalty: f32,
     /// The same, for each time that they were. From -2 to 2.
     pub frequency_penalty: f32,
-    /// Added to the logits of these tokens. From -100 to 100.
+    /// Added to the logits of these tokens: those of one token add up. From -100 to 100.
     pub logit_bias: Vec<(u32, f32)>,
     /// Only these tokens.
     pub allowed: Option<Vec<u32>>,
@@ -138,7 +138,7 @@ impl SamplingError {
     }
 }
 
-/// Checked parameters. Reads as [`Parameters`].
+/// Checked parameters. Reads as [`Parameters`], whose `logit_bias` has each token once by now, in the order of tokens.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sampling(Parameters);
 
@@ -154,7 +154,7 @@ impl Sampling {
     ///
     /// # Errors
     /// [`SamplingError`] names the first field that is wrong, and what would be right.
-    pub fn new(asked: Parameters) -> Result<Self, SamplingError> {
+    pub fn new(mut asked: Parameters) -> Result<Self, SamplingError> {
         let p = &asked;
         within("temperature", p.temperature, 0.0..=5.0, "from 0 to 5")?;
         within("top_p", p.top_p, f32::MIN_POSITIVE..=1.0, "above 0, at most 1")?;
@@ -175,7 +175,10 @@ impl Sampling {
         match &p.allowed {
             Some(allowed) if allowed.is_empty() => Err(SamplingError::NothingAllowed),
             Some(allowed) if excludes(&p.banned, allowed) => Err(SamplingError::AllBanned),
-            _ => Ok(Sampling(asked)),
+            _ => {
+                add_up(&mut asked.logit_bias);
+                Ok(Sampling(asked))
+            }
         }
     }
 
@@ -187,6 +190,19 @@ impl Sampling {
         let biased = self.logit_bias.iter().map(|&(token, _)| (BIAS, token));
         listed.chain(biased).find(|&(_, token)| token >= vocabulary)
     }
+}
+
+/// Makes one bias of all that a token has, in the order of the request: every sampler then adds the same number.
+fn add_up(biases: &mut Vec<(u32, f32)>) {
+    // Those of one token stay in their order.
+    biases.sort_by_key(|(token, _)| *token);
+    biases.dedup_by(|(token, bias), (kept, sum)| {
+        let same = token == kept;
+        if same {
+            *sum += *bias;
+        }
+        same
+    });
 }
 
 /// Are all tokens banned that are allowed?
@@ -212,5 +228,25 @@ fn at_most(field: &'static str, count: usize, most: usize) -> Result<(), Samplin
     match count <= most {
         true => Ok(()),
         false => Err(SamplingError::TooMany { field, count, most }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn biases_of_a_token_are_added_in_the_order_of_the_request() {
+        let bias = |biases: &[(u32, f32)]| {
+            let parameters = Parameters { logit_bias: biases.to_vec(), ..Parameters::default() };
+            Sampling::new(parameters).map(|sampling| sampling.logit_bias.clone())
+        };
+        assert_eq!(bias(&[(9, 1.0), (4, 2.0), (9, -4.0), (7, 0.5), (9, 1.0)]), Ok(vec![(4, 2.0), (7, 0.5), (9, -2.0)]));
+        // Floats: in another order it would be 0, and all of them together are not held to what one is.
+        assert_eq!(bias(&[(1, 100.0), (1, -100.0), (1, 1e-7)]), Ok(vec![(1, 1e-7)]));
+        assert_eq!(bias(&[(1, 100.0), (1, 100.0)]), Ok(vec![(1, 200.0)]));
+        // What is asked for is counted, not what is left of it.
+        let many = vec![(1, 0.0); LOGIT_BIAS_MAX + 1];
+        assert_eq!(bias(&many).unwrap_err().field(), BIAS);
     }
 }

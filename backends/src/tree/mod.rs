@@ -24,8 +24,12 @@ mod scorer;
 mod ubjson;
 mod xgboost;
 
+/// The `content_type` of a frame that may lack columns of the model, which are missing values then. That of the protocol, `pd`,
+/// may not lack any.
+pub const FILLED_FRAME: &str = "pd; columns=model";
+
 use crate::settings::Answer;
-use crate::{Artifact, Backend, Conventions, Format, LoadError, LoadOptions, Model, Predictor};
+use crate::{Artifact, Backend, Conventions, Format, LoadError, LoadOptions, Model, Platform, Predictor};
 use booster::Booster;
 use predictor::{Context, TreePredictor};
 use scorer::{Intake, Lightgbm, Xgboost};
@@ -74,13 +78,13 @@ fn load_xgboost(mut booster: Booster, context: &Context<'_>) -> Result<Box<dyn P
     // `DMatrix` refuses infinities, `inplace_predict` and FIL do not.
     let finite = context.options.conventions == Conventions::Kserve;
     let intake = Intake { columns, fills_up: true, finite };
-    Ok(Box::new(TreePredictor::new(Xgboost::new(booster)?, intake, "xgboost", context)?))
+    Ok(Box::new(TreePredictor::new(Xgboost::new(booster)?, intake, Platform::Xgboost, context)?))
 }
 
 fn load_lightgbm(data: &[u8], context: &Context<'_>) -> Result<Box<dyn Predictor>, String> {
     let model = lightgbm::read(data).map_err(|fault| fault.to_string())?;
     let (scorer, intake) = Lightgbm::new(lightgbm::lower(model)?);
-    Ok(Box::new(TreePredictor::new(scorer, intake, "lightgbm", context)?))
+    Ok(Box::new(TreePredictor::new(scorer, intake, Platform::LightGbm, context)?))
 }
 
 /// Is this the beginning of an XGBoost file of the binary format?

@@ -1,12 +1,13 @@
 //! Rows in, predictions out.
 
+use super::FILLED_FRAME;
 use super::answer::{Classes, Shaping};
 use super::frame::{Absent, Columns};
 use super::scorer::{Intake, Number, Scorer};
 use crate::settings::Answer;
 use crate::{
-    Call, Conventions, DataType, Element, InferError, LoadOptions, Parameter, Port, Predictor, Profile, Settings,
-    Signature, Tensor,
+    Call, Conventions, DataType, Element, InferError, LoadOptions, Parameter, Platform, Port, Predictor, Profile,
+    Settings, Signature, Tensor,
 };
 use kernels::forest::Real;
 use rayon::prelude::*;
@@ -18,8 +19,6 @@ use std::time::{Duration, Instant};
 const ROWS_PER_TASK: usize = 256;
 /// Rows between two looks at the deadline.
 const ROWS_PER_CHECK: usize = 16 * ROWS_PER_TASK;
-/// The `content_type` of a table whose sender picked those of the model's columns that it has.
-const FILLED_FRAME: &str = "pd; columns=model";
 /// A model with more columns is not timed: a row of them is larger than the file need be.
 const TIMED_COLUMNS: usize = 1 << 16;
 
@@ -48,7 +47,7 @@ pub(super) struct Context<'a> {
 
 impl<S: Scorer> TreePredictor<S> {
     /// Errors are widths and answers that the settings state and the model does not have.
-    pub(super) fn new(scorer: S, intake: Intake, platform: &str, context: &Context<'_>) -> Result<Self, String> {
+    pub(super) fn new(scorer: S, intake: Intake, platform: Platform, context: &Context<'_>) -> Result<Self, String> {
         let classes = scorer.classes();
         let own_index = matches!(classes, Ok(Classes::Index(_)));
         let shaping = Shaping::new(context.settings, scorer.columns(), classes)?;
@@ -62,8 +61,7 @@ impl<S: Scorer> TreePredictor<S> {
                 return Err(format!("its settings say that a row of the {port} has {stated} values; it has {actual}"));
             }
         }
-        let signature = signature(outputs, S::Number::DATATYPE, &intake.columns, context);
-        let signature = Signature { platform: platform.into(), ..signature };
+        let signature = signature(outputs, (platform, S::Number::DATATYPE), &intake.columns, context);
         let is_class = context.settings.answer == Answer::Class || own_index;
         // One sum tells two classes apart.
         let classes = is_class.then(|| scorer.base().len().max(2));
@@ -248,7 +246,13 @@ fn check_labels(output: &Port, settings: &Settings, wanted: usize) -> Result<(),
     Err(format!("its settings have {labels} labels for output '{}'; expected {wanted}{hint}", output.name))
 }
 
-fn signature(outputs: Option<usize>, datatype: DataType, columns: &Columns, context: &Context<'_>) -> Signature {
+/// Of a platform's model, whose numbers are of this type.
+fn signature(
+    outputs: Option<usize>,
+    (platform, datatype): (Platform, DataType),
+    columns: &Columns,
+    context: &Context<'_>,
+) -> Signature {
     let Context { options, settings } = context;
     let triton = options.conventions == Conventions::Triton;
     let (input, output) = if triton { ("input__0", "output__0") } else { ("input-0", "output-0") };
@@ -273,6 +277,6 @@ fn signature(outputs: Option<usize>, datatype: DataType, columns: &Columns, cont
         // Whoever states the input's name means it.
         strict: triton || settings.input.is_some(),
         feature_names: columns.names.clone(),
-        platform: String::new(),
+        platform,
     }
 }

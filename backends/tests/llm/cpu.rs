@@ -25,7 +25,7 @@ const TOLERANCE: f64 = 1e-4;
 pub(super) fn options(blocks: u32, block_len: u32, context: usize) -> Options {
     let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap());
     let cache = Shape { blocks, block_len, storage: CacheType::F32 };
-    Options { cache, context, slots: 8, end_tokens: Vec::new(), pool, poison: true }
+    Options { cache, context, slots: 8, pool, poison: true }
 }
 
 #[test]

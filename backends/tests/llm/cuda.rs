@@ -29,7 +29,7 @@ const TOLERANCE: f64 = 0.02;
 const FLIPPED: usize = 10;
 /// The same with keys and values of eight bits.
 const EIGHT_BITS: f64 = 0.05;
-const BLOCK: usize = 32;
+const BLOCK: usize = backends::llm::blocks::BLOCK as usize;
 
 pub(super) fn device() -> Box<dyn Device> {
     device_by(PAIRS, false)
@@ -60,11 +60,10 @@ pub(super) fn device_by(pairs: bool, hopper: bool) -> Box<dyn Device> {
 
 pub(super) fn options(blocks: u32, context: usize) -> Options {
     let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap());
-    let end_tokens = Vec::new();
     let (graphs, deterministic, poison) = (true, true, true);
     let cache = CacheType::Bf16;
     let (slots, step_rows, short_rows) = (8, 512, 0);
-    Options { blocks, cache, context, slots, step_rows, end_tokens, pool, graphs, deterministic, short_rows, poison }
+    Options { blocks, cache, context, slots, step_rows, pool, graphs, deterministic, short_rows, poison }
 }
 
 /// Log probabilities of each token after the first: see [`driven::prompt_logprobs`].

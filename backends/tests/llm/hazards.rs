@@ -102,18 +102,16 @@ fn steps_that_fail_now_and_then_end_nothing() {
 #[test]
 fn hazard_1_what_never_fits_is_known_at_admission() {
     let mut setup = Setup { blocks: 4, block_size: 16, ..Setup::default() };
-    let scheduler = setup.scheduler();
-    // 64 places, and the last token needs none.
-    assert_eq!(scheduler.room(40), 25);
-    assert_eq!(scheduler.room(65), 0);
     let mut world = setup.world();
+    // 64 places, and the last token needs none.
     let never = Rejected::NeverFits { tokens: 66, tokens_max: 65 };
     assert_eq!(world.engine.admit(world.now, request(draft(1, 40, 26))), Err(never));
     let fits = world.admit(draft(1, 40, 25));
     let events = world.drain();
     assert_eq!(tokens_of(&events, fits), expected(0, &prompt_of(1, 40), 25, &[]));
     setup.settings.context = 50;
-    assert_eq!(setup.scheduler().room(40), 10);
+    let never = Rejected::NeverFits { tokens: 51, tokens_max: 50 };
+    assert_eq!(setup.scheduler().admit(world.now, request(draft(1, 40, 11))), Err(never));
 }
 
 #[test]

@@ -134,7 +134,7 @@ fn codes_mean_the_same_numbers() {
 fn told(spec: &DecoderSpec, weights: impl Weights + 'static) -> Vec<(u32, u32)> {
     let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap());
     let cache = Shape { blocks: 8, block_len: 16, storage: CacheType::F32 };
-    let options = Options { cache, context: 64, slots: 8, end_tokens: Vec::new(), pool, poison: true };
+    let options = Options { cache, context: 64, slots: 8, pool, poison: true };
     let mut executor = CpuExecutor::load(spec.clone(), &(Arc::new(weights) as Arc<dyn Weights>), options).unwrap();
     let tokens: Vec<u32> = (0..40).map(|at| at * 17 % spec.vocab as u32).collect();
     let told = prompt_logprobs(&mut executor, &tokens, 7, 16);

@@ -69,7 +69,7 @@ fn parameters_at_their_limits_are_taken() {
         min_p: 1.0,
         repetition_penalty: 100.0,
         presence_penalty: -2.0,
-        logit_bias: vec![(0, -100.0); 1024],
+        logit_bias: (0..1024).map(|token| (token, -100.0)).collect(),
         logprobs: Some(20),
         ..Parameters::default()
     };

@@ -189,6 +189,21 @@ fn end_tokens_end_unless_ignored_and_not_before_min_tokens() {
     assert!(lengths.iter().all(|(got, wanted)| got == wanted), "{lengths:?}");
 }
 
+/// With each step, whether a grammar has a say in it or not.
+#[test]
+fn executors_are_told_which_tokens_end_a_text() {
+    let mut setup = Setup::default();
+    setup.settings.end_tokens = Arc::from([12, 14]);
+    let mut world = setup.world();
+    world.admit(draft(1, 10, 4));
+    world.drain();
+    let bound = world.admit(draft(2, 10, 4));
+    world.engine.constrain(bound, Box::new(Upwards { next: 20, fails_at: 1000 }));
+    world.drain();
+    let told = world.recorder.ends();
+    assert!(told.len() > 4 && told.iter().all(|ends| **ends == [12, 14]), "{told:?}");
+}
+
 /// Allows `10, 11, 12, ...`, and fails at a token.
 struct Upwards {
     next: u32,

@@ -11,8 +11,8 @@ const DRAWS: u32 = 40_000;
 
 fn choose(parameters: &Parameters, history: &History, mask: Option<&Mask>) -> Result<u32, Unanswered> {
     let sampling = Sampling::new(parameters.clone()).unwrap();
-    let wish = Wish { sampling: &sampling, history, mask, copy: 0 };
-    Sampler::new(vec![3]).choose(&mut LOGITS.to_vec(), &wish).map(|(token, _)| token)
+    let wish = Wish { sampling: &sampling, history, mask, ends: &[3], copy: 0 };
+    Sampler::default().choose(&mut LOGITS.to_vec(), &wish).map(|(token, _)| token)
 }
 
 /// Probabilities after the filters, written down as their definitions say.
@@ -156,7 +156,7 @@ fn probabilities_are_the_models_own() {
     let sampling = Parameters { logprobs: Some(2), banned: vec![3], ..Parameters::default() };
     let sampling = Sampling::new(sampling).unwrap();
     let history = History::default();
-    let wish = Wish { sampling: &sampling, history: &history, mask: None, copy: 0 };
+    let wish = Wish { sampling: &sampling, history: &history, mask: None, ends: &[], copy: 0 };
     let (token, told) = Sampler::default().choose(&mut LOGITS.to_vec(), &wish).unwrap();
     let told = told.unwrap();
     let sum: f64 = LOGITS.iter().map(|logit| f64::from(*logit).exp()).sum();

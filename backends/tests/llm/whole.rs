@@ -109,7 +109,7 @@ fn compare(name: &str, config: &str, lengths: &[usize], stored: Stored, Way { sh
     let mut gpu = CudaExecutor::load(spec.clone(), &weights, device_by(pairs, short_rows > 0), served).unwrap();
     let pool = Arc::new(rayon::ThreadPoolBuilder::new().build().unwrap());
     let cache = cpu::Shape { blocks: 32, block_len: 32, storage: cpu::CacheType::F32 };
-    let cpu = cpu::Options { cache, context: 512, slots: 8, end_tokens: Vec::new(), pool, poison: false };
+    let cpu = cpu::Options { cache, context: 512, slots: 8, pool, poison: false };
     let mut cpu = CpuExecutor::load(spec.clone(), &(Arc::new(weights) as Arc<dyn Weights>), cpu).unwrap();
 
     let (mut prompt_pairs, mut answer_pairs, mut regret) = (Vec::new(), Vec::new(), 0f64);

@@ -176,7 +176,7 @@ fn a_signature_is_the_graphs() {
     let ports = [&signature.inputs[0], &signature.outputs[0]];
     let told = ports.map(|port| (port.name.as_str(), port.datatype, port.shape.clone()));
     assert_eq!(told, [("x", DataType::Fp32, vec![-1, 3]), ("y", DataType::Fp32, vec![-1, 2])]);
-    assert_eq!((signature.platform.as_str(), signature.strict), ("onnxruntime_onnx", true));
+    assert_eq!((signature.platform.name(), signature.strict), ("onnxruntime_onnx", true));
 }
 
 #[test]

@@ -89,7 +89,7 @@ pub(super) fn decode_by_rules(bench: &mut Bench<'_>) -> Result<(), Failure> {
     ] {
         let launch = attention::decode(&Decode { rule, ..job })?;
         let bytes = attention::decode_bytes(&job.cache, &rule, &positions);
-        bench.bandwidth(&format!("attention.decode.{which}.256x4k"), &[launch], bytes)?;
+        bench.bandwidth(&format!("attention.{which}.256x4k"), &[launch], bytes)?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use super::shapes::{self, LLAMA, QWEN, Shape};
 use super::{Args, Ways, open_with};
 use crate::Failure;
-use backends::llm::blocks::{BlockPool, PrefixKey};
+use backends::llm::blocks::{BLOCK, BlockPool, PrefixKey};
 use backends::llm::cuda::{CacheType, CudaExecutor, Options, SHORT_ROWS};
 use backends::llm::engine::{Engine, Overlap};
 use backends::llm::request::{Draft, Limits, Request};
@@ -16,8 +16,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Positions of a block of keys and values.
-const BLOCK: usize = 32;
 /// Rows of a step, as a server has them.
 const STEP_ROWS: usize = 4096;
 /// Steps that are not counted after all sequences have begun.
@@ -152,7 +150,7 @@ impl Model {
     /// `slots` sequences of `context` tokens fit in.
     fn load(args: &Args, shape: Shape, (slots, context): (usize, usize), way: Way) -> Result<Self, Failure> {
         let spec = shape.spec(args.small)?;
-        let blocks = (slots * context.div_ceil(BLOCK)) as u32;
+        let blocks = slots as u32 * (context as u32).div_ceil(BLOCK);
         let begun = Instant::now();
         let options = Options {
             blocks,
@@ -160,7 +158,6 @@ impl Model {
             context,
             slots,
             step_rows: STEP_ROWS,
-            end_tokens: Vec::new(),
             pool: Arc::new(rayon::ThreadPoolBuilder::new().build()?),
             graphs: true,
             deterministic: false,
@@ -181,7 +178,7 @@ impl Model {
             end_tokens: Vec::new().into(),
         };
         let bytes = executor.bytes();
-        let scheduler = Scheduler::new(settings, BlockPool::new(blocks, BLOCK as u32, PrefixKey::new([0; 16])))?;
+        let scheduler = Scheduler::new(settings, BlockPool::new(blocks, BLOCK, PrefixKey::new([0; 16])))?;
         let mut engine = Engine::new(scheduler, executor, Overlap::Ahead);
         while engine.prepare() {}
         if let Some(remark) = engine.remark() {

@@ -64,7 +64,7 @@ const FAMILIES: [(&[&str], Family); 11] = [
     (&["norm", "rope-write", "silu-mul"], between::run),
     (&["attention.decode."], attention::decode),
     (&["attention.prompt."], attention::prompt),
-    (&["attention.decode.window.", "attention.decode.cap.", "attention.decode.sinks."], attention::decode_by_rules),
+    (&["attention.window.", "attention.cap.", "attention.sinks."], attention::decode_by_rules),
     (&["gemm.", "gemv."], products::run),
     (&["gemm.", "widen.", "quantise-rows"], stored::run),
     (&["embed", "gelu", "clamped-swiglu", "shape-logits"], between::others),

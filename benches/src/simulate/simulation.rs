@@ -9,7 +9,7 @@ use super::clients::{Act, Ask, Clients, VOCABULARY};
 use super::sweep::{Case, Setup};
 use super::tally::{Live, Row, Tally};
 use crate::Failure;
-use backends::llm::blocks::{BlockPool, PrefixKey};
+use backends::llm::blocks::{BLOCK, BlockPool, PrefixKey};
 use backends::llm::engine::Overlap;
 use backends::llm::plan::{Chunk, Plan, Sampled};
 use backends::llm::request::{Draft, Limits, Request};
@@ -20,8 +20,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Tokens of a block, as the server has it.
-const BLOCK: u32 = 32;
 /// The books are checked after so many steps: looking at every block takes longer than a step.
 const CHECK_STEPS: u64 = 256;
 

@@ -252,15 +252,15 @@ pub fn decode(job: &Decode) -> Result<Launch, Misuse> {
     let units = int("units of work", most * cache.kv_heads)? as usize;
     let grid = (job.processors as usize * blocks_at_once(padded(dim))).clamp(1, units);
     let sums = most * rule.heads * dim;
-    let [key_scale, value_scale] = cache.numbers.scales();
     let launch = Launch::new(kernel, [blocks("blocks", grid)?, 1, 1], THREADS, decode_shared(padded(dim)) as u32)
         .slice(job.out)
         .slice(job.partials.first(sums)?)
         .slice(job.partials.part(sums..partials_len(most, rule.heads, dim))?)
         .slice(job.counters)
         .slice(job.queries);
-    let launch = cache.numbers.operands(launch);
-    Ok(launch
+    let launch = cache
+        .numbers
+        .operands(launch)
         .slice(cache.tables)
         .slice(job.slots)
         .slice(job.positions)
@@ -268,17 +268,8 @@ pub fn decode(job: &Decode) -> Result<Launch, Misuse> {
         .slice(job.work_len)
         .optional(rule.sinks)
         .int(int("rows", job.rows)?)
-        .int(int("entries of work", most)?)
-        .int(int("slots", cache.tables.len() / cache.table_stride)?)
-        .int(int("blocks of a slot", cache.table_stride)?)
-        .int(int("blocks", cache.blocks())?)
-        .int(int("heads", rule.heads)?)
-        .int(int("key heads", cache.kv_heads)?)
-        .int(int("a head", dim)?)
-        .int(rule.window()?)
-        .float(rule.scale * key_scale)
-        .float(rule.soft_cap.unwrap_or(0.0))
-        .float(value_scale))
+        .int(int("entries of work", most)?);
+    sizes(cache, rule, launch)
 }
 
 /// Attention of stretches of prompts by what a device multiplies matrices with.
@@ -323,14 +314,16 @@ pub(super) fn prompt_by(job: &Prompt, kernel: &Kernel) -> Result<Launch, Misuse>
     let count = job.tiles.len() / 4;
     needs((1..=TILES_MAX).contains(&count), || format!("{count} tiles"))?;
     let grid = [blocks("key heads", cache.kv_heads)?, blocks("tiles", count)?, 1];
-    let [key_scale, value_scale] = cache.numbers.scales();
     let launch = Launch::new(kernel.name, grid, kernel.threads, kernel.shared as u32);
     let launch = cache.numbers.operands(launch.slice(job.out).slice(job.queries));
+    let launch = launch.slice(cache.tables).slice(job.tiles).optional(rule.sinks);
+    sizes(cache, rule, launch.int(int("rows", job.rows)?))
+}
+
+/// Appends what all kernels end with.
+fn sizes(cache: &Cache, rule: &Rule, launch: Launch) -> Result<Launch, Misuse> {
+    let [key_scale, value_scale] = cache.numbers.scales();
     Ok(launch
-        .slice(cache.tables)
-        .slice(job.tiles)
-        .optional(rule.sinks)
-        .int(int("rows", job.rows)?)
         .int(int("slots", cache.tables.len() / cache.table_stride)?)
         .int(int("blocks of a slot", cache.table_stride)?)
         .int(int("blocks", cache.blocks())?)

@@ -161,10 +161,7 @@ fn skinny(job: &Product) -> Result<Launch, Misuse> {
         (_, Output::Bf16(_)) => "gemm_skinny_experts_64_bf16",
     };
     let units = choices.units(most);
-    if parts > 1 {
-        vectors("the workspace's sums", workspace.sums, tiles * parts * choices.pairs() * SKINNY_OUTPUTS)?;
-        long_enough("the workspace's counters", workspace.counters, units * tiles)?;
-    }
+    workspace.check_skinny((tiles, parts), choices.pairs(), units)?;
     let grid = [blocks("outputs", tiles)?, parts as u32, blocks("units", units)?];
     let launch = job.operands(Launch::new(kernel, grid, 256, gemm::skinny_shared(most)));
     let launch = launch.slice(workspace.sums).slice(workspace.counters).slice(choices.list).slice(choices.offsets);
@@ -245,20 +242,11 @@ impl Product {
         if let Some(bias) = self.bias {
             long_enough("the experts' biases", bias, choices.experts * outputs)?;
         }
-        match self.y {
-            Output::F32(y) => vectors("y", y, choices.pairs() * outputs),
-            Output::Bf16(y) => vectors("y", y, choices.pairs() * outputs),
-        }
+        self.y.check(choices.pairs() * outputs)
     }
 
     fn operands(&self, launch: Launch) -> Launch {
-        match self.y {
-            Output::F32(y) => launch.slice(y),
-            Output::Bf16(y) => launch.slice(y),
-        }
-        .slice(self.x)
-        .slice(self.weight)
-        .optional(self.bias)
+        self.y.onto(launch).slice(self.x).slice(self.weight).optional(self.bias)
     }
 
     fn sizes(&self, launch: Launch) -> Result<Launch, Misuse> {

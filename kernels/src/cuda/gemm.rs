@@ -7,6 +7,7 @@ use super::launch::{Launch, blocks, int, long_enough, needs};
 use super::memory::{Bf16, Misuse, Number, Slice};
 use super::wgmma::{self, Plan};
 use super::{pairs, stream};
+use std::ops::Range;
 
 /// Most rows of [`skinny`].
 pub const SKINNY_ROWS: usize = 64;
@@ -16,8 +17,8 @@ pub(super) const SKINNY_OUTPUTS: usize = 128;
 pub(super) const SKINNY_STEP: usize = 64;
 /// Inputs come in whole multiples of this.
 pub(super) const INPUTS: usize = 32;
-/// Multiprocessors that tiles and parts are chosen for. A constant: sums must not depend on the device.
-const PROCESSORS: usize = 132;
+/// Multiprocessors that every product is cut up for. A constant: sums must not depend on the device.
+pub(super) const PROCESSORS: usize = 132;
 
 /// Results in either of two types.
 #[derive(Clone, Copy, Debug)]
@@ -115,10 +116,7 @@ pub fn skinny(job: &Product) -> Result<Launch, Misuse> {
         (_, Output::F32(_)) => "gemm_skinny_64_f32",
         (_, Output::Bf16(_)) => "gemm_skinny_64_bf16",
     };
-    if parts > 1 {
-        vectors("the workspace's sums", job.workspace.sums, tiles * parts * job.rows * SKINNY_OUTPUTS)?;
-        long_enough("the workspace's counters", job.workspace.counters, tiles)?;
-    }
+    job.workspace.check_skinny((tiles, parts), job.rows, 1)?;
     let grid = [blocks("outputs", tiles)?, parts as u32, 1];
     let launch = job.operands(Launch::new(kernel, grid, 256, skinny_shared(most)));
     job.sizes(launch.slice(job.workspace.sums).slice(job.workspace.counters))
@@ -274,7 +272,40 @@ pub fn product_flops(job: &Product) -> usize {
     2 * job.rows * job.outputs * job.inputs
 }
 
+impl Workspace {
+    /// Is there room for so many sums and counters?
+    pub(super) fn check(&self, sums: usize, counters: usize) -> Result<(), Misuse> {
+        vectors("the workspace's sums", self.sums, sums)?;
+        long_enough("the workspace's counters", self.counters, counters)
+    }
+
+    /// The same for [`skinny`], and for its like with other weights: each part has sums of its own of all tiles and
+    /// `rows`, and each tile of each of `units` is counted. One part needs neither.
+    pub(super) fn check_skinny(&self, (tiles, parts): (usize, usize), rows: usize, units: usize) -> Result<(), Misuse> {
+        if parts == 1 {
+            return Ok(());
+        }
+        self.check(tiles * parts * rows * SKINNY_OUTPUTS, units * tiles)
+    }
+}
+
 impl Output {
+    /// Is there room for so many numbers?
+    pub(super) fn check(self, len: usize) -> Result<(), Misuse> {
+        match self {
+            Output::F32(y) => vectors("y", y, len),
+            Output::Bf16(y) => vectors("y", y, len),
+        }
+    }
+
+    /// Some of its numbers.
+    pub(super) fn part(self, range: Range<usize>) -> Result<Output, Misuse> {
+        Ok(match self {
+            Output::F32(y) => Output::F32(y.part(range)?),
+            Output::Bf16(y) => Output::Bf16(y.part(range)?),
+        })
+    }
+
     /// Appends where results go.
     pub(super) fn onto(self, launch: Launch) -> Launch {
         match self {
@@ -283,6 +314,12 @@ impl Output {
         }
     }
 
+    /// Are they left as they were summed?
+    pub(super) fn is_f32(self) -> bool {
+        matches!(self, Output::F32(_))
+    }
+
+    /// Bytes of a number.
     pub(super) fn number_bytes(self) -> usize {
         match self {
             Output::F32(_) => f32::BYTES,
@@ -295,11 +332,7 @@ impl Product {
     /// The same of at most 64 rows from `first` on.
     fn slice(&self, first: usize) -> Result<Product, Misuse> {
         let rows = (self.rows - first).min(SKINNY_ROWS);
-        let of_y = first * self.outputs..(first + rows) * self.outputs;
-        let y = match self.y {
-            Output::F32(y) => Output::F32(y.part(of_y)?),
-            Output::Bf16(y) => Output::Bf16(y.part(of_y)?),
-        };
+        let y = self.y.part(first * self.outputs..(first + rows) * self.outputs)?;
         Ok(Product { x: self.x.part(first * self.inputs..(first + rows) * self.inputs)?, y, rows, ..*self })
     }
 
@@ -325,10 +358,7 @@ pub(super) fn checked(job: &Product) -> Result<(), Misuse> {
     if let Some(bias) = job.bias {
         long_enough("the bias", bias, outputs)?;
     }
-    match job.y {
-        Output::F32(y) => vectors("y", y, rows * outputs),
-        Output::Bf16(y) => vectors("y", y, rows * outputs),
-    }
+    job.y.check(rows * outputs)
 }
 
 #[cfg(test)]

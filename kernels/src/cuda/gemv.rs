@@ -2,14 +2,12 @@
 //! the residual stream, the gated activation, the residual addition. See `cuda/gemv.cu`.
 
 use super::elementwise::{Gate, optional, vectors};
-use super::gemm::INPUTS;
+use super::gemm::{INPUTS, PROCESSORS};
 use super::launch::{Launch, blocks, int, long_enough, needs};
 use super::memory::{Bf16, Misuse, Number, Slice};
 
 /// Most rows.
 pub const GEMV_ROWS: usize = 8;
-/// Multiprocessors that outputs are shared out to, a block for each. A constant: sums must not depend on the device.
-const PROCESSORS: usize = 132;
 /// Outputs of a unit.
 const UNIT: usize = 8;
 const THREADS: usize = 256;

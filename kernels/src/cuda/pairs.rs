@@ -2,10 +2,10 @@
 //! `cuda/gemm_pairs.cu`, and `cuda/gemm_pairs_e4m3.cu` for weights that are codes of eight bits. With as many parts they
 //! have the bits of those of [`super::wgmma`].
 
-use super::gemm::{Output, Product, checked};
+use super::gemm::{Output, PROCESSORS, Product, checked};
 use super::launch::{Launch, Matrix, blocks, int, needs};
 use super::memory::{Bf16, Misuse, Number, Slice};
-use super::wgmma::{self, ALIGNMENT, CODED_STEP, Coded, LINE, PROCESSORS, Plan, ROOM, ROWS};
+use super::wgmma::{self, ALIGNMENT, CODED_STEP, Coded, LINE, Plan, ROOM, ROWS};
 
 /// Do servers' products go by pairs, those of this file and of [`super::stream`], on devices that can?
 /// `Gpu::multiply_by_pairs` says otherwise. They do not before that was measured to be faster.
@@ -13,6 +13,8 @@ pub const PAIRS: bool = false;
 
 /// Rows of a tile of bf16.
 const PAIR_ROWS: usize = 2 * ROWS;
+/// Pairs of blocks that run at once.
+const AT_ONCE: usize = PROCESSORS / 2;
 /// Threads of a block.
 const THREADS: u32 = 384;
 /// Bytes of a gate.
@@ -28,29 +30,16 @@ impl Plan {
     pub fn pairs(rows: usize, outputs: usize, inputs: usize) -> Plan {
         let steps = inputs.div_ceil(LINE / Bf16::BYTES);
         // Half of the weights' bytes go through a multiprocessor.
-        let plan = |plan: &Plan| (pair_tiles(plan.width, rows, outputs), ROWS + plan.width / 2);
-        Plan::of_pairs(&Plan::WIDTHS, Plan::most_parts(rows, steps), steps, plan)
+        let of = |plan: &Plan| (pair_tiles(plan.width, rows, outputs), ROWS + plan.width / 2);
+        Plan::soonest(&Plan::WIDTHS, rows, steps, AT_ONCE, of)
     }
 
     /// The same for [`coded`] products, of weights that have one scale for all inputs, or several. Up to 128 rows are a
     /// class, too.
     pub fn coded_pairs(rows: usize, outputs: usize, inputs: usize, one: bool) -> Plan {
         let (widths, steps) = (if one { &CODED_WIDTHS[..] } else { &GROUPED_WIDTHS[..] }, inputs.div_ceil(CODED_STEP));
-        let plan = |plan: &Plan| (coded_tiles(plan.width, rows, outputs), ROWS / 2 + plan.width);
-        Plan::of_pairs(widths, Plan::most_parts(rows, steps), steps, plan)
-    }
-
-    /// `of` tells the tiles of a plan, and the lines that go through a multiprocessor for a step: as in `Plan::best`.
-    fn of_pairs(widths: &[usize], most: usize, steps: usize, of: impl Fn(&Plan) -> (usize, usize)) -> Plan {
-        let time = |plan: &Plan| {
-            let ((tiles, lines), ends) = (of(plan), 16 + plan.width / 4);
-            let waves = (tiles * plan.parts).div_ceil(PROCESSORS / 2);
-            let sums = if plan.parts > 1 { plan.parts * plan.width * 3 / 8 + 40 } else { 0 };
-            waves * (steps.div_ceil(plan.parts) * (lines / 8) + ends) + sums
-        };
-        let plans = widths.iter().flat_map(|width| (1..=most).map(|parts| Plan { width: *width, parts }));
-        let some = plans.filter(|plan| plan.parts == 1 || of(plan).0 * plan.parts <= PROCESSORS / 2);
-        some.min_by_key(time).unwrap_or(Plan { width: widths[0], parts: 1 })
+        let of = |plan: &Plan| (coded_tiles(plan.width, rows, outputs), ROWS / 2 + plan.width);
+        Plan::soonest(widths, rows, steps, AT_ONCE, of)
     }
 }
 

@@ -137,11 +137,6 @@ impl Layout {
         self.inputs.div_ceil(self.group.max(1))
     }
 
-    fn shift(&self) -> i32 {
-        // One that takes every input to 0, where there is one group.
-        if self.group >= self.inputs { 30 } else { self.group.trailing_zeros() as i32 }
-    }
-
     /// Bytes of the codes of so many outputs.
     pub fn codes_len(&self, outputs: usize) -> usize {
         outputs.next_multiple_of(TOGETHER) * self.inputs * self.kind.bits() / 8
@@ -156,6 +151,11 @@ impl Layout {
     pub fn factors_len(&self, outputs: usize) -> usize {
         outputs.next_multiple_of(TOGETHER)
     }
+}
+
+/// What takes an input to its group, as the kernels shift: where one group has all inputs, every one to 0.
+pub(super) fn group_shift(group: usize, inputs: usize) -> i32 {
+    if group >= inputs { 30 } else { group.trailing_zeros() as i32 }
 }
 
 /// A matrix on the device.
@@ -303,19 +303,12 @@ fn skinny(job: &Product, x: Slice<Bf16>) -> Result<Launch, Misuse> {
     let Matrix { layout, outputs, .. } = job.matrix;
     let (tiles, parts) = (outputs.div_ceil(SKINNY_OUTPUTS), gemm::parts(outputs, layout.inputs));
     let most = job.rows.next_power_of_two().max(8);
-    if parts > 1 {
-        vectors("the workspace's sums", job.workspace.sums, tiles * parts * job.rows * SKINNY_OUTPUTS)?;
-        long_enough("the workspace's counters", job.workspace.counters, tiles)?;
-    }
+    job.workspace.check_skinny((tiles, parts), job.rows, 1)?;
     let grid = [blocks("outputs", tiles)?, parts as u32, 1];
     let launch = Launch::new(layout.kind.skinny(most), grid, THREADS as u32, shared(layout.kind, most));
-    let (launch, wide) = match job.y {
-        Output::F32(y) => (launch.slice(y), 1),
-        Output::Bf16(y) => (launch.slice(y), 0),
-    };
-    let launch = job.matrix.operands(launch.slice(x)).optional(job.bias);
+    let launch = job.matrix.operands(job.y.onto(launch).slice(x)).optional(job.bias);
     let launch = launch.slice(job.workspace.sums).slice(job.workspace.counters).int(int("rows", job.rows)?);
-    Ok(job.matrix.sizes(launch)?.int(wide))
+    Ok(job.matrix.sizes(launch)?.int(i32::from(job.y.is_f32())))
 }
 
 /// `y[pair] = x weight[expert]^T + bias[expert]` for every pair of a row and an expert that it chose: see
@@ -350,23 +343,16 @@ pub fn of_experts(job: &OfExperts) -> Result<Launch, Misuse> {
     let parts = if choices.rows <= SKINNY_ROWS { experts::parts(outputs, inputs, choices.top_k) } else { 1 };
     let most = choices.few();
     let units = choices.units(most);
-    if parts > 1 {
-        vectors("the workspace's sums", workspace.sums, tiles * parts * choices.pairs() * SKINNY_OUTPUTS)?;
-        long_enough("the workspace's counters", workspace.counters, units * tiles)?;
-    }
+    workspace.check_skinny((tiles, parts), choices.pairs(), units)?;
     let grid = [blocks("outputs", tiles)?, parts as u32, blocks("units", units)?];
     let launch = Launch::new(kind.of_experts(most), grid, THREADS as u32, shared(kind, most));
-    let (launch, wide) = match job.y {
-        Output::F32(y) => (launch.slice(y), 1),
-        Output::Bf16(y) => (launch.slice(y), 0),
-    };
-    let launch = job.matrix.operands(launch.slice(job.x)).optional(job.bias);
+    let launch = job.matrix.operands(job.y.onto(launch).slice(job.x)).optional(job.bias);
     let launch = launch.slice(workspace.sums).slice(workspace.counters).slice(choices.list).slice(choices.offsets);
     let sharers = if job.of_pairs { 1 } else { choices.top_k };
     let launch = launch.int(int("pairs", choices.pairs())?).int(int("choices", sharers)?);
     let launch = launch.int(int("experts", choices.experts)?);
     let of_one = Matrix { outputs, ..job.matrix };
-    Ok(of_one.sizes(launch)?.int(wide))
+    Ok(of_one.sizes(launch)?.int(i32::from(job.y.is_f32())))
 }
 
 impl OfExperts {
@@ -385,10 +371,7 @@ impl OfExperts {
         if let Some(bias) = self.bias {
             long_enough("the experts' biases", bias, matrix.outputs)?;
         }
-        match self.y {
-            Output::F32(y) => vectors("y", y, choices.pairs() * outputs)?,
-            Output::Bf16(y) => vectors("y", y, choices.pairs() * outputs)?,
-        }
+        self.y.check(choices.pairs() * outputs)?;
         Ok(outputs)
     }
 }
@@ -425,11 +408,7 @@ impl Product {
     fn slice(&self, x: Slice<Bf16>, first: usize) -> Result<(Product, Slice<Bf16>), Misuse> {
         let rows = (self.rows - first).min(SKINNY_ROWS);
         let (outputs, inputs) = (self.matrix.outputs, self.matrix.layout.inputs);
-        let of_y = first * outputs..(first + rows) * outputs;
-        let y = match self.y {
-            Output::F32(y) => Output::F32(y.part(of_y)?),
-            Output::Bf16(y) => Output::Bf16(y.part(of_y)?),
-        };
+        let y = self.y.part(first * outputs..(first + rows) * outputs)?;
         let x = x.part(first * inputs..(first + rows) * inputs)?;
         Ok((Product { x: x.into(), y, rows, ..*self }, x))
     }
@@ -452,7 +431,7 @@ impl Matrix {
 
     fn sizes(&self, launch: Launch) -> Result<Launch, Misuse> {
         let launch = launch.int(int("outputs", self.outputs)?).int(int("inputs", self.layout.inputs)?);
-        Ok(launch.int(self.layout.shift()))
+        Ok(launch.int(group_shift(self.layout.group, self.layout.inputs)))
     }
 }
 
@@ -464,8 +443,5 @@ fn checked(job: &Product) -> Result<(), Misuse> {
     if let Some(bias) = job.bias {
         long_enough("the bias", bias, outputs)?;
     }
-    match job.y {
-        Output::F32(y) => vectors("y", y, rows * outputs),
-        Output::Bf16(y) => vectors("y", y, rows * outputs),
-    }
+    job.y.check(rows * outputs)
 }

@@ -1,12 +1,11 @@
 //! Matrix products of up to 64 rows by pairs of blocks and by the matrix units of compute capability 9.0. See
 //! `cuda/gemm_stream.cu`.
 
-use super::elementwise::vectors;
-use super::gemm::{Output, Product, checked};
-use super::launch::{Launch, int, long_enough, needs};
+use super::gemm::{Output, PROCESSORS, Product, checked};
+use super::launch::{Launch, int, needs};
 use super::memory::{Bf16, Misuse, Number};
 use super::pairs::{GATE, matrix};
-use super::wgmma::{self, ALIGNMENT, LINE, PROCESSORS, ROOM, ROWS};
+use super::wgmma::{self, ALIGNMENT, LINE, ROOM, ROWS};
 
 /// Most rows.
 pub const STREAM_ROWS: usize = 64;
@@ -60,8 +59,7 @@ pub fn product(job: &Product, shares: usize, late: bool) -> Result<Launch, Misus
         (_, Output::F32(_)) => "gemm_stream_64_f32",
         (_, Output::Bf16(_)) => "gemm_stream_64_bf16",
     };
-    vectors("the workspace's sums", job.workspace.sums, sums_len(shares, most))?;
-    long_enough("the workspace's counters", job.workspace.counters, 2 * tiles)?;
+    job.workspace.check(sums_len(shares, most), 2 * tiles)?;
     let stage = (ROWS + most) * LINE;
     let stages = ROOM / stage;
     let shared = ALIGNMENT + stages * (stage + 2 * GATE) + GATE;

@@ -2,10 +2,11 @@
 //! See `cuda/gemm_wgmma.cu`, and `cuda/gemm_wgmma_e4m3.cu` for weights that are codes of eight bits.
 
 use super::elementwise::vectors;
-use super::gemm::{Output, Product, Workspace, checked};
+use super::gemm::{Output, PROCESSORS, Product, Workspace, checked};
 use super::launch::{Launch, blocks, int, long_enough, needs};
 use super::memory::{Misuse, Slice};
 use super::rounded::{CODES_OF_SCALE, Rounded};
+use super::stored::group_shift;
 
 /// Rows of a tile.
 pub(super) const ROWS: usize = 128;
@@ -25,8 +26,6 @@ pub(super) const ALIGNMENT: usize = 1024;
 const DIVIDED_ROWS: usize = 256;
 /// Most parts of the inputs.
 const PARTS_MAX: usize = 8;
-/// Multiprocessors that plans are made for. A constant: sums must not depend on the device.
-pub(super) const PROCESSORS: usize = 132;
 
 /// How a product is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,21 +52,33 @@ impl Plan {
     }
 
     fn of(widths: &[usize], rows: usize, outputs: usize, steps: usize) -> Plan {
+        Plan::soonest(widths, rows, steps, PROCESSORS, |plan| (plan.tiles(rows, outputs), ROWS + plan.width))
+    }
+
+    /// The plan with which all is done soonest, where so many tiles are made at once. `of` tells the tiles of a plan,
+    /// and the lines that go through a multiprocessor for a step.
+    pub(super) fn soonest(
+        widths: &[usize],
+        rows: usize,
+        steps: usize,
+        at_once: usize,
+        of: impl Fn(&Plan) -> (usize, usize),
+    ) -> Plan {
         let most = Plan::most_parts(rows, steps);
-        // In kilobytes that go through a multiprocessor, which the second cache limits.
-        let time = |plan: &Plan| {
-            let (step, ends) = ((ROWS + plan.width) / 8, 16 + plan.width / 4);
-            let waves = (plan.tiles(rows, outputs) * plan.parts).div_ceil(PROCESSORS);
-            let sums = if plan.parts > 1 { plan.parts * plan.width * 3 / 8 + 40 } else { 0 };
-            waves * (steps.div_ceil(plan.parts) * step + ends) + sums
-        };
         let plans = widths.iter().flat_map(|width| (1..=most).map(|parts| Plan { width: *width, parts }));
-        let some = plans.filter(|plan| plan.parts == 1 || plan.tiles(rows, outputs) * plan.parts <= PROCESSORS);
-        some.min_by_key(time).unwrap_or(Plan { width: CODED_WIDTH, parts: 1 })
+        let some = plans.filter(|plan| plan.parts == 1 || of(plan).0 * plan.parts <= at_once);
+        some.min_by_key(|plan| plan.cost(steps, at_once, of(plan))).unwrap_or(Plan { width: widths[0], parts: 1 })
+    }
+
+    /// How long it takes, in kilobytes that go through a multiprocessor, which the second cache limits.
+    fn cost(&self, steps: usize, at_once: usize, (tiles, lines): (usize, usize)) -> usize {
+        let (waves, ends) = ((tiles * self.parts).div_ceil(at_once), 16 + self.width / 4);
+        let sums = if self.parts > 1 { self.parts * self.width * 3 / 8 + 40 } else { 0 };
+        waves * (steps.div_ceil(self.parts) * (lines / 8) + ends) + sums
     }
 
     /// Most parts of so many steps, for a class of numbers of rows.
-    pub(super) fn most_parts(rows: usize, steps: usize) -> usize {
+    fn most_parts(rows: usize, steps: usize) -> usize {
         if rows <= DIVIDED_ROWS { PARTS_MAX.min(steps / 2).max(1) } else { 1 }
     }
 
@@ -84,8 +95,7 @@ impl Plan {
     /// Has the workspace room for them?
     pub(super) fn room(&self, workspace: Workspace, tiles: usize) -> Result<(), Misuse> {
         let (sums, counters) = self.sums(tiles);
-        vectors("the workspace's sums", workspace.sums, sums)?;
-        long_enough("the workspace's counters", workspace.counters, counters)
+        workspace.check(sums, counters)
     }
 
     /// A launch without arguments, after it is known that the workspace has room.
@@ -220,9 +230,8 @@ impl Coded {
         let launch = launch.slice(self.codes).slice(self.scales).slice(self.factors).optional(self.bias);
         let launch = launch.slice(self.workspace.sums).slice(self.workspace.counters);
         let launch = launch.int(int("parts", plan.parts)?).int(int("rows", self.rows)?);
-        // One that takes every input to 0, where there is one group.
-        let shift = if self.group >= self.inputs { 30 } else { self.group.trailing_zeros() as i32 };
-        Ok(launch.int(int("outputs", self.outputs)?).int(int("inputs", self.inputs)?).int(shift))
+        let launch = launch.int(int("outputs", self.outputs)?).int(int("inputs", self.inputs)?);
+        Ok(launch.int(group_shift(self.group, self.inputs)))
     }
 
     pub(super) fn check(&self) -> Result<(), Misuse> {
@@ -238,10 +247,7 @@ impl Coded {
         if let Some(bias) = self.bias {
             long_enough("the bias", bias, outputs)?;
         }
-        match self.y {
-            Output::F32(y) => vectors("y", y, rows * outputs),
-            Output::Bf16(y) => vectors("y", y, rows * outputs),
-        }
+        self.y.check(rows * outputs)
     }
 }
 

@@ -8,6 +8,7 @@
 //! | a block `thinking` | `reasoning_content` |
 //! | `tool_choice` `any` | `required` |
 //! | `thinking` | `enable_thinking`, a variable of chat templates |
+//! | turns of the same role, one after another | one message |
 
 use crate::json::Kind;
 use crate::openai::common::{Common, Delivery, Notices};
@@ -176,7 +177,7 @@ fn message(field: &Field<'_>, out: &mut Vec<Value>) -> Result<()> {
     let content = fields.require("content")?;
     if content.kind()? == Kind::String || role == Role::System {
         let role = ROLES.iter().find(|(_, each)| *each == role).map_or("user", |(word, _)| word);
-        out.push(json!({"role": role, "content": texts(&content)?}));
+        add(json!({"role": role, "content": texts(&content)?}), out);
         return Ok(());
     }
     let blocks = content.elements(limits::VALUES)?;
@@ -201,7 +202,7 @@ fn said(blocks: &[Field<'_>], out: &mut Vec<Value>) -> Result<()> {
                     "type": "function",
                     "function": {
                         "name": fields.require("name")?.string(limits::NAME_BYTES)?,
-                        "arguments": input.unbounded_value()?.to_string(),
+                        "arguments": input.text()?,
                     },
                 }));
             }
@@ -216,7 +217,7 @@ fn said(blocks: &[Field<'_>], out: &mut Vec<Value>) -> Result<()> {
     if !calls.is_empty() {
         message["tool_calls"] = Value::from(calls);
     }
-    out.push(message);
+    add(message, out);
     Ok(())
 }
 
@@ -239,9 +240,41 @@ fn asked(blocks: &[Field<'_>], out: &mut Vec<Value>) -> Result<()> {
         }
     }
     if !text.is_empty() || out.len() == results {
-        out.push(json!({"role": "user", "content": text.join("\n")}));
+        add(json!({"role": "user", "content": text.join("\n")}), out);
     }
     Ok(())
+}
+
+/// Appends a message. One that goes on with what the message before it says becomes a part of that, as Anthropic has it:
+/// many chat templates refuse a role that has two turns.
+fn add(message: Value, out: &mut Vec<Value>) {
+    match out.last_mut() {
+        Some(before) if goes_on(before, &message) => join(before, message),
+        _ => out.push(message),
+    }
+}
+
+/// Is a message more of what the one before it says? Nothing is said after calls until their results are there.
+fn goes_on(before: &Value, message: &Value) -> bool {
+    let role = message["role"].as_str();
+    matches!(role, Some("user" | "assistant")) && before["role"].as_str() == role && before.get("tool_calls").is_none()
+}
+
+fn join(before: &mut Value, mut message: Value) {
+    for name in ["content", "reasoning_content"] {
+        let more = message.get_mut(name).map(Value::take);
+        let Some(Value::String(more)) = more.filter(|more| more != "") else { continue };
+        match before.get_mut(name) {
+            Some(Value::String(text)) if !text.is_empty() => {
+                text.push('\n');
+                text.push_str(&more);
+            }
+            _ => before[name] = Value::from(more),
+        }
+    }
+    if let Some(calls) = message.get_mut("tool_calls").map(Value::take) {
+        before["tool_calls"] = calls;
+    }
 }
 
 fn tools(field: &Field<'_>) -> Result<Vec<Tool>> {
@@ -373,4 +406,52 @@ fn format(field: &Field<'_>) -> Result<Constraint> {
         schema: schema.unbounded_value()?,
         strict: true,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What becomes of turns.
+    fn chat(turns: Value) -> Vec<Value> {
+        let body = json!({"model": "m", "max_tokens": 1, "messages": turns});
+        parse(body.to_string().as_bytes()).unwrap().conversation.messages
+    }
+
+    fn said(role: &str, content: &str) -> Value {
+        json!({"role": role, "content": content})
+    }
+
+    #[test]
+    fn turns_of_one_role_are_one_message() {
+        let (user, assistant) = (|text: &str| said("user", text), |text: &str| said("assistant", text));
+        let blocks = json!({"role": "user", "content": [{"type": "text", "text": "b"}, {"type": "text", "text": "c"}]});
+        let turns =
+            json!([user("a"), blocks, user(""), assistant("x"), assistant("y"), user(""), user("d"), user("e")]);
+        assert_eq!(chat(turns), [user("a\nb\nc"), assistant("x\ny"), user("d\ne")]);
+        let apart = [user("a"), said("system", "s"), said("system", "t"), user("b")];
+        assert_eq!(chat(json!(apart)), apart);
+    }
+
+    #[test]
+    fn what_is_said_before_calls_is_said_with_them() {
+        let call = json!({"type": "tool_use", "id": "c", "name": "f", "input": {}});
+        let thought = json!({"type": "thinking", "thinking": "t", "signature": ""});
+        let blocks = json!([thought, {"type": "text", "text": "y"}, call]);
+        let result = json!({"type": "tool_result", "tool_use_id": "c", "content": "5"});
+        let turns = json!([
+            said("user", "a"),
+            said("assistant", "x"),
+            {"role": "assistant", "content": blocks},
+            {"role": "user", "content": [result, {"type": "text", "text": "b"}]},
+            said("user", "c"),
+        ]);
+        let calls = json!([{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]);
+        let calling = json!({"role": "assistant", "content": "x\ny", "reasoning_content": "t", "tool_calls": calls});
+        let result = json!({"role": "tool", "tool_call_id": "c", "content": "5"});
+        assert_eq!(chat(turns), [said("user", "a"), calling, result, said("user", "b\nc")]);
+        let turns = json!([said("user", "a"), {"role": "assistant", "content": [call]}, said("assistant", "z")]);
+        let messages = chat(turns);
+        assert_eq!((messages.len(), &messages[2]), (3, &said("assistant", "z")));
+    }
 }

@@ -1,10 +1,10 @@
 //! Replies of the Messages API, whole and event by event, and its errors.
 
-use serde::Serialize;
-use serde_json::Value;
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
 
 /// A whole message, and what a stream of events begins with.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 #[serde(tag = "type", rename = "message")]
 pub struct Message<'a> {
     /// `msg_...`
@@ -24,7 +24,7 @@ pub struct Message<'a> {
 }
 
 /// A part of a message.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Block<'a> {
     /// Thoughts.
@@ -46,8 +46,39 @@ pub enum Block<'a> {
         /// The tool.
         name: &'a str,
         /// Its arguments.
-        input: Value,
+        input: Input<'a>,
     },
+}
+
+/// The arguments of a call: an object.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    /// There are none, or none yet.
+    Empty,
+    /// As the model wrote them. Read and written again, numbers of many digits would be others.
+    Written(&'a RawValue),
+    /// What it wrote, or did not end, is no object: it is kept as Anthropic advises.
+    Invalid(&'a str),
+}
+
+impl<'a> Input<'a> {
+    /// What a model wrote for arguments.
+    pub fn read(text: &'a str) -> Self {
+        match serde_json::from_str::<&'a RawValue>(text) {
+            Ok(written) if written.get().starts_with('{') => Input::Written(written),
+            _ => Input::Invalid(text),
+        }
+    }
+}
+
+impl Serialize for Input<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Input::Empty => serializer.collect_map(None::<(&str, &str)>),
+            Input::Written(written) => written.serialize(serializer),
+            Input::Invalid(text) => serializer.collect_map([("INVALID_JSON", text)]),
+        }
+    }
 }
 
 /// Why a message ended.
@@ -78,7 +109,7 @@ pub struct Usage {
 }
 
 /// An event of a stream. Its name is its `type`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Event<'a> {
     /// The message begins.
@@ -204,5 +235,35 @@ impl<'a> ErrorBody<'a> {
             _ => "api_error",
         };
         ErrorBody { error: Error { kind, message } }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A call as it is written.
+    fn written(input: Input<'_>) -> String {
+        serde_json::to_string(&Block::ToolUse { id: "toolu_1".to_owned(), name: "f", input }).unwrap()
+    }
+
+    #[test]
+    fn arguments_are_written_as_they_came() {
+        let around = |input: &str| format!(r#"{{"type":"tool_use","id":"toolu_1","name":"f","input":{input}}}"#);
+        let as_it_is = r#"{"b": 123456789012345678901, "a": 0.10000000000000000001, "c": 1e400, "a": [{}]}"#;
+        assert_eq!(written(Input::read(as_it_is)), around(as_it_is));
+        assert_eq!(written(Input::read(" {\"a\":\t1}\n")), around("{\"a\":\t1}"));
+        assert_eq!(written(Input::Empty), around("{}"));
+        for invalid in ["", "7", "[{}]", r#"{"a": "#, "{} {}", "{\"a\": \"\n\"}", "{'a': 1}", "NaN"] {
+            let kept = format!(r#"{{"INVALID_JSON":{}}}"#, serde_json::to_string(invalid).unwrap());
+            assert_eq!(written(Input::read(invalid)), around(&kept), "{invalid}");
+        }
+    }
+
+    #[test]
+    fn arguments_in_an_event_are_an_object_too() {
+        let content_block = Block::ToolUse { id: "toolu_1".to_owned(), name: "f", input: Input::Empty };
+        let event = serde_json::to_string(&Event::ContentBlockStart { index: 0, content_block }).unwrap();
+        assert!(event.ends_with(r#""name":"f","input":{}}}"#), "{event}");
     }
 }

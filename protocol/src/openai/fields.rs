@@ -293,6 +293,12 @@ impl<'a> Field<'a> {
             .map_err(|e| FieldError::invalid(&self.path, format!("Invalid value for '{}': {e}.", self.path)))
     }
 
+    /// The field as it was written.
+    pub(crate) fn text(&self) -> Result<&str> {
+        std::str::from_utf8(self.raw)
+            .map_err(|e| FieldError::invalid(&self.path, format!("Invalid value for '{}': {e}.", self.path)))
+    }
+
     /// The field as JSON.
     pub(crate) fn value(&self) -> Result<Value> {
         self.bounded()?;

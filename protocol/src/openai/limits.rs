@@ -5,8 +5,10 @@
 pub const MESSAGES: usize = 2048;
 /// Bytes of a role.
 pub const ROLE: usize = 64;
-/// Tools of a request, and calls of a message.
+/// Tools of a request.
 pub const TOOLS: usize = 128;
+/// Calls of a message: more than answers have, which go back to the model as they came.
+pub const CALLS: usize = 4096;
 /// Bytes of a tool's name.
 pub const TOOL_NAME: usize = 64;
 /// Prompts of a completion request.

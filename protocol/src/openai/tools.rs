@@ -160,7 +160,7 @@ pub(super) fn take_choice(fields: &mut Fields<'_>, tools: &[Tool]) -> Result<Too
 
 /// Calls that an assistant's message reports.
 pub(super) fn check_calls(field: &Field<'_>) -> Result<()> {
-    for call in field.elements(limits::TOOLS)? {
+    for call in field.elements(limits::CALLS)? {
         let mut fields = call.object()?;
         fields.require("id")?.string(limits::NAME_BYTES)?;
         fields.opt("type", |f| f.choice(FUNCTION))?;

@@ -13,7 +13,7 @@ const LIMITS: &[Limit] = &[
     ("messages", limits::MESSAGES, |n| json!({"messages": vec![json!({"role": "user", "content": ""}); n]}), true),
     ("tools", limits::TOOLS, |n| json!({"tools": (0..n).map(|i| tool(&format!("f{i}"))).collect::<Vec<_>>()}), true),
     ("tools[0].function.name", limits::TOOL_NAME, |n| json!({"tools": [tool(&"a".repeat(n))]}), true),
-    ("messages[0].tool_calls", limits::TOOLS, calls, true),
+    ("messages[0].tool_calls", limits::CALLS, calls, true),
     ("prompt", limits::PROMPTS, |n| json!({"prompt": vec!["a"; n]}), false),
     ("prompt", limits::PROMPTS, |n| json!({"prompt": vec![[1]; n]}), false),
     ("n", limits::CHOICES as usize, |n| json!({"n": n}), true),

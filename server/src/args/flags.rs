@@ -237,6 +237,13 @@ static SECURITY: &[Flag] = &[
         |c| Field::Path(&mut c.api_keys_file),
         "Keys that clients must show, one to a line. Keys are never given on the command line, where others see them.",
     ),
+    Flag::new(
+        "allowed-origins",
+        "ORIGINS",
+        "",
+        |c| Field::Names(&mut c.allowed_origins),
+        "Web pages of this origin may ask, which browsers call CORS; repeated, or with commas, for more; * for all.",
+    ),
 ];
 
 static COMPUTE: &[Flag] = &[
@@ -486,13 +493,7 @@ static CONFIGURATION: &[Flag] = &[Flag::new(
 
 /// Triton's listeners each have an address of their own; without one it is --host.
 static HIDDEN: &[Flag] = &[
-    Flag::new("http-address", "ADDRESS", "", |c| Field::OptionalAddress(&mut c.http_address), "Address for HTTP."),
-    Flag::new("grpc-address", "ADDRESS", "", |c| Field::OptionalAddress(&mut c.grpc_address), "Address for gRPC."),
-    Flag::new(
-        "metrics-address",
-        "ADDRESS",
-        "",
-        |c| Field::OptionalAddress(&mut c.metrics_address),
-        "Address for the port of metrics.",
-    ),
+    Flag::new("http-address", "ADDRESS", "", |c| Field::OptionalAddress(&mut c.http_address), "For HTTP."),
+    Flag::new("grpc-address", "ADDRESS", "", |c| Field::OptionalAddress(&mut c.grpc_address), "For gRPC."),
+    Flag::new("metrics-address", "ADDRESS", "", |c| Field::OptionalAddress(&mut c.metrics_address), "For metrics."),
 ];

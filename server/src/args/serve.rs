@@ -85,6 +85,13 @@ fn names_one_model(words: &Words) -> bool {
     words.clone().any(of_both)
 }
 
+/// Did Kubernetes set it? A Service named `mlserver-http` puts `MLSERVER_HTTP_PORT=tcp://10.0.0.1:80` into every pod
+/// beside it, and `MLSERVER_HTTP_PORT_80_TCP` with the same value; one named `tensorgate-http` does so to ours.
+fn is_of_a_service(variable: &str, value: &str) -> bool {
+    let of_a_port = variable.ends_with("_PORT") || variable.contains("_PORT_");
+    of_a_port && ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme))
+}
+
 #[derive(Default)]
 struct Reader {
     list: List,
@@ -195,6 +202,13 @@ impl Reader {
 
     fn read_environment(&mut self, environment: &Environment) {
         for (variable, value) in environment.iter().filter(|(_, value)| !value.is_empty()) {
+            if is_of_a_service(variable, value) {
+                if self.reads(variable) {
+                    let why = "was set by Kubernetes for a Service of that name and is not read";
+                    self.warnings.push(format!("{variable} {why}"));
+                }
+                continue;
+            }
             if let Some(name) = variable.strip_prefix(PREFIX) {
                 self.read_variable(name, variable, value);
             }
@@ -211,17 +225,15 @@ impl Reader {
         }
     }
 
+    /// Is it one of those that have an effect, ours or another program's?
+    fn reads(&self, variable: &str) -> bool {
+        let ours = flags::all().any(|flag| flag.variable() == variable || flag.environment.contains(&variable));
+        ours || dropin::variable(self.list, variable).is_some_and(|row| row.name == variable)
+    }
+
     fn read_variable(&mut self, name: &str, variable: &str, value: &str) {
         let name = name.to_ascii_lowercase().replace('_', "-");
-        let flag = flags::find(&name);
-        // A Service named tensorgate-http makes Kubernetes set TENSORGATE_HTTP_PORT in every pod beside it.
-        if value.starts_with("tcp://") || value.starts_with("udp://") {
-            self.warnings.extend(
-                flag.map(|_| format!("{variable} was set by Kubernetes for a Service of that name and is not read")),
-            );
-            return;
-        }
-        let Some(flag) = flag else {
+        let Some(flag) = flags::find(&name) else {
             // Scripts and others set variables of this prefix too: only a slip of the finger is worth a word.
             if let Some(flag) = flags::all().find(|flag| distance(&name, flag.name) <= 2) {
                 self.warnings.push(format!("{variable} is not read; did you mean {}?", flag.variable()));

@@ -58,6 +58,7 @@ const VALUES: &[(&str, &str)] = &[
     ("tls-cert", "/c"),
     ("tls-key", "/k"),
     ("api-keys-file", "/a"),
+    ("allowed-origins", "https://a.example"),
     ("nthread", "9"),
     ("max-batch-rows", "10"),
     ("max-batch-delay", "11us"),
@@ -253,11 +254,18 @@ fn variables_of_kubernetes_services_are_not_ours() {
         ("TENSORGATE_HTTP_PORT_8080_TCP", "tcp://10.96.0.1:8080"),
         ("TENSORGATE_SERVICE_HOST", "10.96.0.1"),
         ("TENSORGATE_PORT", "tcp://10.96.0.1:80"),
+        ("MLSERVER_GRPC_PORT", "tcp://10.96.0.2:80"),
+        ("MLSERVER_HTTP_PORT", "udp://10.96.0.2:80"),
+        ("MLSERVER_METRICS_PORT", "sctp://10.96.0.2:80"),
+        ("MLSERVER_HTTP_PORT_80_TCP", "tcp://10.96.0.2:80"),
     ];
     let (args, warnings) = serve("", &environment).unwrap();
-    assert_eq!(Config::resolve(&args, &MACHINE).unwrap().http_port, Some(8080));
-    let warning = "TENSORGATE_HTTP_PORT was set by Kubernetes for a Service of that name and is not read";
-    assert_eq!(warnings, [warning]);
+    assert_eq!(Config::resolve(&args, &MACHINE).unwrap(), configure("", &[]).unwrap());
+    let read = ["MLSERVER_GRPC_PORT", "MLSERVER_HTTP_PORT", "MLSERVER_METRICS_PORT", "TENSORGATE_HTTP_PORT"];
+    let why = "was set by Kubernetes for a Service of that name and is not read";
+    assert_eq!(warnings, read.map(|variable| format!("{variable} {why}")));
+    let problem = problems("", &[("TENSORGATE_HOST", "tcp://10.96.0.1:80")]);
+    assert!(problem.starts_with("TENSORGATE_HOST: `tcp://10.96.0.1:80` is not an IP address"), "no port: {problem}");
 }
 
 #[test]
@@ -363,7 +371,7 @@ fn what_is_wrong_with_a_file() {
         ("c.yaml", "htp_port: 1", "c.yaml: unknown key htp_port; did you mean http-port?"),
         ("c.toml", "config = \"d.toml\"", "c.toml: a configuration file cannot name another"),
         ("c.toml", "http-port = [1]", "http-port in c.toml: takes one value, not a list"),
-        ("c.toml", "http-port = 1.5", "http-port in c.toml: 1.5 is a number with a fraction"),
+        ("c.toml", "http-port = 1.5", "http-port in c.toml: `1.5` is not a port"),
         ("c.json", "{}", "configuration file c.json: its name must end in .toml, .yaml or .yml"),
         ("c.toml", "http-port", "c.toml: "),
         ("c.toml", "[http]\nport = 1", "c.toml: "),
@@ -452,6 +460,6 @@ fn names_repeat_and_nothing_else_does() {
     let mut blank = Config::blank();
     let repeating: Vec<_> =
         flags::all().filter(|flag| flag.field(&mut blank).repeats()).map(|flag| flag.name).collect();
-    assert_eq!(repeating, ["model-repository", "model-alias", "load-model"]);
+    assert_eq!(repeating, ["model-repository", "model-alias", "load-model", "allowed-origins"]);
     assert!(matches!(flags::find("load_model").unwrap().field(&mut blank), Field::Names(None)));
 }

@@ -36,7 +36,9 @@ const TIME_EXAMPLES: &str = "is not a duration: write it with a unit, as 30s, 50
 /// The rest of a sentence that begins with the value.
 pub fn read_bytes(text: &str) -> Result<u64, String> {
     let (number, unit) = text.split_at(number_length(text));
-    let factor = size_factor(unit.trim()).ok_or(SIZE_EXAMPLES)?;
+    // A byte has no parts.
+    let fits = |factor: &u64| *factor > 1 || !number.contains('.');
+    let factor = size_factor(unit.trim()).filter(fits).ok_or(SIZE_EXAMPLES)?;
     scale(number, factor).ok_or_else(|| SIZE_EXAMPLES.to_owned())
 }
 
@@ -142,6 +144,7 @@ mod tests {
         for text in ["", "MiB", "-1", "1.2.3MB", "1XB", "1 2", "ten", "1MiBs", "16777216TiB", "1.0000000001GB", "1ii"] {
             assert_eq!(read_bytes(text), Err(SIZE_EXAMPLES.to_owned()), "{text}");
         }
+        assert_eq!(read_bytes("1.5"), Err(SIZE_EXAMPLES.to_owned()), "a byte has no parts");
     }
 
     #[test]

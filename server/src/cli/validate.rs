@@ -3,6 +3,7 @@
 use crate::config::{Machine, libraries};
 use crate::probe::{Probe, Tried};
 use crate::repository::{Found, Repository, Survey};
+use crate::telemetry;
 use backends::llm::LanguageOptions;
 use backends::onnx::OnnxOptions;
 use backends::{Artifact, Conventions, Format, Limits, LoadError, LoadOptions, Model, load, settings};
@@ -70,8 +71,9 @@ struct Report {
 }
 
 impl Report {
+    /// One line, whatever a directory is called, and however long an error of a parser is.
     fn line(&mut self, line: &str) {
-        self.text += line;
+        self.text += &telemetry::escaped(line);
         self.text.push('\n');
     }
 
@@ -183,6 +185,22 @@ mod tests {
         let (text, good) = validate(&root.path().join("iris"), None).unwrap();
         assert!(text.starts_with("iris: its settings call it 'rose': serve it with --model-name rose\n"), "{text}");
         assert!(text.contains("rose version 2: ok") && good, "{text}");
+    }
+
+    #[test]
+    fn a_finding_is_one_line() {
+        let (lines, good) = lines(&[("new\nline/model.txt", "tree"), ("rose/model.toml", "= 1")]);
+        assert!(lines[2].starts_with("new\\nline version 1: refused: "), "{lines:?}");
+        assert!(lines[3].starts_with("rose: refused: ") && lines[3].contains("\\n"), "{lines:?}");
+        assert!(!good && lines.len() == 4, "{lines:?}");
+    }
+
+    #[test]
+    fn a_number_that_is_no_version_is_named() {
+        let (lines, good) = lines(&[("rose/01/model.txt", "tree"), ("iris/0/model.txt", "tree")]);
+        assert!(lines[0].contains("iris: '0' is no version: versions are 1, 2, ..."), "{lines:?}");
+        assert!(lines[3].starts_with("rose: refused: ") && lines[3].contains("'01' is no version: "), "{lines:?}");
+        assert!(!good && lines.len() == 4, "{lines:?}");
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! CloudEvents around a v1 request: binary (attributes are headers) and structured (attributes are members of the
 //! body), answered in kind.
 
+use crate::clock::since_1970;
 use crate::error::Error;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue};
 use protocol::json::{JsonError, Reader};
 use protocol::write;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// How a request was wrapped, and so how its reply will be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,7 +198,7 @@ impl Event {
 
 /// The time as RFC 3339 has it, in UTC.
 fn now() -> String {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = since_1970();
     let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     let (year, month, day) = civil(days as i64);
     let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);

@@ -4,11 +4,11 @@ use super::openai::asking::{Asking, put};
 use super::openai::{Refusal, ask, finish_reason, noticed};
 use crate::check::check_parameters;
 use crate::dataplane::{Dataplane, Infer, Inferred, Language, Servable, Work};
-use crate::error::Error;
+use crate::error::{self, Error};
 use crate::llm::answer::Piece;
 use crate::llm::gather::News;
 use backends::llm::text::output::Part;
-use backends::{Parameter, Tensor};
+use backends::{DataType, Parameter, Tensor};
 use protocol::generate::{GenerateRequest, Tells};
 use protocol::openai::{FieldError, Prompt};
 use serde_json::{Map, Value, json};
@@ -61,7 +61,7 @@ impl Generation {
         let mut map = Map::new();
         for input in &request.inputs {
             if map.insert(input.name().to_owned(), value(input)?).is_some() {
-                return Err(Error::Invalid(format!("input '{}' already exists in request", input.name())));
+                return Err(error::repeated("input", input.name()));
             }
         }
         let mut parameters = Map::new();
@@ -93,12 +93,7 @@ impl Generation {
                 }
                 _ => {
                     let known: Vec<_> = OUTPUTS.iter().map(|(name, _)| *name).collect();
-                    return Err(Error::Invalid(format!(
-                        "unexpected inference output '{}' for model '{}'; it has {}",
-                        wanted.name,
-                        servable.name,
-                        known.join(", ")
-                    )));
+                    return Err(error::unknown_output(&wanted.name, &servable.name, &known));
                 }
             }
         }
@@ -189,7 +184,8 @@ fn value(tensor: &Tensor) -> Result<Value, Error> {
         }
         let whole = |number: &f64| number.fract() == 0.0 && number.abs() < 9e15;
         // Numbers of 32 bits read back as the same number, and not as one with its error spelled out.
-        let short = |number: f64| (number as f32).to_string().parse().unwrap_or(number);
+        let wide = tensor.datatype() == DataType::Fp64;
+        let short = |number: f64| if wide { number } else { (number as f32).to_string().parse().unwrap_or(number) };
         numbers.iter().map(|n| if whole(n) { json!(*n as i64) } else { json!(short(*n)) }).collect()
     } else {
         return Err(Error::Invalid(format!("input '{}' is of a type that no request for text has", tensor.name())));
@@ -322,7 +318,7 @@ impl Answering {
             told.add(choice, piece?);
         }
         if told.finish_reasons.contains(&"") {
-            return Err(Error::Internal("an answer broke off".into()));
+            return Err(error::broke_off());
         }
         told.best(self.telling.n);
         told.last = true;

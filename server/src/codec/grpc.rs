@@ -262,7 +262,7 @@ pub fn metadata(servable: &Servable, versions: &[u64]) -> grpc::ModelMetadataRes
     grpc::ModelMetadataResponse {
         name: servable.name.clone(),
         versions: versions.iter().map(u64::to_string).collect(),
-        platform: servable.signature.platform.clone(),
+        platform: servable.signature.platform.name().into(),
         inputs: ports(&servable.signature.inputs),
         outputs: ports(&servable.signature.outputs),
         properties: HashMap::new(),
@@ -290,7 +290,7 @@ pub fn config(servable: &Servable) -> grpc::ModelConfig {
     let parameter = |(key, value)| (key, grpc::ModelParameter { string_value: value });
     grpc::ModelConfig {
         name: servable.name.clone(),
-        platform: servable.signature.platform.clone(),
+        platform: servable.signature.platform.name().into(),
         backend: describe::backend(servable).into(),
         version_policy: Some(version_policy(&servable.settings.versions)),
         max_batch_size: i32::try_from(describe::max_batch_size(servable)).unwrap_or(i32::MAX),

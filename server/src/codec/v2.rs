@@ -41,6 +41,7 @@ impl From<RequestError> for Error {
             RequestError::Malformed(_) => Error::Malformed(error.to_string()),
             RequestError::Values(what) => Error::Values(what),
             RequestError::Members(what) => Error::Members(what),
+            RequestError::Halves(..) => Error::Halves(error.to_string()),
             RequestError::Field(what) => Error::Invalid(what),
         }
     }
@@ -344,7 +345,7 @@ pub fn encode(inferred: &Inferred, form: &Form, not_finite: NotFinite) -> Result
         if index > 0 {
             out.push(b',');
         }
-        encode_output(&mut out, &mut tail, output, form.is_binary(index).then_some(()), not_finite)?;
+        encode_output(&mut out, &mut tail, output, form.is_binary(index), not_finite)?;
     }
     out.extend_from_slice(b"]}");
     let any_binary = form.all_binary || form.binary.contains(&true);
@@ -357,7 +358,7 @@ fn encode_output(
     out: &mut Vec<u8>,
     tail: &mut Vec<u8>,
     output: &Tensor,
-    binary: Option<()>,
+    binary: bool,
     not_finite: NotFinite,
 ) -> Result<(), Error> {
     out.push(b'{');
@@ -367,7 +368,7 @@ fn encode_output(
     write::string(out, output.datatype().name());
     write::key(out, "shape");
     write::integers(out, output.shape().iter().copied());
-    if binary.is_some() {
+    if binary {
         let before = tail.len();
         push_raw(tail, output);
         out.extend_from_slice(b",\"parameters\":{\"binary_data_size\":");

@@ -1,6 +1,7 @@
 //! What settings must hold together, and what follows from others.
 
 use super::{Config, ControlMode, DEFAULT_NAME, Machine};
+use crate::rest::Origins;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -75,6 +76,9 @@ impl Config {
             (Some(_), None) => problems.push(format!("{}: needs --tls-key too", self.place("tls-cert"))),
             (None, Some(_)) => problems.push(format!("{}: needs --tls-cert too", self.place("tls-key"))),
             _ => {}
+        }
+        if let Some(Err(wrong)) = self.allowed_origins.as_ref().map(|texts| Origins::read(&texts.join(","))) {
+            problems.push(format!("{}: {wrong}; or `*` for all, or `none`", self.place("allowed-origins")));
         }
         let names = self.model_name.iter().map(|name| ("model-name", name));
         for (flag, name) in names.chain(self.model_alias.iter().flatten().map(|name| ("model-alias", name))) {

@@ -15,6 +15,7 @@ pub use values::{ControlMode, Dtype, GrpcOutputs, InitMode, LoadFormat, LogForma
 
 use crate::args::{Args, Environment, Origin, UsageError, file, flags};
 use crate::dropin::List;
+use crate::rest::Origins;
 use backends::llm::device;
 use backends::llm::text::output::{Choice, ReasoningParser, ToolParser};
 use backends::settings::Isolation;
@@ -78,6 +79,8 @@ pub struct Config {
     pub tls_key: Option<PathBuf>,
     /// One key to a line.
     pub api_keys_file: Option<PathBuf>,
+    /// What [`Origins::read`] reads.
+    pub allowed_origins: Option<Vec<String>>,
 
     /// Threads that compute: at least 1.
     pub nthread: usize,
@@ -315,6 +318,11 @@ impl Config {
         self.origins.get(name).unwrap_or(&Origin::Default)
     }
 
+    /// Web pages that may ask.
+    pub fn origins(&self) -> Option<Origins> {
+        self.allowed_origins.as_ref().and_then(|texts| Origins::read(&texts.join(",")).ok().flatten())
+    }
+
     /// Before anything is said: what the table's defaults are then written into.
     pub(crate) fn blank() -> Self {
         Config {
@@ -343,6 +351,7 @@ impl Config {
             tls_cert: None,
             tls_key: None,
             api_keys_file: None,
+            allowed_origins: None,
             nthread: 0,
             max_model_len: None,
             device: device::Choice::Auto,

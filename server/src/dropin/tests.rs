@@ -312,6 +312,7 @@ fn value_of(row: &Foreign) -> String {
     match (row.name, row.takes) {
         ("port", _) => "=8001".to_owned(),
         ("otlp-traces-endpoint", _) => "=grpc://o:4317".to_owned(),
+        ("allowed-origins", _) => "=[\"*\"]".to_owned(),
         ("tool-call-parser" | "reasoning-parser", _) => "=auto".to_owned(),
         (_, Takes::Nothing) => String::new(),
         (_, Takes::Bool | Takes::Switch) => "=false".to_owned(),

@@ -78,6 +78,7 @@ pub(super) const SERVER: &[Foreign] = &[
     Foreign::new("shutdown-timeout", Takes::Integer, Becomes::Rewritten("drain-timeout", seconds)),
     Foreign::new("uvicorn-log-level", Takes::OneOf(LOG_LEVELS), Becomes::Rewritten("log-level", level)),
     Foreign::new("ssl-cert-reqs", Takes::Integer, Becomes::RefusedUnless(is_zero, CERTIFICATES)),
+    Foreign::new("allowed-origins", Takes::Text, Becomes::Rewritten("allowed-origins", origins)),
     refused("api-key", Takes::Words, KEYS),
     refused("uds", Takes::Text, SOCKET),
     refused("grpc", Takes::Switch, GRPC),
@@ -92,7 +93,6 @@ pub(super) const SERVER: &[Foreign] = &[
     idle("ssl-ca-certs", Takes::Text),
     idle("ssl-ciphers", Takes::Text),
     idle("allow-credentials", Takes::Switch),
-    idle("allowed-origins", Takes::Text),
     idle("allowed-methods", Takes::Text),
     idle("allowed-headers", Takes::Text),
     idle("root-path", Takes::Text),
@@ -168,6 +168,16 @@ fn level(value: &str) -> Rewrite {
     })
 }
 
+/// A list in JSON.
+fn origins(value: &str) -> Rewrite {
+    Rewrite::To(match serde_json::from_str::<Vec<String>>(value) {
+        Ok(none) if none.is_empty() => "none".to_owned(),
+        Ok(all) if all.iter().any(|origin| origin == "*") => "*".to_owned(),
+        Ok(these) => these.join(","),
+        Err(_) => value.to_owned(),
+    })
+}
+
 /// 0 is vLLM's way of leaving it to the server.
 fn gibibytes(value: &str) -> Rewrite {
     unless_same((value != "0").then(|| format!("{value}GiB")))
@@ -212,10 +222,15 @@ pub(super) fn is_auto(value: &str) -> bool {
     matches!(value, "auto" | "-1")
 }
 
-/// vLLM's defaults that are not ours: nobody loads or unloads models there. As with KServe's servers, stopping fits into
-/// the 30 s that a pod gets.
-const DEFAULTS: &[(&str, &str)] =
-    &[("http-port", "8000"), ("grpc-port", "off"), ("model-control-mode", "none"), ("drain-timeout", "20s")];
+/// vLLM's defaults that are not ours: nobody loads or unloads models there, and any web page may ask. As with KServe's
+/// servers, stopping fits into the 30 s that a pod gets.
+const DEFAULTS: &[(&str, &str)] = &[
+    ("http-port", "8000"),
+    ("grpc-port", "off"),
+    ("model-control-mode", "none"),
+    ("drain-timeout", "20s"),
+    ("allowed-origins", "*"),
+];
 
 /// vLLM's defaults, and what follows from what was said.
 pub(super) fn finish(args: &mut Args) -> Result<(), String> {

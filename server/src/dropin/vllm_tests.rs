@@ -56,6 +56,16 @@ fn kserves_runtime_for_vllm() {
 }
 
 #[test]
+fn web_pages_may_ask_as_vllm_lets_them() {
+    let origins = |value: &str| settled(&format!("vllm serve /m {value}")).allowed_origins.unwrap().join(",");
+    assert_eq!(origins(""), "*");
+    assert_eq!(origins(r#"--allowed-origins=["https://a","http://b:3000"]"#), "https://a,http://b:3000");
+    assert_eq!(origins(r#"--allowed-origins=["*"]"#), "*");
+    assert_eq!(origins("--allowed-origins=[]"), "none");
+    assert_eq!(settled("vllm serve /m --allowed-origins=[]").origins(), None);
+}
+
+#[test]
 fn what_vllm_does_unless_told_otherwise() {
     let config = settled("vllm serve ./models/qwen");
     assert_eq!(config.models(), one_model("./models/qwen", "./models/qwen"), "called as it was given");

@@ -1,31 +1,23 @@
 //! API keys: a file with one key a line, read again when it changes. Keys are compared in constant time, and every
 //! route asks for one unless it was put among the open ones.
 
+use super::followed::{self, Followed};
 use crate::error::Error;
-use crate::stamp::Stamps;
-use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderValue};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 use subtle::{Choice, ConstantTimeEq};
-
-/// Between two looks at the file.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// The keys that open the server.
 #[derive(Debug)]
 pub struct Keys {
     path: PathBuf,
-    keys: ArcSwap<Read>,
-    /// The last file that could not be used: it is reported once, and tried at every look in case it was read while it
-    /// was being written.
-    refused: Mutex<Option<Stamps>>,
+    read: Followed<Read>,
 }
 
+/// What a file holds.
 struct Read {
     keys: Vec<Vec<u8>>,
-    stamps: Stamps,
 }
 
 impl std::fmt::Debug for Read {
@@ -40,43 +32,23 @@ impl Keys {
     /// # Errors
     /// It cannot be read, or has no key.
     pub fn open(path: &Path) -> Result<Arc<Self>, String> {
-        let read = read(path)?;
-        Ok(Arc::new(Keys { path: path.to_owned(), keys: ArcSwap::from_pointee(read), refused: Mutex::new(None) }))
+        let read = Followed::open(vec![path.to_owned()], || read(path))?;
+        Ok(Arc::new(Keys { path: path.to_owned(), read }))
     }
 
     /// Looks at the file every second, forever.
     pub async fn watch(self: Arc<Self>) {
-        loop {
-            tokio::time::sleep(LOOK).await;
-            let keys = self.clone();
-            // A network file system may hang; the runtime must not.
-            let _ = tokio::task::spawn_blocking(move || keys.refresh()).await;
-        }
+        followed::watch(self, Self::refresh).await;
     }
 
     /// Reads the file again if it changed; keeps the old keys when it cannot be used.
     fn refresh(&self) {
-        let seen = Stamps::of([self.path.clone()]);
-        let current = self.keys.load();
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen == current.stamps {
-            *refused = None;
-            return;
-        }
-        match read(&self.path) {
-            Ok(read) => {
-                if read.keys != current.keys {
-                    tracing::info!(keys = read.keys.len(), "API keys read again");
-                }
-                self.keys.store(Arc::new(read));
-                *refused = None;
-            }
-            Err(reason) => {
-                if refused.as_ref() != Some(&seen) {
-                    tracing::warn!(%reason, "API keys cannot be read; the old ones stay");
-                    *refused = Some(seen);
-                }
-            }
+        let old = self.read.current();
+        match self.read.look(|| read(&self.path)) {
+            Some(Ok(new)) if new.keys != old.keys => tracing::info!(keys = new.keys.len(), "API keys read again"),
+            Some(Err(reason)) => tracing::warn!(%reason, "API keys cannot be read; the old ones stay"),
+            // Nothing is new, or the file and not what it holds.
+            Some(Ok(_)) | None => {}
         }
     }
 
@@ -89,9 +61,9 @@ impl Keys {
         let plain = headers.get("x-api-key").map(HeaderValue::as_bytes);
         // No key is empty.
         let given = [bearer, plain].map(Option::unwrap_or_default);
-        let keys = self.keys.load();
+        let read = self.read.current();
         // Every key is compared with both, so that the time tells nothing about which one fits.
-        let fits = keys.keys.iter().fold(Choice::from(0), |fits, key| {
+        let fits = read.keys.iter().fold(Choice::from(0), |fits, key| {
             given.iter().fold(fits, |fits, given| fits | key.as_slice().ct_eq(given))
         });
         if fits.into() { Ok(()) } else { Err(Error::Unauthorized) }
@@ -111,8 +83,6 @@ const SCHEME: &[u8] = b"Bearer ";
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
 fn read(path: &Path) -> Result<Read, String> {
-    // Looked at before it is read: whoever writes to it in the meantime makes it differ at the next look.
-    let stamps = Stamps::of([path.to_owned()]);
     let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
     // Some editors put a mark of their encoding before the first line.
     let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&text);
@@ -121,7 +91,7 @@ fn read(path: &Path) -> Result<Read, String> {
     if keys.is_empty() {
         return Err(format!("{}: no key; one is expected on each line", path.display()));
     }
-    Ok(Read { keys, stamps })
+    Ok(Read { keys })
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 pub mod activity;
 mod again;
 mod expiry;
+mod followed;
 mod host;
 pub mod keys;
 pub mod listener;

@@ -1,19 +1,18 @@
 //! TLS for the listeners, from PEM files that are read again when they change. What cannot be used is reported, and
 //! what served before goes on serving: a rotation gone wrong must not take the server down.
 //!
-//! Nothing here watches for client certificates to be revoked.
+//! Clients are not asked for certificates: they show API keys (`keys.rs`).
 
 use super::expiry;
+use super::followed::{self, Followed};
+use crate::clock::since_1970;
 use crate::metrics;
-use crate::stamp::Stamps;
-use arc_swap::ArcSwap;
+use rustls::ServerConfig;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -25,29 +24,14 @@ pub struct Files {
     pub certificate: PathBuf,
     /// The private key of the first certificate.
     pub key: PathBuf,
-    /// Who signs clients' certificates. Without it clients need none.
-    pub client_authority: Option<PathBuf>,
 }
-
-impl Files {
-    /// As they are now, behind all symbolic links: Kubernetes changes a mounted secret by swapping the link `..data`.
-    fn stamps(&self) -> Stamps {
-        Stamps::of([&self.certificate, &self.key].into_iter().chain(&self.client_authority).cloned())
-    }
-}
-
-/// Between two looks at the files.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// What the listeners need for TLS.
 #[derive(Debug)]
 pub struct Tls {
     files: Files,
     handshake: Duration,
-    current: ArcSwap<Loaded>,
-    /// The last files that could not be used: they are reported once, and tried at every look in case they were read
-    /// while they were being written.
-    refused: Mutex<Option<Stamps>>,
+    loaded: Followed<Loaded>,
 }
 
 #[derive(Debug)]
@@ -55,13 +39,11 @@ struct Loaded {
     config: Arc<ServerConfig>,
     /// Seconds since 1970.
     expires: Option<u64>,
-    stamps: Stamps,
 }
 
 impl Loaded {
     fn expired(&self) -> bool {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.expires.is_some_and(|expires| expires <= now.as_secs())
+        self.expires.is_some_and(|expires| expires <= since_1970().as_secs())
     }
 }
 
@@ -71,58 +53,44 @@ impl Tls {
     /// # Errors
     /// A file cannot be read, or they do not fit together.
     pub fn open(files: Files, handshake: Duration) -> Result<Arc<Self>, String> {
-        let loaded = load(&files)?;
-        if loaded.expired() {
+        let loaded = Followed::open(vec![files.certificate.clone(), files.key.clone()], || load(&files))?;
+        let (expired, expires) = (loaded.current().expired(), loaded.current().expires);
+        if expired {
             tracing::warn!(certificate = %files.certificate.display(), "the TLS certificate has expired");
         }
-        metrics::certificate_expires(loaded.expires);
-        Ok(Arc::new(Tls { files, handshake, current: ArcSwap::from_pointee(loaded), refused: Mutex::new(None) }))
+        metrics::certificate_expires(expires);
+        Ok(Arc::new(Tls { files, handshake, loaded }))
     }
 
     /// Looks at the files every second, forever.
     pub async fn watch(self: Arc<Self>) {
-        loop {
-            tokio::time::sleep(LOOK).await;
-            let tls = self.clone();
-            // A network file system may hang; the runtime must not.
-            let _ = tokio::task::spawn_blocking(move || tls.refresh()).await;
-        }
+        followed::watch(self, Self::refresh).await;
     }
 
     /// Reads the files again if they changed; keeps what served before when they cannot be used.
     pub fn refresh(&self) {
-        let current = self.current.load();
-        let seen = self.files.stamps();
-        if seen == current.stamps {
-            return;
-        }
-        let loaded = load(&self.files).and_then(|loaded| {
-            if loaded.expired() && !current.expired() {
-                Err("the new certificate has expired".into())
-            } else {
-                Ok(loaded)
+        let told = self.loaded.look(|| {
+            let loaded = load(&self.files)?;
+            if loaded.expired() && !self.loaded.current().expired() {
+                return Err("the new certificate has expired".into());
             }
+            Ok(loaded)
         });
-        let mut refused = self.refused.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        match loaded {
-            Ok(loaded) => {
+        match told {
+            Some(Ok(loaded)) => {
                 tracing::info!(certificate = %self.files.certificate.display(), "TLS certificate read again");
                 metrics::certificate_expires(loaded.expires);
-                self.current.store(Arc::new(loaded));
-                *refused = None;
             }
-            Err(reason) => {
-                if refused.as_ref() != Some(&seen) {
-                    tracing::warn!(%reason, "the new TLS files cannot be used; the old certificate stays");
-                    *refused = Some(seen);
-                }
+            Some(Err(reason)) => {
+                tracing::warn!(%reason, "the new TLS files cannot be used; the old certificate stays");
             }
+            None => {}
         }
     }
 
     /// Shakes hands, for no longer than `most`. `None`: the client did not, or not in time.
     pub(super) async fn accept(&self, stream: TcpStream, most: Duration) -> Option<TlsStream<TcpStream>> {
-        let acceptor = TlsAcceptor::from(self.current.load().config.clone());
+        let acceptor = TlsAcceptor::from(self.loaded.current().config.clone());
         match tokio::time::timeout(self.handshake.min(most), acceptor.accept(stream)).await {
             Ok(Ok(stream)) => Some(stream),
             // Port scanners and plaintext clients come here: no reason to fill the log.
@@ -140,30 +108,17 @@ impl Tls {
 
 /// Errors name the file.
 fn load(files: &Files) -> Result<Loaded, String> {
-    // Looked at before they are read: whoever writes to them in the meantime makes them differ at the next look.
-    let stamps = files.stamps();
     let chain = certificates(&files.certificate)?;
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| at(&files.key, pem_error(&error)))?;
     let expires = chain.iter().filter_map(|certificate| expiry::not_after(certificate)).min();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ServerConfig::builder_with_provider(provider.clone())
+    let builder = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-        .map_err(|error| error.to_string())?;
-    let builder = match &files.client_authority {
-        None => builder.with_no_client_auth(),
-        Some(path) => {
-            let mut roots = RootCertStore::empty();
-            for certificate in certificates(path)? {
-                roots.add(certificate).map_err(|error| at(path, error))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
-            builder.with_client_cert_verifier(verifier.map_err(|error| at(path, error))?)
-        }
-    };
+        .map_err(|error| error.to_string())?
+        .with_no_client_auth();
     // Refuses a key that is not the certificate's, which is what a half-done rotation looks like.
     let mut config = builder.with_single_cert(chain, key).map_err(|error| at(&files.certificate, error))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Loaded { config: Arc::new(config), expires, stamps })
+    Ok(Loaded { config: Arc::new(config), expires })
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {

@@ -53,6 +53,14 @@ impl Share {
         Share { since: Instant::now(), held: Arc::new(Mutex::new(held)) }
     }
 
+    /// The share of a message that has arrived, which is dealt with while others arrive.
+    pub(super) fn apart(&self) -> Self {
+        let held = &mut *self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let (budget, room) = (held.budget.clone(), std::mem::take(&mut held.room));
+        let apart = Held { budget, room, bytes: std::mem::take(&mut held.bytes), sending: Room::default() };
+        Share { since: self.since, held: Arc::new(Mutex::new(apart)) }
+    }
+
     /// When the head of the call was there.
     pub(super) fn since(&self) -> Instant {
         self.since
@@ -308,6 +316,22 @@ mod tests {
         drop(share.take());
         let mut again = counted(Body::from(vec![0; 8000]), Share::new(budget));
         assert!(again.frame().await.is_some_and(|frame| frame.is_ok()));
+    }
+
+    #[test]
+    fn messages_that_are_dealt_with_at_once_have_their_shares() {
+        let budget = Budget::new(4 * 4096);
+        let share = Share::new(budget.clone());
+        let [first, second] = [1, 2].map(|pages| {
+            share.add(pages * 4096).unwrap();
+            share.apart()
+        });
+        assert!(Share::new(budget.clone()).add(2 * 4096).is_err(), "three of four pages are held");
+        first.holds(0).unwrap();
+        assert!(Share::new(budget.clone()).add(2 * 4096).is_ok());
+        assert!(Share::new(budget.clone()).add(3 * 4096).is_err(), "what the other holds is its own");
+        drop(second.take());
+        assert!(Share::new(budget).add(4 * 4096).is_ok());
     }
 
     /// Whoever reads it would unpack and decode it at once, and hold that for as long as the client likes.

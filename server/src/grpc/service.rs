@@ -6,7 +6,7 @@ use super::stream::{self, Stream};
 use super::{status, timeout, with_code};
 use crate::codec::generate;
 use crate::codec::grpc::{self as codec, Form};
-use crate::dataplane::{Dataplane, EXTENSIONS, Infer, NAME, VERSION};
+use crate::dataplane::{Dataplane, EXTENSIONS, Infer, NAME, VERSION, named_repository};
 use crate::error::Error;
 use crate::profile::Verb;
 use crate::threads::{self, heavy};
@@ -44,7 +44,7 @@ impl Service {
             (name, "") if !name.is_empty() => Ok(name),
             ("", name) if !name.is_empty() => Ok(name),
             ("", _) => Err(Error::Invalid("model_name is empty".into())),
-            _ => Err(Error::Unsupported("'repository_name' specification is not supported".into())),
+            _ => Err(named_repository()),
         }
     }
 }
@@ -210,11 +210,11 @@ impl GrpcInferenceService for Service {
 
     async fn repository_index(&self, request: Request<RepositoryIndexRequest>) -> Reply<RepositoryIndexResponse> {
         let request = request.into_inner();
-        if !request.repository_name.is_empty() {
-            let error = Error::Unsupported("'repository_name' specification is not supported".into());
-            return Err(self.refuse(&error, Verb::Other, ""));
-        }
-        let entries = self.plane.index(request.ready).await.map_err(|e| self.refuse(&e, Verb::Other, ""))?;
+        let index = match request.repository_name.as_str() {
+            "" => self.plane.index(request.ready).await,
+            _ => Err(named_repository()),
+        };
+        let entries = index.map_err(|e| self.refuse(&e, Verb::Other, ""))?;
         let models = entries
             .into_iter()
             .map(|entry| repository_index_response::ModelIndex {
@@ -234,12 +234,8 @@ impl GrpcInferenceService for Service {
         let request = request.into_inner();
         let load = async {
             let name = Self::model(&request.repository_name, &request.model_name)?;
-            if let Some(parameter) = request.parameters.keys().next() {
-                return Err(Error::Unsupported(format!(
-                    "load parameter '{parameter}': configuration and files come from the repository alone"
-                )));
-            }
-            self.plane.load(name).await?;
+            let parameters: Vec<&str> = request.parameters.keys().map(String::as_str).collect();
+            self.plane.load(name, &parameters).await?;
             Ok(name.to_owned())
         };
         let name = load.await.map_err(|e| self.refuse(&e, Verb::Other, ""))?;
@@ -256,13 +252,9 @@ impl GrpcInferenceService for Service {
             let truth = |value: &ModelRepositoryParameter| {
                 matches!(value.parameter_choice, Some(model_repository_parameter::ParameterChoice::BoolParam(_)))
             };
-            let known = |name: &str, value: &ModelRepositoryParameter| name == "unload_dependents" && truth(value);
-            if let Some((name, _)) = request.parameters.iter().find(|(name, value)| !known(name, value)) {
-                return Err(Error::Invalid(format!(
-                    "unload parameter '{name}'; unload_dependents is known, true or false"
-                )));
-            }
-            self.plane.unload(name).await?;
+            let named = request.parameters.iter().map(|(name, value)| (name.as_str(), truth(value)));
+            let parameters: Vec<(&str, bool)> = named.collect();
+            self.plane.unload(name, &parameters).await?;
             Ok(name.to_owned())
         };
         let name = unload.await.map_err(|e| self.refuse(&e, Verb::Other, ""))?;

@@ -57,7 +57,7 @@ impl Stream {
                 None => self.predict(request).await,
                 Some(servable) => {
                     let Ok(place) = places.clone().acquire_owned().await else { return };
-                    let stream = self.clone();
+                    let stream = Stream { share: self.share.as_ref().map(Share::apart), ..self.clone() };
                     let generating = async move {
                         let _place = place;
                         stream.generate(servable, request).await;

@@ -204,7 +204,8 @@ impl Answer {
         // A token that ends the text is no part of it, unless the request names and wants it; the model's own never is.
         if !matches!(last, Some(FinishReason::Stop(_))) || self.ends.keep(id) {
             let more = self.detokenizer.push(id);
-            if self.generated < self.ends.sampling.min_tokens {
+            // As with vLLM, a text that the last of them completes does not end the answer.
+            if self.generated <= self.ends.sampling.min_tokens {
                 text.push_str(self.scanner.pass(more));
             } else {
                 let scan = self.scanner.push(more);

@@ -2,7 +2,7 @@
 
 use super::answer::{Answer, Piece};
 use super::tally::Tally;
-use crate::error::Error;
+use crate::error::{self, Error};
 use backends::llm::plan::Logprobs;
 use std::task::{Context, Poll};
 
@@ -37,9 +37,18 @@ pub struct Gathered {
 
 impl Gathered {
     /// Listens to these answers, which `tally` counts together.
-    pub fn new(answers: impl IntoIterator<Item = Answer>, tally: Tally) -> Self {
+    pub fn new(answers: impl IntoIterator<Item = Answer>, mut tally: Tally) -> Self {
         let answers: Vec<_> = answers.into_iter().map(Some).collect();
-        Gathered { open: answers.len(), answers, first: 0, tally }
+        let open = answers.len();
+        if open == 0 {
+            tally.done();
+        }
+        Gathered { open, answers, first: 0, tally }
+    }
+
+    /// Their request is refused for a reason that is not an answer's: it counts as failed, and why.
+    pub fn fail(&mut self, error: &Error) {
+        self.tally.fail(error);
     }
 
     /// The next news; `None` once all answers have ended.
@@ -56,7 +65,7 @@ impl Gathered {
         for choice in (self.first..count).chain(0..self.first) {
             let Some(answer) = &mut self.answers[choice] else { continue };
             let Poll::Ready(piece) = answer.poll_next(cx) else { continue };
-            let piece = piece.unwrap_or_else(|| Err(Error::Internal("an answer broke off".into())));
+            let piece = piece.unwrap_or_else(|| Err(error::broke_off()));
             let last = piece.as_ref().map_or(true, |piece| piece.end.is_some());
             let prompt_logprobs = if last { answer.take_prompt_logprobs() } else { Vec::new() };
             let (generated, thought, cached) = (answer.generated(), answer.thought(), answer.cached_tokens());
@@ -67,17 +76,12 @@ impl Gathered {
             if last {
                 self.answers[choice] = None;
                 self.open -= 1;
+                if self.open == 0 {
+                    self.tally.done();
+                }
             }
             return Poll::Ready(Some(News { choice, piece, generated, thought, cached, prompt_logprobs }));
         }
         Poll::Pending
-    }
-}
-
-impl Drop for Gathered {
-    fn drop(&mut self) {
-        if self.open > 0 {
-            self.tally.fail(&Error::Cancelled);
-        }
     }
 }

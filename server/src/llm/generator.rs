@@ -6,7 +6,7 @@
 //! drop  ---> cancel --^                                                          (as long as it may have tokens)
 //! ```
 
-use super::telling::{self, Telling};
+use super::telling::{self, Size, Telling};
 use super::watch::Looks;
 use crate::error::Error;
 use crate::metrics::{AnswerMetrics, EngineMetrics};
@@ -20,7 +20,7 @@ use backends::llm::scheduler::{Counters, Rejected};
 use backends::llm::sequence::{CancelReason, Event, GroupId, SequenceId};
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{self, Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle as Runtime;
@@ -31,8 +31,6 @@ pub type Matchers = Vec<Box<dyn Matcher>>;
 
 /// Requests on their way to the engine. It takes them between two steps, so that few ever wait here.
 const INBOX: usize = 1024;
-/// Events of a sequence besides its tokens: its start, its end, and what is told of its prompt, chunk by chunk.
-const EVENTS: usize = 64;
 /// What is said of an engine that has ended. Why is in the log: it may name files.
 pub(super) const ENDED: &str = "the model's engine has ended";
 /// A step that takes so long will not end, unless a longer time is stated: large prompts are cut into chunks that take
@@ -92,6 +90,7 @@ impl Inbox {
 struct Admission {
     /// They belong together.
     requests: Vec<(Request, Matchers)>,
+    since: Instant,
     reply: oneshot::Sender<Result<Vec<Vec<Tokens>>, Rejected>>,
     /// Where whoever asks is woken.
     runtime: Runtime,
@@ -169,7 +168,7 @@ impl Generator {
     /// The system gives no thread.
     pub fn start(model: &str, engine: Engine<BoxedExecutor>, step_timeout: Option<Duration>) -> Result<Self, String> {
         let inbox = Inbox { counters: engine.counters(), ..Inbox::default() };
-        let answers = AnswerMetrics::register(model, engine.scheduler().context());
+        let answers = AnswerMetrics::register(model);
         let overdue = step_timeout.map_or(OVERDUE, |longest| longest.max(OVERDUE));
         let (inbox, changed, telling) = (Mutex::new(inbox), Condvar::new(), Telling::new(answers));
         let shared = Arc::new(Shared { overdue, inbox, changed, telling });
@@ -219,7 +218,7 @@ impl Generator {
             if inbox.admissions.len() >= INBOX {
                 return Err(Error::Overloaded(format!("{INBOX} requests wait to enter the queue; try again later")));
             }
-            inbox.admissions.push_back(Admission { requests, reply, runtime });
+            inbox.admissions.push_back(Admission { requests, since: Instant::now(), reply, runtime });
         }
         self.0.0.changed.notify_one();
         match admitted.await {
@@ -231,40 +230,71 @@ impl Generator {
         }
     }
 
+    /// The engine, without a hold on it.
+    pub fn downgrade(&self) -> Weak {
+        Weak(Arc::downgrade(&self.0.0))
+    }
+
+    /// The engine that runs.
+    pub fn running(&self) -> Running {
+        Running(self.0.0.clone())
+    }
+}
+
+/// An engine that may run, or may not any more.
+#[derive(Clone, Debug)]
+pub struct Weak(sync::Weak<Shared>);
+
+impl Weak {
+    /// Does it run?
+    pub fn is_there(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+
+    /// The engine, if it runs.
+    pub fn upgrade(&self) -> Option<Running> {
+        self.0.upgrade().map(Running)
+    }
+}
+
+/// An engine that runs, whether or not anybody can ask it any more: it does for as long as it has answers to give.
+#[derive(Debug)]
+pub struct Running(Arc<Shared>);
+
+impl Running {
     /// Ends every answer with [`Error::Draining`], those that wait included; no request is taken any more. Who listens is
     /// told at once, however long the engine's step takes. Was there any?
     pub fn end_all(&self) -> bool {
         let waited = {
-            let mut inbox = self.0.0.lock();
+            let mut inbox = self.0.lock();
             inbox.draining = true;
             let waited = !inbox.admissions.is_empty();
             inbox.admissions.clear();
             waited
         };
-        telling::cancel_all(&self.0.0, CancelReason::Draining) || waited
+        telling::cancel_all(&self.0, CancelReason::Draining) || waited
     }
 
     /// Where the engine stands.
     pub fn counters(&self) -> Counters {
-        self.0.0.lock().counters
+        self.0.lock().counters
     }
 
     /// Why the engine has ended, where it has: no request is answered any more.
     pub fn broken(&self) -> Option<String> {
-        self.0.0.lock().broken.clone()
+        self.0.lock().broken.clone()
     }
 
-    /// Has the engine ended, or does a step run at `now` that should long be over?
-    pub fn is_stuck(&self, now: Instant) -> bool {
-        let overdue = self.0.0.overdue;
-        let inbox = self.0.0.lock();
-        inbox.broken.is_some() || inbox.stepping.is_some_and(|since| now.saturating_duration_since(since) > overdue)
+    /// Does a step run at `now` that should long be over?
+    pub fn hangs(&self, now: Instant) -> bool {
+        let stepping = self.0.lock().stepping;
+        stepping.is_some_and(|since| now.saturating_duration_since(since) > self.0.overdue)
     }
 }
 
 /// Looks after an engine.
 struct Watch {
-    shared: Weak<Shared>,
+    shared: sync::Weak<Shared>,
     progress: Progress,
     longest: Duration,
 }
@@ -364,15 +394,13 @@ impl Thread {
     }
 
     fn admit(&mut self, admission: Admission) {
-        let Admission { requests, reply, runtime } = admission;
+        let Admission { requests, since, reply, runtime } = admission;
         self.shared.telling.wake_on(runtime);
         if reply.is_closed() {
             return;
         }
         let (requests, matchers): (Vec<Request>, Vec<Matchers>) = requests.into_iter().unzip();
-        let size =
-            |request: &Request| (request.copies(), request.max_tokens() as usize + EVENTS, request.prompt().len());
-        let sizes: Vec<(u16, usize, usize)> = requests.iter().map(size).collect();
+        let sizes: Vec<Size> = requests.iter().map(|request| Size::of(request, since)).collect();
         let admitted = self.engine.admit_all(Instant::now(), requests).map(|groups| {
             let groups = groups.into_iter().zip(sizes).zip(matchers);
             groups.map(|((group, size), matchers)| self.listen(group, size, matchers)).collect()
@@ -381,14 +409,12 @@ impl Thread {
         let _ = reply.send(admitted);
     }
 
-    /// Streams for the copies of a request, each of so many events, whose prompt has so many tokens.
-    fn listen(&mut self, group: GroupId, size: (u16, usize, usize), matchers: Matchers) -> Vec<Tokens> {
-        let (copies, capacity, prompt) = size;
+    /// Streams for the copies of a request.
+    fn listen(&mut self, group: GroupId, size: Size, matchers: Matchers) -> Vec<Tokens> {
         let mut matchers = matchers.into_iter();
-        let mut streams = Vec::with_capacity(copies.into());
-        for sequence in (0..copies).map(|copy| group.copy(copy)) {
-            let (listener, events) = mpsc::channel(capacity);
-            self.shared.telling.listen(sequence, listener, prompt as u32);
+        let mut streams = Vec::with_capacity(size.copies.into());
+        for sequence in (0..size.copies).map(|copy| group.copy(copy)) {
+            let events = self.shared.telling.listen(sequence, size);
             if let Some(matcher) = matchers.next() {
                 self.engine.constrain(sequence, matcher);
             }
@@ -412,89 +438,5 @@ impl Thread {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use backends::llm::blocks::{BlockPool, PrefixKey};
-    use backends::llm::request::{Draft, Limits};
-    use backends::llm::scheduler::{Scheduler, Settings};
-    use backends::llm::scripted::Scripted;
-
-    /// One runs, two wait.
-    fn generator() -> Generator {
-        let settings = Settings {
-            token_budget: 64,
-            chunk_tokens: 64,
-            max_running: 1,
-            max_waiting: 2,
-            max_waiting_tokens: 1 << 10,
-            context: 512,
-            watermark: 0,
-            ageing: Duration::from_secs(1),
-            prefix_cache: false,
-            end_tokens: Vec::new().into(),
-        };
-        let pool = BlockPool::new(64, 16, PrefixKey::new([7; 16]));
-        let scheduler = Scheduler::new(settings, pool).unwrap();
-        // Slow enough that nothing ends before it is looked at.
-        let executor = Scripted::new(64, 16, 100).with_next(Box::new(|_, _| {
-            std::thread::sleep(Duration::from_millis(5));
-            1
-        }));
-        let engine = Engine::new(scheduler, Box::new(executor) as BoxedExecutor, Overlap::Ahead);
-        Generator::start("together", engine, None).unwrap()
-    }
-
-    fn requests(count: usize) -> Vec<(Request, Matchers)> {
-        let limits = Limits { prompt_tokens: 512, copies: 4, output_tokens: 512, vocabulary: 100 };
-        let draft = Draft { copies: 2, ..Draft::new(vec![1, 2, 3], 100, Arc::default()) };
-        (0..count).map(|_| (Request::new(draft.clone(), &limits).unwrap(), Matchers::new())).collect()
-    }
-
-    /// What waits and runs, once it is so much.
-    fn holds(generator: &Generator, wanted: u32) {
-        let held = || {
-            let Counters { waiting, running, .. } = generator.counters();
-            waiting + running
-        };
-        let mut looks = 0..2000;
-        while held() != wanted {
-            assert!(looks.next().is_some(), "{} sequences, not {wanted}", held());
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    #[test]
-    fn requests_that_belong_together_do_not_wait_for_each_other() {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let generator = generator();
-        let streams = runtime.block_on(generator.admit_all(requests(5))).unwrap();
-        assert_eq!(streams.iter().map(Vec::len).collect::<Vec<_>>(), [2; 5]);
-        let refused = runtime.block_on(generator.admit_all(requests(2))).unwrap_err();
-        assert!(matches!(refused, Error::Overloaded(_)), "{refused:?}");
-        holds(&generator, 10);
-        drop(streams);
-        holds(&generator, 0);
-    }
-
-    #[test]
-    fn what_runs_and_what_waits_ends_when_the_server_leaves() {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let generator = generator();
-        let mut streams = runtime.block_on(generator.admit_all(requests(2))).unwrap();
-        holds(&generator, 4);
-        generator.end_all();
-        for tokens in streams.iter_mut().flatten() {
-            let last = runtime.block_on(async {
-                let mut last = None;
-                while let Some(event) = std::future::poll_fn(|cx| tokens.poll_next(cx)).await {
-                    last = Some(event);
-                }
-                last
-            });
-            assert!(matches!(last, Some(Event::Cancelled { reason: CancelReason::Draining, .. })), "{last:?}");
-        }
-        holds(&generator, 0);
-        let refused = runtime.block_on(generator.admit_all(requests(1))).unwrap_err();
-        assert!(matches!(refused, Error::Draining), "{refused:?}");
-    }
-}
+#[path = "generator_tests.rs"]
+mod tests;

@@ -9,6 +9,8 @@ use std::time::Instant;
 pub(super) struct Life {
     /// Tokens of its prompt.
     prompt: u32,
+    /// Is it an answer? Where a prompt is asked about alone, its one token is none.
+    counted: bool,
     queued: Instant,
     started: Option<Instant>,
     /// When its first token came, and its last so far.
@@ -17,9 +19,9 @@ pub(super) struct Life {
 }
 
 impl Life {
-    /// It enters the queue at `now`, with a prompt of so many tokens.
-    pub(super) fn new(prompt: u32, now: Instant) -> Self {
-        Life { prompt, queued: now, started: None, came: None, tokens: 0 }
+    /// It came at `since`, with a prompt of so many tokens.
+    pub(super) fn new(prompt: u32, counted: bool, since: Instant) -> Self {
+        Life { prompt, counted, queued: since, started: None, came: None, tokens: 0 }
     }
 
     /// What happened to it in a step from `began` to `now`.
@@ -27,11 +29,13 @@ impl Life {
         match event {
             Event::Started { .. } => self.started = Some(began),
             Event::PromptLogprobs { .. } => {}
+            Event::Token { .. } if !self.counted => metrics.prompt(self.prompt),
             Event::Token { .. } => {
                 self.tokens += 1;
                 match &mut self.came {
                     None => {
-                        metrics.first_token(self.prompt, now.saturating_duration_since(self.queued));
+                        metrics.prompt(self.prompt);
+                        metrics.first_token(now.saturating_duration_since(self.queued));
                         self.came = Some((now, now));
                     }
                     Some((_, last)) => metrics.next_token(now.saturating_duration_since(std::mem::replace(last, now))),
@@ -77,12 +81,12 @@ mod tests {
 
     #[test]
     fn an_answer_has_a_queue_a_prompt_and_tokens() {
-        let metrics = AnswerMetrics::register("lives", 100);
+        let metrics = AnswerMetrics::register("lives");
         let sequence = GroupId(0).copy(0);
         let zero = Instant::now();
         let at = |ms: u64| zero + Duration::from_millis(ms);
         let token = Event::Token { sequence, token: 1, logprobs: None };
-        let mut life = Life::new(7, zero);
+        let mut life = Life::new(7, true, zero);
         assert_eq!(life.course(), None);
         life.follow(&Event::Started { sequence, cached_tokens: 3 }, at(10), at(30), &metrics);
         life.follow(&token, at(10), at(30), &metrics);
@@ -92,5 +96,9 @@ mod tests {
         let ms = Duration::from_millis;
         let course = Course { queued: ms(10), prefill: ms(20), decode: ms(5), prompt: 7, tokens: 3 };
         assert_eq!(life.course(), Some(course));
+        let mut prompt_alone = Life::new(7, false, zero);
+        prompt_alone.follow(&Event::Started { sequence, cached_tokens: 3 }, at(10), at(30), &metrics);
+        prompt_alone.follow(&token, at(10), at(30), &metrics);
+        assert_eq!(prompt_alone.course(), None);
     }
 }

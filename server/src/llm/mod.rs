@@ -7,6 +7,7 @@
 //! | `guides.rs` | forms that answers keep to, compiled off the request path |
 //! | `gather.rs` | several answers as one stream |
 //! | `said.rs` | what an answer says, put together |
+//! | `life.rs` | how far an answer is, for metrics |
 //! | `tally.rs` | counts requests |
 //! | `telling.rs` | events on their way from the engine to those who wait |
 //! | `trial.rs` | a form compiled in a child process first |
@@ -23,6 +24,7 @@ mod telling;
 pub mod trial;
 pub mod watch;
 
+use crate::clock::since_1970;
 use crate::error::Error;
 use answer::{Answer, Ends};
 use backends::InferError;
@@ -39,7 +41,7 @@ use generator::{Generator, Matchers, Tokens};
 use guides::Guides;
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 /// A language model that serves.
 #[derive(Debug)]
@@ -162,7 +164,7 @@ impl Language {
             tracing::warn!(model = name, "generation_config.json: these have no effect here: {}", unread.join(", "));
         }
         let generator = Generator::start(name, engine, step_timeout)?;
-        let created = seconds();
+        let created = since_1970().as_secs();
         let ends = generation.end_tokens.as_slice().into();
         let guides = Guides::new(tokenizer.vocabulary().clone(), limits.vocabulary, &generation.end_tokens);
         let shown = format.shown().collect();
@@ -225,23 +227,23 @@ impl Language {
 
     /// Where its engine stands.
     pub fn counters(&self) -> Counters {
-        self.generator.counters()
+        self.generator.running().counters()
     }
 
     /// Why its engine has ended, where it has.
     pub fn broken(&self) -> Option<String> {
-        self.generator.broken()
+        self.generator.running().broken()
     }
 
-    /// Ends every answer with [`Error::Draining`], those that wait included; no request is taken any more.
-    /// Was there any?
-    pub fn end_all(&self) -> bool {
-        self.generator.end_all()
+    /// Its engine, without a hold on it.
+    pub fn downgrade(&self) -> generator::Weak {
+        self.generator.downgrade()
     }
 
     /// Has its engine ended, or does it hang?
     pub fn is_stuck(&self, now: Instant) -> bool {
-        self.generator.is_stuck(now)
+        let engine = self.generator.running();
+        engine.broken().is_some() || engine.hangs(now)
     }
 
     /// The prompt of a conversation.
@@ -254,7 +256,7 @@ impl Language {
                 "this model comes without a chat template: ask for completions, or add one to its files".into(),
             )
         })?;
-        Ok(templates.render(&Chat { unix_seconds: seconds() as i64, ..*chat })?)
+        templates.render(&Chat { unix_seconds: since_1970().as_secs() as i64, ..*chat }).map_err(told)
     }
 
     /// May a variable make a difference to the prompt of a conversation?
@@ -267,7 +269,7 @@ impl Language {
     /// # Errors
     /// It is longer than any prompt.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, Error> {
-        Ok(self.tokenizer.encode(text, add_special_tokens)?)
+        self.tokenizer.encode(text, add_special_tokens).map_err(told)
     }
 
     /// Compiles a form that answers are to keep to.
@@ -384,15 +386,18 @@ impl Names {
     }
 }
 
+/// What fails here has no answer yet, whose end would tell of it.
+fn told(error: InferError) -> Error {
+    if let InferError::Internal(what) = &error {
+        tracing::error!(%what, "a request failed before it was put to the model");
+    }
+    error.into()
+}
+
 /// What the text layer refuses is the request's fault, as a whole and not an input's.
 fn refused(error: InferError) -> Error {
     match Error::from(error) {
         Error::Refused(what) => Error::Invalid(what),
         other => other,
     }
-}
-
-/// Since 1970.
-fn seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

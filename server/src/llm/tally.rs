@@ -2,57 +2,57 @@
 
 use crate::error::Error;
 use crate::metrics::ModelMetrics;
+use crate::servable::Servable;
 use crate::stats::{Stats, Timing};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
-/// A request under way. The last clone that is dropped counts it.
-#[derive(Clone)]
-pub struct Tally(Arc<Open>);
-
-struct Open {
+/// A request under way. It is counted when this is dropped.
+#[derive(Debug)]
+pub struct Tally {
+    model: String,
     stats: Arc<Stats>,
     metrics: ModelMetrics,
     since: Instant,
     prompts: usize,
-    failed: Mutex<Option<Error>>,
-}
-
-impl std::fmt::Debug for Tally {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tally").field("prompts", &self.0.prompts).finish_non_exhaustive()
-    }
+    done: bool,
+    failed: Option<Error>,
 }
 
 impl Tally {
     /// Begins a request with so many prompts.
-    pub fn begin(stats: Arc<Stats>, metrics: ModelMetrics, prompts: usize) -> Self {
-        let (since, failed) = (Instant::now(), Mutex::new(None));
-        Tally(Arc::new(Open { stats, metrics, since, prompts, failed }))
+    pub fn begin(servable: &Servable, prompts: usize) -> Self {
+        let Servable { name, stats, metrics, .. } = servable;
+        let (model, stats, metrics) = (name.clone(), stats.clone(), metrics.clone());
+        Tally { model, stats, metrics, since: Instant::now(), prompts, done: false, failed: None }
+    }
+
+    /// All of it was answered. Where neither this nor a failure is said its client has left, wherever it was by then.
+    pub fn done(&mut self) {
+        self.done = true;
     }
 
     /// It failed; the first reason counts.
-    pub fn fail(&self, error: &Error) {
-        self.0.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.clone());
+    pub fn fail(&mut self, error: &Error) {
+        self.failed.get_or_insert_with(|| error.clone());
     }
 }
 
-impl Drop for Open {
+impl Drop for Tally {
     fn drop(&mut self) {
         let total = self.since.elapsed();
-        let failed = self.failed.get_mut().unwrap_or_else(PoisonError::into_inner);
-        match failed {
-            Some(error) => {
-                self.stats.failed(total);
-                self.metrics.failed(error);
-            }
-            None => {
-                // Waiting and computing go on side by side here: all of it counts as computing.
-                let timing = Timing { infer: total, ..Timing::default() };
-                self.stats.answered(self.prompts, total, &timing);
-                self.stats.executed(self.prompts, &timing);
-                self.metrics.answered(self.prompts, total, &timing);
-            }
+        let left = (!self.done).then_some(Error::Cancelled);
+        let Some(error) = self.failed.take().or(left) else {
+            // Waiting and computing go on side by side here: all of it counts as computing.
+            let timing = Timing { infer: total, ..Timing::default() };
+            self.stats.answered(self.prompts, total, &timing);
+            self.stats.executed(self.prompts, &timing);
+            return self.metrics.answered(self.prompts, total, &timing);
+        };
+        if let Error::Internal(what) | Error::Memory(what) = &error {
+            tracing::error!(model = self.model, %what, "a request failed");
         }
+        self.stats.failed(total);
+        self.metrics.failed(&error);
     }
 }

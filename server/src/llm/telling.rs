@@ -5,12 +5,37 @@
 use super::generator::Shared;
 use super::life::Life;
 use crate::metrics::{AnswerMetrics, Ended};
+use backends::llm::request::Request;
 use backends::llm::sequence::{CancelReason, Event, SequenceId};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc::Sender;
+use tokio::sync::mpsc::{self, Receiver, Sender};
+
+/// Events of a sequence besides its tokens and what is told of its prompt: its start and its end.
+const EVENTS: usize = 2;
+
+/// How large a request is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Size {
+    pub(super) copies: u16,
+    life: Life,
+    /// Of each copy, at most.
+    events: usize,
+}
+
+impl Size {
+    /// Of a request that came at `since`.
+    pub(super) fn of(request: &Request, since: Instant) -> Self {
+        let prompt = request.prompt().len();
+        // They come chunk by chunk, and a chunk may be a token.
+        let told = if request.sampling().prompt_logprobs.is_some() { prompt } else { 0 };
+        let events = request.max_tokens() as usize + told + EVENTS;
+        let life = Life::new(prompt as u32, request.is_counted(), since);
+        Size { copies: request.copies(), life, events }
+    }
+}
 
 /// An event, and who waits for it.
 type Message = (Sender<Event>, Event);
@@ -53,9 +78,11 @@ impl Telling {
         self.listeners().runtime = Some(runtime);
     }
 
-    /// `events` is where all of a sequence is told, whose prompt has so many tokens.
-    pub(super) fn listen(&self, sequence: SequenceId, events: Sender<Event>, prompt: u32) {
-        self.listeners().of.insert(sequence, Listener { events, life: Life::new(prompt, Instant::now()) });
+    /// Where all of a sequence is told. There is room for all that may happen to it, in memory that is asked for as it does.
+    pub(super) fn listen(&self, sequence: SequenceId, size: Size) -> Receiver<Event> {
+        let (events, receiver) = mpsc::channel(size.events);
+        self.listeners().of.insert(sequence, Listener { events, life: size.life });
+        receiver
     }
 }
 
@@ -115,7 +142,7 @@ fn hand_on(shared: &Shared) {
     let mut messages = shared.telling.messages.lock().unwrap_or_else(PoisonError::into_inner);
     for (listener, event) in messages.drain(..) {
         let (sequence, last) = (event.sequence(), event.is_last());
-        // There is room for every token; a channel that is full or closed is nobody's any more.
+        // There is room for all; a channel that is full or closed is nobody's any more.
         if listener.try_send(event).is_err() && !last {
             shared.cancel(sequence, CancelReason::ClientGone);
         }

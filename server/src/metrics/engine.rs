@@ -2,11 +2,13 @@
 //! (the Gateway API's extension) read them.
 
 use super::series::Scope;
+use crate::clock::since_1970;
+use backends::llm::blocks::BLOCK;
 use backends::llm::scheduler::Counters;
 use metrics::{Counter, Histogram, describe_gauge, gauge};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// vLLM's buckets of a first token's time, in seconds.
 const FIRST_TOKEN: [f64; 22] = [
@@ -24,7 +26,7 @@ const WHOLE: [f64; 21] = [
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
     1920.0, 7680.0,
 ];
-/// vLLM's buckets of numbers of tokens: those that a model's context has room for.
+/// vLLM's buckets of numbers of tokens; there they end with a model's context, which may be another after the next load.
 const TOKENS: [f64; 22] = [
     1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6, 2e6, 5e6,
     1e7,
@@ -127,17 +129,15 @@ impl std::fmt::Debug for AnswerMetrics {
 }
 
 impl AnswerMetrics {
-    /// Registers the metrics of `model`, whose prompt and answer have room for `context` tokens; all of them are there from
-    /// the beginning, at zero.
-    pub fn register(model: &str, context: u32) -> Self {
+    /// Registers the metrics of `model`; all of them are there from the beginning, at zero.
+    pub fn register(model: &str) -> Self {
         let scope = Scope::of(model, None);
         let [name, engine] = labels(model);
         let end = |ended: Ended| {
             scope.counter("vllm:request_success_total", &[name, engine, ("finished_reason", ended.name())])
         };
         let time = |metric: &'static str, bounds: &'static [f64]| scope.times(metric, &[name, engine], bounds);
-        let fits = TOKENS.partition_point(|tokens| *tokens <= f64::from(context));
-        let size = |metric: &'static str| scope.sizes(metric, &[name, engine], &TOKENS[..fits]);
+        let size = |metric: &'static str| scope.sizes(metric, &[name, engine], &TOKENS);
         AnswerMetrics {
             ends: Ended::ALL.map(end),
             prompt_tokens: scope.counter("vllm:prompt_tokens_total", &[name, engine]),
@@ -155,9 +155,13 @@ impl AnswerMetrics {
         }
     }
 
-    /// An answer has its first token, so long after it was asked for; its prompt has so many.
-    pub fn first_token(&self, prompt: u32, time: Duration) {
-        self.prompt_tokens.increment(prompt.into());
+    /// A prompt of so many tokens is computed.
+    pub fn prompt(&self, tokens: u32) {
+        self.prompt_tokens.increment(tokens.into());
+    }
+
+    /// An answer has its first token, so long after it was asked for.
+    pub fn first_token(&self, time: Duration) {
         self.first_token.record(time.as_secs_f64());
     }
 
@@ -274,7 +278,7 @@ impl Engines {
         let models: BTreeMap<String, Arc<Scope>> = models.collect();
         models.iter().for_each(|(model, scope)| self.show(model, scope));
         if !models.is_empty() {
-            adapters(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO));
+            adapters(since_1970());
         }
     }
 
@@ -290,9 +294,10 @@ impl Engines {
         level("vllm:num_requests_waiting", sum(|counters| counters.waiting) as f64);
         level("vllm:kv_cache_usage_perc", used as f64 / blocks.max(1) as f64);
         let cache = |blocks: u64, is_told: bool| {
-            let (metric, number) = ("vllm:cache_config_info", blocks.to_string());
+            let metric = "vllm:cache_config_info";
+            let (size, number) = (BLOCK.to_string(), blocks.to_string());
             let [name, engine] = labels(model);
-            let labels = [name, engine, ("block_size", BLOCK_SIZE), ("num_gpu_blocks", number.as_str())];
+            let labels = [name, engine, ("block_size", size.as_str()), ("num_gpu_blocks", number.as_str())];
             if is_told { scope.gauge(metric, &labels).set(1.0) } else { scope.forget(metric, &labels) }
         };
         let before = self.blocks.remove(model).unwrap_or(0);
@@ -320,9 +325,6 @@ fn adapters(now: Duration) {
 /// The engines of a model, as vLLM calls the first of a process.
 const ENGINE: &str = "0";
 
-/// Tokens of a block of keys and values: `BLOCK` of `backends/src/llm/model.rs`.
-const BLOCK_SIZE: &str = "32";
-
 #[cfg(test)]
 mod tests {
     use super::super::series;
@@ -342,9 +344,10 @@ mod tests {
     #[test]
     fn an_answer_is_told_of_by_vllms_names() {
         const MODEL: &str = "answers of a model";
-        let metrics = AnswerMetrics::register(MODEL, 150);
+        let metrics = AnswerMetrics::register(MODEL);
         let ms = Duration::from_millis;
-        metrics.first_token(7, ms(30));
+        metrics.prompt(7);
+        metrics.first_token(ms(30));
         metrics.next_token(ms(4));
         metrics.ended(Ended::Length);
         let course = Course { queued: ms(10), prefill: ms(20), decode: ms(4), prompt: 7, tokens: 2 };
@@ -375,7 +378,6 @@ mod tests {
         assert!(text.contains(&format!(
             "vllm:request_prompt_tokens_bucket{{model_name=\"{MODEL}\",engine=\"0\",le=\"100\"}} 2"
         )));
-        assert!(!text.contains(&format!("{MODEL}\",engine=\"0\",le=\"200\"")), "no prompt has room for so many");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Every metric, named once: KServe's names, Triton's `nv_inference_*` names, vLLM's (`engine.rs`), and our own. Label values come from what
-//! is registered, never from a request.
+//! Every metric, named once: KServe's names, Triton's `nv_inference_*` names, vLLM's (`engine.rs`), and our own. Label
+//! values come from what is registered, never from a request.
 
 mod engine;
 mod series;
@@ -118,7 +118,6 @@ pub struct ModelMetrics {
     preprocess: Histogram,
     predict: Histogram,
     postprocess: Histogram,
-    explain: Histogram,
     total: Histogram,
     device: Gauge,
     _scopes: [Arc<Scope>; 2],
@@ -142,6 +141,8 @@ impl ModelMetrics {
             let labels = [("model", name), ("version", number.as_str()), ("reason", reason)];
             versioned.counter("nv_inference_request_failure", &labels)
         };
+        // KServe tells of explanations whether or not there are any, and here there are none.
+        let _ = time("request_explain_seconds");
         ModelMetrics {
             success: count("nv_inference_request_success"),
             failures: REASONS.map(failure),
@@ -158,7 +159,6 @@ impl ModelMetrics {
             preprocess: time("request_preprocess_seconds"),
             predict: time("request_predict_seconds"),
             postprocess: time("request_postprocess_seconds"),
-            explain: time("request_explain_seconds"),
             total: model.times("tensorgate_request_seconds", &[("model", name)], &OUR_BUCKETS),
             device: model.gauge("tensorgate_backend_device", &[("model", name), ("device", device)]),
             _scopes: [model.clone(), versioned.clone()],
@@ -192,25 +192,24 @@ impl ModelMetrics {
         self.postprocess.record(encode.as_secs_f64());
     }
 
-    /// An explanation took this long.
-    pub fn explained(&self, time: Duration) {
-        self.explain.record(time.as_secs_f64());
-    }
-
     /// Counts executions.
     pub fn executions(&self) -> Counter {
         self.executions.clone()
     }
 
-    /// What is only read when somebody asks.
-    pub fn refresh(&self, queued: usize, bytes: usize) {
-        self.queued.set(queued as f64);
-        self.pending.set(queued as f64);
+    /// So many requests wait for it.
+    pub fn queued(&self, requests: usize) {
+        self.queued.set(requests as f64);
+        self.pending.set(requests as f64);
+    }
+
+    /// It is on its device, and holds so many bytes.
+    pub fn loaded(&self, bytes: usize) {
         self.bytes.set(bytes as f64);
         self.device.set(1.0);
     }
 
-    /// The model is gone from its device. Where another version of it runs there, its own [`ModelMetrics::refresh`] comes
+    /// The model is gone from its device. Where another version of it runs there, its own [`ModelMetrics::loaded`] comes
     /// later.
     pub fn retire(&self) {
         self.device.set(0.0);

@@ -10,6 +10,8 @@
 #[cfg(test)]
 mod tests;
 pub mod watch;
+#[cfg(test)]
+mod watch_tests;
 
 use backends::artifact::check_link;
 use backends::settings::{self, VersionPolicy};
@@ -17,6 +19,8 @@ use backends::{Artifact, LoadError};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Versions that a directory name can spell.
 pub type Version = u64;
@@ -27,6 +31,8 @@ pub struct Repository {
     /// Never empty.
     roots: Vec<PathBuf>,
     single: Option<String>,
+    /// Was the directory that was named taken for one model's? Clones have this in common.
+    taken: Arc<AtomicBool>,
 }
 
 /// One directory, or several.
@@ -124,6 +130,13 @@ impl Found {
     }
 }
 
+/// Does a directory hold models in directories of their own, beside any that are called as versions are, rightly or not?
+fn holds_models(root: &Path) -> bool {
+    let Ok(Listed { directories, .. }) = list(root) else { return false };
+    let is_number = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
+    directories.iter().any(|(name, path)| !is_number(name) && Artifact::is_model(path))
+}
+
 /// What lies in a repository.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Survey {
@@ -137,13 +150,21 @@ pub struct Survey {
 impl Repository {
     /// One directory for each model, in one or several directories.
     pub fn many(roots: impl Roots) -> Self {
-        Repository { roots: roots.list(), single: None }
+        Repository { roots: roots.list(), single: None, taken: Arc::default() }
     }
 
     /// `root` is the model called `name` if there is a model file in it, or if it is one; else it is a repository, or empty
     /// (KServe's rule).
     pub fn single_or_many(root: impl Into<PathBuf>, name: impl Into<String>) -> Self {
-        Repository { roots: vec![root.into()], single: Some(name.into()) }
+        Repository { roots: vec![root.into()], single: Some(name.into()), taken: Arc::default() }
+    }
+
+    /// Remembers what was loaded. Where it is the directory that was named itself, that stays one model's until others lie
+    /// in it: one whose file is missing for a moment is that model, broken, and no repository of its versions.
+    pub fn take(&self, found: &Found) {
+        if self.single.is_some() && self.roots.first() == Some(&found.root) {
+            self.taken.store(true, Ordering::Relaxed);
+        }
     }
 
     /// The name of the one model, where it is one.
@@ -192,18 +213,21 @@ impl Repository {
     pub fn survey(&self) -> Result<Survey, LoadError> {
         if let (Some(name), Some(root)) = (&self.single, self.roots.first()) {
             let found = named_file(root).map_or_else(|| look_at(root), Ok)?;
-            // A file that was named is the model, even if it turns out to be none.
-            if found.file.is_some() || is_model(&found) {
+            // A file that was named is the model, even if it turns out to be none; so is a directory that was taken for one, or
+            // whose versions are none, unless others lie there.
+            let meant = self.taken.load(Ordering::Relaxed) || found.refused.is_some();
+            if found.file.is_some() || is_model(&found) || meant && !holds_models(root) {
                 return Ok(Survey { models: [(name.clone(), found)].into(), notes: Vec::new() });
             }
         }
         let mut survey = Survey::default();
         for root in &self.roots {
             let Listed { directories, notes } = list(root)?;
-            survey.notes.extend(notes);
+            survey.notes.extend(notes.iter().map(ToString::to_string));
             directories.into_iter().for_each(|(name, path)| survey.look(name, path));
         }
         survey.notes.extend(self.lack(&survey));
+        survey.notes.extend(self.models_themselves(&survey));
         Ok(survey)
     }
 
@@ -213,12 +237,33 @@ impl Repository {
         Artifact::open(root, root).err().map(|why| why.to_string())
     }
 
+    /// Repositories that hold no model and are one, by which the wrong flag was used.
+    fn models_themselves(&self, survey: &Survey) -> Vec<String> {
+        let within = |found: &Found, root: &Path| found.root.parent() == Some(root) && is_model(found);
+        let is_one = |root: &&PathBuf| {
+            self.single.is_none()
+                && Artifact::is_model(root)
+                && !survey.models.values().any(|found| within(found, root.as_path()))
+        };
+        let said = |root: &PathBuf| {
+            let root = root.display();
+            format!("{root}: holds a model file itself, and no directories of models: serve it with --model-dir {root}")
+        };
+        self.roots.iter().filter(is_one).map(said).collect()
+    }
+
     /// One model.
     ///
     /// # Errors
     /// The repository's own directory cannot be read.
     pub fn find(&self, name: &str) -> Result<Option<Found>, LoadError> {
         Ok(self.list()?.remove(name))
+    }
+
+    /// Why what lies there under this name is not taken for a model.
+    pub fn passed_over(&self, name: &str) -> Option<LoadError> {
+        let named = |note: &LoadError| note.file.file_name().is_some_and(|last| last == name);
+        self.roots.iter().filter_map(|root| list(root).ok()).flat_map(|listed| listed.notes).find(named)
     }
 }
 
@@ -273,20 +318,36 @@ fn named_file(path: &Path) -> Option<Found> {
 }
 
 fn look_at(root: &Path) -> Result<Found, LoadError> {
-    let Listed { directories, mut notes } = list(root)?;
-    let numbered = |(name, path): (String, PathBuf)| Some((parse_version(&name)?, path));
-    let mut versions: BTreeMap<_, _> = directories.into_iter().filter_map(numbered).collect();
-    if versions.is_empty() {
-        versions = [(1, root.to_path_buf())].into();
-    } else if Artifact::is_model(root) {
+    let Listed { directories, notes } = list(root)?;
+    let mut notes: Vec<String> = notes.iter().map(ToString::to_string).collect();
+    let (mut versions, mut misnamed) = (BTreeMap::new(), Vec::new());
+    for (name, path) in directories {
+        match parse_version(&name) {
+            Some(version) => drop(versions.insert(version, path)),
+            None if name.bytes().all(|byte| byte.is_ascii_digit()) => misnamed.push(no_version(&name)),
+            None => {}
+        }
+    }
+    let beside = !(versions.is_empty() && misnamed.is_empty()) && Artifact::is_model(root);
+    // Where there is nothing else, this is why there is no model.
+    let refused = if versions.is_empty() && !beside && !misnamed.is_empty() { Some(misnamed.remove(0)) } else { None };
+    notes.extend(misnamed.iter().map(|what| format!("{}: {what}", root.display())));
+    if beside && !versions.is_empty() {
         let shown = versions.keys().map(Version::to_string).collect::<Vec<_>>().join(", ");
         notes.push(format!(
             "{}: a model file lies beside the version directories {shown}: it is served as version 1, they are not",
             root.display()
         ));
+    }
+    if beside || versions.is_empty() {
         versions = [(1, root.to_path_buf())].into();
     }
-    Ok(Found { root: root.to_path_buf(), versions, file: None, refused: None, notes })
+    Ok(Found { root: root.to_path_buf(), versions, file: None, refused, notes })
+}
+
+/// What is said of a directory that is called by a number.
+fn no_version(name: &str) -> String {
+    format!("'{name}' is no version: versions are 1, 2, ... up to {}, without leading zeros", Version::MAX)
 }
 
 /// A positive whole number without leading zeros.
@@ -299,7 +360,7 @@ pub fn parse_version(text: &str) -> Option<Version> {
 #[derive(Default)]
 struct Listed {
     directories: Vec<(String, PathBuf)>,
-    notes: Vec<String>,
+    notes: Vec<LoadError>,
 }
 
 /// Directories of `root`; hidden ones (Kubernetes' `..data` among them) left out. Links are followed into `..data`, the
@@ -317,14 +378,12 @@ fn list(root: &Path) -> Result<Listed, LoadError> {
         // A link to nothing may have been meant for a directory, too.
         let leads_to_file = || fs::metadata(&path).is_ok_and(|metadata| metadata.is_file());
         if kind.is_symlink() && check_link(&path).is_err() && !leads_to_file() {
-            listed
-                .notes
-                .push(format!("{}: is a symbolic link, which is not followed; copy the directory", path.display()));
+            listed.notes.push(LoadError::new(path, "is a symbolic link, which is not followed; copy the directory"));
         } else if kind.is_dir() || kind.is_symlink() && path.is_dir() {
             listed.directories.push((name, path));
         }
     }
     listed.directories.sort();
-    listed.notes.sort();
+    listed.notes.sort_by(|a, b| a.file.cmp(&b.file));
     Ok(listed)
 }

@@ -10,13 +10,14 @@ use backends::onnx::OnnxOptions;
 use backends::{Conventions, Limits, LoadOptions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 use tempfile::TempDir;
 
-const MODEL: &str = "model.json";
+pub(super) const MODEL: &str = "model.json";
 
 /// Puts the example model, with these settings, into `directory`.
-fn put(directory: &Path, settings: &str) {
+pub(super) fn put(directory: &Path, settings: &str) {
     fs::create_dir_all(directory).unwrap();
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/iris/1");
     let example = fs::read_dir(example).unwrap().next().unwrap().unwrap().path();
@@ -26,11 +27,11 @@ fn put(directory: &Path, settings: &str) {
     }
 }
 
-fn folder() -> TempDir {
+pub(super) fn folder() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
-fn names(repository: &Repository) -> Vec<String> {
+pub(super) fn names(repository: &Repository) -> Vec<String> {
     repository.list().unwrap().into_keys().collect()
 }
 
@@ -260,7 +261,7 @@ async fn what_is_waited_for_can_be_neither_loaded_nor_unloaded() {
     assert!(!registry.ready());
 }
 
-fn registry(repository: Repository) -> Arc<Registry> {
+pub(super) fn registry(repository: Repository) -> Arc<Registry> {
     let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap());
     let options = LoadOptions {
         pool,
@@ -272,7 +273,7 @@ fn registry(repository: Repository) -> Arc<Registry> {
     Arc::new(Registry::new(repository, options, batcher::Options::default()))
 }
 
-fn states(registry: &Registry) -> Vec<String> {
+pub(super) fn states(registry: &Registry) -> Vec<String> {
     let shown = |entry: IndexEntry| format!("{} {}", entry.name, entry.state);
     registry.index().unwrap().into_iter().map(shown).collect()
 }
@@ -318,6 +319,24 @@ async fn polling_sees_what_came_while_the_server_started() {
     polling.abort();
 }
 
+/// What was asked for last is what is so in the end.
+#[tokio::test]
+async fn a_load_that_nobody_waits_for_has_its_turn_to_its_end() {
+    let root = folder();
+    put(&root.path().join("iris"), "");
+    let registry = registry(Repository::many(root.path()));
+    registry.load_all(None).await.unwrap();
+    for _ in 0..20 {
+        // It is begun, and who asked for it leaves.
+        let mut load = Box::pin(registry.load("iris"));
+        let _ = std::future::poll_fn(|cx| Poll::Ready(load.as_mut().poll(cx))).await;
+        drop(load);
+        registry.unload("iris").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert_eq!(states(&registry), ["iris UNAVAILABLE"]);
+    }
+}
+
 #[tokio::test]
 async fn what_was_unloaded_is_listed_no_more() {
     let root = folder();
@@ -359,10 +378,13 @@ async fn what_was_unloaded_is_forgotten_with_its_directory() {
 #[tokio::test]
 async fn metrics_of_a_model_end_with_its_last_request() {
     let root = folder();
-    let told = |label: &str| crate::metrics::text(|_| "").lines().filter(|line| line.contains(label)).count();
     let versions = ["1", "2"].map(|version| format!("model=\"lily\",version=\"{version}\""));
     put(&root.path().join("lily/1"), "");
     let registry = registry(Repository::many(root.path()));
+    let told = |label: &str| {
+        registry.refresh_metrics();
+        crate::metrics::text(|_| "").lines().filter(|line| line.contains(label)).count()
+    };
     registry.load_all(None).await.unwrap();
     let lines = told("\"lily\"");
     assert!(lines > 0);

@@ -2,12 +2,12 @@
 //! changed and then stayed the same from one look to the next, so that a copy in progress is not read. The same for the
 //! start where models arrive later than the server.
 
-use super::{Found, Repository};
+use super::{Found, Repository, Survey, Version};
 use crate::registry::Registry;
 use crate::stamp::Stamps;
 use crate::threads::heavy;
 use backends::LoadError;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -17,8 +17,8 @@ use std::time::Duration;
 /// Whether the models that a server starts with have arrived.
 #[derive(Debug, Default)]
 pub struct Arrival {
-    seen: Sight,
-    taken: Sight,
+    seen: Models,
+    taken: Models,
 }
 
 impl Arrival {
@@ -29,7 +29,7 @@ impl Arrival {
             self.seen.clear();
             return false;
         }
-        let now = repository.list().map(stamps).unwrap_or_default();
+        let now = repository.list().map(seen).unwrap_or_default();
         let complete = now == self.seen && now != self.taken;
         if complete {
             self.taken.clone_from(&now);
@@ -39,42 +39,107 @@ impl Arrival {
     }
 }
 
-/// What lay in a repository: every file of each model.
-pub(crate) type Sight = BTreeMap<String, Stamps>;
+/// What lay in a repository.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sight {
+    models: Models,
+    notes: Notes,
+}
 
-/// Looks every `interval`; never ends. `served` is what lay there just before the models that are served were looked for: what
+type Models = BTreeMap<String, Seen>;
+
+/// What was passed over, each with the model in whose directory it lies, if in one.
+type Notes = BTreeSet<(Option<String>, String)>;
+
+/// A model as it lay there. Where any of this is another, it is loaded again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Seen {
+    files: Stamps,
+    /// One may have no files.
+    versions: Vec<Version>,
+    /// What it is refused for may come and go elsewhere, as another repository's model of the same name does.
+    refused: Option<String>,
+}
+
+/// Looks every `interval`; never ends. `lay` is what lay there just before the models that are served were looked for: what
 /// came since is news, though other models were loaded meanwhile.
-pub(crate) async fn poll(registry: Arc<Registry>, mut served: Sight, interval: Duration) {
-    let (mut seen, mut told) = (served.clone(), false);
+pub(crate) async fn poll(registry: Arc<Registry>, lay: Sight, interval: Duration) {
+    let mut watch = Watch::of(lay);
     loop {
         tokio::time::sleep(interval).await;
-        // Nothing changes where it cannot be read, which is said once.
-        let now = match sight(&registry) {
-            Ok(now) => now,
-            Err(error) => {
-                if !std::mem::replace(&mut told, true) {
-                    tracing::warn!(%error, "the model repository cannot be read; it is looked at again and again");
-                }
-                continue;
-            }
-        };
-        if std::mem::take(&mut told) {
-            tracing::info!("the model repository can be read again");
-        }
-        for (name, stamps) in &now {
-            let settled = seen.get(name) == Some(stamps);
-            if settled && served.get(name) != Some(stamps) {
-                // How it went is the model's state; it is not tried again until the files change.
-                let _ = registry.load(name).await;
-                served.insert(name.clone(), stamps.clone());
-            }
-        }
-        for name in served.keys().filter(|name| !now.contains_key(*name)).cloned().collect::<Vec<_>>() {
-            registry.unload_gone(&name).await;
-            served.remove(&name);
-        }
-        seen = now;
+        watch.look(&registry).await;
     }
+}
+
+/// A repository that is looked at again and again.
+#[derive(Debug)]
+pub(super) struct Watch {
+    /// At the last look.
+    seen: Sight,
+    /// Models as they were when they were loaded.
+    served: Models,
+    /// What has been told of what is passed over.
+    told: Notes,
+    /// Could it not be read at the last look?
+    unreadable: bool,
+}
+
+impl Watch {
+    pub(super) fn of(lay: Sight) -> Self {
+        Watch { seen: lay.clone(), served: lay.models, told: lay.notes, unreadable: false }
+    }
+
+    /// Looks once, and brings about what follows.
+    pub(super) async fn look(&mut self, registry: &Arc<Registry>) {
+        let Some(now) = self.now(registry) else { return };
+        let news = settled(&now.models, &self.seen.models);
+        let news = news.filter(|(name, model)| self.served.get(*name) != Some(*model));
+        let news: Models = news.map(|(name, model)| (name.clone(), model.clone())).collect();
+        self.told = tell(&now.notes, (&self.seen.notes, &self.told), &news);
+        for (name, model) in news {
+            // How it went is the model's state; it is not tried again until the files change.
+            let _ = registry.load(&name).await;
+            self.served.insert(name, model);
+        }
+        // Where one directory takes the place of another, none is there for a moment.
+        let gone = |name: &&String| !now.models.contains_key(*name) && !self.seen.models.contains_key(*name);
+        for name in self.served.keys().filter(gone).cloned().collect::<Vec<_>>() {
+            registry.unload_gone(&name).await;
+            self.served.remove(&name);
+        }
+        self.seen = now;
+    }
+
+    /// What lies there now. Nothing changes where it cannot be read, which is said once.
+    fn now(&mut self, registry: &Registry) -> Option<Sight> {
+        let now = sight(registry);
+        let was_unreadable = std::mem::replace(&mut self.unreadable, now.is_err());
+        match &now {
+            Err(error) if !was_unreadable => {
+                tracing::warn!(%error, "the model repository cannot be read; it is looked at again and again");
+            }
+            Ok(_) if was_unreadable => tracing::info!("the model repository can be read again"),
+            _ => {}
+        }
+        now.ok()
+    }
+}
+
+/// Models that are as they were at the look before.
+fn settled<'a>(now: &'a Models, before: &'a Models) -> impl Iterator<Item = (&'a String, &'a Seen)> {
+    now.iter().filter(move |(name, model)| before.get(*name) == Some(*model))
+}
+
+/// Tells of what is passed over at this look as at the one before, each once, and says what is told by now. Of a model
+/// that is loaded next, loading tells.
+fn tell(now: &Notes, (before, told): (&Notes, &Notes), loaded: &Models) -> Notes {
+    let settled: Notes = now.intersection(before).cloned().collect();
+    for (model, note) in settled.difference(told) {
+        if model.as_ref().is_none_or(|name| !loaded.contains_key(name)) {
+            tracing::warn!(model = model.as_deref(), "{note}");
+        }
+    }
+    settled
 }
 
 /// What lies in the repository.
@@ -83,11 +148,27 @@ pub(crate) async fn poll(registry: Arc<Registry>, mut served: Sight, interval: D
 /// It cannot be read.
 pub(crate) fn sight(registry: &Registry) -> Result<Sight, LoadError> {
     // A network file system may take its time.
-    heavy(usize::MAX, || registry.repository().list().map(stamps))
+    heavy(usize::MAX, || registry.repository().survey().map(Sight::of))
 }
 
-fn stamps(models: BTreeMap<String, Found>) -> Sight {
-    models.into_iter().map(|(name, found)| (name, Stamps::of(files(&found)).by_path())).collect()
+impl Sight {
+    fn of(survey: Survey) -> Self {
+        let Survey { models, notes } = survey;
+        let mut all: Notes = notes.into_iter().map(|note| (None, note)).collect();
+        for (name, found) in &models {
+            all.extend(found.notes.iter().map(|note| (Some(name.clone()), note.clone())));
+        }
+        Sight { models: seen(models), notes: all }
+    }
+}
+
+fn seen(models: BTreeMap<String, Found>) -> Models {
+    let seen = |found: Found| Seen {
+        files: Stamps::of(files(&found)).by_path(),
+        versions: found.versions.keys().copied().collect(),
+        refused: found.refused,
+    };
+    models.into_iter().map(|(name, found)| (name, seen(found))).collect()
 }
 
 /// Directories within a version's that are looked through, the version's own included.

@@ -1,8 +1,9 @@
 //! Anthropic's Messages API. Errors have its form.
 
-use super::openai::{event_stream, finish_as, head_id, read, seconds, written};
+use super::text::{event_stream, finish, head_id, read, written};
 use super::{Rest, reply};
 use crate::budget::{Reserved, Sent};
+use crate::clock::since_1970;
 use crate::codec::anthropic::{self, events::Events};
 use crate::codec::openai::asking::{Asking, put};
 use crate::codec::openai::{Head, Refusal, ask, noticed};
@@ -29,7 +30,7 @@ pub(super) async fn messages(State(rest): State<Rest>, headers: HeaderMap, body:
         let Asking { gathered, prompts, telling, .. } = put(&rest.plane, &servable, asked, deadline).await?;
         let prompt = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
         let id = head_id("msg", None, &headers).replacen('-', "_", 1);
-        let head = Head { id, created: seconds(), model: servable.name.clone() };
+        let head = Head { id, created: since_1970().as_secs(), model: servable.name.clone() };
         if telling.stream {
             let events = Events::new(gathered, servable, head, prompt);
             return Ok(event_stream(Body::new(Sent::new(events, reserved))));
@@ -37,7 +38,7 @@ pub(super) async fn messages(State(rest): State<Rest>, headers: HeaderMap, body:
         let body = anthropic::collect(gathered, &head, prompt, &mut reserved).await?;
         Ok(reply::held(body, reserved)?)
     };
-    finish_as(answer.await, anthropic::error_body)
+    finish(answer.await, anthropic::error_body)
 }
 
 pub(super) async fn count_tokens(State(rest): State<Rest>, headers: HeaderMap, body: Body) -> Response {
@@ -51,7 +52,7 @@ pub(super) async fn count_tokens(State(rest): State<Rest>, headers: HeaderMap, b
         });
         counting.await
     };
-    finish_as(answer.await, anthropic::error_body)
+    finish(answer.await, anthropic::error_body)
 }
 
 /// To whatever is no `POST`.

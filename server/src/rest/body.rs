@@ -1,6 +1,6 @@
 //! Request bodies in, replies out, with their compression: limits count what a body is after it was unpacked.
 
-use super::Rest;
+use super::{BodyLimits, Rest};
 use crate::budget::{Budget, PAGE, Room};
 use crate::error::Error;
 use crate::threads::{heavy, turn};
@@ -61,7 +61,20 @@ pub(super) async fn read<B: Body<Data = Bytes, Error: std::error::Error + 'stati
     body: B,
     deadline: Instant,
 ) -> Result<Held, Error> {
-    let limits = &rest.limits;
+    read_within(rest, headers, body, deadline, &rest.limits).await
+}
+
+/// The same within other limits.
+///
+/// # Errors
+/// As for [`read`].
+pub(super) async fn read_within<B: Body<Data = Bytes, Error: std::error::Error + 'static> + Unpin>(
+    rest: &Rest,
+    headers: &HeaderMap,
+    body: B,
+    deadline: Instant,
+    limits: &BodyLimits,
+) -> Result<Held, Error> {
     let stated = headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
     if stated.is_some_and(|length| length > limits.bytes) {
         return Err(too_large(limits.bytes));

@@ -12,7 +12,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use http::HeaderMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What a protocol makes of the two.
 pub(super) trait Skin {
@@ -75,4 +75,18 @@ pub(super) async fn exchange<S: Skin>(
     });
     inferred.servable.metrics.framed(decoding, encoding.elapsed());
     response
+}
+
+/// When the answer is of no use any more: from the head of the request on, whatever its body takes.
+pub(super) fn deadline(rest: &Rest, headers: &HeaderMap) -> Result<Instant, Error> {
+    deadline_within(rest.plane.longest(), headers)
+}
+
+/// The same, where requests may take so long.
+pub(super) fn deadline_within(longest: Duration, headers: &HeaderMap) -> Result<Instant, Error> {
+    let Some(value) = headers.get("x-request-timeout-ms") else { return Ok(Instant::now() + longest) };
+    let number = value.to_str().ok().and_then(|text| text.trim().parse().ok());
+    number.map(|ms| Instant::now() + longest.min(Duration::from_millis(ms))).ok_or_else(|| {
+        Error::Invalid(format!("header x-request-timeout-ms is {value:?}, which is no number of milliseconds"))
+    })
 }

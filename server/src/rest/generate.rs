@@ -1,10 +1,11 @@
 //! Triton's generate extension: `/v2/models/{model}/generate` and `/generate_stream`.
 
-use super::openai::event_stream;
-use super::v2::{Target, answer, deadline_within};
-use super::{Path, Rest, body, reply};
+use super::reply::or_error;
+use super::text::{self, event_stream};
+use super::v2::Target;
+use super::{Path, Rest, reply};
 use crate::budget::{Reserved, Sent};
-use crate::codec::generate::{Answering, Generation, Told, start};
+use crate::codec::generate::{Answering, Generation, start};
 use crate::dataplane::Servable;
 use crate::error::Error;
 use axum::body::Body;
@@ -13,7 +14,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::Frame;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -39,7 +40,7 @@ pub(super) async fn whole(
         let told = answering.whole().await?;
         reply::held(told.json(&servable, id.as_deref()).to_string().into_bytes(), reserved)
     };
-    answer(answered.await)
+    or_error(answered.await)
 }
 
 /// Events come as the answer does, or as one where `stream` is false.
@@ -63,9 +64,9 @@ pub(super) async fn stream(
             return Ok(event_stream(Body::new(Sent::new(events, reserved))));
         }
         let told = answering.whole().await?;
-        Ok(event_stream(reply::whole(reserved.tie(event(&told, &servable, id.as_deref()))?)))
+        Ok(event_stream(reply::whole(reserved.tie(event(&told.json(&servable, id.as_deref())))?)))
     };
-    answer(answered.await)
+    or_error(answered.await)
 }
 
 async fn read(
@@ -76,9 +77,7 @@ async fn read(
 ) -> Result<(Arc<Servable>, Generation, Instant), Error> {
     let servable = target.servable(rest)?;
     servable.language()?;
-    let deadline = deadline_within(rest.plane.longest_generation(), headers)?;
-    let arrival = deadline.min(Instant::now() + rest.plane.longest());
-    let held = body::read(rest, headers, body, arrival).await?;
+    let (held, deadline) = text::read(rest, headers, body).await?;
     let generation = held.read(|body| Generation::of_json(body, servable.language()?)).await?;
     Ok((servable, generation, deadline))
 }
@@ -99,16 +98,16 @@ impl hyper::body::Body for Events {
         let Some(answering) = &mut self.answering else { return Poll::Ready(None) };
         let event = match ready!(answering.poll_next(cx)) {
             None => return Poll::Ready(None),
-            Some(Ok(told)) => event(&told, &self.servable, self.id.as_deref()),
+            Some(Ok(told)) => event(&told.json(&self.servable, self.id.as_deref())),
             Some(Err(error)) => {
                 self.answering = None;
-                Bytes::from(format!("data: {}\n\n", json!({"error": error.message()})))
+                event(&json!({"error": error.message()}))
             }
         };
         Poll::Ready(Some(Ok(Frame::data(event))))
     }
 }
 
-fn event(told: &Told, servable: &Servable, id: Option<&str>) -> Bytes {
-    Bytes::from(format!("data: {}\n\n", told.json(servable, id)))
+fn event(data: &Value) -> Bytes {
+    Bytes::from(format!("data: {data}\n\n"))
 }

@@ -2,11 +2,13 @@
 
 mod anthropic;
 mod body;
+mod cors;
 mod exchange;
 mod generate;
 mod openai;
 mod reply;
 mod shortcut;
+mod text;
 mod v1;
 mod v2;
 mod vllm;
@@ -16,7 +18,7 @@ use crate::codec::anthropic::error_body as anthropic_error;
 use crate::codec::openai::{Refusal, error_body as openai_error};
 use crate::dataplane::Dataplane;
 use crate::error::Error;
-use crate::profile::Profile;
+use crate::profile::{Profile, is_of_anthropic};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::FromRequestParts;
@@ -31,6 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tower::ServiceExt;
 
+pub use cors::Origins;
 pub use shortcut::Shortcut;
 
 /// Bounds of request bodies.
@@ -236,8 +239,7 @@ pub fn refuse(error: &Error) -> Response {
 /// The same to a request of this path, in the form of the API that the path belongs to.
 pub fn refuse_at(path: &str, error: &Error) -> Response {
     let form: fn(&Refusal) -> Vec<u8> = match path {
-        "/v1/messages" | "/v1/messages/count_tokens" => anthropic_error,
-        path if path.starts_with("/v1/messages/") => anthropic_error,
+        path if is_of_anthropic(path) => anthropic_error,
         path if is_of_openai(path) => Refusal::body,
         _ => return refuse(error),
     };

@@ -1,22 +1,21 @@
 //! The OpenAI routes, under `/v1` and under `/openai/v1`, where KServe has them; and vLLM's `/tokenize` and
 //! `/detokenize`. Errors have OpenAI's form.
 
-use super::body::Held;
-use super::{Path, Rest, body, reply};
+use super::text::{self, Answer, event_stream, head_id, read, written};
+use super::{Path, Rest, reply};
 use crate::budget::{Reserved, Sent};
+use crate::clock::since_1970;
 use crate::codec::openai::ask::{self, Ask};
 use crate::codec::openai::asking::{Asking, Weight, put};
 use crate::codec::openai::events::{Events, Kind};
 use crate::codec::openai::whole;
 use crate::codec::openai::{Head, Refusal, noticed};
 use crate::dataplane::{Language, Servable};
-use crate::error::Error;
 use crate::threads::{heavy, turn};
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use http::{HeaderMap, StatusCode};
+use http::HeaderMap;
 use protocol::openai::models::{ModelCard, ModelList};
 use protocol::openai::tokens::{DetokenizeReply, TokenizeReply};
 use protocol::openai::{
@@ -24,9 +23,7 @@ use protocol::openai::{
 };
 use serde::Serialize;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-
-type Answer = Result<Response, Refusal>;
+use std::time::Instant;
 
 pub(super) async fn chat(State(rest): State<Rest>, headers: HeaderMap, body: Body) -> Response {
     finish(generate(&rest, &headers, body, Kind::Chat, (ChatRequest::parse, |r| &r.common, ask::chat)).await)
@@ -61,35 +58,6 @@ async fn generate<R>(
     respond(rest, servable, asked, (kind, id), deadline).await
 }
 
-/// The body, and when its answer is of no use any more.
-pub(super) async fn read(rest: &Rest, headers: &HeaderMap, body: Body) -> Result<(Held, Instant), Refusal> {
-    let deadline = super::v2::deadline_within(rest.plane.longest_generation(), headers)?;
-    let arrival = deadline.min(Instant::now() + rest.plane.longest());
-    Ok((body::read(rest, headers, body, arrival).await?, deadline))
-}
-
-pub(super) fn head_id(prefix: &str, stated: Option<&str>, headers: &HeaderMap) -> String {
-    // Every request has one by now.
-    let of_header = headers.get("x-request-id").and_then(|id| id.to_str().ok());
-    format!("{prefix}-{}", stated.or(of_header).unwrap_or("0"))
-}
-
-/// Since 1970.
-pub(super) fn seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
-}
-
-/// A reply that is sent while it is made.
-pub(super) fn event_stream(events: Body) -> Response {
-    let mut response = Response::new(events);
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(protocol::openai::sse::CONTENT_TYPE));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    // Proxies that gather answers before they pass them on are asked not to.
-    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-    response
-}
-
 async fn respond(
     rest: &Rest,
     servable: Arc<Servable>,
@@ -102,7 +70,7 @@ async fn respond(
     let besides = if ask.telling.stream { 0 } else { weight.generated.min(rest.budget.ahead()) };
     let mut reserved = Reserved::new(&rest.budget, weight.prompts, besides)?;
     let Asking { gathered, prompts, copies, telling } = put(&rest.plane, &servable, ask, deadline).await?;
-    let head = Head { id, created: seconds(), model: servable.name.clone() };
+    let head = Head { id, created: since_1970().as_secs(), model: servable.name.clone() };
     if telling.stream {
         let events = Events::new(gathered, (servable, head, kind), telling, prompts);
         return Ok(event_stream(Body::new(Sent::new(events, reserved))));
@@ -224,29 +192,6 @@ pub(super) async fn detokenize(State(rest): State<Rest>, headers: HeaderMap, bod
     finish(answered.await)
 }
 
-pub(super) fn written<T: Serialize>(value: &T) -> Answer {
-    let body = serde_json::to_vec(value);
-    let body = body.map_err(|error| Error::Internal(format!("a reply cannot be written: {error}")))?;
-    Ok(reply::json(StatusCode::OK, body))
-}
-
 fn finish(answer: Answer) -> Response {
-    finish_as(answer, Refusal::body)
-}
-
-/// A reply, or an error whose body is written like this.
-pub(super) fn finish_as(answer: Answer, body: fn(&Refusal) -> Vec<u8>) -> Response {
-    answer.unwrap_or_else(|refusal| {
-        let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = reply::json(status, body(&refusal));
-        if let Refusal::Server(error) = &refusal {
-            if let Error::Internal(what) = error {
-                tracing::error!(%what, "a request failed");
-            }
-            if let Some(after) = error.retry_after() {
-                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(after.as_secs()));
-            }
-        }
-        response
-    })
+    text::finish(answer, Refusal::body)
 }

@@ -76,9 +76,7 @@ pub(super) fn error(error: &Error) -> Response {
     body.push(b'}');
     let status = StatusCode::from_u16(error.row().0).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = json(status, body);
-    if let Some(after) = error.retry_after() {
-        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(after.as_secs()));
-    }
+    retry_after(&mut response, error);
     if *error == Error::Unauthorized {
         response.headers_mut().insert(http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
@@ -88,4 +86,16 @@ pub(super) fn error(error: &Error) -> Response {
     }
     response.extensions_mut().insert(error.clone());
     response
+}
+
+/// An answer, or the reply that its error has in the table.
+pub(super) fn or_error(result: Result<Response, Error>) -> Response {
+    result.unwrap_or_else(|failed| error(&failed))
+}
+
+/// Says in the reply to an error when the client may try again, where that makes sense.
+pub(super) fn retry_after(response: &mut Response, error: &Error) {
+    if let Some(after) = error.retry_after() {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(after.as_secs()));
+    }
 }

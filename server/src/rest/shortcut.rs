@@ -2,11 +2,12 @@
 //! that fits; such a one goes straight to its handler. Everything else is answered by the routes, so that what a
 //! refusal says, and which paths there are, is decided in one place.
 
-use super::{Rest, v2};
+use super::{Rest, reply, v2};
 use crate::dataplane::Servable;
 use crate::edge::keys::Keys;
 use axum::response::Response;
 use bytes::Bytes;
+use http::header::ORIGIN;
 use http::{Method, Request};
 use hyper::body::Body;
 use std::sync::Arc;
@@ -16,12 +17,14 @@ use std::sync::Arc;
 pub struct Shortcut {
     rest: Rest,
     keys: Option<Arc<Keys>>,
+    /// Are web pages of other origins told that they may ask? That is the routes' to do.
+    pages: bool,
 }
 
 impl Shortcut {
-    /// Past the router of `rest`, for those who have one of the keys.
-    pub fn new(rest: Rest, keys: Option<Arc<Keys>>) -> Self {
-        Shortcut { rest, keys }
+    /// Past the router of `rest`, for those who have one of the keys; `pages` says whether web pages of other origins may ask.
+    pub fn new(rest: Rest, keys: Option<Arc<Keys>>, pages: bool) -> Self {
+        Shortcut { rest, keys, pages }
     }
 
     /// The model that a request may go to straight away.
@@ -32,6 +35,9 @@ impl Shortcut {
         let model = request.uri().path().strip_prefix("/v2/models/")?.strip_suffix("/infer")?;
         // Escapes and versions are the router's.
         if model.bytes().any(|byte| matches!(byte, b'/' | b'%')) {
+            return None;
+        }
+        if self.pages && request.headers().contains_key(ORIGIN) {
             return None;
         }
         if let Some(keys) = &self.keys {
@@ -46,6 +52,6 @@ impl Shortcut {
         B: Body<Data = Bytes, Error: std::error::Error + 'static> + Unpin,
     {
         let (parts, body) = request.into_parts();
-        v2::answer(v2::infer_on(&self.rest, servable, &parts.headers, body).await)
+        reply::or_error(v2::infer_on(&self.rest, servable, &parts.headers, body).await)
     }
 }

@@ -1,7 +1,7 @@
 //! The v1 routes, with CloudEvents in and out.
 
-use super::exchange::{Skin, Written, exchange};
-use super::v2::answer;
+use super::exchange::{Skin, Written, deadline, exchange};
+use super::reply::or_error;
 use super::{Path, Rest, body, reply};
 use crate::codec;
 use crate::codec::events::Event;
@@ -35,7 +35,7 @@ pub(super) async fn ready(State(rest): State<Rest>, uri: Uri, Path(model): Path<
         Error::UnknownModel(_) if is_nested(&uri) => Error::NoRoute,
         other => other,
     });
-    answer(found.map(|servable| described(&servable).unwrap_or_else(|| plain(&servable))))
+    or_error(found.map(|servable| described(&servable).unwrap_or_else(|| plain(&servable))))
 }
 
 /// Does the path go on where a model's name would end, were its slashes escaped? Then it is a route only where there is
@@ -53,8 +53,8 @@ pub(super) async fn call(
     body: Body,
 ) -> Response {
     match path.rsplit_once(':').filter(|_| !is_nested(&uri)) {
-        Some((model, "predict")) => answer(predict(&rest, model, &headers, body).await),
-        Some((model, "explain")) => answer(explain(&rest, model)),
+        Some((model, "predict")) => or_error(predict(&rest, model, &headers, body).await),
+        Some((model, "explain")) => or_error(explain(&rest, model)),
         _ => reply::error(&Error::NoRoute),
     }
 }
@@ -63,7 +63,7 @@ async fn predict(rest: &Rest, model: &str, headers: &HeaderMap, body: Body) -> R
     let servable = rest.plane.servable(model, None)?;
     // A language model takes no tensors here.
     servable.batcher()?;
-    let deadline = super::v2::deadline(rest, headers)?;
+    let deadline = deadline(rest, headers)?;
     let held = body::read(rest, headers, body, deadline).await?;
     exchange((rest, headers), servable, held, deadline, V1 { rest, headers }).await
 }

@@ -1,9 +1,10 @@
 //! The v2 routes: health, metadata, inference, repository, statistics, configuration.
 
-use super::exchange::{Skin, Written, exchange};
-use super::{Path, Rest, body, reply};
+use super::exchange::{Skin, Written, deadline_within, exchange};
+use super::reply::or_error;
+use super::{BodyLimits, Path, Rest, body, reply};
 use crate::codec;
-use crate::dataplane::{EXTENSIONS, Infer, Inferred, NAME, Servable, VERSION, Work};
+use crate::dataplane::{self, EXTENSIONS, Infer, Inferred, NAME, Servable, VERSION, Work};
 use crate::describe;
 use crate::error::Error;
 use axum::body::Body;
@@ -15,7 +16,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Length of the JSON in front of binary tensors.
 const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
@@ -64,9 +65,7 @@ pub(super) async fn ready(State(rest): State<Rest>) -> Response {
 }
 
 pub(super) async fn metrics(State(rest): State<Rest>) -> Response {
-    for servable in rest.plane.registry().servables() {
-        servable.refresh_metrics();
-    }
+    rest.plane.registry().refresh_metrics();
     let mut response = Response::new(Body::from(crate::metrics::render(&rest.metrics)));
     let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, text);
@@ -82,14 +81,14 @@ pub(super) async fn list(State(rest): State<Rest>) -> Response {
 }
 
 pub(super) async fn model_metadata(State(rest): State<Rest>, Path(target): Path<Target>) -> Response {
-    answer(target.servable(&rest).map(|servable| {
+    or_error(target.servable(&rest).map(|servable| {
         let versions = rest.plane.registry().ready_versions(&target.model);
         reply::value(StatusCode::OK, &describe::metadata(&servable, &versions))
     }))
 }
 
 pub(super) async fn model_ready(State(rest): State<Rest>, Path(target): Path<Target>) -> Response {
-    answer(
+    or_error(
         target
             .servable(&rest)
             .map(|servable| reply::value(StatusCode::OK, &json!({"name": servable.name, "ready": true}))),
@@ -97,12 +96,12 @@ pub(super) async fn model_ready(State(rest): State<Rest>, Path(target): Path<Tar
 }
 
 pub(super) async fn config(State(rest): State<Rest>, Path(target): Path<Target>) -> Response {
-    answer(target.servable(&rest).map(|servable| reply::value(StatusCode::OK, &describe::config(&servable))))
+    or_error(target.servable(&rest).map(|servable| reply::value(StatusCode::OK, &describe::config(&servable))))
 }
 
 pub(super) async fn stats(State(rest): State<Rest>, Path(target): Path<Target>) -> Response {
     let asked = target.named_version(&rest).and_then(|version| rest.plane.versions(&target.model, version));
-    answer(asked.map(|servables| statistics(&servables)))
+    or_error(asked.map(|servables| statistics(&servables)))
 }
 
 pub(super) async fn all_stats(State(rest): State<Rest>) -> Response {
@@ -117,7 +116,7 @@ fn statistics(servables: &[Arc<Servable>]) -> Response {
 pub(super) async fn infer(State(rest): State<Rest>, Path(target): Path<Target>, request: Request) -> Response {
     // Taken apart here: an extractor would copy the headers.
     let (parts, body) = request.into_parts();
-    answer(try_infer(&rest, &target, &parts.headers, body).await)
+    or_error(try_infer(&rest, &target, &parts.headers, body).await)
 }
 
 async fn try_infer(rest: &Rest, target: &Target, headers: &HeaderMap, body: Body) -> Result<Response, Error> {
@@ -184,20 +183,6 @@ fn header_length(headers: &HeaderMap) -> Result<Option<usize>, Error> {
     })
 }
 
-/// When the answer is of no use any more: from the head of the request on, whatever its body takes.
-pub(super) fn deadline(rest: &Rest, headers: &HeaderMap) -> Result<Instant, Error> {
-    deadline_within(rest.plane.longest(), headers)
-}
-
-/// The same, where requests may take so long.
-pub(super) fn deadline_within(longest: Duration, headers: &HeaderMap) -> Result<Instant, Error> {
-    let Some(value) = headers.get("x-request-timeout-ms") else { return Ok(Instant::now() + longest) };
-    let number = value.to_str().ok().and_then(|text| text.trim().parse().ok());
-    number.map(|ms| Instant::now() + longest.min(Duration::from_millis(ms))).ok_or_else(|| {
-        Error::Invalid(format!("header x-request-timeout-ms is {value:?}, which is no number of milliseconds"))
-    })
-}
-
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct IndexRequest {
@@ -210,7 +195,7 @@ pub(super) async fn index(State(rest): State<Rest>, headers: HeaderMap, body: Bo
         let request: IndexRequest = parse_optional(&rest, &headers, body).await?;
         rest.plane.index(request.ready).await
     };
-    answer(index.await.map(|entries| reply::value(StatusCode::OK, &describe::index(&entries))))
+    or_error(index.await.map(|entries| reply::value(StatusCode::OK, &describe::index(&entries))))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -228,12 +213,8 @@ pub(super) async fn load(
 ) -> Response {
     let load = async {
         let request: LoadRequest = parse_optional(&rest, &headers, body).await?;
-        if let Some(name) = request.parameters.keys().next() {
-            return Err(Error::Unsupported(format!(
-                "load parameter '{name}': configuration and files come from the repository alone"
-            )));
-        }
-        rest.plane.load(&target.model).await
+        let parameters: Vec<&str> = request.parameters.keys().map(String::as_str).collect();
+        rest.plane.load(&target.model, &parameters).await
     };
     managed(&rest, load.await, &target.model, "load")
 }
@@ -246,19 +227,15 @@ pub(super) async fn unload(
 ) -> Response {
     let unload = async {
         let request: LoadRequest = parse_optional(&rest, &headers, body).await?;
-        let known = |name: &str, value: &serde_json::Value| name == "unload_dependents" && value.is_boolean();
-        if let Some((name, _)) = request.parameters.iter().find(|(name, value)| !known(name, value)) {
-            return Err(Error::Invalid(format!(
-                "unload parameter '{name}'; unload_dependents is known, true or false"
-            )));
-        }
-        rest.plane.unload(&target.model).await
+        let named = request.parameters.iter().map(|(name, value)| (name.as_str(), value.is_boolean()));
+        let parameters: Vec<(&str, bool)> = named.collect();
+        rest.plane.unload(&target.model, &parameters).await
     };
     managed(&rest, unload.await, &target.model, "unload")
 }
 
 fn managed(rest: &Rest, result: Result<(), Error>, model: &str, verb: &str) -> Response {
-    answer(result.map(|()| {
+    or_error(result.map(|()| {
         if rest.plane.profile().load_replies_json() {
             reply::value(StatusCode::OK, &json!({"name": model, verb: true}))
         } else {
@@ -276,13 +253,16 @@ async fn parse_optional<T: Default + for<'a> Deserialize<'a>>(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<T, Error> {
-    let held = body::read(rest, headers, body, Instant::now() + rest.plane.longest()).await?;
-    if held.bytes.len() > MANAGEMENT {
-        return Err(Error::TooLarge(format!(
-            "the request is larger than {MANAGEMENT} bytes: it says what is to be done; configuration and files come from \
-             the repository alone"
-        )));
-    }
+    let limits = BodyLimits { bytes: rest.limits.bytes.min(MANAGEMENT), ..rest.limits };
+    let held = body::read_within(rest, headers, body, Instant::now() + rest.plane.longest(), &limits).await;
+    let held = held.map_err(|error| match error {
+        Error::TooLarge(_) => Error::TooLarge(format!(
+            "the request is larger than {} bytes: it says what is to be done; configuration and files come from the \
+             repository alone",
+            limits.bytes
+        )),
+        other => other,
+    })?;
     match held.bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
         None => return Ok(T::default()),
         Some(b'{') => {}
@@ -298,14 +278,9 @@ pub(super) async fn named_repository(State(rest): State<Rest>, uri: http::Uri) -
     if let Some(elsewhere) = rest.without_slash(&uri) {
         return elsewhere;
     }
-    reply::error(&Error::Unsupported("'repository_name' specification is not supported".into()))
+    reply::error(&dataplane::named_repository())
 }
 
 pub(super) async fn not_built(uri: http::Uri) -> Response {
     reply::error(&Error::Unsupported(format!("{} is not served by this server", uri.path())))
-}
-
-/// An answer, or the reply that its error has in the table.
-pub(super) fn answer(result: Result<Response, Error>) -> Response {
-    result.unwrap_or_else(|error| reply::error(&error))
 }

@@ -24,8 +24,5 @@ pub(super) async fn version() -> Response {
 
 /// `GET /load`: answers that are being generated, or wait for it.
 pub(super) async fn load(State(rest): State<Rest>) -> Response {
-    let models = rest.plane.language_models();
-    let counters = models.iter().filter_map(|servable| servable.language().ok()).map(|language| language.counters());
-    let load: u64 = counters.map(|counters| u64::from(counters.running) + u64::from(counters.waiting)).sum();
-    reply::value(StatusCode::OK, &json!({"server_load": load}))
+    reply::value(StatusCode::OK, &json!({"server_load": rest.plane.answers()}))
 }

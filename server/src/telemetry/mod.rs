@@ -49,7 +49,8 @@ pub struct Options {
     pub format: Format,
     /// URL of an OpenTelemetry collector. A path, or port 4318, stands for OTLP over HTTP, anything else for gRPC.
     pub otlp_endpoint: Option<String>,
-    /// OpenTelemetry's own variable says the endpoint. It is set for whole clusters: a wrong one stops nobody.
+    /// A variable says the endpoint that is not ours, as OpenTelemetry's. Such are set for whole clusters: a wrong one stops
+    /// nobody.
     pub endpoint_of_cluster: bool,
 }
 

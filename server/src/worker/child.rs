@@ -13,7 +13,7 @@ use backends::{
 };
 use rustix::process::{Resource, Rlimit, Signal, getpid, kill_process, setrlimit};
 use std::collections::BTreeMap;
-use std::io::{BufReader, ErrorKind, Result};
+use std::io::{BufReader, Result};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::panic::AssertUnwindSafe;
@@ -175,5 +175,4 @@ fn reply(writer: &mut &UnixStream, outcome: std::result::Result<Vec<Tensor>, Inf
         Ok(outputs) => wire::write(writer, &Answered::Outputs(wire::shapes(&outputs)), &outputs),
         Err(error) => wire::write(writer, &Answered::Failed(Failure::from(error)), &[]),
     }
-    .map_err(|error| if error.kind() == ErrorKind::BrokenPipe { ErrorKind::BrokenPipe.into() } else { error })
 }

@@ -38,6 +38,9 @@ use std::sync::Arc;
 /// The word that makes the server's binary a child that computes a model.
 pub const COMMAND: &str = "__worker";
 
+/// What is noted of a model that has a process of its own.
+pub(crate) const APART: &str = "it is computed in a process of its own (isolation)";
+
 /// What children are started with.
 #[derive(Clone, Debug)]
 pub struct Workers {

@@ -1,8 +1,8 @@
 //! A predictor whose model is computed in a process of its own.
 
-use super::Plan;
 use super::supervisor::{Connection, Ended, Worker, launch, supervise};
 use super::wire::{self, Asked};
+use super::{APART, Plan};
 use crate::threads;
 use backends::{Call, InferError, LoadError, Predictor, Profile, Signature, Tensor};
 use rustix::process::Signal;
@@ -81,7 +81,7 @@ impl Remote {
         let refuse = |reason: String| LoadError::new(&plan.file, reason);
         let (worker, process) = (launched.worker, launched.process);
         let (signature, mut profile) = launched.described.taken().map_err(|error| refuse(error.to_string()))?;
-        profile.notes.insert(0, "it is computed in a process of its own (isolation)".into());
+        profile.notes.insert(0, APART.into());
         let state = State { life: Life::Running(worker.clone()), running: 0, alone: false, apart: 0, closing: false };
         let inner = Arc::new(Inner { plan: plan.clone(), first, state: Mutex::new(state), changed: Condvar::new() });
         let watched = inner.clone();

@@ -5,7 +5,7 @@
 //! ```
 //! All numbers are little-endian. Of text the ends of its elements come first, as u32, then the text.
 
-use backends::{DataType, InferError, Port, Profile, Signature, Tensor};
+use backends::{DataType, InferError, Platform, Port, Profile, Signature, Tensor};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -102,7 +102,7 @@ pub(super) struct Described {
     outputs: Vec<Ported>,
     strict: bool,
     feature_names: Vec<String>,
-    platform: String,
+    platform: Platform,
     batchable: bool,
     instances: usize,
     single_call: Duration,
@@ -165,7 +165,7 @@ impl Described {
             outputs: signature.outputs.iter().map(Ported::from).collect(),
             strict: signature.strict,
             feature_names: signature.feature_names.clone(),
-            platform: signature.platform.clone(),
+            platform: signature.platform,
             batchable: profile.batchable,
             instances: profile.instances,
             single_call: profile.single_call,
@@ -213,7 +213,7 @@ pub(super) fn shapes(tensors: &[Tensor]) -> Vec<Shape> {
         name: tensor.name().into(),
         datatype: tensor.datatype().name().into(),
         shape: tensor.shape().to_vec(),
-        bytes: tensor.bytes().len() + if tensor.datatype() == DataType::Bytes { 4 * tensor.len() } else { 0 },
+        bytes: tensor.byte_size(),
     };
     tensors.iter().map(shape).collect()
 }
@@ -248,11 +248,7 @@ fn padding(bytes: usize) -> usize {
 }
 
 fn shapes_bytes(tensors: &[Tensor]) -> usize {
-    let bytes = |tensor: &Tensor| {
-        let ends = if tensor.datatype() == DataType::Bytes { 4 * tensor.len() } else { 0 };
-        (tensor.bytes().len() + ends).next_multiple_of(ALIGNMENT)
-    };
-    tensors.iter().map(bytes).sum()
+    tensors.iter().map(|tensor| tensor.byte_size().next_multiple_of(ALIGNMENT)).sum()
 }
 
 /// Where elements of text end; nothing for numbers.

@@ -11,7 +11,8 @@ mod weights;
 pub use cache::{CacheType, Shape};
 
 use super::executor::{Executor, Failure, Masks, Ticket};
-use super::plan::{Chunk, Input, Logprobs, Plan, Sampled};
+use super::flights::{Flight, Flights};
+use super::plan::{Chosen, Chunk, Input, Logprobs, Plan, Sampled};
 use super::sampler::{self, History, Sampler, Wish};
 use super::spec::DecoderSpec;
 use super::weights::Weights;
@@ -19,7 +20,6 @@ use crate::error::LoadError;
 use cache::Cache;
 use forward::{Batch, Forward, Run};
 use rayon::prelude::*;
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use weights::Model;
@@ -42,8 +42,6 @@ pub struct Options {
     pub context: usize,
     /// Sequences at a time.
     pub slots: usize,
-    /// Tokens that end a text.
-    pub end_tokens: Vec<u32>,
     /// The one compute pool.
     pub pool: Arc<rayon::ThreadPool>,
     /// Are blocks without meaning filled with what is no number? For tests.
@@ -57,24 +55,16 @@ struct Slot {
     history: History,
 }
 
-/// A step that was launched.
-#[derive(Debug)]
-struct Step {
-    plan: Plan,
-    /// Of the chunks that sample, in order: `[_, vocab]`.
-    logits: Vec<f32>,
-    sampled: Vec<Sampled>,
-}
-
 /// Runs plans on the CPU.
 #[derive(Debug)]
 pub struct CpuExecutor {
     forward: Forward,
     vocab: usize,
     slots: Vec<Slot>,
-    sampler: Sampler,
-    /// Launched and not collected: at most two.
-    steps: VecDeque<Step>,
+    /// One for each thread that may choose: each keeps its memory.
+    samplers: Vec<Sampler>,
+    /// With the logits of the chunks that sample, in order: `[_, vocab]`.
+    flights: Flights<Vec<f32>>,
     pool: Arc<rayon::ThreadPool>,
     poison: bool,
     /// How long the last step computed, packing aside; none before the first.
@@ -90,17 +80,17 @@ impl CpuExecutor {
     /// # Errors
     /// A tensor is missing, of the wrong shape, or unreadable.
     pub fn load(spec: DecoderSpec, weights: &Arc<dyn Weights>, options: Options) -> Result<Self, LoadError> {
-        let Options { cache, context, slots, end_tokens, pool, poison } = options;
+        let Options { cache, context, slots, pool, poison } = options;
         let model = pool.install(|| Model::load(&spec, weights))?;
         let (vocab, cache) = (spec.vocab, Cache::new(&spec, &cache));
         let forward = Forward::new(spec, model, cache, context);
-        let (slots, sampler) = (vec![Slot::default(); slots], Sampler::new(end_tokens));
+        let samplers = vec![Sampler::default(); pool.current_num_threads().min(slots).max(1)];
         Ok(CpuExecutor {
             forward,
             vocab,
-            slots,
-            sampler,
-            steps: VecDeque::new(),
+            slots: vec![Slot::default(); slots],
+            samplers,
+            flights: Flights::default(),
             pool,
             poison,
             last: None,
@@ -111,11 +101,6 @@ impl CpuExecutor {
     /// Bytes of the weights.
     pub fn weight_bytes(&self) -> usize {
         self.forward.weight_bytes()
-    }
-
-    fn take(&mut self, ticket: &Ticket) -> Option<Step> {
-        let place = self.steps.iter().position(|step| step.plan.step == ticket.step)?;
-        self.steps.remove(place)
     }
 
     /// Takes over what a plan says of its slots, and lists its rows.
@@ -196,9 +181,7 @@ fn unreadable(error: LoadError) -> Failure {
 
 impl Executor for CpuExecutor {
     fn launch(&mut self, plan: &Plan) -> Result<Ticket, Failure> {
-        if self.steps.len() > 1 {
-            return Err(Failure::Contract("two steps are under way already".into()));
-        }
+        self.flights.check_room()?;
         if self.poison {
             self.forward.cache.poison(&plan.stale);
         }
@@ -207,15 +190,12 @@ impl Executor for CpuExecutor {
         let pool = self.pool.clone();
         let batch = self.batch(plan)?;
         let x = pool.install(|| self.forward.run(&batch)).map_err(unreadable)?;
-        let mut sampled = Vec::with_capacity(plan.chunks.len());
-        let mut rows = Vec::new();
+        let (mut told, mut rows) = (Vec::with_capacity(plan.chunks.len()), Vec::new());
         for (chunk, run) in plan.chunks.iter().zip(&batch.runs) {
-            let prompt_logprobs = match chunk.prompt_logprobs {
+            told.push(match chunk.prompt_logprobs {
                 0 => Vec::new(),
                 _ => pool.install(|| self.prompt_logprobs(chunk, run.rows.start, &x)).map_err(unreadable)?,
-            };
-            let (sequence, token, logprobs, failed) = (chunk.sequence, None, None, None);
-            sampled.push(Sampled { sequence, token, logprobs, prompt_logprobs, failed });
+            });
             if chunk.sample {
                 rows.push(run.rows.end - 1);
             }
@@ -225,47 +205,39 @@ impl Executor for CpuExecutor {
             false => pool.install(|| self.forward.logits(&x, &rows)).map_err(unreadable)?,
         };
         self.last = Some(begun.elapsed());
-        self.steps.push_back(Step { plan: plan.clone(), logits, sampled });
-        Ok(Ticket { step: plan.step })
+        Ok(self.flights.begin(plan, told, logits))
     }
 
     fn sample(&mut self, ticket: &Ticket, masks: &Masks) -> Result<(), Failure> {
-        let Some(Step { plan, mut logits, mut sampled }) = self.take(ticket) else {
-            return Err(Failure::Contract(format!("step {} was not launched", ticket.step)));
-        };
-        let (slots, sampler) = (&self.slots, &self.sampler);
+        let Flight { plan, mut sampled, own: mut logits } = self.flights.take(ticket)?;
+        let (slots, vocab) = (&self.slots, self.vocab);
         let choosing: Vec<(usize, &Chunk)> = plan.chunks.iter().enumerate().filter(|(_, chunk)| chunk.sample).collect();
-        let choose = |(place, chunk): &(usize, &Chunk), logits: &mut [f32]| {
-            let wish = Wish {
-                sampling: &chunk.sampling,
-                history: &slots[chunk.slot as usize].history,
-                mask: masks.of(*place),
-                copy: chunk.sequence.copy,
-            };
-            sampler.clone().choose(logits, &wish)
-        };
-        let pairs = choosing.par_iter().zip(logits.par_chunks_exact_mut(self.vocab));
-        let chosen: Vec<_> = self.pool.install(|| pairs.map(|(chunk, logits)| choose(chunk, logits)).collect());
-        for ((place, chunk), choice) in choosing.iter().zip(chosen) {
-            match choice {
-                Ok((token, logprobs)) => {
-                    (sampled[*place].token, sampled[*place].logprobs) = (Some(token), logprobs);
-                    self.slots[chunk.slot as usize].history.push(token);
-                }
-                Err(reason) => sampled[*place].failed = Some(reason),
+        // A sampler has a share of the rows, one after the other: its memory is there after the first.
+        let share = choosing.len().div_ceil(self.samplers.len()).max(1);
+        let shares = choosing.par_chunks(share).zip(logits.par_chunks_mut(share * vocab)).zip(&mut self.samplers);
+        let chosen: Vec<Chosen> = self.pool.install(|| {
+            let chosen = shares.flat_map_iter(|((rows, logits), sampler)| {
+                let pairs = rows.iter().zip(logits.chunks_exact_mut(vocab));
+                let chosen = pairs.map(|((place, chunk), logits)| {
+                    let (history, mask) = (&slots[chunk.slot as usize].history, masks.of(*place));
+                    let (sampling, ends, copy) = (&*chunk.sampling, &*masks.ends, chunk.sequence.copy);
+                    sampler.choose(logits, &Wish { sampling, history, mask, ends, copy })
+                });
+                chosen.collect::<Vec<Chosen>>()
+            });
+            chosen.collect()
+        });
+        for ((place, chunk), chosen) in choosing.iter().zip(chosen) {
+            if let Some(token) = sampled[*place].settle(chosen) {
+                self.slots[chunk.slot as usize].history.push(token);
             }
         }
-        self.steps.push_back(Step { plan, logits: Vec::new(), sampled });
+        self.flights.put_back(Flight { plan, sampled, own: Vec::new() });
         Ok(())
     }
 
     fn collect(&mut self, ticket: Ticket) -> Result<Vec<Sampled>, Failure> {
-        let step = self.take(&ticket);
-        step.map(|step| step.sampled).ok_or_else(|| Failure::Contract(format!("step {} was not launched", ticket.step)))
-    }
-
-    fn set_end_tokens(&mut self, end_tokens: &[u32]) {
-        self.sampler = Sampler::new(end_tokens.to_vec());
+        Ok(self.flights.take(&ticket)?.sampled)
     }
 
     fn prepare(&mut self) -> Result<bool, Failure> {

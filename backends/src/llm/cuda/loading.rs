@@ -6,7 +6,7 @@
 //! rounds of pieces --read, pack or round: all threads--> memory of the host --> device memory
 //! ```
 
-use super::arena::Arena;
+use super::arena::{Arena, Pieces};
 use super::memory::Error;
 use super::weights::{Kept, Visitor, Weight, kept};
 use crate::error::LoadError;

@@ -1,14 +1,15 @@
 //! The device memory of an executor besides its weights: one piece, whose size follows from the model and from what is
 //! served, so that nothing is asked for while it serves.
 
-use super::arena::{Arena, Sizes};
+use super::arena::{Arena, Counted, Pieces};
 use super::sampling;
 use super::step::Rows;
 use super::weights::{Layer, Linear, Model, Weight};
 use crate::error::LoadError;
+use crate::llm::blocks;
 use crate::llm::sampling::LOGIT_BIAS_MAX;
 use crate::llm::spec::DecoderSpec;
-use kernels::cuda::attention;
+use kernels::cuda::attention::{self, PAGE};
 use kernels::cuda::experts;
 use kernels::cuda::gemm::{self, Workspace};
 use kernels::cuda::sampler::{CHOICE_WORDS, EDIT_WORDS, ROW_WORDS, scratch_bytes};
@@ -17,7 +18,8 @@ use kernels::cuda::{Bf16, CacheNumbers, Device, E4m3, Fault, Misuse, Number, Sli
 use std::path::Path;
 
 /// Positions of a block of the cache.
-pub(super) const BLOCK: usize = 32;
+pub(super) const BLOCK: usize = blocks::BLOCK as usize;
+const _: () = assert!(BLOCK == PAGE, "the kernels know blocks of other lengths");
 
 /// Positions of each sequence that there is room to decode in parts, even where the cache holds fewer.
 const SHARED_CONTEXT: usize = 8192;
@@ -246,77 +248,63 @@ impl Buffers {
         }
     }
 
-    /// Reserves everything; contents mean nothing yet but for what [`Buffers::zero`] names.
+    /// Reserves everything; contents mean nothing yet but for what [`Buffers::zero`] names. `model` is on the device.
     pub(super) fn reserve(
         spec: &DecoderSpec,
         model: &Model,
         extent: &Extent,
         device: &mut (dyn Device + 'static),
     ) -> Result<Self, Error> {
-        let len = Lengths::of(spec, model, extent);
-        let mut sizes = Sizes::default();
-        let cache = len.cache * extent.cache.bytes();
-        spec.layers.iter().for_each(|_| sizes.add::<u8>(2 * cache));
-        for ints in [len.tables, extent.slots + 1, len.attention_counters, len.counters, extent.inputs()] {
-            sizes.add::<i32>(ints);
-        }
-        let floats = [len.stream, len.stream, len.qkv, len.logits, len.partials, len.sums, len.pairs[0], len.pairs[1]];
-        floats.into_iter().for_each(|floats| sizes.add::<f32>(floats));
-        let halves = [len.stream, len.queries, len.queries, 2 * len.activated, len.activated, len.wide];
-        halves.into_iter().for_each(|halves| sizes.add::<Bf16>(halves));
-        let pairs = len.mixed_pairs;
-        [len.offsets, pairs, pairs].into_iter().for_each(|ints| sizes.add::<i32>(ints));
-        [len.router, pairs, pairs * spec.hidden].into_iter().for_each(|floats| sizes.add::<f32>(floats));
-        let sampler = SamplerLengths::of(spec, extent);
-        [sampler.rows, sampler.choices, sampler.masks, sampler.edits]
-            .into_iter()
-            .for_each(|words| sizes.add::<u32>(words));
-        sizes.add::<f32>(sampler.saved);
-        sizes.add::<u8>(sampler.scratch);
-        sizes.add::<u16>(sampler.counts);
-        let mut arena = Arena::reserve(device, &sizes)?;
-        let layers = spec.layers.iter().map(|_| {
-            let both = arena.take::<u8>(2 * cache)?;
-            extent.cache.numbers(both.part(0..cache)?, both.part(cache..2 * cache)?)
-        });
+        let mut counted = Counted::new(model.embedding.cast()?)?;
+        Self::of(spec, model, extent, &mut counted)?;
+        let mut arena = Arena::reserve(device, &counted.sizes)?;
+        let buffers = Self::of(spec, model, extent, &mut arena)?;
+        Ok(Buffers { bytes: counted.sizes.bytes(), ..buffers })
+    }
+
+    /// Everything, in the order in which it lies there.
+    fn of(spec: &DecoderSpec, model: &Model, extent: &Extent, from: &mut impl Pieces) -> Result<Self, Misuse> {
+        let (len, sampler) = (Lengths::of(spec, model, extent), SamplerLengths::of(spec, extent));
+        let (cache, pairs) = (len.cache * extent.cache.bytes(), len.mixed_pairs);
+        let layers = spec.layers.iter().map(|_| extent.cache.numbers(from.take(cache)?, from.take(cache)?));
         Ok(Buffers {
             layers: layers.collect::<Result<_, Misuse>>()?,
-            tables: arena.take(len.tables)?,
+            tables: from.take(len.tables)?,
             table_stride: extent.table_stride(),
-            last: arena.take(extent.slots + 1)?,
-            attention_counters: arena.take(len.attention_counters)?,
-            workspace: Workspace { counters: arena.take(len.counters)?, sums: arena.take(len.sums)? },
-            wide: arena.take(len.wide)?,
-            inputs: arena.take(extent.inputs())?,
-            x: arena.take(len.stream)?,
-            added: arena.take(len.stream)?,
-            normed: arena.take(len.stream)?,
-            qkv: arena.take(len.qkv)?,
-            queries: arena.take(len.queries)?,
-            mixed: arena.take(len.queries)?,
-            gate_up: arena.take(2 * len.activated)?,
-            activated: arena.take(len.activated)?,
+            last: from.take(extent.slots + 1)?,
+            attention_counters: from.take(len.attention_counters)?,
+            workspace: Workspace { counters: from.take(len.counters)?, sums: from.take(len.sums)? },
+            wide: from.take(len.wide)?,
+            inputs: from.take(extent.inputs())?,
+            x: from.take(len.stream)?,
+            added: from.take(len.stream)?,
+            normed: from.take(len.stream)?,
+            qkv: from.take(len.qkv)?,
+            queries: from.take(len.queries)?,
+            mixed: from.take(len.queries)?,
+            gate_up: from.take(2 * len.activated)?,
+            activated: from.take(len.activated)?,
             mixture: Mixture {
-                logits: arena.take(len.router)?,
-                chosen: arena.take(pairs)?,
-                shares: arena.take(pairs)?,
-                list: arena.take(pairs)?,
-                offsets: arena.take(len.offsets)?,
-                added: arena.take(pairs * spec.hidden)?,
+                logits: from.take(len.router)?,
+                chosen: from.take(pairs)?,
+                shares: from.take(pairs)?,
+                list: from.take(pairs)?,
+                offsets: from.take(len.offsets)?,
+                added: from.take(pairs * spec.hidden)?,
             },
-            logits: arena.take(len.logits)?,
-            partials: arena.take(len.partials)?,
-            frequencies: [arena.take(len.pairs[0])?, arena.take(len.pairs[1])?],
+            logits: from.take(len.logits)?,
+            partials: from.take(len.partials)?,
+            frequencies: [from.take(len.pairs[0])?, from.take(len.pairs[1])?],
             sampler: sampling::Memory {
-                rows: arena.take(sampler.rows)?,
-                choices: arena.take(sampler.choices)?,
-                masks: arena.take(sampler.masks)?,
-                edits: arena.take(sampler.edits)?,
-                saved: arena.take(sampler.saved)?,
-                scratch: arena.take(sampler.scratch)?,
-                counts: arena.take(sampler.counts)?,
+                rows: from.take(sampler.rows)?,
+                choices: from.take(sampler.choices)?,
+                masks: from.take(sampler.masks)?,
+                edits: from.take(sampler.edits)?,
+                saved: from.take(sampler.saved)?,
+                scratch: from.take(sampler.scratch)?,
+                counts: from.take(sampler.counts)?,
             },
-            bytes: sizes.bytes(),
+            bytes: 0,
         })
     }
 

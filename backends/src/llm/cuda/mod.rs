@@ -20,7 +20,8 @@ mod weights;
 
 use super::calibration;
 use super::executor::{Executor, Failure, Masks, Ticket};
-use super::plan::{Fill, Logprobs, Plan, Sampled};
+use super::flights::Flights;
+use super::plan::{Chosen, Fill, Logprobs, Plan, Sampled};
 use super::sampler::{History, Sampler};
 use super::spec::DecoderSpec;
 use super::weights::Weights;
@@ -35,7 +36,7 @@ use kernels::cuda::{Device, Fault, Graph, Launch, Misuse, Pending, Slice};
 pub use memory::CacheType;
 use memory::{BLOCK, Buffers, Extent, Layout};
 pub use short::SHORT_ROWS;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use step::{Bounds, Rows};
 pub use watched::Watched;
@@ -51,7 +52,7 @@ const EARLY_BUCKETS: usize = 4;
 /// What an executor is made for.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Blocks of keys and values, of 32 positions each.
+    /// Blocks of keys and values, of [`BLOCK`](super::blocks::BLOCK) positions each.
     pub blocks: u32,
     /// How these are stored.
     pub cache: CacheType,
@@ -61,8 +62,6 @@ pub struct Options {
     pub slots: usize,
     /// Rows of a step, at most.
     pub step_rows: usize,
-    /// Tokens that end a text.
-    pub end_tokens: Vec<u32>,
     /// The one compute pool: it reads weights.
     pub pool: Arc<rayon::ThreadPool>,
     /// Are steps of decoding captured as graphs?
@@ -86,15 +85,13 @@ struct Slot {
     counted: bool,
 }
 
-/// A step that was launched.
-#[derive(Debug)]
-struct Step {
-    plan: Plan,
-    sampled: Vec<Sampled>,
-    /// Tokens on their way here.
+/// Tokens of a step that are not told yet.
+#[derive(Debug, Default)]
+struct Choosing {
+    /// Those on their way here.
     choices: Option<Pending>,
     /// Those that were chosen here, by their place in the plan.
-    chosen: Vec<(usize, sampling::Chosen)>,
+    chosen: Vec<(usize, Chosen)>,
 }
 
 /// Runs plans on a GPU.
@@ -106,7 +103,6 @@ pub struct CudaExecutor {
     /// Blocks of each slot that the device's table has.
     known: Vec<usize>,
     sampler: Sampler,
-    end_tokens: Vec<u32>,
     graphs: HashMap<usize, Graph>,
     /// By bucket, and whether rows draw or report.
     sampler_graphs: HashMap<(usize, bool), Graph>,
@@ -114,7 +110,7 @@ pub struct CudaExecutor {
     /// Why they are not any more, until it was told.
     remark: Option<String>,
     poison: bool,
-    steps: VecDeque<Step>,
+    flights: Flights<Choosing>,
 }
 
 impl std::fmt::Debug for CudaExecutor {
@@ -181,7 +177,7 @@ impl CudaExecutor {
         if let Some(reason) = lacks(&spec) {
             return Err(refuse(reason.into()));
         }
-        let Options { blocks, cache, context, slots, step_rows, end_tokens, pool, graphs, deterministic, .. } = options;
+        let Options { blocks, cache, context, slots, step_rows, pool, graphs, deterministic, .. } = options;
         let (short_rows, poison) = (options.short_rows, options.poison);
         if step_rows > ROWS_MAX {
             return Err(refuse(format!("max-num-batched-tokens is {step_rows}; a GPU computes {ROWS_MAX} at a time")));
@@ -217,14 +213,13 @@ impl CudaExecutor {
             extent,
             slots: vec![Slot::default(); slots],
             known: vec![0; slots],
-            sampler: Sampler::new(end_tokens.clone()),
-            end_tokens,
+            sampler: Sampler::default(),
             graphs: HashMap::new(),
             sampler_graphs: HashMap::new(),
             captures: graphs,
             remark: None,
             poison,
-            steps: VecDeque::new(),
+            flights: Flights::default(),
         };
         executor.warm_up().map_err(|failure| {
             let lost = matches!(failure, Failure::Lost(_));
@@ -381,9 +376,7 @@ fn rotors(
 
 impl Executor for CudaExecutor {
     fn launch(&mut self, plan: &Plan) -> Result<Ticket, Failure> {
-        if self.steps.len() > 1 {
-            return Err(Failure::Contract("two steps are under way already".into()));
-        }
+        self.flights.check_room()?;
         if plan.rows() as usize > self.extent.rows {
             return Err(Failure::Contract(format!("{} rows where {} is the most", plan.rows(), self.extent.rows)));
         }
@@ -401,36 +394,20 @@ impl Executor for CudaExecutor {
             // What the device has of tables is not known any more.
             self.known.fill(0);
         })?;
-        let sampled = plan.chunks.iter().zip(told).map(|(chunk, prompt_logprobs)| {
-            let (sequence, token, logprobs, failed) = (chunk.sequence, None, None, None);
-            Sampled { sequence, token, logprobs, prompt_logprobs, failed }
-        });
-        let step = Step { plan: plan.clone(), sampled: sampled.collect(), choices: None, chosen: Vec::new() };
-        self.steps.push_back(step);
-        Ok(Ticket { step: plan.step })
+        Ok(self.flights.begin(plan, told, Choosing::default()))
     }
 
     fn sample(&mut self, ticket: &Ticket, masks: &Masks) -> Result<(), Failure> {
-        let place = self.steps.iter().position(|step| step.plan.step == ticket.step);
-        let place = place.ok_or_else(|| Failure::Contract(format!("step {} was not launched", ticket.step)))?;
-        let Some(mut step) = self.steps.remove(place) else { return Ok(()) };
-        // An error voids the ticket: the step is gone.
-        self.choose(&mut step, masks)?;
-        self.steps.insert(place, step);
+        let mut flight = self.flights.take(ticket)?;
+        self.choose(&mut flight, masks)?;
+        self.flights.put_back(flight);
         Ok(())
     }
 
     fn collect(&mut self, ticket: Ticket) -> Result<Vec<Sampled>, Failure> {
-        let place = self.steps.iter().position(|step| step.plan.step == ticket.step);
-        let step = place.and_then(|place| self.steps.remove(place));
-        let mut step = step.ok_or_else(|| Failure::Contract(format!("step {} was not launched", ticket.step)))?;
-        self.learn(&mut step)?;
-        Ok(step.sampled)
-    }
-
-    fn set_end_tokens(&mut self, end_tokens: &[u32]) {
-        self.sampler = Sampler::new(end_tokens.to_vec());
-        self.end_tokens = end_tokens.to_vec();
+        let mut flight = self.flights.take(&ticket)?;
+        self.learn(&mut flight)?;
+        Ok(flight.sampled)
     }
 
     fn prepare(&mut self) -> Result<bool, Failure> {

@@ -2,9 +2,10 @@
 //! [`crate::llm::sampler`], which does the rare rows that the kernels do not: typical sampling.
 
 use super::graphs::SAMPLED_ROWS;
-use super::{CudaExecutor, Step, floats, step};
+use super::{Choosing, CudaExecutor, floats, step};
 use crate::llm::executor::{Failure, Mask, Masks};
-use crate::llm::plan::{Chunk, Logprobs};
+use crate::llm::flights::Flight;
+use crate::llm::plan::{Chosen, Chunk, Logprobs};
 use crate::llm::sampler::{NO_CHANCE, NO_NUMBERS, Wish, allowed, leaves_none, nothing_left};
 use crate::llm::sampling::Sampling;
 use crate::llm::sequence::Unanswered;
@@ -53,13 +54,7 @@ pub(super) fn told(chunk: &Chunk, generated: u32, mask: Option<&Mask>, ends: &[u
         logprobs: sampling.logprobs.map_or(-1, i32::from),
         ..Row::default()
     };
-    let mut edits: Vec<Edit> = Vec::with_capacity(sampling.logit_bias.len());
-    for &(token, value) in &sampling.logit_bias {
-        match edits.iter_mut().find(|edit| edit.token == token) {
-            Some(edit) => edit.value += value,
-            None => edits.push(Edit { token, value }),
-        }
-    }
+    let edits = sampling.logit_bias.iter().map(|&(token, value)| Edit { token, value }).collect();
     Told { row, mask: allowed(sampling, generated, mask, ends, vocab), edits }
 }
 
@@ -105,18 +100,18 @@ pub(super) fn launches(
 
 impl CudaExecutor {
     /// Has the tokens of a step chosen.
-    pub(super) fn choose(&mut self, step: &mut Step, masks: &Masks) -> Result<(), Failure> {
-        let chunks: Vec<(usize, &Chunk)> =
-            step.plan.chunks.iter().enumerate().filter(|(_, chunk)| chunk.sample).collect();
+    pub(super) fn choose(&mut self, flight: &mut Flight<Choosing>, masks: &Masks) -> Result<(), Failure> {
+        let (plan, choosing, ends) = (&flight.plan, &mut flight.own, &*masks.ends);
+        let chunks: Vec<(usize, &Chunk)> = plan.chunks.iter().enumerate().filter(|(_, chunk)| chunk.sample).collect();
         if chunks.is_empty() {
             return Ok(());
         }
         let vocab = self.forward.spec.vocab;
         let mut rows = Vec::with_capacity(chunks.len());
         for (row, (place, chunk)) in chunks.iter().enumerate() {
-            let slot = chunk.slot as usize;
+            let (slot, mask) = (chunk.slot as usize, masks.of(*place));
             if is_typical(&chunk.sampling) {
-                step.chosen.push((*place, self.choose_here(row, chunk, masks.of(*place))?));
+                choosing.chosen.push((*place, self.choose_here(row, chunk, (mask, ends))?));
                 rows.push(Told::default());
                 continue;
             }
@@ -124,16 +119,16 @@ impl CudaExecutor {
                 self.count(slot)?;
             }
             let generated = self.slots[slot].history.generated();
-            let told = told(chunk, generated, masks.of(*place), &self.end_tokens, vocab);
+            let told = told(chunk, generated, mask, ends, vocab);
             if told.mask.as_deref().is_some_and(leaves_none) {
                 // The device need not be asked.
-                step.chosen.push((*place, Err(nothing_left(&chunk.sampling, generated, masks.of(*place)))));
+                choosing.chosen.push((*place, Err(nothing_left(&chunk.sampling, generated, mask))));
                 rows.push(Told::default());
                 continue;
             }
             rows.push(told);
         }
-        let bucket = step::bucket(&step.plan, self.extent.slots).filter(|_| self.captures);
+        let bucket = step::bucket(plan, self.extent.slots).filter(|_| self.captures);
         rows.resize_with(bucket.unwrap_or(rows.len()), Told::default);
         let draws = rows.iter().any(|told| told.row.slot >= 0 && told.row.temperature > 0.0);
         let tells = rows.iter().any(|told| told.row.slot >= 0 && told.row.logprobs >= 0);
@@ -147,7 +142,7 @@ impl CudaExecutor {
             }
         }
         let choices = self.forward.buffers.sampler.choices.first(chunks.len() * sampler::CHOICE_WORDS)?;
-        step.choices = Some(self.device.download(choices.cast()?)?);
+        choosing.choices = Some(self.device.download(choices.cast()?)?);
         Ok(())
     }
 
@@ -224,13 +219,18 @@ impl CudaExecutor {
     }
 
     /// Waits for the logits of a row, and chooses on the host.
-    fn choose_here(&mut self, row: usize, chunk: &Chunk, mask: Option<&Mask>) -> Result<Chosen, Failure> {
+    fn choose_here(
+        &mut self,
+        row: usize,
+        chunk: &Chunk,
+        (mask, ends): (Option<&Mask>, &[u32]),
+    ) -> Result<Chosen, Failure> {
         let vocab = self.forward.spec.vocab;
         let place = self.forward.buffers.logits.part(row * vocab..(row + 1) * vocab)?;
         let pending = self.device.download(place.cast()?)?;
         let mut logits = floats(&self.device.wait(pending)?);
         let history = &self.slots[chunk.slot as usize].history;
-        let wish = Wish { sampling: &chunk.sampling, history, mask, copy: chunk.sequence.copy };
+        let wish = Wish { sampling: &chunk.sampling, history, mask, ends, copy: chunk.sequence.copy };
         let chosen = self.sampler.choose(&mut logits, &wish);
         if let Ok((token, _)) = &chosen {
             let slot = chunk.slot as usize;
@@ -271,30 +271,23 @@ impl CudaExecutor {
     }
 
     /// Waits for the tokens of a step, and takes them over.
-    pub(super) fn learn(&mut self, step: &mut Step) -> Result<(), Failure> {
-        let Some(pending) = step.choices.take() else { return Ok(()) };
+    pub(super) fn learn(&mut self, flight: &mut Flight<Choosing>) -> Result<(), Failure> {
+        let Flight { plan, sampled, own: Choosing { choices, chosen: here } } = flight;
+        let Some(pending) = choices.take() else { return Ok(()) };
         let choices = Choice::all(&self.device.wait(pending)?);
-        let sampled = step.plan.chunks.iter().enumerate().filter(|(_, chunk)| chunk.sample);
-        for ((place, chunk), choice) in sampled.zip(choices) {
-            let here = step.chosen.iter().position(|(at, _)| *at == place);
-            let chosen = match here {
-                Some(here) => step.chosen.swap_remove(here).1,
+        let choosing = plan.chunks.iter().enumerate().filter(|(_, chunk)| chunk.sample);
+        for ((place, chunk), choice) in choosing.zip(choices) {
+            let chosen = match here.iter().position(|(at, _)| *at == place) {
+                Some(index) => here.swap_remove(index).1,
                 None => outcome(&chunk.sampling, &choice),
             };
-            match chosen {
-                Ok((token, logprobs)) => {
-                    (step.sampled[place].token, step.sampled[place].logprobs) = (Some(token), logprobs);
-                    self.slots[chunk.slot as usize].history.push(token);
-                }
-                Err(reason) => step.sampled[place].failed = Some(reason),
+            if let Some(token) = sampled[place].settle(chosen) {
+                self.slots[chunk.slot as usize].history.push(token);
             }
         }
         Ok(())
     }
 }
-
-/// A token with its probability, or why there is none.
-pub(super) type Chosen = Result<(u32, Option<Logprobs>), Unanswered>;
 
 /// What the device has chosen, in the words of the CPU's sampler.
 fn outcome(sampling: &Sampling, choice: &Choice) -> Chosen {
@@ -381,12 +374,9 @@ mod tests {
     }
 
     #[test]
-    fn biases_of_a_token_are_added_and_penalties_count_in_the_slot() {
-        let parameters = Parameters {
-            logit_bias: vec![(3, 1.0), (4, 2.0), (3, -4.0)],
-            frequency_penalty: 0.5,
-            ..Parameters::default()
-        };
+    fn biases_are_edits_and_penalties_count_in_the_slot() {
+        let logit_bias = vec![(3, 1.0), (4, 2.0), (3, -4.0)];
+        let parameters = Parameters { logit_bias, frequency_penalty: 0.5, ..Parameters::default() };
         let told = told(&chunk(parameters), 0, None, &[], 40);
         assert_eq!(told.edits, [Edit { token: 3, value: -3.0 }, Edit { token: 4, value: 2.0 }]);
         assert_eq!(told.row.history, 2);

@@ -101,12 +101,6 @@ impl Scheduler {
         })
     }
 
-    /// Tokens that there can be after a prompt of so many: what `max_tokens` is where nobody states it. 0 where the
-    /// prompt alone does not fit.
-    pub fn room(&self, prompt_tokens: u32) -> u32 {
-        self.tokens_max().saturating_sub(prompt_tokens.into()).try_into().unwrap_or(u32::MAX)
-    }
-
     /// Takes a request into the queue, all copies or none.
     ///
     /// # Errors
@@ -187,9 +181,9 @@ impl Scheduler {
         self.sequences.is_empty()
     }
 
-    /// Tokens that a prompt and its answer have room for.
-    pub fn context(&self) -> u32 {
-        self.settings.context
+    /// The model's own tokens for the end of a text.
+    pub(super) fn end_tokens(&self) -> &Arc<[u32]> {
+        &self.settings.end_tokens
     }
 
     /// The running sequences, the most urgent first.
@@ -313,12 +307,13 @@ impl Scheduler {
 mod tests {
     use super::*;
     use crate::llm::blocks::PrefixKey;
+    use crate::llm::plan::Sampled;
     use crate::llm::request::{Draft, Limits};
     use std::time::Duration;
 
     /// Two run, three wait, and so do 48 tokens.
-    fn scheduler() -> Scheduler {
-        let settings = Settings {
+    fn settings() -> Settings {
+        Settings {
             token_budget: 8,
             chunk_tokens: 8,
             max_running: 2,
@@ -329,8 +324,11 @@ mod tests {
             ageing: Duration::from_secs(1),
             prefix_cache: false,
             end_tokens: Arc::from([]),
-        };
-        Scheduler::new(settings, BlockPool::new(16, 8, PrefixKey::new([7; 16]))).unwrap()
+        }
+    }
+
+    fn scheduler() -> Scheduler {
+        Scheduler::new(settings(), BlockPool::new(16, 8, PrefixKey::new([7; 16]))).unwrap()
     }
 
     /// Requests of ten tokens that are answered by one.
@@ -370,5 +368,53 @@ mod tests {
         assert_eq!(waiting(&scheduler), (1, 10));
         assert!(scheduler.admit_all(now, requests(3, 1)).is_ok());
         scheduler.check().unwrap();
+    }
+
+    /// A request of `count` times one token, answered by so many.
+    fn request(token: u32, count: usize, max_tokens: u32) -> Request {
+        let limits = Limits { prompt_tokens: 32, copies: 1, output_tokens: 32, vocabulary: 100 };
+        Request::new(Draft::new(vec![token; count], max_tokens, Arc::default()), &limits).unwrap()
+    }
+
+    /// Steps until nothing is left to do.
+    fn run(scheduler: &mut Scheduler, now: Instant) {
+        while let Some(plan) = scheduler.plan(now) {
+            let sampled = plan.chunks.iter().map(|chunk| Sampled {
+                sequence: chunk.sequence,
+                token: chunk.sample.then_some(1),
+                logprobs: None,
+                prompt_logprobs: Vec::new(),
+                failed: None,
+            });
+            let sampled = sampled.collect();
+            scheduler.commit(&plan, Ok(sampled));
+        }
+    }
+
+    #[test]
+    fn what_is_taken_up_again_is_not_looked_for_again() {
+        let settings = Settings {
+            token_budget: 64,
+            chunk_tokens: 64,
+            max_waiting_tokens: 96,
+            context: 64,
+            prefix_cache: true,
+            ..settings()
+        };
+        let mut scheduler = Scheduler::new(settings, BlockPool::new(4, 16, PrefixKey::new([7; 16]))).unwrap();
+        let counts = |scheduler: &Scheduler| {
+            let Counters { preemptions, rows, prefix_queries, prefix_hits, .. } = scheduler.counters();
+            (preemptions, rows, prefix_queries, prefix_hits)
+        };
+        // The second gives its blocks up, and finds one of them again: 16 of its positions are not computed twice.
+        let now = Instant::now();
+        scheduler.admit(now, request(2, 30, 5)).unwrap();
+        scheduler.admit(now, request(3, 17, 8)).unwrap();
+        run(&mut scheduler, now);
+        assert_eq!(counts(&scheduler), (1, 61, 47, 0));
+        // Somebody else does.
+        scheduler.admit(now, request(3, 17, 1)).unwrap();
+        run(&mut scheduler, now);
+        assert_eq!(counts(&scheduler), (1, 62, 64, 16));
     }
 }

@@ -191,9 +191,10 @@ impl Scheduler {
         debug_assert!(start.reusable <= start.needed && sequence.blocks.is_empty() && sequence.slot.is_none());
         if let Some(salt) = salt {
             let key = *self.pool.key();
-            let known = sequence.known();
+            // What was preempted finds its own blocks again, which says nothing of how useful the cache is.
+            let queried = if sequence.started { 0 } else { sequence.known() };
             let hashes = sequence.hashes(start.reusable, self.pool.block_size(), (&key, salt));
-            let found = self.pool.acquire(hashes, known);
+            let found = self.pool.acquire(hashes, queried);
             sequence.published = found.len() as u32;
             sequence.blocks = Arc::new(found);
         }

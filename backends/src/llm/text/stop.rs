@@ -55,6 +55,15 @@ impl StopStrings {
     pub fn is_empty(&self) -> bool {
         self.0.len() == 1
     }
+
+    /// Bytes before node `at` with which a stop string may begin that is yet to end. One that has ended, and was passed
+    /// over, is none, unless a longer one begins with it.
+    fn begun(&self, mut at: u16) -> usize {
+        while at != 0 && self.0[at as usize].next.is_empty() {
+            at = self.0[at as usize].shorter;
+        }
+        self.0[at as usize].depth as usize
+    }
 }
 
 fn insert(nodes: &mut Vec<Node>, bytes: &[u8]) -> usize {
@@ -131,6 +140,16 @@ impl StopScanner {
 
     /// Takes the next piece of text. After a stop string was found, everything is swallowed.
     pub fn push(&mut self, text: &str) -> Scan<'_> {
+        self.scan(text, true)
+    }
+
+    /// Takes text in which nothing stops, as before `min_tokens`. A stop string that begins in it is found if it ends in
+    /// what is pushed later, so that what may be the beginning of one is held back here, too.
+    pub fn pass(&mut self, text: &str) -> &str {
+        self.scan(text, false).text
+    }
+
+    fn scan(&mut self, text: &str, stops: bool) -> Scan<'_> {
         self.buffer.drain(..self.sent);
         self.sent = 0;
         if self.stopped {
@@ -140,12 +159,12 @@ impl StopScanner {
         self.buffer.push_str(text);
         for (offset, byte) in text.bytes().enumerate() {
             self.at = step(&self.strings.0, self.at, byte);
-            if let Some((index, length)) = self.strings.0[self.at as usize].found {
+            if let Some((index, length)) = self.strings.0[self.at as usize].found.filter(|_| stops) {
                 return self.stop(held + offset + 1, index, length);
             }
         }
         // A stop string begins with a whole character, so what is held back does too.
-        self.sent = self.buffer.len() - self.strings.0[self.at as usize].depth as usize;
+        self.sent = self.buffer.len() - self.strings.begun(self.at);
         Scan { text: &self.buffer[..self.sent], stopped: None }
     }
 
@@ -157,24 +176,94 @@ impl StopScanner {
         Scan { text: &self.buffer, stopped: Some(index as usize) }
     }
 
-    /// Takes text that is not searched, as before `min_tokens`; it is never part of a stop string.
-    pub fn pass(&mut self, text: &str) -> &str {
+    /// The text held back, when no more will come.
+    pub fn finish(&mut self) -> &str {
         self.buffer.drain(..self.sent);
-        if !self.stopped {
-            self.buffer.push_str(text);
-        }
         self.at = 0;
         self.sent = self.buffer.len();
         &self.buffer
     }
 
-    /// The text held back, when no more will come.
-    pub fn finish(&mut self) -> &str {
-        self.pass("")
-    }
-
     /// Bytes held back.
     pub fn held(&self) -> usize {
         self.buffer.len() - self.sent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// All text that is sent of pieces of which the first `passed` are passed, and the stop string.
+    fn scan(strings: &[&str], include: bool, pieces: &[&str], passed: usize) -> (String, Option<usize>) {
+        let mut scanner = StopScanner::new(StopStrings::new(strings).unwrap(), include);
+        let (mut sent, mut stopped) = (String::new(), None);
+        for (place, piece) in pieces.iter().enumerate() {
+            if place < passed {
+                sent.push_str(scanner.pass(piece));
+            } else {
+                let scan = scanner.push(piece);
+                sent.push_str(scan.text);
+                stopped = stopped.or(scan.stopped);
+            }
+            assert!(scanner.held() < strings.iter().map(|s| s.len()).max().unwrap_or(1));
+        }
+        sent.push_str(scanner.finish());
+        (sent, stopped)
+    }
+
+    #[test]
+    fn what_begins_before_the_least_tokens_stops_after_them() {
+        let letters = ["7", "C", "V", " ", "u", "n"];
+        for passed in 0..=3 {
+            assert_eq!(scan(&["CV "], false, &letters, passed), ("7".into(), Some(0)), "{passed}");
+            assert_eq!(scan(&["CV "], true, &letters, passed), ("7CV ".into(), Some(0)), "{passed}");
+        }
+        for passed in 4..=6 {
+            assert_eq!(scan(&["CV "], false, &letters, passed), ("7CV un".into(), None), "{passed}");
+        }
+        // One that overlaps with one that was passed over, and a longer one that begins with it.
+        assert_eq!(scan(&["aa"], false, &["aa", "", "a", "b"], 1), ("a".into(), Some(0)));
+        assert_eq!(scan(&["b", "abc"], false, &["ab", "", "c"], 1), (String::new(), Some(1)));
+    }
+
+    #[test]
+    fn what_was_passed_over_is_not_held_back() {
+        let mut scanner = StopScanner::new(StopStrings::new(&["</a>"]).unwrap(), false);
+        assert_eq!((scanner.pass("x</").to_owned(), scanner.held()), ("x".to_owned(), 2));
+        assert_eq!((scanner.pass("a>").to_owned(), scanner.held()), ("</a>".to_owned(), 0));
+        assert_eq!((scanner.pass("<").to_owned(), scanner.held()), (String::new(), 1));
+        assert_eq!(scanner.push("/a>z"), Scan { text: "", stopped: Some(0) });
+        assert_eq!((scanner.pass("z").to_owned(), scanner.finish()), (String::new(), ""));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+
+        /// However the text is cut: of the stop strings that end after what is passed the first, and of those the longest.
+        #[test]
+        fn any_cut_is_the_same(
+            strings in prop::collection::vec("[abé]{1,4}", 0..5),
+            before in prop::collection::vec("[abcé]{0,5}", 0..6),
+            after in prop::collection::vec("[abcé]{0,5}", 0..6),
+            include: bool,
+        ) {
+            let (start, text) = (before.concat().len(), [before.concat(), after.concat()].concat());
+            let strings: Vec<&str> = strings.iter().map(String::as_str).collect();
+            let ending = |end: usize| {
+                let all = strings.iter().filter(|s| text.as_bytes()[..end].ends_with(s.as_bytes()));
+                all.max_by_key(|s| s.len()).map(|found| (end, *found))
+            };
+            let expected = match (start + 1..=text.len()).find_map(ending) {
+                None => (text.clone(), None),
+                Some((end, found)) => {
+                    let index = strings.iter().position(|s| *s == found);
+                    (text[..if include { end } else { end - found.len() }].to_owned(), index)
+                }
+            };
+            let pieces: Vec<&str> = before.iter().chain(&after).map(String::as_str).collect();
+            prop_assert_eq!(scan(&strings, include, &pieces, before.len()), expected);
+        }
     }
 }

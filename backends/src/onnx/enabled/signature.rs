@@ -4,7 +4,7 @@ use super::flatten::Classes;
 use super::values::datatype;
 use crate::onnx::outline::{Dimension, OPTIONAL_MAX, Outline};
 use crate::settings::PortSettings;
-use crate::{DataType, Port, Settings, Signature};
+use crate::{DataType, Platform, Port, Settings, Signature};
 use ort::session::Session;
 use ort::value::{TensorElementType, ValueType};
 use std::collections::BTreeMap;
@@ -60,8 +60,7 @@ pub(super) fn interface(session: &Session, outline: &Outline, settings: &Setting
         given.push(how);
         symbols.push(names);
     }
-    let signature =
-        Signature { inputs, outputs, strict: true, feature_names: Vec::new(), platform: "onnxruntime_onnx".into() };
+    let signature = Signature { inputs, outputs, strict: true, feature_names: Vec::new(), platform: Platform::Onnx };
     let mut interface = Interface { signature, given, reshapes: BTreeMap::new(), symbols };
     agree(&mut interface, settings)?;
     Ok(interface)

@@ -19,30 +19,44 @@ pub const VOCABULARY: u32 = 1000;
 
 /// The scripted executor, which a test keeps a hold of.
 #[derive(Clone, Debug)]
-pub struct Recorder(Arc<Mutex<(Scripted, Vec<Plan>)>>);
+pub struct Recorder(Arc<Mutex<Recorded>>);
+
+#[derive(Debug)]
+struct Recorded {
+    scripted: Scripted,
+    plans: Vec<Plan>,
+    ends: Vec<Arc<[u32]>>,
+}
 
 impl Recorder {
     pub fn fail(&self, phase: Phase) {
-        self.0.lock().unwrap().0.fail(phase);
+        self.0.lock().unwrap().scripted.fail(phase);
     }
 
     /// The plans since the last call.
     pub fn plans(&self) -> Vec<Plan> {
-        std::mem::take(&mut self.0.lock().unwrap().1)
+        std::mem::take(&mut self.0.lock().unwrap().plans)
+    }
+
+    /// What it was told of tokens that end texts, step by step.
+    pub fn ends(&self) -> Vec<Arc<[u32]>> {
+        self.0.lock().unwrap().ends.clone()
     }
 }
 
 impl Executor for Recorder {
     fn launch(&mut self, plan: &Plan) -> Result<Ticket, Failure> {
         let mut inner = self.0.lock().unwrap();
-        inner.1.push(plan.clone());
-        inner.0.launch(plan)
+        inner.plans.push(plan.clone());
+        inner.scripted.launch(plan)
     }
     fn sample(&mut self, ticket: &Ticket, masks: &Masks) -> Result<(), Failure> {
-        self.0.lock().unwrap().0.sample(ticket, masks)
+        let mut inner = self.0.lock().unwrap();
+        inner.ends.push(masks.ends.clone());
+        inner.scripted.sample(ticket, masks)
     }
     fn collect(&mut self, ticket: Ticket) -> Result<Vec<Sampled>, Failure> {
-        self.0.lock().unwrap().0.collect(ticket)
+        self.0.lock().unwrap().scripted.collect(ticket)
     }
 }
 
@@ -85,7 +99,7 @@ impl Setup {
 
     pub fn world_with(&self, next: Next) -> World {
         let scripted = Scripted::new(self.blocks, self.block_size, VOCABULARY).with_next(next);
-        let recorder = Recorder(Arc::new(Mutex::new((scripted, Vec::new()))));
+        let recorder = Recorder(Arc::new(Mutex::new(Recorded { scripted, plans: Vec::new(), ends: Vec::new() })));
         let engine = Engine::new(self.scheduler(), recorder.clone(), self.overlap);
         World { engine, recorder, now: Instant::now() }
     }

@@ -14,7 +14,7 @@ use crate::llm::gather::{Gathered, News};
 use backends::llm::text::output::Part;
 use bytes::Bytes;
 use hyper::body::{Body, Frame};
-use protocol::anthropic::response::{Block, Delta, Event, Message};
+use protocol::anthropic::response::{Block, Delta, Event, Input, Message};
 use protocol::openai::sse;
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -99,8 +99,7 @@ impl Events {
                 // One call after another is two blocks.
                 self.close(out);
                 self.called = true;
-                let input = serde_json::Value::Object(serde_json::Map::new());
-                self.turn_to(out, Kind::Call, Block::ToolUse { id: call_id(), name, input });
+                self.turn_to(out, Kind::Call, Block::ToolUse { id: call_id(), name, input: Input::Empty });
                 Delta::InputJsonDelta { partial_json: "" }
             }
             Part::Arguments(partial_json) => Delta::InputJsonDelta { partial_json },

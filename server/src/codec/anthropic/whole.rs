@@ -4,11 +4,10 @@ use super::{call_id, ending, usage};
 use crate::budget::Reserved;
 use crate::codec::openai::asking::TEXT;
 use crate::codec::openai::{Head, Refusal};
-use crate::error::Error;
+use crate::error;
 use crate::llm::gather::Gathered;
 use backends::llm::text::output::{Part, append};
-use protocol::anthropic::response::{Block, Message};
-use serde_json::{Value, json};
+use protocol::anthropic::response::{Block, Input, Message};
 
 /// Waits for the answer to a prompt of so many tokens, counts what comes of it, and writes it.
 ///
@@ -24,11 +23,12 @@ pub async fn collect(
     while let Some(news) = gathered.next().await {
         counts = (news.cached, news.generated);
         let piece = news.piece?;
-        reserved.add(if piece.token.is_some() { TEXT } else { 0 })?;
+        let more = if piece.token.is_some() { TEXT } else { 0 };
+        reserved.add(more).inspect_err(|error| gathered.fail(error))?;
         piece.parts.into_iter().for_each(|part| append(&mut parts, part));
         end = piece.end.or(end);
     }
-    let end = end.ok_or_else(|| Error::Internal("an answer broke off".into()))?;
+    let end = end.ok_or_else(error::broke_off)?;
     let called = parts.iter().any(|part| matches!(part, Part::Call(_)));
     let ending = ending(&end, called);
     let message = Message {
@@ -40,7 +40,7 @@ pub async fn collect(
         stop_sequence: ending.stop_sequence,
         usage: usage(prompt, counts.0, counts.1),
     };
-    serde_json::to_vec(&message).map_err(|error| Error::Internal(format!("a reply cannot be written: {error}")).into())
+    serde_json::to_vec(&message).map_err(|unwritten| error::unwritten(&unwritten).into())
 }
 
 fn blocks(parts: &[Part]) -> Vec<Block<'_>> {
@@ -49,10 +49,10 @@ fn blocks(parts: &[Part]) -> Vec<Block<'_>> {
         match part {
             Part::Text(text) => blocks.push(Block::Text { text }),
             Part::Reasoning(thinking) => blocks.push(Block::Thinking { thinking, signature: "" }),
-            Part::Call(name) => blocks.push(Block::ToolUse { id: call_id(), name, input: json!({}) }),
+            Part::Call(name) => blocks.push(Block::ToolUse { id: call_id(), name, input: Input::Empty }),
             Part::Arguments(text) => {
                 if let Some(Block::ToolUse { input, .. }) = blocks.last_mut() {
-                    *input = arguments(text);
+                    *input = Input::read(text);
                 }
             }
         }
@@ -60,31 +60,23 @@ fn blocks(parts: &[Part]) -> Vec<Block<'_>> {
     blocks
 }
 
-/// Arguments are an object here. What the model wrote otherwise, or did not end, is kept as Anthropic advises.
-fn arguments(text: &str) -> Value {
-    match serde_json::from_str(text) {
-        Ok(object @ Value::Object(_)) => object,
-        _ => json!({"INVALID_JSON": text}),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn input(arguments: Option<&str>) -> Value {
+    fn input(arguments: Option<&str>) -> String {
         let arguments = arguments.map(|text| Part::Arguments(text.to_owned()));
         let parts: Vec<Part> = std::iter::once(Part::Call("f".to_owned())).chain(arguments).collect();
         match &blocks(&parts)[..] {
-            [Block::ToolUse { name: "f", input, .. }] => input.clone(),
+            [Block::ToolUse { name: "f", input, .. }] => serde_json::to_string(input).unwrap(),
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
     fn a_call_has_the_input_that_could_be_read() {
-        assert_eq!(input(Some("{\"a\": 1}")), json!({"a": 1}));
-        assert_eq!(input(None), json!({}));
-        assert_eq!(input(Some("{\"a\": ")), json!({"INVALID_JSON": "{\"a\": "}));
+        assert_eq!(input(Some("{\"a\": 1e400}")), "{\"a\": 1e400}");
+        assert_eq!(input(None), "{}");
+        assert_eq!(input(Some("{\"a\": ")), "{\"INVALID_JSON\":\"{\\\"a\\\": \"}");
     }
 }

@@ -97,7 +97,7 @@ pub struct Asking {
 /// # Errors
 /// The form cannot be followed, a prompt breaks a limit, or the model has too much to do.
 pub async fn put(plane: &Dataplane, servable: &Servable, ask: Ask, deadline: Instant) -> Result<Asking, Refusal> {
-    let tally = Tally::begin(servable.stats.clone(), servable.metrics.clone(), ask.prompts.len());
+    let mut tally = Tally::begin(servable, ask.prompts.len());
     let telling = ask.telling.clone();
     let asked = answers(plane, servable, ask, deadline).await;
     let (prompts, answers, copies) = asked.inspect_err(|refusal| {

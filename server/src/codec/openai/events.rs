@@ -8,7 +8,7 @@
 //! An error ends a stream as an event of its own, before `[DONE]`.
 
 use super::ask::Telling;
-use super::told::Teller;
+use super::told::{Place, Teller};
 use super::tools::call_id;
 use super::whole::Prompted;
 use super::{FINGERPRINT, Head, Refusal, finish_reason, stop_reason, usage};
@@ -55,8 +55,8 @@ pub struct Events {
     kind: Kind,
     telling: Telling,
     prompts: Vec<Prompted>,
-    /// Where the next token of each choice begins, in characters: some that were told may still be held back.
-    offsets: Vec<usize>,
+    /// Where the next token of each choice begins: some of the text before it may still be held back.
+    places: Vec<Place>,
     /// Tokens of each choice so far.
     generated: Vec<u32>,
     thought: Vec<u32>,
@@ -84,7 +84,7 @@ impl Events {
             kind,
             telling,
             prompts,
-            offsets: vec![0; choices],
+            places: vec![Place::default(); choices],
             generated: vec![0; choices],
             thought: vec![0; choices],
             cached: vec![0; choices],
@@ -130,7 +130,7 @@ impl Events {
     }
 
     fn first(&mut self, out: &mut Vec<u8>) {
-        for index in 0..self.offsets.len() {
+        for index in 0..self.places.len() {
             let Prompted { tokens, echo } = &self.prompts[index / self.telling.n];
             let ids = self.telling.token_ids.then_some(&tokens[..]);
             match self.kind {
@@ -159,7 +159,7 @@ impl Events {
                 }
                 Kind::Completion => {}
             }
-            self.offsets[index] = echo.as_ref().map_or(0, |echo| echo.chars().count());
+            self.places[index] = Place::after(echo.as_deref().unwrap_or_default());
         }
     }
 
@@ -180,9 +180,10 @@ impl Events {
     }
 
     fn piece(&mut self, out: &mut Vec<u8>, choice: usize, piece: Piece) {
-        let Piece { mut parts, mut token, end } = piece;
+        let Piece { mut parts, mut token, mut end } = piece;
         if self.telling.prompt_alone {
-            (parts, token) = (Vec::new(), None);
+            // What was computed is no answer, so nothing in it has ended one.
+            (parts, token, end) = (Vec::new(), None, end.map(|_| End::Length));
         }
         if !self.telling.reasoning {
             parts.retain(|part| !matches!(part, Part::Reasoning(_)));
@@ -227,7 +228,7 @@ impl Events {
         let delta = CompletionDelta {
             index: choice as u32,
             text: &text,
-            logprobs: if told.is_empty() { None } else { teller.completion(told, &mut self.offsets[choice]) },
+            logprobs: if told.is_empty() { None } else { teller.completion(told, &mut self.places[choice]) },
             finish_reason: end.map(|end| finish_reason(end, false)),
             stop_reason: end.and_then(stop_reason),
             prompt_token_ids: None,

@@ -2,11 +2,11 @@
 
 use super::ask::Telling;
 use super::asking::{keeps_tokens, token_bytes};
-use super::told::Teller;
+use super::told::{Place, Teller};
 use super::tools::call_id;
 use super::{FINGERPRINT, Head, Refusal, finish_reason, stop_reason, usage};
 use crate::budget::Reserved;
-use crate::error::Error;
+use crate::error::{self, Error};
 use crate::llm::Language;
 use crate::llm::answer::{End, Told};
 use crate::llm::gather::Gathered;
@@ -81,7 +81,8 @@ pub async fn collect<'a>(
         let answer = &mut answers[news.choice];
         let piece = news.piece?;
         piece.parts.into_iter().for_each(|part| answer.said.add(part));
-        reserved.add(if piece.token.is_some() { of_token } else { 0 })?;
+        let more = if piece.token.is_some() { of_token } else { 0 };
+        reserved.add(more).inspect_err(|error| gathered.fail(error))?;
         answer.told.extend(piece.token.filter(|_| keeps));
         answer.end = piece.end.or(answer.end.take());
         (answer.generated, answer.thought, answer.cached) = (news.generated, news.thought, news.cached);
@@ -90,7 +91,7 @@ pub async fn collect<'a>(
         }
     }
     if answers.iter().any(|answer| answer.end.is_none()) {
-        return Err(Error::Internal("an answer broke off".into()));
+        return Err(error::broke_off());
     }
     let prompt: usize = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
     let generated = if telling.prompt_alone { 0 } else { answers.iter().map(|answer| answer.generated).sum() };
@@ -146,8 +147,7 @@ impl Answered<'_> {
             prompt_logprobs: prompt.and_then(|prompt| self.teller.prompt(&prompt.tokens, logprobs)),
             prompt_token_ids: prompt.filter(|_| telling.token_ids).map(|prompt| &prompt.tokens[..]),
         };
-        serde_json::to_vec(&reply)
-            .map_err(|error| Error::Internal(format!("a reply cannot be written: {error}")).into())
+        serde_json::to_vec(&reply).map_err(|unwritten| error::unwritten(&unwritten).into())
     }
 
     fn called(&self, answer: &Whole) -> bool {
@@ -207,12 +207,12 @@ impl Answered<'_> {
     fn completion_choice(&self, index: usize, answer: &Whole) -> CompletionChoice {
         let telling = self.teller.telling;
         let Prompted { tokens, echo } = &self.prompts[index / telling.n];
-        let text = format!("{}{}", echo.as_deref().unwrap_or_default(), answer.said.text);
-        let echoed = echo.as_ref().map_or(0, |echo| echo.chars().count());
+        let echo = echo.as_deref().unwrap_or_default();
+        let text = format!("{echo}{}", answer.said.text);
         let logprobs = if telling.echoes_tokens {
-            self.teller.echoed((&tokens[..], &answer.prompt_logprobs[..]), echoed, &answer.told)
+            self.teller.echoed((&tokens[..], &answer.prompt_logprobs[..]), echo, &answer.told)
         } else {
-            self.teller.completion(&answer.told, &mut { echoed })
+            self.teller.completion(&answer.told, &mut Place::after(echo))
         };
         CompletionChoice {
             index: index as u32,

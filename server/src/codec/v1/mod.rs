@@ -6,7 +6,7 @@ mod value;
 use crate::dataplane::{Infer, Inferred};
 use crate::error::Error;
 use backends::tensor::{MISSING_TEXT, row_elements};
-use backends::{DataType, Parameter, Parameters, Signature, Tensor};
+use backends::{DataType, Parameter, Parameters, Platform, Signature, Tensor};
 use protocol::v1::{Cell, Instances, Numbers, V1Error};
 use protocol::write::{self, NotFinite};
 
@@ -25,12 +25,12 @@ impl From<V1Error> for Error {
 /// # Errors
 /// Says what is wrong and where.
 pub fn decode(body: &[u8], signature: &Signature) -> Result<Infer, Error> {
-    if signature.platform == "onnxruntime_onnx" {
+    if signature.platform == Platform::Onnx {
         return named::decode(body, signature);
     }
     let mut parameters = Parameters::new();
     // Of a frame, LightGBM's server hands the model the model's own columns; XGBoost's hands it the frame.
-    let columns = if signature.platform == "lightgbm" { &signature.feature_names[..] } else { &[] };
+    let columns = if signature.platform == Platform::LightGbm { &signature.feature_names[..] } else { &[] };
     let (field, instances) = protocol::v1::parse(body, columns)?;
     // Errors name what the client wrote, unless the model insists on its own names.
     let name = signature.inputs.first().filter(|_| signature.strict).map_or(field, |port| port.name.as_str());
@@ -43,17 +43,14 @@ pub fn decode(body: &[u8], signature: &Signature) -> Result<Infer, Error> {
             return Err(Error::Invalid(format!("{field}: no column is one of the model's, which are {known}")));
         }
         Instances::Frame(frame) => {
-            let content = if columns.is_empty() { "pd" } else { FILLED_FRAME };
+            // KServe picks and fills columns of frames of this protocol alone.
+            let content = if columns.is_empty() { "pd" } else { backends::tree::FILLED_FRAME };
             parameters.insert("content_type".into(), Parameter::String(content.into()));
             frame.into_iter().map(|(name, cells)| column(name, cells)).collect::<Result<_, _>>()?
         }
     };
     Ok(Infer { inputs, parameters, ..Infer::default() })
 }
-
-/// The `content_type` of a frame that may lack columns of the model. That of the protocol, `pd`, may not: KServe picks
-/// and fills columns of v1 frames alone.
-const FILLED_FRAME: &str = "pd; columns=model";
 
 /// Numbers as the model's own type where it is a 32-bit one, which is what the library would round them to.
 fn numbers(name: &str, shape: Vec<usize>, values: Numbers, signature: &Signature) -> Result<Tensor, Error> {
@@ -198,7 +195,7 @@ mod tests {
     use super::*;
     use backends::Port;
 
-    fn signature(datatype: DataType, platform: &str) -> Signature {
+    fn signature(datatype: DataType, platform: Platform) -> Signature {
         let port = Port {
             name: "x".into(),
             datatype,
@@ -209,10 +206,10 @@ mod tests {
             labels: Vec::new(),
         };
         let (inputs, feature_names) = (vec![port], vec!["a".into(), "b".into()]);
-        Signature { inputs, outputs: Vec::new(), strict: false, feature_names, platform: platform.into() }
+        Signature { inputs, outputs: Vec::new(), strict: false, feature_names, platform }
     }
 
-    fn decoded(list: &str, platform: &str) -> Result<Infer, String> {
+    fn decoded(list: &str, platform: Platform) -> Result<Infer, String> {
         let body = format!("{{\"instances\": [{list}]}}");
         decode(body.as_bytes(), &signature(DataType::Fp64, platform)).map_err(|error| error.message())
     }
@@ -220,7 +217,7 @@ mod tests {
     #[test]
     fn whole_numbers_and_lists_with_null_are_rounded_as_lightgbm_rounds_them() {
         let values = |list: &str| {
-            let request = decoded(list, "lightgbm").unwrap();
+            let request = decoded(list, Platform::LightGbm).unwrap();
             request.inputs[0].to_f64().unwrap().to_vec()
         };
         assert_eq!(values("[16777217, 16777219]"), [16_777_216.0, 16_777_220.0]);
@@ -228,14 +225,15 @@ mod tests {
         assert_eq!(values("[16777217.0, true], [null, 1]")[0], 16_777_216.0);
         // Straight to 32 bits: by way of 64 this would be rounded twice.
         assert_eq!(values("[9007199791611905, 0]")[0], 9_007_200_328_482_816.0);
-        let narrow = decode(br#"{"instances": [[9007199791611905]]}"#, &signature(DataType::Fp32, "xgboost")).unwrap();
+        let narrow =
+            decode(br#"{"instances": [[9007199791611905]]}"#, &signature(DataType::Fp32, Platform::Xgboost)).unwrap();
         assert_eq!(narrow.inputs[0].values::<f32>(), Some(&[9_007_200_328_482_816.0][..]));
     }
 
     /// What a graph is handed for its one input of rows of two.
     fn graph_input(datatype: DataType, list: &str) -> Result<Tensor, String> {
         let body = format!("{{\"instances\": [{list}]}}");
-        let request = decode(body.as_bytes(), &signature(datatype, "onnxruntime_onnx"));
+        let request = decode(body.as_bytes(), &signature(datatype, Platform::Onnx));
         request.map(|request| request.inputs[0].clone()).map_err(|error| error.message())
     }
 
@@ -293,7 +291,7 @@ mod tests {
         let error = graph_input(DataType::Int64, "{\"x\": [1, 2], \"x\": [3, 4]}").unwrap_err();
         assert_eq!(error, "'x' appears twice in the object that ends at byte 41");
         for body in [r#"{"inputs": {"x": [[1, 2]]}, "inputs": {}}"#, r#"{"inputs": [[1, 2]], "inputs": [[3, 4]]}"#] {
-            let error = decode(body.as_bytes(), &signature(DataType::Int64, "onnxruntime_onnx")).unwrap_err();
+            let error = decode(body.as_bytes(), &signature(DataType::Int64, Platform::Onnx)).unwrap_err();
             assert_eq!(error.message(), "\"inputs\" appears twice", "{body}");
         }
         let deep = format!("{{\"x\": {}}}", "[".repeat(200));
@@ -314,7 +312,7 @@ mod tests {
 
     #[test]
     fn what_a_column_of_text_lacks_is_missing() {
-        let column = |rows: &str| decoded(rows, "xgboost").map(|request| request.inputs[0].clone());
+        let column = |rows: &str| decoded(rows, Platform::Xgboost).map(|request| request.inputs[0].clone());
         for rows in [
             r#"{"a": "x"}, {"a": null}"#,
             r#"{"a": "x"}, {"a": NaN}"#,
@@ -333,13 +331,13 @@ mod tests {
     #[test]
     fn frames_are_picked_for_lightgbm_alone() {
         let content = |request: &Infer| request.parameters["content_type"].clone();
-        let picked = decoded(r#"{"b": {"0": 1}, "x": {"0": {}}}"#, "lightgbm").unwrap();
+        let picked = decoded(r#"{"b": {"0": 1}, "x": {"0": {}}}"#, Platform::LightGbm).unwrap();
         assert_eq!(picked.inputs.iter().map(Tensor::name).collect::<Vec<_>>(), ["b"]);
         assert_eq!(content(&picked), Parameter::String("pd; columns=model".into()));
-        let whole = decoded(r#"{"b": {"0": 1}, "x": {"0": 2}}"#, "xgboost").unwrap();
+        let whole = decoded(r#"{"b": {"0": 1}, "x": {"0": 2}}"#, Platform::Xgboost).unwrap();
         assert_eq!(whole.inputs.iter().map(Tensor::name).collect::<Vec<_>>(), ["b", "x"]);
         assert_eq!(content(&whole), Parameter::String("pd".into()));
-        let error = decoded(r#"{"x": 1}"#, "lightgbm").unwrap_err();
+        let error = decoded(r#"{"x": 1}"#, Platform::LightGbm).unwrap_err();
         assert!(error.contains("no column is one of the model's, which are a, b"), "{error}");
     }
 }

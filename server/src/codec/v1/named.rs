@@ -292,7 +292,7 @@ mod tests {
             outputs: Vec::new(),
             strict: true,
             feature_names: Vec::new(),
-            platform: "onnxruntime_onnx".into(),
+            platform: backends::Platform::Onnx,
         }
     }
 

@@ -1,33 +1,26 @@
-//! What is loaded: name and version to a servable, with the state of each.
-//!
-//! Readers take a snapshot and never wait. Loading happens on a blocking thread; the new version is swapped in when it
-//! is ready, and the old one lives until its last request is done. A load that fails leaves what served before.
+//! Models into service and out of it, one after the other, off the threads that answer.
 
-use crate::batcher;
-use crate::entry::{AWAITED, Entry, Snapshot, UNLOADED, Versions, ready, unavailable};
+use super::{Registry, Servable, State};
+use crate::entry::{Entry, UNLOADED};
 use crate::error::Error;
 use crate::index;
 use crate::llm::watch::Loading;
-use crate::probe::{Probe, Tried};
+use crate::probe::Tried;
 use crate::process;
-use crate::repository::{Found, Repository, Survey, Version};
+use crate::repository::{Found, Survey, Version};
 use crate::threads::blocking;
-use crate::worker::Workers;
-use arc_swap::ArcSwap;
+use crate::worker::APART;
 use backends::llm::progress::Calls;
 use backends::onnx::Place;
+use backends::settings::Isolation;
 use backends::{Format, LoadError, LoadOptions, Model, load};
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 use tokio::sync::Semaphore;
-
-pub use crate::entry::State;
-pub use crate::index::IndexEntry;
-pub use crate::servable::Servable;
 
 /// When a model is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,162 +31,13 @@ enum Moment {
     Later,
 }
 
-/// What is loaded.
-#[derive(Debug)]
-pub struct Registry {
-    repository: Repository,
-    /// Names that the one model of the repository answers to besides its own.
-    aliases: Vec<String>,
-    load_options: LoadOptions,
-    /// How models are tried before they are loaded.
-    probe: Option<Probe>,
-    /// What those have that are computed in a process of their own; without it there are none.
-    workers: Option<Workers>,
-    batching: batcher::Options,
-    models: ArcSwap<Snapshot>,
-    /// Held while the snapshot is replaced.
-    writing: Mutex<()>,
-    /// Held while a model is loaded or unloaded: management requests take turns.
-    managing: tokio::sync::Mutex<()>,
-    /// Is it known which models there are? Before that, none is known not to be.
-    surveyed: AtomicBool,
-}
-
 impl Registry {
-    /// Nothing is loaded yet.
-    pub fn new(repository: Repository, load_options: LoadOptions, batching: batcher::Options) -> Self {
-        Registry {
-            repository,
-            aliases: Vec::new(),
-            load_options,
-            probe: None,
-            workers: None,
-            batching,
-            models: ArcSwap::default(),
-            writing: Mutex::new(()),
-            managing: tokio::sync::Mutex::new(()),
-            surveyed: AtomicBool::new(false),
-        }
-    }
-
-    /// The same, where the one model of the repository answers to these names, too. It is kept, and told of, under its
-    /// own.
-    #[must_use]
-    pub fn with_aliases(self, aliases: Vec<String>) -> Self {
-        Registry { aliases, ..self }
-    }
-
-    /// The same, where models are tried before they are loaded.
-    #[must_use]
-    pub fn with_probe(self, probe: Option<Probe>) -> Self {
-        Registry { probe, ..self }
-    }
-
-    /// The same, where models may be computed in processes of their own.
-    #[must_use]
-    pub fn with_workers(self, workers: Workers) -> Self {
-        Registry { workers: Some(workers), ..self }
-    }
-
-    /// Where models come from.
-    pub fn repository(&self) -> &Repository {
-        &self.repository
-    }
-
-    /// Names that the model of this name answers to besides it.
-    pub fn aliases(&self, name: &str) -> &[String] {
-        if self.repository.single() == Some(name) { &self.aliases } else { &[] }
-    }
-
-    /// Bounds of requests.
-    pub fn limits(&self) -> &backends::Limits {
-        &self.load_options.limits
-    }
-
-    /// The servable of a name, and of a version where one is asked for; the latest ready one where not.
-    ///
-    /// # Errors
-    /// Unknown model or version, or one that is not ready.
-    pub fn get(&self, name: &str, version: Option<&str>) -> Result<Arc<Servable>, Error> {
-        let models = self.models.load();
-        let versions = self.versions(&models, name).ok_or_else(|| self.absent(name))?;
-        let Some(version) = version.filter(|v| !v.is_empty()) else {
-            // An older version is another model: it does not answer in the place of one that cannot for a while.
-            let latest = versions.values().rev().find_map(Entry::servable);
-            return latest.ok_or_else(|| unavailable(name, versions.values())).and_then(ready);
-        };
-        let number = crate::repository::parse_version(version)
-            .ok_or_else(|| Error::Invalid(format!("version '{version}' is not a positive whole number")))?;
-        let entry = versions.get(&number).ok_or_else(|| Error::UnknownVersion(name.into(), version.into()))?;
-        entry.servable().ok_or_else(|| unavailable(name, [entry])).and_then(ready)
-    }
-
-    /// What is said of a model of which nothing is known.
-    fn absent(&self, name: &str) -> Error {
-        let surveyed = self.surveyed.load(Ordering::Acquire);
-        if surveyed { Error::UnknownModel(name.into()) } else { Error::NotReady(name.into()) }
-    }
-
-    /// Versions of a model that are ready.
-    pub fn ready_versions(&self, name: &str) -> Vec<Version> {
-        let models = self.models.load();
-        let answers = |entry: &Entry| entry.servable().is_some_and(|servable| servable.is_ready());
-        let ready = |(version, entry): (&Version, &Entry)| answers(entry).then_some(*version);
-        self.versions(&models, name).map(|versions| versions.iter().filter_map(ready).collect()).unwrap_or_default()
-    }
-
-    /// The versions of a model by its name, or by another one that it answers to.
-    fn versions<'a>(&self, models: &'a Snapshot, name: &str) -> Option<&'a Versions> {
-        let aliased = || self.repository.single().filter(|_| self.aliases.iter().any(|alias| alias == name));
-        models.get(name).or_else(|| models.get(aliased()?))
-    }
-
-    /// Names of all models, whatever their state; those that were unloaded are not among them.
-    pub fn names(&self) -> Vec<String> {
-        let models = self.models.load();
-        let present = models.iter().filter(|(_, versions)| !index::is_unloaded(versions));
-        present.map(|(name, _)| name.clone()).collect()
-    }
-
-    /// Every servable that is ready.
-    pub fn servables(&self) -> Vec<Arc<Servable>> {
-        let models = self.models.load();
-        models.values().flat_map(BTreeMap::values).filter_map(Entry::servable).collect()
-    }
-
-    /// Can the server take requests? A model that failed stops nobody from using the others: it makes the server
-    /// unready only when it is the one that was asked for, or when no model is left that serves.
-    pub fn ready(&self) -> bool {
-        let models = self.models.load();
-        let (mut ready, mut failed) = (0, 0);
-        for entry in models.values().flat_map(BTreeMap::values) {
-            match entry.state {
-                State::Ready(ref servable) if servable.is_ready() => ready += 1,
-                State::Ready(_) => failed += 1,
-                State::Unavailable(_) if entry.is_unloaded() => {}
-                State::Unavailable(_) => failed += 1,
-                State::Loading => {}
-            }
-        }
-        failed == 0 || ready > 0
-    }
-
-    /// Everything that is loaded or lies in the repository.
-    ///
-    /// # Errors
-    /// The repository cannot be read.
-    pub fn index(&self) -> Result<Vec<IndexEntry>, Error> {
-        let found = self.repository.exists().then(|| self.repository.list()).transpose();
-        let found = found.map_err(|e| Error::Internal(e.to_string()))?;
-        Ok(index::entries(&self.models.load(), found))
-    }
-
     /// Loads every model of the repository (or only those named), several at a time. Failures are states, not errors.
     ///
     /// # Errors
     /// The repository cannot be read.
     pub async fn load_all(self: &Arc<Self>, only: Option<&[String]>) -> Result<(), LoadError> {
-        let _managing = self.managing.lock().await;
+        let managing = Arc::new(self.managing.clone().lock_owned().await);
         let mut tasks = tokio::task::JoinSet::new();
         let (registry, wanted) = (self.clone(), only.map(<[String]>::to_vec));
         let surveyed = blocking(move || registry.survey(wanted.as_deref())).await;
@@ -202,8 +46,9 @@ impl Registry {
         let permits = Arc::new(Semaphore::new(self.load_options.pool.current_num_threads()));
         for (name, found) in models {
             let (registry, permit) = (self.clone(), permits.clone().acquire_owned().await);
+            let turn = managing.clone();
             tasks.spawn_blocking(move || {
-                let _permit = permit;
+                let _held = (permit, turn);
                 registry.load_found(&name, &found, Moment::Start)
             });
         }
@@ -252,41 +97,60 @@ impl Registry {
         self.surveyed.store(true, Ordering::Release);
     }
 
-    /// Tells of the one model that is served that it is waited for, as long as nothing else is known of it.
-    pub fn set_awaited(&self, awaited: bool) {
-        let Some(name) = self.repository.single() else { return };
-        self.update(|models| {
-            let unknown = models.get(name).is_none_or(|versions| versions.values().all(Entry::is_awaited));
-            match awaited {
-                true if unknown => {
-                    let versions = [(1, State::Unavailable(AWAITED.into()).into())];
-                    models.insert(name.into(), versions.into());
-                }
-                false if unknown => drop(models.remove(name)),
-                _ => {}
-            }
-        });
-    }
-
     /// Loads (or loads again) one model.
     ///
     /// # Errors
     /// It does not exist, or cannot be loaded; what served before serves on.
     pub async fn load(self: &Arc<Self>, name: &str) -> Result<(), Error> {
-        let _managing = self.managing.lock().await;
+        let managing = self.managing.clone().lock_owned().await;
         let (registry, name) = (self.clone(), name.to_owned());
-        let loading = tokio::task::spawn_blocking(move || {
+        let loading = blocking(move || {
+            let _managing = managing;
             let found = match registry.repository.find(&name) {
                 Ok(Some(found)) => found,
                 // What is waited for is neither missing nor broken.
-                _ if registry.is_awaited(&name) || !registry.repository.exists() => return Err(Error::NotReady(name)),
-                Ok(None) => return Err(Error::NothingToLoad(name)),
+                _ if registry.is_awaited(&name) => return Err(Error::NotReady(name)),
+                _ if !registry.repository.exists() => return Err(registry.without_repository(&name)),
+                Ok(None) => return Err(registry.nothing_called(&name)),
                 Err(error) => return Err(Error::Internal(error.to_string())),
             };
             let loaded = registry.load_found(&name, &found, Moment::Later);
             loaded.map_err(|e| Error::LoadFailed(format!("failed to load '{name}': {}", registry.relative(&e))))
         });
-        loading.await.unwrap_or_else(|e| Err(Error::Internal(e.to_string())))
+        loading.await.unwrap_or_else(|panic| Err(Error::Internal(panic)))
+    }
+
+    /// What is said of a model where the repository itself is gone. Clients are not told where that lay.
+    fn without_repository(&self, name: &str) -> Error {
+        // Before anybody has looked, the repository is waited for.
+        if !self.surveyed.load(Ordering::Acquire) {
+            return Error::NotReady(name.into());
+        }
+        let (root, one) = (self.repository.root(), self.repository.single().is_some());
+        let what = if one { "the model's directory or file" } else { "the model repository" };
+        let error = LoadError::new(root, format!("{what} is not there"));
+        self.not_found(name, error.with_detail(root.display().to_string()))
+    }
+
+    /// What is said of a name that the repository has no model of.
+    fn nothing_called(&self, name: &str) -> Error {
+        match self.repository.passed_over(name) {
+            Some(error) => self.not_found(name, error),
+            None => Error::NothingToLoad(name.into()),
+        }
+    }
+
+    /// What serves on tells why in the index, too. Of other names, which may be a client's own, nothing is kept.
+    fn not_found(&self, name: &str, error: LoadError) -> Error {
+        let reason = self.relative(&error);
+        let serving = self.models.load().get(name).and_then(|versions| {
+            versions.iter().rev().find_map(|(version, entry)| entry.is_ready().then_some(*version))
+        });
+        match serving {
+            Some(version) => drop(self.failed(name, version, error)),
+            None => tracing::error!(reason = %format!("{reason}{}", error.aside()), "a model cannot be loaded"),
+        }
+        Error::LoadFailed(format!("failed to load '{name}': {reason}"))
     }
 
     /// Takes a model out of service; requests that run finish.
@@ -304,7 +168,7 @@ impl Registry {
     }
 
     async fn take_out(self: &Arc<Self>, name: &str, reason: &'static str) -> Result<(), Error> {
-        let _managing = self.managing.lock().await;
+        let managing = self.managing.clone().lock_owned().await;
         let (mut known, mut unloaded, served) = (false, Vec::<Version>::new(), self.serves());
         self.update(|models| {
             let Some(versions) = models.get_mut(name) else { return };
@@ -322,7 +186,11 @@ impl Registry {
             tracing::warn!("no model serves any more");
         }
         let registry = self.clone();
-        let forgotten = blocking(move || registry.forget_gone()).await;
+        let forgotten = blocking(move || {
+            let _managing = managing;
+            registry.forget_gone();
+        });
+        let forgotten = forgotten.await;
         match known {
             true => forgotten.map_err(Error::Internal),
             false => Err(Error::UnknownModel(name.into())),
@@ -360,6 +228,7 @@ impl Registry {
             }
         }
         if result.is_ok() {
+            self.repository.take(found);
             // Only now: as long as something failed, what served before serves on.
             let mut replaced = Vec::<Version>::new();
             self.update(|models| {
@@ -400,6 +269,7 @@ impl Registry {
                 let (ms, bytes) = (start.elapsed().as_millis() as u64, servable.bytes);
                 let device = servable.device();
                 tracing::info!(model = name, version, ms, bytes, device, "model ready");
+                self.living.begin(&servable);
                 self.set(name, version, State::Ready(Arc::new(servable)));
                 Ok(())
             }
@@ -452,8 +322,13 @@ impl Registry {
         drop(watch);
         tried.check()?;
         if let Model::Predictor(predictor) = &model {
+            let apart = settings.onnx.isolation.unwrap_or(options.onnx.isolation) == Isolation::Always;
             for note in predictor.profile().notes {
-                tracing::warn!(model = name, version, "{note}");
+                // What was asked for is no warning.
+                match apart && note == APART {
+                    true => tracing::info!(model = name, version, "{note}"),
+                    false => tracing::warn!(model = name, version, "{note}"),
+                }
             }
         }
         Servable::new((name, version), model, settings, &self.batching)
@@ -467,26 +342,5 @@ impl Registry {
             options.onnx.place = Place::Elsewhere(Arc::new(workers.of(model)));
         }
         options
-    }
-
-    fn is_awaited(&self, name: &str) -> bool {
-        self.models.load().get(name).is_some_and(|versions| versions.values().any(Entry::is_awaited))
-    }
-
-    fn state(&self, name: &str, version: Version) -> Option<State> {
-        self.models.load().get(name).and_then(|versions| versions.get(&version)).map(|entry| entry.state.clone())
-    }
-
-    fn set(&self, name: &str, version: Version, state: State) {
-        self.update(|models| {
-            models.entry(name.into()).or_default().insert(version, state.into());
-        });
-    }
-
-    fn update(&self, change: impl FnOnce(&mut Snapshot)) {
-        let _writing = self.writing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let mut models = Snapshot::clone(&self.models.load());
-        change(&mut models);
-        self.models.store(Arc::new(models));
     }
 }
