@@ -181,7 +181,7 @@ const NO_MODEL: &str = "no model file: expected one XGBoost (.json, .ubj, .bst, 
                         (.onnx) file, or a language model (config.json with its weights, or .gguf)";
 
 /// Files that lie beside a model and are none.
-const COMPANIONS: [&str; 3] = ["model.toml", "config.pbtxt", "expected.json"];
+const COMPANIONS: [&str; 3] = [settings::FILES[0], settings::FILES[1], "expected.json"];
 
 /// Files that lie beside the `config.json` of a language model, and are its parts.
 const PARTS: [&str; 7] = [

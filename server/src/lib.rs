@@ -9,6 +9,7 @@ mod batch;
 pub mod batcher;
 pub mod budget;
 pub mod check;
+mod child;
 pub mod classify;
 pub mod cli;
 mod clock;

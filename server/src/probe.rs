@@ -11,37 +11,28 @@
 //! has had too much of a processor. Files that change while they are tried are tried again, so that none is loaded that
 //! was not.
 
-use crate::config::libraries::own_child;
-use crate::process::{PAGE, Process, available_bytes};
+use crate::child::{self, Running, Stopped, XCPU, how};
+use crate::process::{Process, available_bytes};
 use crate::repository::Found;
 use crate::stamp::Stamps;
-use crate::threads;
 use backends::llm::LanguageOptions;
 use backends::onnx::{OnnxOptions, Place, external_files};
-use backends::settings::{Isolation, Onnx};
+use backends::settings::{self, Isolation, Onnx};
 use backends::{Artifact, Conventions, Format, Limits, LoadError, LoadOptions, load};
-use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
+use rustix::process::Resource;
 use serde::{Deserialize, Serialize};
-use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitCode, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::process::{ExitCode, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// The word that makes the server's binary a child that loads a model and says how it went.
 pub const COMMAND: &str = "__probe";
 
 /// Between two looks at the child.
 const PERIOD: Duration = Duration::from_millis(5);
-/// What is kept of the child's words.
-const WORDS: usize = 64 << 10;
-/// How long the last words of a process are waited for that has ended.
-const PATIENCE: Duration = Duration::from_millis(500);
-/// Of the child's last words, what goes into a reason.
-const LAST_WORDS: usize = 300;
 /// A child may always have as much, so that small models are not refused for what others hold.
 const LEAST: u64 = 256 << 20;
 /// Address space that a child has besides the memory that it may touch: libraries, stacks, what allocators reserve.
@@ -122,8 +113,7 @@ impl Probe {
         for _ in 0..TRIES {
             let mut stamps = Stamps::default();
             // Settings are read when the model is opened, here and in the child.
-            stamps.add(found.root.join("model.toml"));
-            stamps.add(found.root.join("config.pbtxt"));
+            settings::FILES.iter().for_each(|file| stamps.add(found.root.join(file)));
             let artifact = found.open(name, directory)?;
             if artifact.format() != Format::Onnx {
                 return Ok(Tried::unneeded(artifact));
@@ -154,44 +144,30 @@ impl Probe {
     }
 
     fn ask(&self, task: &Task) -> Result<Outcome, String> {
-        let mut child = spawn().map_err(|e| format!("the process that was to load it first cannot be started: {e}"))?;
-        let memory = task.memory;
-        let task = serde_json::to_vec(task).map_err(|e| e.to_string())?;
-        // One that ended before it read this is told by how it ended.
-        let _ = child.stdin.take().map(|mut stdin| stdin.write_all(&task));
-        let (words, complaints) = (listen(child.stdout.take()), listen(child.stderr.take()));
-        let status = self.wait(&mut child, memory);
-        // Pipes of a child that was ended are closed, too.
-        let (words, complaints) = (words.words(), complaints.words());
-        let status = status?;
-        match serde_json::from_str(words.lines().last().unwrap_or_default()) {
-            Ok(outcome) if status.success() => Ok(outcome),
-            _ => Err(format!("loading it first in a process of its own ended that with {}", how(status, &complaints))),
-        }
+        let child = Running::start(COMMAND, Stdio::piped(), Stdio::piped());
+        let mut child = child.map_err(|e| format!("the process that was to load it first cannot be started: {e}"))?;
+        child.tell(&serde_json::to_vec(task).map_err(|e| e.to_string())?);
+        let status = child.wait(task.memory, self.timeout, PERIOD).map_err(|stopped| self.too_much(&stopped, task))?;
+        let end = match serde_json::from_str(child.output.words().lines().last().unwrap_or_default()) {
+            Ok(outcome) if status.success() => return Ok(outcome),
+            _ if status.signal() == Some(XCPU) => {
+                format!("SIGXCPU ({XCPU}): it had more of the processor than --probe-timeout lets it have")
+            }
+            _ => how(status, &child.complaints.words()),
+        };
+        Err(format!("loading it first in a process of its own ended that with {end}"))
     }
 
-    /// Waits until the child ends, or has had too much of something.
-    fn wait(&self, child: &mut Child, memory: u64) -> Result<ExitStatus, String> {
-        let start = Instant::now();
-        loop {
-            if let Some(status) = child.try_wait().map_err(|e| e.to_string())? {
-                return Ok(status);
+    /// Why a child was ended.
+    fn too_much(&self, stopped: &Stopped, task: &Task) -> String {
+        let too_much = match stopped {
+            Stopped::Memory(held) => {
+                format!("took {} MiB of memory; {} were to be had (--probe-memory)", held >> 20, task.memory >> 20)
             }
-            let held = resident(child.id());
-            let too_much = if held > memory {
-                Some(format!("took {} MiB of memory; {} were to be had (--probe-memory)", held >> 20, memory >> 20))
-            } else if start.elapsed() > self.timeout {
-                Some(format!("took more than {} s (--probe-timeout)", self.timeout.as_secs_f64()))
-            } else {
-                None
-            };
-            if let Some(too_much) = too_much {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(format!("loading it first in a process of its own {too_much}"));
-            }
-            std::thread::sleep(PERIOD);
-        }
+            Stopped::Time => format!("took more than {} s (--probe-timeout)", self.timeout.as_secs_f64()),
+            Stopped::Unknown(error) => return error.to_string(),
+        };
+        format!("loading it first in a process of its own {too_much}")
     }
 }
 
@@ -214,75 +190,6 @@ fn left(machine: u64) -> u64 {
     available_bytes().map_or(granted, |available| granted.min(available / 10 * 9)).max(LEAST)
 }
 
-fn spawn() -> std::io::Result<Child> {
-    let mut command = own_child(COMMAND)?;
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
-}
-
-/// What comes out of a pipe, as long as it is open.
-pub(crate) struct Ear {
-    thread: Option<JoinHandle<()>>,
-    heard: Arc<Mutex<Vec<u8>>>,
-}
-
-/// Keeps what comes, up to a bound, and passes over the rest so that nobody waits.
-pub(crate) fn listen<R: Read + Send + 'static>(pipe: Option<R>) -> Ear {
-    let heard = Arc::new(Mutex::new(Vec::new()));
-    let kept = heard.clone();
-    let hear = move |mut pipe: R| {
-        let mut bytes = [0; 4096];
-        while let Ok(count @ 1..) = pipe.read(&mut bytes) {
-            let mut kept = kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            let room = WORDS - kept.len();
-            kept.extend_from_slice(&bytes[..count.min(room)]);
-        }
-    };
-    let thread = pipe.and_then(|pipe| threads::spawn("probe", move || hear(pipe)).ok());
-    Ear { thread, heard }
-}
-
-impl Ear {
-    /// All that was heard, once the pipe is closed; of a process that has ended while others hold it open, what was heard
-    /// until then.
-    pub(crate) fn words(&self) -> String {
-        let start = Instant::now();
-        while self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) && start.elapsed() < PATIENCE {
-            std::thread::sleep(PERIOD);
-        }
-        let heard = self.heard.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        String::from_utf8_lossy(&heard).into_owned()
-    }
-}
-
-/// The signal of a process that had too much of a processor.
-const XCPU: i32 = 24;
-
-/// How a process ended, and its last words.
-pub(crate) fn how(status: ExitStatus, complaints: &str) -> String {
-    let end = match status.signal() {
-        Some(signal) => {
-            let names = [(4, "SIGILL"), (6, "SIGABRT"), (7, "SIGBUS"), (8, "SIGFPE"), (9, "SIGKILL"), (11, "SIGSEGV")];
-            if signal == XCPU {
-                return format!("SIGXCPU ({signal}): it had more of the processor than --probe-timeout lets it have");
-            }
-            let name = names.iter().find(|(number, _)| *number == signal).map_or("a signal", |(_, name)| name);
-            format!("{name} ({signal})")
-        }
-        None => format!("exit code {}", status.code().unwrap_or_default()),
-    };
-    match complaints.lines().map(str::trim).rfind(|line| !line.is_empty()) {
-        Some(line) => format!("{end}: {}", line.chars().take(LAST_WORDS).collect::<String>()),
-        None => end,
-    }
-}
-
-/// Bytes of a process that lie in memory; 0 where that cannot be told.
-pub(crate) fn resident(process: u32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{process}/statm")).unwrap_or_default();
-    let pages = text.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
-    pages.unwrap_or(0).saturating_mul(PAGE)
-}
-
 /// Threads that compute while a graph is loaded: one, unless it is to have some of its own, or a provider has.
 fn computing(onnx: &Onnx) -> u64 {
     let own = onnx.intra_op_threads.is_some() || onnx.inter_op_threads.is_some() || !onnx.providers.is_empty();
@@ -293,15 +200,9 @@ fn computing(onnx: &Onnx) -> u64 {
 /// What the child does: nothing of this touches sockets or threads of a server.
 #[must_use]
 pub fn child() -> ExitCode {
-    let mut text = String::new();
-    let read = std::io::stdin().take(WORDS as u64).read_to_string(&mut text);
-    let task = read.map_err(|e| e.to_string()).and_then(|_| serde_json::from_str(&text).map_err(|e| e.to_string()));
-    let outcome = match task {
+    let outcome = match child::task::<Task>() {
         Ok(task) => attempt(&task),
-        Err(error) => {
-            eprintln!("{COMMAND} is the server's own, and reads its task from standard input: {error}");
-            return ExitCode::from(2);
-        }
+        Err(error) => return child::no_task(COMMAND, "standard input", error),
     };
     match serde_json::to_string(&outcome) {
         Ok(line) => println!("{line}"),
@@ -312,23 +213,18 @@ pub fn child() -> ExitCode {
 
 fn attempt(task: &Task) -> Outcome {
     let refused = |LoadError { file, reason, detail, .. }: LoadError| Outcome::Refused { file, reason, detail };
-    // Where a limit cannot be set, the parent's looks are all there is.
-    let _ = set_parent_process_death_signal(Some(Signal::KILL));
-    let limit = |bytes: u64| Rlimit { current: Some(bytes), maximum: Some(bytes) };
-    let _ = setrlimit(Resource::Core, limit(0));
-    // Where memory runs out, it is this process that has to go, and not the server.
-    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+    child::end_with_parent();
+    child::be_expendable();
     let artifact = match Artifact::open_file(&task.root, &task.directory, task.file.as_deref()) {
         Ok(artifact) => artifact,
         Err(error) => return refused(error),
     };
-    // The kernel asks before it kills, so that the end can be told from others.
     let seconds = task.seconds.saturating_mul(computing(&artifact.settings().onnx));
-    let time = Rlimit { current: Some(seconds), maximum: Some(seconds.saturating_add(SPARE)) };
-    let _ = setrlimit(Resource::Cpu, time);
+    child::limit(Resource::Cpu, seconds, seconds.saturating_add(SPARE));
     // Drivers of GPUs reserve far more addresses than there is memory.
     if !artifact.settings().onnx.providers.iter().any(|provider| provider.kind.is_gpu()) {
-        let _ = setrlimit(Resource::As, limit(task.memory.saturating_add(SPACE)));
+        let bytes = task.memory.saturating_add(SPACE);
+        child::limit(Resource::As, bytes, bytes);
     }
     let pool = match rayon::ThreadPoolBuilder::new().num_threads(1).build() {
         Ok(pool) => Arc::new(pool),

@@ -201,18 +201,21 @@ impl Settings {
     }
 }
 
+/// Files of settings, at a model's root; of these a model has one at most.
+pub const FILES: [&str; 2] = ["model.toml", "config.pbtxt"];
+
 /// Reads the settings of a model; without a file all are as they are.
 ///
 /// # Errors
 /// Both files are there, or one cannot be read.
 pub fn read(root: &Path) -> Result<Settings, LoadError> {
-    let (toml, pbtxt) = (root.join("model.toml"), root.join("config.pbtxt"));
+    let [toml, pbtxt] = FILES.map(|file| root.join(file));
     let (file, settings) = match (text(&toml)?, text(&pbtxt)?) {
         (None, None) => return Ok(Settings::default()),
         (Some(text), None) => (toml, model_toml::read(&text)),
         (None, Some(text)) => (pbtxt, triton::read(&text, root)),
         (Some(_), Some(_)) => {
-            return Err(LoadError::new(root, "has model.toml and config.pbtxt; one of them is expected"));
+            return Err(LoadError::new(root, format!("has {}; one of them is expected", FILES.join(" and "))));
         }
     };
     let checked = settings.and_then(|settings| settings.versions.check().map(|()| settings));

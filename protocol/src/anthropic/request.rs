@@ -385,14 +385,15 @@ const EFFORTS: &[(&str, ReasoningEffort)] = &[
 
 /// `output_config`, and `output_format`, which was its name for the format.
 fn output(fields: &mut Fields<'_>) -> Result<(Option<ReasoningEffort>, Option<Constraint>)> {
-    let old = fields.opt("output_format", |f| format(&f))?;
+    let old = fields.opt("output_format", |f| format(&f, "output_format"))?;
     let Some(field) = fields.take("output_config") else { return Ok((None, old)) };
     let mut fields = field.object()?;
     let effort = fields.opt("effort", |f| f.choice(EFFORTS))?;
-    Ok((effort, fields.opt("format", |f| format(&f))?.or(old)))
+    Ok((effort, fields.opt("format", |f| format(&f, "output_config.format"))?.or(old)))
 }
 
-fn format(field: &Field<'_>) -> Result<Constraint> {
+/// Errors call it `name`.
+fn format(field: &Field<'_>, name: &'static str) -> Result<Constraint> {
     field.bounded()?;
     let mut fields = field.object()?;
     fields.require("type")?.choice(&[("json_schema", ())])?;
@@ -400,12 +401,7 @@ fn format(field: &Field<'_>) -> Result<Constraint> {
     if schema.kind()? != Kind::Object {
         return Err(schema.wrong_type("an object"));
     }
-    Ok(Constraint::JsonSchema {
-        name: Some("output_format".to_owned()),
-        description: None,
-        schema: schema.unbounded_value()?,
-        strict: true,
-    })
+    Ok(Constraint::JsonSchema { schema: schema.unbounded_value()?, field: name })
 }
 
 #[cfg(test)]

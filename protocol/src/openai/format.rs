@@ -15,14 +15,10 @@ pub enum Constraint {
     JsonObject,
     /// JSON that a schema describes.
     JsonSchema {
-        /// The client's name for it.
-        name: Option<String>,
-        /// What it is for, in words.
-        description: Option<String>,
         /// The schema.
         schema: Value,
-        /// Did the client ask for it to be followed to the letter?
-        strict: bool,
+        /// The field that it came in.
+        field: &'static str,
     },
     /// Text that a regular expression matches.
     Regex(String),
@@ -89,14 +85,13 @@ fn response_format(field: &Field<'_>, notices: &mut Notices) -> Result<Option<Co
 
 fn json_schema(field: &Field<'_>, notices: &mut Notices) -> Result<Constraint> {
     let mut fields = field.object()?;
-    let constraint = Constraint::JsonSchema {
-        name: Some(fields.require("name")?.string(limits::NAME_BYTES)?),
-        description: fields.opt("description", |f| f.string(limits::CONSTRAINT_BYTES))?,
-        schema: schema(&fields.require("schema")?)?,
-        strict: fields.flag("strict", false)?,
-    };
+    // Answers keep to a schema whatever it is called and is for, and to the letter in any case.
+    fields.require("name")?.string(limits::NAME_BYTES)?;
+    fields.opt("description", |f| f.string(limits::CONSTRAINT_BYTES))?;
+    fields.flag("strict", false)?;
+    let schema = schema(&fields.require("schema")?)?;
     notices.unknown(fields);
-    Ok(constraint)
+    Ok(Constraint::JsonSchema { schema, field: "response_format" })
 }
 
 fn schema(field: &Field<'_>) -> Result<Value> {
@@ -161,7 +156,7 @@ fn json(field: &Field<'_>) -> Result<Constraint> {
         }
         _ => return Err(field.wrong_type("one of an object or a string")),
     };
-    Ok(Constraint::JsonSchema { name: None, description: None, schema, strict: false })
+    Ok(Constraint::JsonSchema { schema, field: "structured_outputs" })
 }
 
 fn choice(field: &Field<'_>) -> Result<Vec<String>> {

@@ -158,18 +158,13 @@ fn fields_that_contradict_each_other_are_refused() {
 #[test]
 fn constraints_are_read() {
     let schema = json!({"type": "object"});
-    let json_schema = |name: Option<&str>, strict| Constraint::JsonSchema {
-        name: name.map(str::to_owned),
-        description: None,
-        schema: schema.clone(),
-        strict,
-    };
+    let json_schema = |field| Some(Constraint::JsonSchema { schema: schema.clone(), field });
     let named = json!({"type": "json_schema", "json_schema": {"name": "a", "schema": schema, "strict": true}});
     let table = [
-        (json!({"response_format": named}), Some(json_schema(Some("a"), true))),
+        (json!({"response_format": named}), json_schema("response_format")),
         (json!({"response_format": {"type": "text"}}), None),
-        (json!({"structured_outputs": {"json": schema}}), Some(json_schema(None, false))),
-        (json!({"structured_outputs": {"json": schema.to_string()}}), Some(json_schema(None, false))),
+        (json!({"structured_outputs": {"json": schema}}), json_schema("structured_outputs")),
+        (json!({"structured_outputs": {"json": schema.to_string()}}), json_schema("structured_outputs")),
         (json!({"structured_outputs": {"json_object": true}}), Some(Constraint::JsonObject)),
         (json!({"structured_outputs": {"json_object": false}}), None),
         (json!({"structured_outputs": {"choice": ["a"]}}), Some(Constraint::Choice(vec!["a".into()]))),

@@ -10,15 +10,14 @@
 //! What the compiler says of the form, the server finds out when it compiles it for the model's vocabulary: the child
 //! only shows that this ends, and fits the stack that it is done on.
 
-use crate::config::libraries::own_child;
+use crate::child::{self, Running, Stopped, XCPU};
 use crate::error::Error;
-use crate::{probe, threads};
+use crate::threads;
 use backends::llm::grammar::{Form, Outline};
-use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
-use std::io::{Read, Write};
+use rustix::process::{Resource, Signal};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ExitCode, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{ExitCode, ExitStatus, Stdio};
+use std::time::Duration;
 
 /// The word that makes the server's binary a child that compiles a form.
 pub const COMMAND: &str = "__form";
@@ -43,8 +42,6 @@ const SPACE: u64 = 4 << 30;
 const OVERFLOW: &str = "has overflowed its stack";
 /// What it says when there is no memory.
 const NO_MEMORY: &str = "memory allocation of";
-/// The signal of a process that had too much of a processor.
-const XCPU: i32 = Signal::XCPU.as_raw();
 /// Those by which others end one: a user, the kernel for want of memory, whoever stops the server.
 const OTHERS: [i32; 4] = [Signal::HUP.as_raw(), Signal::INT.as_raw(), Signal::KILL.as_raw(), Signal::TERM.as_raw()];
 
@@ -61,40 +58,15 @@ pub(super) fn task(form: &Form, outline: &Outline) -> Result<Vec<u8>, Error> {
 /// # Errors
 /// [`Error::Invalid`] says what it takes too much of; [`Error::Internal`] where no child can be had.
 pub(super) fn attempt(task: &[u8]) -> Result<(), Error> {
-    let start = Instant::now();
-    let mut child = spawn().map_err(|e| Error::Internal(format!("no process to compile a form in: {e}")))?;
-    // One that ended before it read this is told by how it ended.
-    let _ = child.stdin.take().map(|mut stdin| stdin.write_all(task));
-    let words = probe::listen(child.stderr.take());
-    let status = wait(&mut child, start).inspect_err(|_| {
-        let _ = child.kill();
-        let _ = child.wait();
+    let child = Running::start(COMMAND, Stdio::piped(), Stdio::null());
+    let mut child = child.map_err(|e| Error::Internal(format!("no process to compile a form in: {e}")))?;
+    child.tell(task);
+    let status = child.wait(MEMORY, LONGEST, PERIOD).map_err(|stopped| match stopped {
+        Stopped::Memory(_) => too_large(),
+        Stopped::Time => Error::Overloaded("too busy to compile schemas and grammars; try again later".into()),
+        Stopped::Unknown(error) => Error::Internal(error.to_string()),
     })?;
-    if status.success() {
-        return Ok(());
-    }
-    Err(reason(status, &words.words()))
-}
-
-fn spawn() -> std::io::Result<Child> {
-    let mut command = own_child(COMMAND)?;
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()
-}
-
-/// Waits until the child ends, or has had too much of something.
-fn wait(child: &mut Child, start: Instant) -> Result<ExitStatus, Error> {
-    loop {
-        if let Some(status) = child.try_wait().map_err(|error| Error::Internal(error.to_string()))? {
-            return Ok(status);
-        }
-        if probe::resident(child.id()) > MEMORY {
-            return Err(too_large());
-        }
-        if start.elapsed() > LONGEST {
-            return Err(Error::Overloaded("too busy to compile schemas and grammars; try again later".into()));
-        }
-        std::thread::sleep(PERIOD);
-    }
+    if status.success() { Ok(()) } else { Err(reason(status, &child.complaints.words())) }
 }
 
 fn too_long() -> Error {
@@ -125,32 +97,20 @@ fn reason(status: ExitStatus, words: &str) -> Error {
 /// What the child does: nothing of this touches sockets or threads of a server.
 #[must_use]
 pub fn child() -> ExitCode {
-    // Where a limit cannot be set, the parent's looks are all there is.
-    let _ = set_parent_process_death_signal(Some(Signal::KILL));
-    let limit = |most: u64| Rlimit { current: Some(most), maximum: Some(most) };
-    // At its own limit the kernel says why it ends a process, and not at the hard one.
-    let processor = Rlimit { current: Some(SECONDS), maximum: Some(SECONDS + 1) };
-    let _ = setrlimit(Resource::Core, limit(0));
-    let _ = setrlimit(Resource::Cpu, processor);
-    let _ = setrlimit(Resource::As, limit(MEMORY + SPACE));
-    // Where memory runs out, it is this process that has to go, and not the server.
-    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
-    let mut task = Vec::new();
-    let read = std::io::stdin().read_to_end(&mut task).map_err(|error| error.to_string());
-    let task = read.and_then(|_| serde_json::from_slice::<(Form, Outline)>(&task).map_err(|error| error.to_string()));
+    child::end_with_parent();
+    child::be_expendable();
+    child::limit(Resource::Cpu, SECONDS, SECONDS + 1);
+    child::limit(Resource::As, MEMORY + SPACE, MEMORY + SPACE);
     let compile = |(form, outline): (Form, Outline)| {
         let work = move || drop(outline.grammars().and_then(|grammars| grammars.compile(&form)));
         threads::spawn_deep("form", STACK, work)
     };
-    match task.and_then(compile) {
+    match child::task::<(Form, Outline)>().and_then(compile) {
         // A panic is an answer, too, which the server will hear for itself.
         Ok(thread) => {
             let _ = thread.join();
             ExitCode::SUCCESS
         }
-        Err(error) => {
-            eprintln!("{COMMAND} is the server's own, and reads its task from standard input: {error}");
-            ExitCode::from(2)
-        }
+        Err(error) => child::no_task(COMMAND, "standard input", error),
     }
 }

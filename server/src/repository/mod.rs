@@ -247,7 +247,7 @@ impl Repository {
         };
         let said = |root: &PathBuf| {
             let root = root.display();
-            format!("{root}: holds a model file itself, and no directories of models: serve it with --model-dir {root}")
+            format!("{root}: holds a model file itself, which is passed over: serve it alone with --model-dir {root}")
         };
         self.roots.iter().filter(is_one).map(said).collect()
     }

@@ -178,7 +178,7 @@ fn a_repository_that_is_a_model_itself_is_told_apart() {
     let notes = || Repository::many(root.path()).survey().unwrap().notes;
     let shown = root.path().display();
     let note =
-        format!("{shown}: holds a model file itself, and no directories of models: serve it with --model-dir {shown}");
+        format!("{shown}: holds a model file itself, which is passed over: serve it alone with --model-dir {shown}");
     assert_eq!(notes(), [note]);
     assert_eq!(Repository::single_or_many(root.path(), "a").survey().unwrap().notes, Vec::<String>::new());
     put(&root.path().join("iris"), "");

@@ -3,6 +3,7 @@
 use super::control::{self, Told};
 use super::wire::{self, Answered, Asked, Described, Failure, Outcome};
 use super::{COMMAND, Task};
+use crate::child::{be_expendable, no_task};
 use crate::threads;
 use backends::llm::LanguageOptions;
 use backends::onnx::{OnnxOptions, Place};
@@ -11,7 +12,7 @@ use backends::{
     Artifact, Call, CancelFlag, Conventions, InferError, Limits, LoadError, LoadOptions, Model, Parameters, Predictor,
     Tensor, load,
 };
-use rustix::process::{Resource, Rlimit, Signal, getpid, kill_process, setrlimit};
+use rustix::process::{Signal, getpid, kill_process};
 use std::collections::BTreeMap;
 use std::io::{BufReader, Result};
 use std::os::fd::AsFd;
@@ -39,9 +40,7 @@ type Current = Mutex<(u64, CancelFlag)>;
 #[must_use]
 pub fn child() -> ExitCode {
     let control = std::io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from);
-    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
-    // Where memory runs out, it is this process that has to go, and not the server.
-    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+    be_expendable();
     go_on();
     let (sender, opened) = mpsc::sync_channel(OPENED);
     let listening = control.and_then(|control| {
@@ -49,10 +48,7 @@ pub fn child() -> ExitCode {
     });
     match listening.and_then(|_| serve(&opened)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{COMMAND} is the server's own, and reads its task from a socket: {error}");
-            ExitCode::from(2)
-        }
+        Err(error) => no_task(COMMAND, "a socket", error),
     }
 }
 

@@ -30,6 +30,7 @@ use crate::probe;
 use crate::stamp::Stamps;
 use backends::artifact::Origin;
 use backends::onnx::Elsewhere;
+use backends::settings;
 use backends::{Artifact, Conventions, LoadError, Predictor};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -86,8 +87,7 @@ impl Elsewhere for Workers {
     fn start(&self, artifact: &Artifact) -> Result<Box<dyn Predictor>, LoadError> {
         let origin = artifact.origin().clone();
         let mut stamps = Stamps::default();
-        stamps.add(origin.root.join("model.toml"));
-        stamps.add(origin.root.join("config.pbtxt"));
+        settings::FILES.iter().for_each(|file| stamps.add(origin.root.join(file)));
         probe::add_graph(&mut stamps, artifact);
         let task = Task {
             origin,

@@ -4,9 +4,8 @@ use super::control;
 use super::remote::{Inner, Life};
 use super::wire::{self, Described, Outcome};
 use super::{COMMAND, Plan};
-use crate::config::libraries::own_child;
+use crate::child::{Running, how};
 use crate::metrics::ProcessMetrics;
-use crate::probe::{Ear, how, listen};
 use backends::LoadError;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -17,7 +16,7 @@ use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -101,11 +100,11 @@ impl Worker {
     }
 
     /// Waits until the child has ended, or closes its end of the socket.
-    fn wait(&self, process: &Process) {
+    fn wait(&self, process: &Running) {
         let socket = PollFd::new(&self.control, PollFlags::empty());
         let mut either = vec![socket];
         // Where the system does not have them, the socket alone is waited for.
-        let pid = Pid::from_raw(process.child.id().cast_signed());
+        let pid = Pid::from_raw(process.id().cast_signed());
         let handle = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         either.extend(handle.as_ref().map(|handle| PollFd::new(handle, PollFlags::IN)));
         while !matches!(poll(&mut either, None), Ok(1..)) {}
@@ -116,46 +115,17 @@ impl Worker {
 pub(super) struct Launched {
     pub(super) worker: Arc<Worker>,
     pub(super) described: Described,
-    pub(super) process: Process,
+    pub(super) process: Running,
 }
 
-/// A process, which has ended when this is dropped.
-pub(super) struct Process {
-    child: Child,
-    words: Ear,
-}
-
-impl Process {
-    /// Sees to it that it has ended; how.
-    fn end(&mut self, calls: usize) -> Ended {
-        // Of one that has ended already, this ends nothing.
-        let _ = self.child.kill();
-        let status = self.child.wait();
-        match status {
-            Ok(status) => {
-                let (how, told) = (how(status, &self.words.words()), how(status, ""));
-                Ended { how, told, signal: status.signal(), calls }
-            }
-            Err(error) => Ended { how: error.to_string(), told: error.to_string(), signal: None, calls },
+/// Sees to it that a child that is about to end has ended; how.
+fn end(process: &mut Running) -> Ended {
+    match process.end_by_itself() {
+        Ok(status) => {
+            let (how, told) = (how(status, &process.complaints.words()), how(status, ""));
+            Ended { how, told, signal: status.signal(), calls: 0 }
         }
-    }
-
-    /// The same of one that is about to end, so that it is not this process that ends it.
-    fn end_by_itself(&mut self) -> Ended {
-        for _ in 0..100 {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        self.end(0)
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        Err(error) => Ended { how: error.to_string(), told: error.to_string(), signal: None, calls: 0 },
     }
 }
 
@@ -165,14 +135,12 @@ impl Drop for Process {
 /// There is no process to be had, it ends, or it refuses the model.
 pub(super) fn launch(plan: &Plan, longest: Option<Duration>) -> Result<Launched, LoadError> {
     let refuse = |reason: String| LoadError::new(&plan.file, reason);
-    let spawn = || {
+    let start = || {
         let (ours, theirs) = UnixStream::pair()?;
-        let mut command = own_child(COMMAND)?;
-        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).stderr(Stdio::piped());
-        command.spawn().map(|child| (child, ours))
+        let input = Stdio::from(OwnedFd::from(theirs));
+        Running::start(COMMAND, input, Stdio::null()).map(|process| (ours, process))
     };
-    let (mut child, control) = spawn().map_err(|e| refuse(format!("its process cannot be started: {e}")))?;
-    let mut process = Process { words: listen(child.stderr.take()), child };
+    let (control, mut process) = start().map_err(|e| refuse(format!("its process cannot be started: {e}")))?;
     let task = || {
         let mut stream = control::open(&control, 0)?;
         stream.set_read_timeout(longest)?;
@@ -193,20 +161,20 @@ pub(super) fn launch(plan: &Plan, longest: Option<Duration>) -> Result<Launched,
         }
         Ok((None, _)) | Err(_) => {
             // It says how it ended; where it has not, it is not of use.
-            let ended = process.end_by_itself();
+            let ended = end(&mut process);
             Err(refuse(format!("loading it in its own process ended that with {}", ended.how)))
         }
     }
 }
 
 /// Waits for the end of a child, and starts it again, until nobody needs it.
-pub(super) fn supervise(inner: &Inner, mut worker: Arc<Worker>, mut process: Process) {
+pub(super) fn supervise(inner: &Inner, mut worker: Arc<Worker>, mut process: Running) {
     let metrics = ProcessMetrics::register(&inner.plan.model);
     loop {
         worker.wait(&process);
         // Whoever asked it sees the same, and waits for what is found out here.
         let ended = {
-            let ended = process.end_by_itself();
+            let ended = end(&mut process);
             let mut state = inner.lock();
             let ended = Ended { calls: state.running, ..ended };
             let _ = worker.ended.set(ended.clone());
@@ -226,7 +194,7 @@ pub(super) fn supervise(inner: &Inner, mut worker: Arc<Worker>, mut process: Pro
 }
 
 /// Starts a child until it can be started; nothing when nobody needs it any more.
-fn again(inner: &Inner) -> Option<(Arc<Worker>, Process)> {
+fn again(inner: &Inner) -> Option<(Arc<Worker>, Running)> {
     let mut pause = PAUSES[0];
     loop {
         let launched = if inner.plan.stamps.hold() {

@@ -14,14 +14,10 @@ use protocol::openai::FieldError;
 /// The body of an error, which is also the data of an event in the middle of a stream.
 pub fn error_body(refusal: &Refusal) -> Vec<u8> {
     let message = match refusal {
-        Refusal::Field(FieldError { param, message, .. }) => {
-            let named = match param {
-                Some(field) if !message.contains(field.as_str()) => format!("{field}: {message}"),
-                _ => message.clone(),
-            };
-            // Forms are compiled where fields have OpenAI's names.
-            named.replace("response_format", "output_config.format")
+        Refusal::Field(FieldError { param: Some(field), message, .. }) if !message.contains(field.as_str()) => {
+            format!("{field}: {message}")
         }
+        Refusal::Field(FieldError { message, .. }) => message.clone(),
         Refusal::Server(Error::UnknownModel(name)) => format!("model: {name}"),
         Refusal::Server(error) => error.message(),
     };

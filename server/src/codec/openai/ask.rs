@@ -312,14 +312,12 @@ fn generate(prompt: Vec<u32>, common: &Common, language: &Language) -> Result<Ge
     })
 }
 
-/// What answers keep to. Schemas with a name come from `response_format`, which asks for one.
+/// What answers keep to, and the field that says so.
 fn form(common: &Common) -> Option<(Form, &'static str)> {
     let (response_format, structured_outputs) = ("response_format", "structured_outputs");
     Some(match common.sampling.constraint.as_ref()? {
         Constraint::JsonObject => (Form::Object, response_format),
-        Constraint::JsonSchema { schema, name, .. } => {
-            (Form::Schema(schema.clone()), if name.is_some() { response_format } else { structured_outputs })
-        }
+        Constraint::JsonSchema { schema, field } => (Form::Schema(schema.clone()), field),
         Constraint::Regex(regex) => (Form::Regex(regex.clone()), structured_outputs),
         Constraint::Choice(texts) => (Form::Choice(texts.clone()), structured_outputs),
         Constraint::Grammar(grammar) => (Form::Grammar(grammar.clone()), structured_outputs),
