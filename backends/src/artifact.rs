@@ -124,7 +124,8 @@ impl Artifact {
                 Err(LoadError::new(
                     directory,
                     format!(
-                        "More than one model file is detected, Only one is allowed within model_dir: [{}]",
+                        "More than one model file is detected, Only one is allowed within model_dir: [{}]; name it as \
+                         `file` in model.toml, or as default_model_filename in config.pbtxt",
                         names.join(", ")
                     ),
                 ))

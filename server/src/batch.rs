@@ -46,6 +46,8 @@ pub(crate) struct Bounds {
     pub(crate) max_rows: usize,
     /// How long a request waits for others.
     pub(crate) max_delay: Duration,
+    /// With so many rows a batch waits for no more.
+    pub(crate) enough: usize,
     /// How long a row takes.
     pub(crate) row: Duration,
     /// May requests be computed together at all?
@@ -134,7 +136,7 @@ impl Batch {
     /// Until when it may wait for more; `None` when there can be none. It begins while there is time for all of its rows before
     /// the first of its deadlines.
     pub(crate) fn until(&self, bounds: &Bounds) -> Option<Instant> {
-        let room = bounds.batchable && self.rows < bounds.max_rows && !self.alone;
+        let room = bounds.batchable && self.rows < bounds.max_rows.min(bounds.enough) && !self.alone;
         let since = self.since.filter(|_| room)?;
         let full = since + bounds.max_delay;
         Some(self.earliest.map_or(full, |deadline| full.min(bounds.latest(deadline, self.rows))))
@@ -170,7 +172,8 @@ mod tests {
     use backends::{Parameters, Tensor};
 
     const MS: Duration = Duration::from_millis(1);
-    const BOUNDS: Bounds = Bounds { max_rows: 1000, max_delay: Duration::from_secs(5), row: MS, batchable: true };
+    const BOUNDS: Bounds =
+        Bounds { max_rows: 1000, max_delay: Duration::from_secs(5), enough: usize::MAX, row: MS, batchable: true };
 
     /// A request of so many rows with so many milliseconds left, and who waits for it.
     fn waiting(now: Instant, rows: usize, left: u32) -> (Waiting, oneshot::Receiver<Answer>) {
@@ -217,6 +220,7 @@ mod tests {
         drop(answers.remove(1));
         let mut batch = batch.of_those_who_wait(now);
         assert_eq!((batch.rows, batch.until(&BOUNDS)), (600, Some(now + 5000 * MS)));
+        assert_eq!(batch.until(&Bounds { enough: 600, ..BOUNDS }), None, "it has as many as are preferred");
         let (next, _answer) = waiting(now, 400, 60_000);
         batch.add((1, 1), next);
         assert_eq!(batch.until(&BOUNDS), None, "it is full");

@@ -26,13 +26,21 @@ pub struct Options {
     pub max_rows: usize,
     /// How long a batch waits to fill.
     pub max_delay: Duration,
+    /// With so many rows it waits for no more.
+    pub enough: usize,
     /// Calls up to this long run on the caller's thread.
     pub inline: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { queue: 512, max_rows: 256, max_delay: Duration::ZERO, inline: Duration::from_micros(100) }
+        Options {
+            queue: 512,
+            max_rows: 256,
+            max_delay: Duration::ZERO,
+            enough: usize::MAX,
+            inline: Duration::from_micros(100),
+        }
     }
 }
 
@@ -127,6 +135,7 @@ impl Batcher {
         let bounds = Bounds {
             max_rows: options.max_rows,
             max_delay: options.max_delay,
+            enough: options.enough,
             row: profile.single_call,
             batchable: profile.batchable,
         };

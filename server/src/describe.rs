@@ -232,6 +232,9 @@ fn dynamic_batching(batching: &Batching) -> Value {
     if let Some(delay) = batching.max_delay_us {
         stated["max_queue_delay_microseconds"] = delay.into();
     }
+    if let Some(rows) = batching.preferred {
+        stated["preferred_batch_size"] = json!([rows]);
+    }
     if let Some(size) = batching.queue_size {
         stated["default_queue_policy"] = json!({"max_queue_size": size});
     }
@@ -343,9 +346,9 @@ mod tests {
         assert_eq!(version_policy(&VersionPolicy::Latest(2)), json!({"latest": {"num_versions": 2}}));
         assert_eq!(version_policy(&VersionPolicy::All), json!({"all": {}}));
         assert_eq!(version_policy(&VersionPolicy::Specific(vec![1, 3])), json!({"specific": {"versions": [1, 3]}}));
-        let batching = Batching { max_delay_us: Some(100), queue_size: Some(7) };
+        let batching = Batching { max_delay_us: Some(100), queue_size: Some(7), preferred: Some(4) };
         let stated = json!({"preserve_ordering": false, "max_queue_delay_microseconds": 100,
-                            "default_queue_policy": {"max_queue_size": 7}});
+                            "preferred_batch_size": [4], "default_queue_policy": {"max_queue_size": 7}});
         assert_eq!(dynamic_batching(&batching), stated);
         assert_eq!(dynamic_batching(&Batching::default()), json!({"preserve_ordering": false}));
     }

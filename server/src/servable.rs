@@ -84,6 +84,7 @@ impl Servable {
         let batching = batcher::Options {
             max_rows: batching.max_rows.min(most).min(worth),
             max_delay: settings.batching.max_delay().unwrap_or(batching.max_delay),
+            enough: settings.batching.preferred.unwrap_or(batching.enough),
             queue: settings.batching.queue_size.unwrap_or(batching.queue),
             ..*batching
         };

@@ -155,6 +155,17 @@ def test_rows_that_meet_are_computed_alone(binary, tmp_path, make):
         assert requests.get(f"{server.url}/v2/models/{model.name}/config").json()["max_batch_size"] == 0
 
 
+@pytest.mark.parametrize("make", onnx_odd.MEETING)
+def test_a_batch_size_alone_puts_no_requests_together(binary, tmp_path, make):
+    """As in Triton, where that takes `dynamic_batching`; what is apart by all that can be seen is put together here."""
+    model = make()
+    write(model, tmp_path / "models", config={"config.pbtxt": 'backend: "onnxruntime" max_batch_size: 64'})
+    oracle = onnx_service.Oracle(model)
+    with serving(binary, tmp_path, *GATHER) as server:
+        _, executions = counted(server, model.name, jobs_of(model, 40, (1, 3, 2, 4), oracle=oracle))
+    assert executions == 40
+
+
 def test_rows_of_two_names(binary, tmp_path):
     """Those that are as many are put together; one row on many is the graph's to spread."""
     model = onnx_odd.spread()

@@ -135,7 +135,7 @@ def test_a_stop_string_may_begin_before_the_least_tokens(client, oracle):
     assert "".join(texts).count(stop) == 1
     for least in range(7):
         wish = {"max_tokens": 8, "stop": [stop], "extra_body": {"min_tokens": least}}
-        text, end = (texts[0], "stop") if least <= 4 else ("".join(texts), "length")
+        text, end = (texts[0], "stop") if least < 4 else ("".join(texts), "length")
         whole = complete(client, TEXT, **wish).choices[0]
         assert (whole.text, whole.finish_reason) == (text, end), least
         streamed, ends = gather(complete(client, TEXT, **wish, stream=True))

@@ -72,6 +72,9 @@ pub struct Batching {
     pub max_delay_us: Option<u64>,
     /// Requests that may wait.
     pub queue_size: Option<usize>,
+    /// A batch of so many rows waits for no more: the largest of Triton's `preferred_batch_size`.
+    #[serde(skip)]
+    pub preferred: Option<usize>,
 }
 
 impl Batching {
@@ -106,6 +109,10 @@ pub struct Settings {
     /// `model.toml`, which states shapes whole.
     #[serde(skip)]
     pub batched: Option<bool>,
+    /// Does `config.pbtxt` have `dynamic_batching`? That of `max_batch_size`, which Triton wants of most models, says of one
+    /// request what its first dimension is, and not that several may be put together.
+    #[serde(skip)]
+    pub dynamic_batching: bool,
     /// How requests gather.
     pub batching: Batching,
     /// Which versions are served.
@@ -158,6 +165,11 @@ impl Fit {
 }
 
 impl Settings {
+    /// Does somebody who knows the model say that rows of several requests may be computed together?
+    pub fn gathers(&self) -> bool {
+        self.dynamic_batching || !self.from_pbtxt && self.max_batch_size.is_some()
+    }
+
     /// Can the model that is there be served with these settings? It is an ONNX graph, or it is none.
     ///
     /// # Errors

@@ -103,8 +103,11 @@ impl Report {
             let opened = self.probe.open(found, name, path).and_then(|tried| Ok((self.load(&tried.artifact)?, tried)));
             match opened {
                 Err(error) => self.refused(&place, &error),
-                Ok((what, Tried { artifact, .. })) => {
+                Ok(((what, notes), Tried { artifact, .. })) => {
                     self.line(&format!("{place}: ok: {what}"));
+                    for note in notes {
+                        self.line(&format!("{place}: {note}"));
+                    }
                     for note in artifact.settings().notes(artifact.format() == Format::Onnx) {
                         self.line(&format!("{place}: config.pbtxt: {note}"));
                     }
@@ -113,14 +116,18 @@ impl Report {
         }
     }
 
-    fn load(&self, artifact: &Artifact) -> Result<String, LoadError> {
+    /// What it is, and what there is to say of it.
+    fn load(&self, artifact: &Artifact) -> Result<(String, Vec<String>), LoadError> {
         let predictor = match load(artifact, &self.options)? {
             Model::Predictor(predictor) => predictor,
-            Model::Language(model) => return Ok(format!("{}, context {}", artifact.format(), model.context.tokens)),
+            Model::Language(model) => {
+                return Ok((format!("{}, context {}", artifact.format(), model.context.tokens), Vec::new()));
+            }
         };
         let input = predictor.signature().inputs.first().map(|port| port.shape.clone()).unwrap_or_default();
         let output = predictor.signature().outputs.first().map(|port| port.shape.clone()).unwrap_or_default();
-        Ok(format!("{}, input {input:?}, output {output:?}", artifact.format()))
+        let what = format!("{}, input {input:?}, output {output:?}", artifact.format());
+        Ok((what, predictor.profile().notes))
     }
 }
 

@@ -353,6 +353,7 @@ fn dynamic_batching(batching: &Batching) -> grpc::ModelDynamicBatching {
         ..grpc::ModelQueuePolicy::default()
     };
     grpc::ModelDynamicBatching {
+        preferred_batch_size: batching.preferred.and_then(|rows| rows.try_into().ok()).into_iter().collect(),
         max_queue_delay_microseconds: batching.max_delay_us.unwrap_or_default(),
         default_queue_policy: batching.queue_size.map(queue),
         ..grpc::ModelDynamicBatching::default()

@@ -328,17 +328,11 @@ const ENGINE: &str = "0";
 #[cfg(test)]
 mod tests {
     use super::super::series;
+    use super::super::tests::told;
     use super::*;
 
     fn standing(running: u32, tokens: u64) -> Counters {
         Counters { running, tokens, blocks_used: running, blocks_total: 8, ..Counters::default() }
-    }
-
-    /// What the lines add up to that begin so and have this label.
-    fn told(start: &str, label: &str) -> f64 {
-        let text = series::text(help);
-        let lines = text.lines().filter(|line| line.starts_with(start) && line.contains(label));
-        lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
     }
 
     #[test]

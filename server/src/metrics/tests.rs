@@ -5,7 +5,7 @@ use backends::llm::scheduler::Counters;
 use metrics::with_local_recorder;
 
 /// What the lines add up to that begin so and have this label.
-fn told(start: &str, label: &str) -> f64 {
+pub(super) fn told(start: &str, label: &str) -> f64 {
     let text = series::text(help);
     let lines = text.lines().filter(|line| line.starts_with(start) && line.contains(label));
     lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()

@@ -339,11 +339,17 @@ fn look_at(root: &Path) -> Result<Found, LoadError> {
             root.display()
         ));
     }
+    if root.join(MLSERVER_SETTINGS).is_file() {
+        notes.push(format!("{}: {MLSERVER_SETTINGS} is not read: what it says goes into model.toml", root.display()));
+    }
     if beside || versions.is_empty() {
         versions = [(1, root.to_path_buf())].into();
     }
     Ok(Found { root: root.to_path_buf(), versions, file: None, refused, notes })
 }
+
+/// What MLServer reads of a model.
+const MLSERVER_SETTINGS: &str = "model-settings.json";
 
 /// What is said of a directory that is called by a number.
 fn no_version(name: &str) -> String {

@@ -141,12 +141,13 @@ impl OnnxPredictor {
         let mut named = needed().filter_map(|(_, names)| names.first().filter(|name| !name.is_empty()));
         let batch = named.next();
         self.spreads = settings.batched != Some(true) && named.any(|name| Some(name) != batch);
-        // No trial shows for which numbers rows meet: whoever states a batch size knows the graph.
-        if let Some(node) = across.filter(|_| stackable && settings.max_batch_size.is_none()) {
+        // No trial shows for which numbers rows meet: whoever has requests put together knows the graph.
+        if let Some(node) = across.filter(|_| stackable && !settings.gathers()) {
             stackable = false;
+            let remedy = if settings.from_pbtxt { "dynamic_batching" } else { "a max_batch_size" };
             self.notes.push(format!(
                 "{node} computes across rows, so requests of this graph are not put together: if rows are apart all the \
-                 same, state a max_batch_size"
+                 same, state {remedy}"
             ));
         }
         if settings.onnx.warmup {
@@ -154,10 +155,9 @@ impl OnnxPredictor {
             let failed = |why| format!("its first run, on made up inputs, failed, as every request may: {why}");
             self.notes.extend(self.trial.failure.take().map(failed));
         }
-        // Where nothing could be tried, whoever states a batch size knows the graph.
-        let stated = settings.batched == Some(true);
-        self.batchable = stackable && self.trial.apart.unwrap_or(stated);
-        if stackable && stated && !self.batchable {
+        // Where nothing could be tried, whoever has requests put together knows the graph.
+        self.batchable = stackable && self.trial.apart.unwrap_or(settings.gathers());
+        if stackable && settings.batched == Some(true) && self.trial.apart == Some(false) {
             let note = "max_batch_size: rows that are computed together give other answers than alone, so requests of \
                         this graph are not put together";
             self.notes.push(note.into());

@@ -65,15 +65,22 @@ const COMMON: Fields = Fields {
         ("model_warmup", "loading runs the model already"),
         ("runtime", "the backend is a part of this server"),
         ("response_cache", "answers are not cached"),
+        ("model_metrics", "metrics are the same for every model"),
     ],
-    refused: &[],
+    refused: &[
+        ("sequence_batching", "no model remembers a sequence of requests; make its state an input and an output"),
+        ("ensemble_scheduling", "a model is one file; have the client call the steps in turn"),
+        ("batch_input", "no input is made up; leave it out, and have the client send it"),
+        ("batch_output", "outputs are taken apart by rows; leave it out"),
+        ("cc_model_filenames", "one file is served on every GPU; name it in default_model_filename"),
+        ("model_repository_agents", "files are read as they lie; leave it out"),
+    ],
 };
 
 const BATCHING: Fields = Fields {
     place: "dynamic_batching.",
-    acting: &["max_queue_delay_microseconds", "default_queue_policy"],
+    acting: &["max_queue_delay_microseconds", "default_queue_policy", "preferred_batch_size"],
     without_effect: &[
-        ("preferred_batch_size", "a batch takes whatever waits"),
         ("preserve_ordering", "answers go out as they are ready"),
         ("priority_levels", "any number of levels is served"),
         ("default_priority_level", "requests without a priority go last"),
@@ -216,6 +223,7 @@ fn common(config: &Message, root: &Path) -> Result<Settings, String> {
         inputs: port::read(config, "input", root)?,
         outputs: port::read(config, "output", root)?,
         versions: version_policy(config)?,
+        dynamic_batching: config.message("dynamic_batching")?.is_some(),
         from_pbtxt: true,
         ..Settings::default()
     };
@@ -269,9 +277,23 @@ fn batching(config: &Message, notes: &mut Vec<String>) -> Result<Batching, Strin
     let mut queue_size = None;
     if let Some(policy) = batching.message("default_queue_policy")? {
         sort(policy, &[&POLICY], notes)?;
-        queue_size = policy.parsed::<usize>("max_queue_size")?.filter(|size| *size > 0);
+        queue_size = policy.parsed::<usize>("max_queue_size")?;
+        if queue_size == Some(0) {
+            queue_size = None;
+            note(
+                notes,
+                "'dynamic_batching.default_queue_policy.max_queue_size' 0 is as many as --queue-size says here".into(),
+            );
+        }
     }
-    Ok(Batching { max_delay_us: batching.parsed("max_queue_delay_microseconds")?, queue_size })
+    let preferred = batching.all("preferred_batch_size").map(|value| match value {
+        Value::Scalar(text) => text.parse::<u32>().ok().filter(|rows| *rows > 0),
+        _ => None,
+    });
+    let preferred: Option<Vec<u32>> = preferred.collect();
+    let preferred = preferred.ok_or("'dynamic_batching.preferred_batch_size' are not whole numbers from 1")?;
+    let preferred = preferred.into_iter().max().map(|rows| rows as usize);
+    Ok(Batching { max_delay_us: batching.parsed("max_queue_delay_microseconds")?, queue_size, preferred })
 }
 
 fn version_policy(config: &Message) -> Result<VersionPolicy, String> {

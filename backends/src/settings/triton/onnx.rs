@@ -11,15 +11,8 @@ use std::collections::BTreeMap;
 const FIELDS: Fields = Fields {
     place: "",
     acting: &["instance_group", "optimization", "model_operations"],
-    without_effect: &[("model_metrics", "metrics are the same for every model")],
-    refused: &[
-        ("sequence_batching", "no model remembers a sequence of requests; make its state an input and an output"),
-        ("ensemble_scheduling", "a model is one file; have the client call the steps in turn"),
-        ("batch_input", "no input is made up; leave it out, and have the client send it"),
-        ("batch_output", "outputs are taken apart by rows; leave it out"),
-        ("cc_model_filenames", "one file is served on every GPU; name it in default_model_filename"),
-        ("model_repository_agents", "files are read as they lie; leave it out"),
-    ],
+    without_effect: &[],
+    refused: &[],
 };
 
 const OPERATIONS: Fields = Fields {

@@ -45,10 +45,10 @@ fn every_field_acts_or_is_named() {
     assert_eq!((settings.input.as_deref(), settings.output.as_deref()), (Some("in"), Some("out")));
     assert_eq!(settings.input_type, PortType { datatype: Some(DataType::Fp32), columns: Some(4) });
     assert_eq!(settings.output_type, PortType { datatype: Some(DataType::Fp64), columns: Some(3) });
-    assert_eq!(settings.batching, Batching { max_delay_us: Some(100), queue_size: Some(7) });
+    assert_eq!(settings.batching, Batching { max_delay_us: Some(100), queue_size: Some(7), preferred: Some(8) });
     assert_eq!((settings.answer, settings.threshold), (Answer::Probability, Some(0.25)));
     assert_eq!(settings.groups, []);
-    let named = ["'instance_group'", "'dynamic_batching.preferred_batch_size'", "timeout_action'", "'layout'"];
+    let named = ["'instance_group'", "timeout_action'", "'layout'"];
     assert_named(settings.without_effect.iter(), &named);
     assert_eq!(settings.check_for(false), Ok(()));
     let refused = settings.check_for(true).unwrap_err();
@@ -57,7 +57,7 @@ fn every_field_acts_or_is_named() {
 
 /// What no model can be served with, or no tree model where one is stated.
 const REFUSED: &[(&str, &str)] = &[
-    ("ensemble_scheduling { }", "field 'ensemble_scheduling' is not known"),
+    ("ensemble_scheduling { }", "field 'ensemble_scheduling' is not served: a model is one file"),
     ("platform: 'tensorrt_plan'", "platform 'tensorrt_plan' is not served; known are fil, xgboost, lightgbm"),
     ("backend: 'python'", "backend 'python' is not served; known are fil, xgboost, lightgbm, onnxruntime"),
     ("backend: 'onnxruntime_onnx'", "backend 'onnxruntime_onnx' is not served"),

@@ -13,7 +13,7 @@ const FIELDS: Fields = Fields {
         ("instance_group", "models run on the CPU, one instance on all of --nthread threads"),
         ("optimization", "the fastest path is found by measurement when the model is loaded"),
     ],
-    refused: &[],
+    refused: &[("model_operations", "trees have no operators; leave it out")],
 };
 
 /// Parameters of the forest inference library without effect: the format is told by the file, layout and threads by

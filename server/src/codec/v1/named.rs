@@ -203,13 +203,16 @@ fn dense(port: &Port, shape: Vec<usize>, values: Numbers) -> Option<Result<Tenso
 /// One value in a row is one column, where the model has one. Where it takes any number of them, a list of values may be
 /// meant as one row or as one column.
 fn fitted(mut shape: Vec<usize>, port: &Port) -> Result<Vec<usize>, Error> {
+    // An empty list is no rows, whatever these are.
+    if let ([_, row @ ..], false, [0]) = (&port.shape[..], port.any_shape, &shape[..]) {
+        shape.extend(row.iter().map(|length| usize::try_from(*length).unwrap_or(1)));
+        return Ok(shape);
+    }
     if port.any_shape || shape.len() + 1 != port.shape.len() {
         return Ok(shape);
     }
     match port.shape[..] {
         [1 | -1] | [_, 1] => shape.push(1),
-        // An empty list is no rows of any width.
-        [_, -1] if shape == [0] => shape.push(1),
         [.., -1] => {
             return Err(Error::Values(format!(
                 "input '{}' takes the shape {:?}, and has values where that has lists of any length: write 1 as [1]",
