@@ -155,15 +155,15 @@ def test_rows_that_meet_are_computed_alone(binary, tmp_path, make):
         assert requests.get(f"{server.url}/v2/models/{model.name}/config").json()["max_batch_size"] == 0
 
 
-@pytest.mark.parametrize("make", onnx_odd.MEETING)
-def test_a_batch_size_alone_puts_no_requests_together(binary, tmp_path, make):
-    """As in Triton, where that takes `dynamic_batching`; what is apart by all that can be seen is put together here."""
-    model = make()
-    write(model, tmp_path / "models", config={"config.pbtxt": 'backend: "onnxruntime" max_batch_size: 64'})
-    oracle = onnx_service.Oracle(model)
+@pytest.mark.parametrize("gathers", [False, True])
+def test_a_batch_size_alone_puts_no_requests_together(binary, tmp_path, gathers):
+    """As in Triton, where that takes `dynamic_batching`. The rows of this graph meet for numbers that no trial has."""
+    text = 'backend: "onnxruntime" max_batch_size: 64' + gathers * " dynamic_batching { }"
+    write(onnx_odd.peaks(), tmp_path / "models", config={"config.pbtxt": text})
     with serving(binary, tmp_path, *GATHER) as server:
-        _, executions = counted(server, model.name, jobs_of(model, 40, (1, 3, 2, 4), oracle=oracle))
-    assert executions == 40
+        log = server.log.read_text()
+    told = "computes across rows" in log and "state dynamic_batching" in log
+    assert told != gathers, log
 
 
 def test_rows_of_two_names(binary, tmp_path):
